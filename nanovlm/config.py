@@ -1,0 +1,264 @@
+"""Every size and every recipe, as plain dataclasses. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+
+def config_from_dict(cls: type[T], values: dict[str, Any]) -> T:
+    """Build a config dataclass, nested ones included; a key that it does not have is an error that names the key."""
+    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(
+            f"{cls.__name__} has no setting named {', '.join(map(repr, unknown))}. It has: {', '.join(known)}."
+        )
+    missing = [
+        n
+        for n, f in known.items()
+        if n not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ValueError(f"{cls.__name__} needs a value for {', '.join(map(repr, missing))}.")
+    nested = {"vision": ViTConfig, "projector": ProjectorConfig, "language": LMConfig}
+    arguments = {
+        k: config_from_dict(nested[k], v) if k in nested and isinstance(v, dict) else v for k, v in values.items()
+    }
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()})
+
+
+def _require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise ValueError(sentence)
+
+
+@dataclass
+class ViTConfig:
+    """The SigLIP vision transformer. The defaults are SigLIP-B/16-224."""
+
+    hidden_dim: int = 768
+    inter_dim: int = 3072
+    num_blocks: int = 12
+    num_heads: int = 12
+    image_size: int = 224  # pixels, square
+    patch_size: int = 16
+    layer_norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _require(
+            self.image_size % self.patch_size == 0,
+            f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.",
+        )
+        _require(
+            self.hidden_dim % self.num_heads == 0,
+            f"ViT hidden_dim {self.hidden_dim} does not divide into {self.num_heads} heads.",
+        )
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one side of the picture."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid_size**2
+
+
+@dataclass
+class ProjectorConfig:
+    """Pixel shuffle, then one linear layer. The defaults join SigLIP-B/16 to SmolLM2-135M."""
+
+    vision_dim: int = 768
+    language_dim: int = 576
+    pixel_shuffle_factor: int = 2
+
+
+@dataclass
+class LMConfig:
+    """The Llama-style decoder. The defaults are SmolLM2-135M."""
+
+    hidden_dim: int = 576
+    inter_dim: int = 1536
+    num_blocks: int = 30
+    num_heads: int = 9
+    num_kv_heads: int = 3
+    vocab_size: int = 49152
+    max_positions: int = 8192
+    rope_base: float = 100_000.0
+    rms_norm_eps: float = 1e-5
+    tie_weights: bool = True  # the output head is the token embedding
+
+    def __post_init__(self) -> None:
+        _require(
+            self.hidden_dim % self.num_heads == 0,
+            f"LM hidden_dim {self.hidden_dim} does not divide into {self.num_heads} heads.",
+        )
+        _require(
+            self.num_heads % self.num_kv_heads == 0,
+            f"{self.num_heads} query heads cannot share {self.num_kv_heads} key/value heads evenly.",
+        )
+        _require(self.head_dim % 2 == 0, f"RoPE rotates pairs, so head_dim must be even; it is {self.head_dim}.")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_dim // self.num_heads
+
+
+@dataclass
+class VLMConfig:
+    """The three parts, and how pictures and prompts reach them. The defaults are nanoVLM's 222M model."""
+
+    vision: ViTConfig = field(default_factory=ViTConfig)
+    projector: ProjectorConfig = field(default_factory=ProjectorConfig)
+    language: LMConfig = field(default_factory=LMConfig)
+    image_token_id: int | None = None  # None: image tokens go in front of the text
+    eos_token_id: int = 0
+    pixel_range: Literal["signed", "unit"] = "signed"  # [-1, 1] as SigLIP was trained; nanoVLM's checkpoints: [0, 1]
+    prompt_format: Literal["chat", "question_answer"] = "chat"
+    tokenizer: str | None = None  # Hub id, where the model directory does not hold a tokenizer
+
+    def __post_init__(self) -> None:
+        factor = self.projector.pixel_shuffle_factor
+        _require(
+            self.vision.grid_size % factor == 0,
+            f"A grid of {self.vision.grid_size}x{self.vision.grid_size} patches cannot be shuffled by {factor}.",
+        )
+        _require(
+            self.projector.vision_dim == self.vision.hidden_dim,
+            f"The projector expects vision_dim {self.projector.vision_dim}, the ViT gives {self.vision.hidden_dim}.",
+        )
+        _require(
+            self.projector.language_dim == self.language.hidden_dim,
+            f"The projector gives language_dim {self.projector.language_dim}, "
+            f"the decoder expects {self.language.hidden_dim}.",
+        )
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Tokens that one picture (one tile) becomes."""
+        return (self.vision.grid_size // self.projector.pixel_shuffle_factor) ** 2
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"model_type": "nanovlm-course", **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> VLMConfig:
+        return config_from_dict(cls, {k: v for k, v in values.items() if k != "model_type"})
+
+
+@dataclass
+class TrainConfig:
+    """One training run. The defaults are the 222M recipe; presets change what differs."""
+
+    # data
+    dataset_path: str = "thimble"  # "thimble", a Hub id, or a directory of parquet files
+    dataset_names: tuple[str, ...] = ("shapes",)  # subsets, concatenated
+    dataset_size: int = 100_000  # Thimble only: training pictures per subset
+    val_size: int = 200  # Thimble only: validation pictures per subset
+    val_ratio: float = 0.01  # other data: the share held out for validation
+    data_cutoff_idx: int | None = None  # use only the first so many samples: a quick run
+    stream: bool = False  # read the data set as a stream instead of downloading it first
+    max_length: int = 128  # tokens per row, image tokens included
+    packing: bool = False  # several samples per row, with document boundaries
+    num_workers: int = 0
+    # optimisation
+    batch_size: int = 32  # rows per forward
+    gradient_accumulation_steps: int = 1
+    max_steps: int = 1_000  # optimizer steps
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    lr_projector: float = 2e-3
+    lr_backbones: float = 1e-4
+    lr_muon: float = 0.02  # hidden matrices, with optimizer="muon"
+    weight_decay: float = 0.01
+    warmup_fraction: float = 0.03
+    min_lr_fraction: float = 0.1  # the cosine ends at this share of the peak
+    max_grad_norm: float = 1.0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    # the run
+    seed: int = 0
+    log_every: int = 10
+    eval_every: int = 250
+    save_every: int = 250
+    output_dir: str = "runs"
+    run_name: str | None = None  # default: made from sizes, rates and date
+    resume: bool = False  # go on from the newest checkpoint of run_name
+    wandb: bool = False
+
+    def __post_init__(self) -> None:
+        self.dataset_names = tuple(self.dataset_names)
+        for name in ("batch_size", "gradient_accumulation_steps", "max_steps", "max_length", "log_every", "eval_every"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1; it is {getattr(self, name)}.")
+        for name in ("warmup_fraction", "min_lr_fraction"):
+            _require(0 <= getattr(self, name) <= 1, f"{name} is a share between 0 and 1; it is {getattr(self, name)}.")
+
+
+@dataclass
+class Preset:
+    """A model and the recipe that trains it."""
+
+    vlm: VLMConfig
+    train: TrainConfig
+    # Weights to start from: Hub ids or directories. None: random weights.
+    vision_backbone: str | None = None
+    language_backbone: str | None = None
+
+
+def pocket_vlm() -> VLMConfig:
+    """About 1.4 M parameters: 64-pixel pictures, 16 image tokens, a vocabulary of a few hundred."""
+    return VLMConfig(
+        vision=ViTConfig(hidden_dim=128, inter_dim=512, num_blocks=2, num_heads=4, image_size=64, patch_size=8),
+        projector=ProjectorConfig(vision_dim=128, language_dim=128, pixel_shuffle_factor=2),
+        language=LMConfig(
+            hidden_dim=128,
+            inter_dim=384,
+            num_blocks=4,
+            num_heads=4,
+            num_kv_heads=2,
+            vocab_size=1024,
+            max_positions=512,
+            rope_base=10_000.0,
+        ),
+        image_token_id=4,
+        eos_token_id=1,
+    )
+
+
+def presets() -> dict[str, Preset]:
+    """Name -> a fresh preset (fresh, because configs can be edited)."""
+    backbones = {
+        "vision_backbone": "google/siglip-base-patch16-224",
+        "language_backbone": "HuggingFaceTB/SmolLM2-135M",
+    }
+    vlm_222m = {"tokenizer": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+    cauldron = {"dataset_path": "HuggingFaceM4/the_cauldron", "num_workers": 4}
+    return {
+        "pocket": Preset(
+            pocket_vlm(),
+            TrainConfig(
+                dataset_names=("shapes",),
+                batch_size=64,
+                max_steps=1_000,
+                optimizer="muon",
+                lr_projector=2e-3,
+                lr_backbones=2e-3,
+                eval_every=100,
+                save_every=100,
+            ),
+        ),
+        "colab": Preset(
+            VLMConfig(**vlm_222m),
+            TrainConfig(**cauldron, dataset_names=("vqav2", "aokvqa"), batch_size=16, gradient_accumulation_steps=16),
+            **backbones,
+        ),
+        "h100": Preset(
+            VLMConfig(**vlm_222m),
+            TrainConfig(**cauldron, dataset_names=("all",), batch_size=256, max_steps=32_700, compile=True),
+            **backbones,
+        ),
+    }

@@ -1,0 +1,217 @@
+"""Model directories: config, weights, tokenizer and picture settings together, on disk or on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from nanovlm.config import VLMConfig
+
+if TYPE_CHECKING:
+    from nanovlm.models.vision_language_model import VisionLanguageModel
+
+FILES = ("*.json", "*.safetensors", "*.jinja", "README.md")
+
+
+def find_directory(path_or_hub_id: str | Path) -> Path:
+    """A local directory as it is; anything else is a Hub id, fetched (or found in the local cache)."""
+    path = Path(path_or_hub_id).expanduser()
+    if path.is_dir():
+        return path
+    name = str(path_or_hub_id)
+    if path.is_file():
+        raise NotADirectoryError(f"{name} is a file. Give the directory that holds config.json and model.safetensors.")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or "/" not in name:
+        raise FileNotFoundError(f"There is no directory {name}, and it does not look like a Hub id (owner/name).")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(FILES)))
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise FileNotFoundError(f"There is no directory {name}, and the Hub has no model of that name.") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ConnectionError(
+            f"{name} is neither a directory here nor in the local cache, and the Hub cannot be reached. "
+            "Connect to the network once, or give a model directory."
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} is not a model directory: it has no {path.name}.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}). Fetch the file again.") from error
+
+
+def read_tensors(directory: Path) -> dict[str, Tensor]:
+    """All tensors of model.safetensors, or of the shards that model.safetensors.index.json lists."""
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        files = sorted({directory / shard for shard in read_json(index)["weight_map"].values()})
+    else:
+        files = [directory / "model.safetensors"]
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors.update(read_safetensors(file))
+    return tensors
+
+
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """Read one file; refuse pickles, and say plainly when a file is missing or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    if not file.is_file():
+        pickles = [p.name for p in file.parent.glob("*.bin")] + [p.name for p in file.parent.glob("*.pt*")]
+        reason = (
+            f" It has {', '.join(sorted(pickles))}, a pickle, which could run any code: convert it to safetensors."
+            if pickles
+            else ""
+        )
+        raise FileNotFoundError(f"{file.parent} has no {file.name}.{reason}")
+    try:
+        with safe_open(file, framework="pt") as source:
+            tensors = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118 (not a dict)
+            metadata = source.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(
+            f"{file} is not a whole safetensors file ({error}). It may be cut off, or a pickle: fetch it again."
+        ) from error
+    # A tied tensor is stored once; the metadata tells under which other name it is to be found.
+    for name, stored in metadata.items():
+        if stored in tensors and name not in tensors:
+            tensors[name] = tensors[stored]
+    return tensors
+
+
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Give every parameter its tensor; anything missing, left over or mis-shaped is an error that names it."""
+    wanted = module.state_dict()
+    problems = [f"missing {name} {list(wanted[name].shape)}" for name in wanted if name not in tensors]
+    problems += [f"unexpected {name} {list(tensors[name].shape)}" for name in tensors if name not in wanted]
+    for name in wanted:
+        if name not in tensors:
+            continue
+        if tensors[name].shape != wanted[name].shape:
+            problems.append(f"{name} has shape {list(tensors[name].shape)}, expected {list(wanted[name].shape)}")
+        elif not tensors[name].is_floating_point():
+            problems.append(f"{name} holds {tensors[name].dtype}, expected floating point")
+    if problems:
+        more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(f"The weights in {source} do not fit this model: {'; '.join(problems[:5])}{more}.")
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(tensors[name])
+
+
+def extend_rows(weight: Tensor, rows: int) -> Tensor:
+    """Add rows to an embedding [V, dim] -> [rows, dim] for new tokens: each starts as the mean of the old rows, so that
+    a token that was never trained is neither louder nor rarer than the average one."""
+    if rows < weight.shape[0]:
+        raise ValueError(f"The checkpoint has {weight.shape[0]} tokens, the model only {rows}: rows cannot be dropped.")
+    mean = weight.float().mean(dim=0, keepdim=True).to(weight.dtype)
+    return torch.cat([weight, mean.expand(rows - weight.shape[0], -1)])
+
+
+class HubMixin:
+    """Adds from_pretrained, save_pretrained and push_to_hub to the joint."""
+
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id: str | Path, dtype: torch.dtype | None = None) -> VisionLanguageModel:
+        """Load a model directory or Hub id, strictly, with the tokenizer and picture settings that it holds."""
+        directory = find_directory(path_or_hub_id)
+        config = VLMConfig.from_dict(read_json(directory / "config.json"))
+        tensors = read_tensors(directory)
+        if config.language.tie_weights and "decoder.head.weight" not in tensors:
+            tensors["decoder.head.weight"] = tensors.get("decoder.token_embedding.weight", torch.empty(0))
+        with torch.device("meta"):
+            model: VisionLanguageModel = cls(config)  # no memory and no random numbers for weights that are replaced
+        model.to_empty(device="cpu")
+        rebuild_buffers(model)
+        load_strictly(model, tensors, directory)
+        attach_processors(model, directory)
+        return model.to(dtype) if dtype is not None else model
+
+    def save_pretrained(self: VisionLanguageModel, directory: str | Path) -> Path:
+        """Write everything that from_pretrained needs; it then loads with no network."""
+        directory = Path(directory)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"Cannot write to {directory}: {error.strerror}. Choose another output directory.") from error
+        (directory / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_safetensors(weights_to_save(self), directory / "model.safetensors")
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(directory)
+        if self.image_processor is not None:
+            self.image_processor.save_pretrained(directory)
+        return directory
+
+    def push_to_hub(self: VisionLanguageModel, repo_id: str, private: bool = False) -> str:
+        """Upload the model directory; returns the address. Log in first: `hf auth login`."""
+        import tempfile
+
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a nanovlm model"))
+
+
+def weights_to_save(model: VisionLanguageModel) -> dict[str, Tensor]:
+    """Every weight once: a tied head is the embedding, and is not written again."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if model.config.language.tie_weights:
+        del tensors["decoder.head.weight"]
+    return tensors
+
+
+def write_safetensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """All or nothing: a full disk or a kill leaves the old file as it was."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    temporary = path.with_suffix(".partial")
+    try:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"Could not write {path}: {error}. Free some space or choose another directory.") from error
+
+
+def rebuild_buffers(model: VisionLanguageModel) -> None:
+    """The rotary frequencies are computed, not stored; `to_empty` left them blank."""
+    from nanovlm.models.language_model import RotaryEmbedding
+
+    language = model.config.language
+    model.decoder.rotary_embedding = RotaryEmbedding(language.head_dim, language.rope_base)
+
+
+def attach_processors(model: VisionLanguageModel, directory: Path) -> None:
+    """Tokenizer and picture settings are the data package's; without a tokenizer the model takes tensors only."""
+    from nanovlm.data.chat import ChatTokenizer
+    from nanovlm.data.processors import ImageProcessor
+
+    if (directory / "processor_config.json").is_file():
+        model.image_processor = ImageProcessor.from_pretrained(directory)
+    else:
+        model.image_processor = ImageProcessor(model.config.vision.image_size, model.config.pixel_range)
+    if (directory / "tokenizer.json").is_file():
+        model.tokenizer = ChatTokenizer.from_pretrained(directory)
+    elif model.config.tokenizer is not None:
+        model.tokenizer = ChatTokenizer.from_pretrained(find_directory(model.config.tokenizer))

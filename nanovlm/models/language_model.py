@@ -1,0 +1,227 @@
+"""The decoder: a Llama-style transformer, as SmolLM2 is (https://arxiv.org/abs/2502.02737)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from nanovlm.config import LMConfig
+
+
+class RMSNorm(nn.Module):
+    """Scale each vector to root mean square 1, then by a learned weight. [..., dim] -> [..., dim]"""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+
+
+class RotaryEmbedding(nn.Module):
+    """The angles of RoPE (Su et al. 2021, https://arxiv.org/abs/2104.09864).
+
+    positions [B, T] -> cos and sin, each [B, 1, T, head_dim]
+    """
+
+    def __init__(self, head_dim: int, base: float) -> None:
+        super().__init__()
+        frequencies = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)  # [head_dim / 2]
+        self.register_buffer("inv_freq", frequencies, persistent=False)
+
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        # float32 whatever the model's type: in bfloat16 position 257 would be position 256.
+        angles = positions[:, None, :, None].float() * self.inv_freq.float()  # [B, 1, T, head_dim / 2]
+        angles = torch.cat([angles, angles], dim=-1)  # [B, 1, T, head_dim]
+        return angles.cos(), angles.sin()
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate each pair (x[i], x[i + head_dim / 2]) by its position's angle. [B, num_heads, T, head_dim], same out."""
+    first, second = x.chunk(2, dim=-1)
+    rotated = torch.cat([-second, first], dim=-1)
+    return x * cos.to(x.dtype) + rotated * sin.to(x.dtype)
+
+
+class BlockCache:
+    """One block's keys and values, [B, num_kv_heads, max_length, head_dim] each; the first `length` are filled."""
+
+    def __init__(self, config: LMConfig, batch_size: int, max_length: int, like: Tensor) -> None:
+        shape = (batch_size, config.num_kv_heads, max_length, config.head_dim)
+        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
+        self.length = 0
+
+    def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k, v [B, num_kv_heads, T, head_dim] behind what is there; return all of it."""
+        end = self.length + k.shape[2]
+        self.keys[:, :, self.length : end] = k
+        self.values[:, :, self.length : end] = v
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+class KVCache:
+    """What the decoder has seen so far, in memory that is reserved once: one BlockCache a block."""
+
+    def __init__(self, config: LMConfig, batch_size: int, max_length: int, like: Tensor) -> None:
+        self.blocks = [BlockCache(config, batch_size, max_length, like) for _ in range(config.num_blocks)]
+        self.real = torch.zeros(batch_size, max_length, dtype=torch.bool, device=like.device)  # False: padding
+        self.all_real = True
+
+    @property
+    def length(self) -> int:
+        return self.blocks[0].length
+
+    def select(self, rows: Tensor) -> None:
+        """Let row i go on from what row rows[i] has seen (beam search)."""
+        self.real = self.real[rows]
+        for block in self.blocks:
+            block.keys, block.values = block.keys[rows], block.values[rows]
+
+
+class GroupedQueryAttention(nn.Module):
+    """Causal attention in which groups of query heads share one key/value head. [B, T, dim] -> [B, T, dim]"""
+
+    def __init__(self, config: LMConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.num_groups = config.num_heads // config.num_kv_heads
+        self.q_proj = nn.Linear(config.hidden_dim, config.num_heads * config.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.hidden_dim, config.num_kv_heads * config.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.hidden_dim, config.num_kv_heads * config.head_dim, bias=False)
+        self.out_proj = nn.Linear(config.hidden_dim, config.hidden_dim, bias=False)
+
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: BlockCache | None = None
+    ) -> Tensor:
+        """mask: bool [B, 1, T, keys], True where a query may look; None: causal, with nothing else to hide."""
+        batch, length, dim = x.shape
+        q = self.q_proj(x).view(batch, length, -1, self.head_dim).transpose(1, 2)  # [B, num_heads, T, head_dim]
+        k = self.k_proj(x).view(batch, length, -1, self.head_dim).transpose(1, 2)  # [B, num_kv_heads, T, head_dim]
+        v = self.v_proj(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
+        q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+        if cache is not None:
+            k, v = cache.update(k, v)  # [B, num_kv_heads, all positions so far, head_dim]
+        x = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None and length > 1, enable_gqa=self.num_groups > 1
+        )
+        return self.out_proj(x.transpose(1, 2).reshape(batch, length, dim))
+
+
+class SwiGLU(nn.Module):
+    """The gated MLP (Shazeer 2020, https://arxiv.org/abs/2002.05202). [B, T, dim] -> [B, T, dim]"""
+
+    def __init__(self, config: LMConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_dim, config.inter_dim, bias=False)
+        self.up_proj = nn.Linear(config.hidden_dim, config.inter_dim, bias=False)
+        self.down_proj = nn.Linear(config.inter_dim, config.hidden_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderBlock(nn.Module):
+    """[B, T, dim] -> [B, T, dim]"""
+
+    def __init__(self, config: LMConfig) -> None:
+        super().__init__()
+        self.norm1 = RMSNorm(config.hidden_dim, config.rms_norm_eps)
+        self.attn = GroupedQueryAttention(config)
+        self.norm2 = RMSNorm(config.hidden_dim, config.rms_norm_eps)
+        self.mlp = SwiGLU(config)
+
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: BlockCache | None = None
+    ) -> Tensor:
+        x = x + self.attn(self.norm1(x), rope, mask, cache)
+        return x + self.mlp(self.norm2(x))
+
+
+def attention_layout(
+    attention_mask: Tensor | None, document_ids: Tensor | None, length: int, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """Who stands where, and who may look at whom.
+
+    attention_mask [B, T] (nonzero: a real token) and document_ids [B, T] (packed rows; -1: padding) ->
+    positions [B or 1, T], and the mask, bool [B, 1, T, T] or None where plain causal attention says it all.
+    Positions count real tokens only, from 0 in each document, so that neither padding nor neighbours move a token.
+    """
+    index = torch.arange(length, device=device)
+    if attention_mask is None and document_ids is None:
+        return index[None], None
+    causal = index[:, None] >= index[None, :]  # [T, T]
+    if document_ids is None:
+        real = attention_mask.bool()  # [B, T]
+        positions = (real.long().cumsum(dim=1) - 1).clamp(min=0)
+        mask = causal & real[:, None, :]  # [B, T, T]
+    else:
+        same = document_ids[:, :, None] == document_ids[:, None, :]  # [B, T, T]
+        mask = causal & same & (document_ids >= 0)[:, None, :]
+        positions = (mask.sum(dim=2) - 1).clamp(min=0)
+    # A padding token may see itself: a row with nothing to look at would be 0 / 0.
+    mask = mask | torch.eye(length, dtype=torch.bool, device=device)
+    return positions, mask[:, None]
+
+
+class LanguageModel(nn.Module):
+    """Token vectors in, token vectors out: [B, T, dim] -> [B, T, dim]. `head` turns them into logits."""
+
+    def __init__(self, config: LMConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_dim)
+        self.rotary_embedding = RotaryEmbedding(config.head_dim, config.rope_base)
+        self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_blocks))
+        self.norm = RMSNorm(config.hidden_dim, config.rms_norm_eps)
+        self.head = nn.Linear(config.hidden_dim, config.vocab_size, bias=False)
+        if config.tie_weights:
+            self.head.weight = self.token_embedding.weight
+        self.gradient_checkpointing = False
+
+    def forward(
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        cache: KVCache | None = None,
+        hidden_states: list[Tensor] | None = None,
+    ) -> Tensor:
+        """x: [B, T, dim]. With a cache, x is what comes after the cached positions. `hidden_states` collects the
+        input of every block and the output."""
+        if cache is None:
+            positions, mask = attention_layout(attention_mask, document_ids, x.shape[1], x.device)
+        else:
+            positions, mask = self._cached_layout(attention_mask, x, cache)
+        if x.shape[1] + (0 if cache is None else cache.length) > self.config.max_positions:
+            raise ValueError(
+                f"The sequence is longer than this model's {self.config.max_positions} positions. Shorten the prompt."
+            )
+        rope = self.rotary_embedding(positions)
+        for i, block in enumerate(self.blocks):
+            if hidden_states is not None:
+                hidden_states.append(x)
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(block, x, rope, mask, use_reentrant=False)
+            else:
+                x = block(x, rope, mask, cache.blocks[i] if cache is not None else None)
+        x = self.norm(x)
+        if hidden_states is not None:
+            hidden_states.append(x)
+        return x
+
+    def _cached_layout(self, attention_mask: Tensor | None, x: Tensor, cache: KVCache) -> tuple[Tensor, Tensor | None]:
+        """Positions [B or 1, T] and mask of T new tokens behind a cache; attention_mask [B, T] speaks of those T."""
+        start, end = cache.length, cache.length + x.shape[1]
+        cache.real[:, start:end] = True if attention_mask is None else attention_mask.bool()
+        cache.all_real = cache.all_real and (attention_mask is None or bool(attention_mask.all()))
+        if cache.all_real:
+            positions = torch.arange(start, end, device=x.device)[None]
+            if start == 0 or x.shape[1] == 1:
+                return positions, None
+        positions, mask = attention_layout(cache.real[:, :end], None, end, x.device)
+        return positions[:, start:], mask[:, :, start:]

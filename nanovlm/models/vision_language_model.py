@@ -1,0 +1,123 @@
+"""The joint: pictures become tokens, tokens stand among words, the decoder reads both."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanovlm.config import VLMConfig
+from nanovlm.models.generation import GenerationMixin
+from nanovlm.models.hub import HubMixin
+from nanovlm.models.language_model import KVCache, LanguageModel
+from nanovlm.models.modality_projector import ModalityProjector
+from nanovlm.models.vision_transformer import ViT
+
+IGNORE = -100  # a target that is not supervised; torch's own default
+
+
+class VLMOutput(NamedTuple):
+    logits: Tensor  # [B, S, vocab_size]; with targets: [supervised tokens, vocab_size]
+    loss: Tensor | None  # the mean over supervised tokens
+    hidden_states: list[Tensor] | None  # the input of every block, then the output: num_blocks + 1 of [B, S, dim]
+
+
+def merge_image_tokens(embeddings: Tensor, image_tokens: Tensor, is_placeholder: Tensor) -> Tensor:
+    """Put image tokens [P, num_image_tokens, dim] where is_placeholder [B, T] is True in embeddings [B, T, dim]."""
+    wanted, given = int(is_placeholder.sum()), image_tokens.shape[0] * image_tokens.shape[1]
+    if wanted != given:
+        raise ValueError(
+            f"The text has {wanted} image placeholders, but {image_tokens.shape[0]} picture(s) of "
+            f"{image_tokens.shape[1]} tokens give {given}. Each picture needs {image_tokens.shape[1]} placeholders."
+        )
+    return embeddings.masked_scatter(is_placeholder[:, :, None], image_tokens.to(embeddings.dtype))
+
+
+class VisionLanguageModel(GenerationMixin, HubMixin, nn.Module):
+    """ViT -> pixel shuffle and linear -> decoder.
+
+    `tokenizer` and `image_processor` come along with a model directory; the tensor form needs neither.
+    """
+
+    def __init__(self, config: VLMConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision_encoder = ViT(config.vision)
+        self.projector = ModalityProjector(config.projector)
+        self.decoder = LanguageModel(config.language)
+        self.tokenizer: Any = None
+        self.image_processor: Any = None
+        self.apply(_init_weights)
+
+    def gradient_checkpointing(self, on: bool = True) -> None:
+        """Forget activations in the forward pass and recompute them in the backward: less memory, a third more time."""
+        self.vision_encoder.gradient_checkpointing = self.decoder.gradient_checkpointing = on
+
+    def embed(
+        self, input_ids: Tensor, images: Tensor | None, attention_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, int]:
+        """ids [B, T], pictures [P, 3, H, W] -> embeddings [B, S, dim], their mask [B, S], how many came in front.
+
+        With placeholders in the ids, S = T. Without any, each row's picture goes in front: S = num_image_tokens + T.
+        """
+        vocab_size = self.config.language.vocab_size
+        if input_ids.numel() and int(input_ids.max()) >= vocab_size:
+            raise ValueError(f"Token id {int(input_ids.max())} is outside the vocabulary of {vocab_size}.")
+        embeddings = self.decoder.token_embedding(input_ids)  # [B, T, dim]
+        image_token_id = self.config.image_token_id
+        is_placeholder = None if image_token_id is None else input_ids == image_token_id
+        has_placeholder = is_placeholder is not None and bool(is_placeholder.any())
+        if images is None or images.shape[0] == 0:
+            if has_placeholder:
+                raise ValueError("The text has image placeholders, but no picture was given.")
+            return embeddings, attention_mask, 0
+        image_tokens = self.projector(self.vision_encoder(images))  # [P, num_image_tokens, dim]
+        if has_placeholder:
+            return merge_image_tokens(embeddings, image_tokens, is_placeholder), attention_mask, 0
+        if image_tokens.shape[0] != input_ids.shape[0]:
+            raise ValueError(
+                f"Without placeholders each of the {input_ids.shape[0]} rows needs exactly one picture; "
+                f"got {image_tokens.shape[0]}."
+            )
+        combined = torch.cat([image_tokens.to(embeddings.dtype), embeddings], dim=1)  # [B, num_image_tokens + T, dim]
+        if attention_mask is not None:
+            attention_mask = F.pad(attention_mask, (image_tokens.shape[1], 0), value=1)
+        return combined, attention_mask, image_tokens.shape[1]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        images: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        targets: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        output_hidden_states: bool = False,
+        cache: KVCache | None = None,
+    ) -> VLMOutput:
+        """
+        input_ids [B, T]; images [P, 3, H, W], all pictures of the batch in reading order, or None.
+        attention_mask [B, T]: 0 marks padding, on whichever side.
+        targets [B, T]: the token that should follow each input token, -100 where nothing is asked.
+        document_ids [B, T]: packed rows; tokens see only their own document. -1 marks padding.
+        """
+        x, attention_mask, in_front = self.embed(input_ids, images, attention_mask)
+        if document_ids is not None and in_front:
+            raise ValueError("Packed rows need image placeholders: a picture in front would belong to every document.")
+        hidden_states: list[Tensor] | None = [] if output_hidden_states else None
+        x = self.decoder(x, attention_mask, document_ids, cache, hidden_states)  # [B, S, dim]
+        if targets is None:
+            return VLMOutput(self.decoder.head(x), None, hidden_states)
+        supervised = targets != IGNORE  # [B, T]
+        logits = self.decoder.head(x[:, in_front:][supervised])  # [supervised tokens, vocab_size]
+        loss = F.cross_entropy(logits.float(), targets[supervised])
+        return VLMOutput(logits, loss, hidden_states)
+
+
+def _init_weights(module: nn.Module) -> None:
+    """Small normal weights and zero biases, as GPT-2 and Llama start."""
+    if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,143 @@
+"""Which weight learns how fast, and by which rule: AdamW for all, or Muon for the hidden matrices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nanovlm.config import TrainConfig
+
+
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+    """The nearest (semi-)orthogonal matrix to each of [N, rows, columns], roughly: all singular values come near 1.
+
+    Newton-Schulz iteration with the quintic coefficients of Muon (Jordan et al. 2024,
+    https://kellerjordan.github.io/posts/muon/). Rows <= columns is cheaper, so tall matrices are turned over.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT  # [N, rows, rows]
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, then orthogonalised, so that every direction of a matrix moves by the same amount. Matrices only.
+
+    Same-shaped matrices are orthogonalised together. The step is scaled by sqrt(rows / columns) for tall matrices.
+    """
+
+    def __init__(self, params: Any, lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            same_shape: dict[torch.Size, list[Tensor]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    same_shape.setdefault(p.shape, []).append(p)
+            for (rows, columns), params in same_shape.items():
+                updates = []
+                for p in params:
+                    momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                    momentum.lerp_(p.grad, 1 - group["momentum"])
+                    updates.append(p.grad.lerp(momentum, group["momentum"]))  # Nesterov: look one step ahead
+                update = orthogonalise(torch.stack(updates)).unbind()
+                scale = max(1.0, rows / columns) ** 0.5
+                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(params, update, alpha=-group["lr"] * scale)
+
+
+def param_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Every parameter once, by what it is. The projector starts from nothing, so it learns faster than the backbones;
+    vectors (norms, biases) and embeddings are not decayed."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups: dict[str, dict[str, Any]] = {
+        "muon": {"lr": config.lr_muon, "weight_decay": config.weight_decay},
+        "projector": {"lr": config.lr_projector, "weight_decay": config.weight_decay},
+        "backbones": {"lr": config.lr_backbones, "weight_decay": config.weight_decay},
+        "backbones, not decayed": {"lr": config.lr_backbones, "weight_decay": 0.0},
+    }
+    members: dict[str, list[Tensor]] = {name: [] for name in groups}
+    for name, p in named:
+        matrix = p.ndim == 2 and (".blocks." in name or name.startswith("projector."))
+        if config.optimizer == "muon" and matrix:
+            members["muon"].append(p)
+        elif name.startswith("projector."):
+            members["projector"].append(p)
+        else:
+            members["backbones" if matrix else "backbones, not decayed"].append(p)
+    return [{"name": name, "params": members[name], **groups[name]} for name in groups if members[name]]
+
+
+class Optimizers:
+    """AdamW, and Muon where the recipe asks for it, behind one step.
+
+    When the model computes in bfloat16, the optimizers work on float32 copies ("master weights") and gradients are
+    added up in float32: a bfloat16 weight is too coarse for a small step to change it.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+        self.pairs: list[tuple[Tensor, Tensor]] = []  # (the model's weight, the one that the optimizer moves)
+        rules: dict[str, list[dict[str, Any]]] = {"muon": [], "adamw": []}
+        for group in param_groups(model, config):
+            masters = []
+            for p in group["params"]:
+                master = p if p.dtype == torch.float32 else nn.Parameter(p.detach().float())
+                self.pairs.append((p, master))
+                masters.append(master)
+            rules["muon" if group["name"] == "muon" else "adamw"].append(
+                {**group, "params": masters, "peak_lr": group["lr"]}
+            )
+        self.all: list[torch.optim.Optimizer] = []
+        if rules["muon"]:
+            self.all.append(Muon(rules["muon"], lr=config.lr_muon))
+        if rules["adamw"]:
+            self.all.append(torch.optim.AdamW(rules["adamw"], lr=config.lr_backbones, betas=(0.9, 0.95), fused=True))
+
+    @property
+    def masters(self) -> list[Tensor]:
+        return [master for _, master in self.pairs]
+
+    def collect_gradients(self) -> None:
+        """Move the gradients of one backward pass to the master weights (in float32 they are the same)."""
+        for p, master in self.pairs:
+            if p is not master and p.grad is not None:
+                gradient = p.grad.float()
+                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+                p.grad = None
+
+    def set_lr(self, scale: float) -> None:
+        for optimizer in self.all:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * scale
+
+    def step(self, scaler: torch.amp.GradScaler) -> None:
+        for optimizer in self.all:
+            scaler.step(optimizer)
+        scaler.update()
+        with torch.no_grad():
+            for p, master in self.pairs:
+                if p is not master:
+                    p.copy_(master)
+            for master in self.masters:
+                master.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        masters = [master.detach() for p, master in self.pairs if p is not master]
+        return {"optimizers": [optimizer.state_dict() for optimizer in self.all], "masters": masters}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for optimizer, saved in zip(self.all, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        separate = [(p, master) for p, master in self.pairs if p is not master]
+        with torch.no_grad():
+            for (p, master), saved in zip(separate, state["masters"], strict=True):
+                master.copy_(saved)
+                p.copy_(master)
