@@ -2,7 +2,7 @@
 
 No picture holds the same colour and shape twice, so "the red circle" always names one object. Each picture is built
 around its counting question (the theme): the count is drawn first, hence every count is equally frequent for every
-question text. Which split owns a picture depends on its set of objects, wherever they stand.
+question text.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ KINDS: dict[str, tuple[str, ...] | None] = {
     "compare": YES_NO,
 }
 # "where" needs the whole chain (find the object, then say where it is) and is learnt last, so it is asked most.
-TRAIN_WEIGHTS = {"colour": 1.0, "shape": 1.0, "count": 1.0, "exists": 1.6, "where": 2.4, "compare": 1.2}
+TRAIN_WEIGHTS = {"colour": 1.0, "shape": 1.0, "exists": 1.6, "where": 2.4, "compare": 1.2}
 TRAIN_TURNS = 6
+TRAIN_COUNT_SHARE = 0.7  # pictures that are asked their one counting question
 
 Item = tuple[str, str]  # colour, shape
 UNSEEN: tuple[Item, ...] = (("red", "triangle"), ("green", "heart"), ("blue", "star"), ("yellow", "square"))
+VALUES = (COLOURS, SHAPES)
 ALL_ITEMS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 SEEN = tuple(item for item in ALL_ITEMS if item not in UNSEEN)
 
@@ -63,42 +65,41 @@ class Scene(NamedTuple):
     def items(self) -> list[Item]:
         return [item for item in self.cells if item]
 
-    @property
-    def content(self) -> str:
-        """The scene as text; equal scenes, and only those, have equal content."""
-        return caption(self)
-
 
 def caption(scene: Scene) -> str:
     named = (" ".join(item) if item else "nothing" for item in scene.cells)
     return " ".join(f"{cell}: {name}." for cell, name in zip(CELLS, named, strict=True))
 
 
+def scene_split(scene: Scene) -> str:
+    """The one of train, val and test that owns what is to be seen, whichever question it was made for."""
+    return bucket_split(caption(scene))
+
+
 def make_scene(draws: Draws, split: str) -> Scene:
     """Draw a scene that belongs to `split`."""
+    unseen = split == "unseen"
     attribute = draws.weighted((None, 0, 1), (1, 2, 2))  # count everything, a colour, or a shape
+    theme = "any" if attribute is None else draws.pick(UNSEEN)[attribute] if unseen else draws.pick(VALUES[attribute])
     count = 1 + draws.below(4)
     fewest = count if attribute is None else max(count, 2)
     number = fewest if attribute is None else fewest + draws.below(5 - fewest)
     while True:
-        theme = "any" if attribute is None else draws.pick((COLOURS, SHAPES)[attribute])
         items: list[Item] = []
         for i in range(number):
             pool = [
                 item
-                for item in (ALL_ITEMS if split == "unseen" else SEEN)
+                for item in (ALL_ITEMS if unseen else SEEN)
                 if item not in items and (attribute is None or (item[attribute] == theme) == (i < count))
             ]
-            items.append(draws.weighted(pool, [1.0 if split == "unseen" else SEEN_WEIGHTS[item] for item in pool]))
-        if split == "unseen":
-            if any(item in UNSEEN for item in items):
-                break
-        elif split == bucket_split(str(sorted(items))):
-            break
-    cells: list[Item | None] = [None] * 4
-    for cell, item in zip(draws.some(range(4), number), items, strict=True):
-        cells[cell] = item
-    return Scene(tuple(cells), theme)
+            items.append(draws.weighted(pool, [1.0 if unseen else SEEN_WEIGHTS[item] for item in pool]))
+        cells: list[Item | None] = [None] * 4
+        for cell, item in zip(draws.some(range(4), number), items, strict=True):
+            cells[cell] = item
+        scene = Scene(tuple(cells), theme)
+        # One held-out pair must be missing too, for the questions whose answer is "no".
+        if 0 < sum(item in UNSEEN for item in items) < len(UNSEEN) if unseen else scene_split(scene) == split:
+            return scene
 
 
 def make_turns(scene: Scene, draws: Draws, split: str) -> list[tuple[str, str, str]]:
@@ -109,13 +110,16 @@ def make_turns(scene: Scene, draws: Draws, split: str) -> list[tuple[str, str, s
     fresh = set(scene.items)
     if split == "train":
         turns: list[tuple[str, str, str]] = []
-        while len(turns) < TRAIN_TURNS:
+        count = draws.coin(TRAIN_COUNT_SHARE)  # whatever the scene, so that the counts stay uniform
+        while len(turns) < TRAIN_TURNS - count:
             kind = draws.weighted(list(TRAIN_WEIGHTS), list(TRAIN_WEIGHTS.values()))
             turn = _ask(kind, scene, draws, fresh, SEEN)
             if turn and all(turn[0] != question for _, question, _ in turns):
                 turns.append((kind, *turn))
                 told = " ".join(turn).replace("?", "").split()
                 fresh -= {item for item, cell in _placed(scene) if set(item) <= set(told) or cell in turn[0]}
+        if count:
+            turns.insert(draws.below(TRAIN_TURNS), ("count", *_ask("count", scene, draws, fresh, SEEN)))
         return turns
     if split != "unseen":
         return [(kind, *_ask(kind, scene, draws, fresh, SEEN)) for kind in KINDS]
@@ -167,10 +171,13 @@ def _exists(items: list[Item], draws: Draws, focus: set[Item], askable: tuple[It
             absent = tempting
         names = [" ".join(item) for item in present], [" ".join(item) for item in absent]
     else:
-        part, values = (1, SHAPES) if form == "shape" else (0, COLOURS)
+        part = 1 if form == "shape" else 0
         told = {item[part] for item in items if item not in focus}
         in_focus = {item[part] for item in focus} - told
-        names = [v for v in values if v in in_focus], [v for v in values if all(v != item[part] for item in items)]
+        names = (
+            [v for v in VALUES[part] if v in in_focus],
+            [v for v in VALUES[part] if all(v != item[part] for item in items)],
+        )
     if not names[0] or not names[1]:
         return None
     answer = draws.pick(YES_NO)
