@@ -10,10 +10,10 @@ A sample is `{"images": [PIL.Image], "texts": [{"user": str, "assistant": str, "
 
 from __future__ import annotations
 
-from nanovlm.data.thimble import shapes
+from nanovlm.data.thimble import charts, glyphs, shapes
 from nanovlm.data.thimble.drawing import Draws
 
-_MODULES = {"shapes": shapes}
+_MODULES = {"shapes": shapes, "charts": charts, "glyphs": glyphs}
 SUBSETS = tuple(_MODULES)
 SPLITS = ("train", "val", "test", "unseen")
 KINDS = {subset: tuple(module.KINDS) for subset, module in _MODULES.items()}
