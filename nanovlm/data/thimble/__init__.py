@@ -6,105 +6,34 @@ nothing is downloaded. `python -m nanovlm.data.thimble --sheet sheet.png` shows 
 
 A sample is `{"images": [PIL.Image], "texts": [{"user": str, "assistant": str, "source": str}, ...]}`. `source` is
 "thimble/<subset>/<kind>". The caption comes last: in front it would answer the questions without the picture.
+
+Splits: `train`, `val` and `test` share no scene, whatever their seeds; `unseen` scenes hold something that no other
+split shows, asks about or says: a colour-shape pair, a bar's colour-height pair, two neighbouring characters.
 """
 
-from __future__ import annotations
+from nanovlm.data.thimble.multiple_choice import load_multiple_choice, multiple_choice_sample
+from nanovlm.data.thimble.samples import (
+    KINDS,
+    SPLITS,
+    SUBSETS,
+    Thimble,
+    answers,
+    chance,
+    thimble_sample,
+    thimble_scene,
+)
+from nanovlm.data.thimble.tables import load_thimble
 
-from nanovlm.data.thimble import charts, glyphs, shapes
-from nanovlm.data.thimble.drawing import Draws
-
-_MODULES = {"shapes": shapes, "charts": charts, "glyphs": glyphs}
-SUBSETS = tuple(_MODULES)
-SPLITS = ("train", "val", "test", "unseen")
-KINDS = {subset: tuple(module.KINDS) for subset, module in _MODULES.items()}
-CAPTION_QUESTION = "Describe the picture."
-
-
-def answers(subset: str, kind: str) -> tuple[str, ...] | None:
-    """Every answer that a question of this kind can have, or None where answers are free text."""
-    _check(subset, "train", 0)
-    if kind not in KINDS[subset]:
-        raise ValueError(
-            f"The Thimble's {subset!r} has no question kind {kind!r}; choose from {', '.join(KINDS[subset])}."
-        )
-    return _MODULES[subset].KINDS[kind]
-
-
-def chance(subset: str) -> dict[str, float]:
-    """Per kind, the accuracy of the best guesser that reads the question and does not see the picture.
-
-    Answers are balanced per question text (to within three points: colour-shape pairs that are held out for `unseen`
-    make some answers a little more frequent).
-    """
-    _check(subset, "train", 0)
-    free_text = getattr(_MODULES[subset], "FREE_TEXT_CHANCE", {})
-    return {kind: 1 / len(choices) if choices else free_text[kind] for kind, choices in _MODULES[subset].KINDS.items()}
-
-
-def thimble_scene(subset: str, split: str, index: int, seed: int = 0):
-    """The scene and its turns without the picture: `(scene, [(kind, question, answer), ...])`, caption last."""
-    scene, turns, _ = _generate(subset, split, index, seed)
-    return scene, turns
-
-
-def thimble_sample(subset: str, split: str, index: int, seed: int = 0, image_size: int = 64) -> dict:
-    """Sample `index` of a split, with one RGB picture of image_size x image_size pixels.
-
-    Training samples have several questions of mixed kinds and a caption; the other splits have one question of each
-    kind and a caption, so that each turn can be asked on its own.
-    """
-    scene, turns, draws = _generate(subset, split, index, seed)
-    return {
-        "images": [_MODULES[subset].draw(scene, draws, image_size)],
-        "texts": [
-            {"user": question, "assistant": answer, "source": f"thimble/{subset}/{kind}"}
-            for kind, question, answer in turns
-        ],
-    }
-
-
-def _generate(subset: str, split: str, index: int, seed: int):
-    _check(subset, split, index)
-    module = _MODULES[subset]
-    draws = Draws("thimble", seed, subset, split, index)
-    scene = module.make_scene(draws, split)
-    turns = module.make_turns(scene, draws, split)
-    return scene, [*turns, ("caption", CAPTION_QUESTION, module.caption(scene))], draws
-
-
-def _check(subset: str, split: str, index: int) -> None:
-    if subset not in SUBSETS:
-        raise ValueError(f"The Thimble has no subset {subset!r}; choose from {', '.join(SUBSETS)}.")
-    if split not in SPLITS:
-        raise ValueError(f"The Thimble has no split {split!r}; choose from {', '.join(SPLITS)}.")
-    if index < 0:
-        raise ValueError(f"A Thimble sample's index counts from 0, not {index}.")
-
-
-class Thimble:
-    """`size` samples of one split as a map-style data set for `torch.utils.data.DataLoader`.
-
-    It holds five values and no pictures, so it is cheap to send to workers.
-    """
-
-    def __init__(
-        self, subset: str = "shapes", split: str = "train", size: int = 10_000, seed: int = 0, image_size: int = 64
-    ):
-        _check(subset, split, 0)
-        if size < 0 or image_size < 1:
-            raise ValueError(f"The Thimble needs size >= 0 and image_size >= 1, not {size} and {image_size}.")
-        self.subset, self.split, self.size, self.seed, self.image_size = subset, split, size, seed, image_size
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> dict:
-        if not -self.size <= index < self.size:
-            raise IndexError(f"Sample {index} of a Thimble with {self.size} samples.")
-        return thimble_sample(self.subset, self.split, int(index) % self.size, self.seed, self.image_size)
-
-    def __repr__(self) -> str:
-        return (
-            f"Thimble(subset={self.subset!r}, split={self.split!r}, size={self.size}, "
-            f"seed={self.seed}, image_size={self.image_size})"
-        )
+__all__ = [
+    "KINDS",
+    "SPLITS",
+    "SUBSETS",
+    "Thimble",
+    "answers",
+    "chance",
+    "load_multiple_choice",
+    "load_thimble",
+    "multiple_choice_sample",
+    "thimble_sample",
+    "thimble_scene",
+]
