@@ -118,6 +118,16 @@ class Optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * scale
 
+    def zero_grad(self) -> None:
+        for p, master in self.pairs:
+            p.grad = master.grad = None
+
+    def clip(self, max_norm: float, scaler: torch.amp.GradScaler) -> None:
+        """Shorten the gradient of all weights together to max_norm."""
+        for optimizer in self.all:
+            scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(self.masters, max_norm, foreach=True)
+
     def step(self, scaler: torch.amp.GradScaler) -> None:
         for optimizer in self.all:
             scaler.step(optimizer)
@@ -126,8 +136,12 @@ class Optimizers:
             for p, master in self.pairs:
                 if p is not master:
                     p.copy_(master)
-            for master in self.masters:
-                master.grad = None
+        self.zero_grad()
+
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """The model's weights in float32, by name."""
+        masters = {id(p): master.detach() for p, master in self.pairs}
+        return {name: masters.get(id(p), p.detach()) for name, p in model.named_parameters()}
 
     def state_dict(self) -> dict[str, Any]:
         masters = [master.detach() for p, master in self.pairs if p is not master]

@@ -51,16 +51,22 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} is not a model directory: it has no {path.name}.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}). Fetch the file again.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a JSON {type(values).__name__} where an object of settings belongs.")
+    return values
 
 
 def read_tensors(directory: Path) -> dict[str, Tensor]:
     """All tensors of model.safetensors, or of the shards that model.safetensors.index.json lists."""
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        files = sorted({directory / shard for shard in read_json(index)["weight_map"].values()})
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ValueError(f"{index} has no weight_map, so it does not say where the tensors are.")
+        files = sorted({directory / shard for shard in weight_map.values()})
     else:
         files = [directory / "model.safetensors"]
     tensors: dict[str, Tensor] = {}
@@ -134,25 +140,32 @@ class HubMixin:
         directory = find_directory(path_or_hub_id)
         config = VLMConfig.from_dict(read_json(directory / "config.json"))
         tensors = read_tensors(directory)
-        if config.language.tie_weights and "decoder.head.weight" not in tensors:
-            tensors["decoder.head.weight"] = tensors.get("decoder.token_embedding.weight", torch.empty(0))
+        if config.language.tie_weights and "decoder.token_embedding.weight" in tensors:
+            tensors.setdefault("decoder.head.weight", tensors["decoder.token_embedding.weight"])
         with torch.device("meta"):
             model: VisionLanguageModel = cls(config)  # no memory and no random numbers for weights that are replaced
         model.to_empty(device="cpu")
-        rebuild_buffers(model)
+        rebuild_what_is_not_stored(model)
         load_strictly(model, tensors, directory)
         attach_processors(model, directory)
         return model.to(dtype) if dtype is not None else model
 
-    def save_pretrained(self: VisionLanguageModel, directory: str | Path) -> Path:
-        """Write everything that from_pretrained needs; it then loads with no network."""
+    def save_pretrained(
+        self: VisionLanguageModel, directory: str | Path, weights: Mapping[str, Tensor] | None = None
+    ) -> Path:
+        """Write everything that from_pretrained needs; it then loads with no network.
+
+        `weights` by name stand in for the model's own: the float32 masters of a run that computes in bfloat16.
+        """
         directory = Path(directory)
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OSError(f"Cannot write to {directory}: {error.strerror}. Choose another output directory.") from error
+        write_safetensors(
+            weights_to_save(self, weights or {}), directory / "model.safetensors"
+        )  # first: the likeliest not to fit
         (directory / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2) + "\n", encoding="utf-8")
-        write_safetensors(weights_to_save(self), directory / "model.safetensors")
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(directory)
         if self.image_processor is not None:
@@ -172,9 +185,10 @@ class HubMixin:
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a nanovlm model"))
 
 
-def weights_to_save(model: VisionLanguageModel) -> dict[str, Tensor]:
+def weights_to_save(model: VisionLanguageModel, instead: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Every weight once: a tied head is the embedding, and is not written again."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = {**model.state_dict(), **instead}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     if model.config.language.tie_weights:
         del tensors["decoder.head.weight"]
     return tensors
@@ -194,12 +208,14 @@ def write_safetensors(tensors: dict[str, Tensor], path: Path) -> None:
         raise OSError(f"Could not write {path}: {error}. Free some space or choose another directory.") from error
 
 
-def rebuild_buffers(model: VisionLanguageModel) -> None:
-    """The rotary frequencies are computed, not stored; `to_empty` left them blank."""
+def rebuild_what_is_not_stored(model: VisionLanguageModel) -> None:
+    """`to_empty` left the rotary frequencies blank, and gave a tied head a tensor of its own."""
     from nanovlm.models.language_model import RotaryEmbedding
 
     language = model.config.language
     model.decoder.rotary_embedding = RotaryEmbedding(language.head_dim, language.rope_base)
+    if language.tie_weights:
+        model.decoder.head.weight = model.decoder.token_embedding.weight
 
 
 def attach_processors(model: VisionLanguageModel, directory: Path) -> None:

@@ -26,11 +26,17 @@ class VLMOutput(NamedTuple):
 
 def merge_image_tokens(embeddings: Tensor, image_tokens: Tensor, is_placeholder: Tensor) -> Tensor:
     """Put image tokens [P, num_image_tokens, dim] where is_placeholder [B, T] is True in embeddings [B, T, dim]."""
-    wanted, given = int(is_placeholder.sum()), image_tokens.shape[0] * image_tokens.shape[1]
-    if wanted != given:
+    num_pictures, num_image_tokens = image_tokens.shape[:2]
+    counts = is_placeholder.sum(dim=1).tolist()  # per row: the sum alone would let a picture run on into the next row
+    for row, count in enumerate(counts):
+        if count % num_image_tokens:
+            raise ValueError(
+                f"Row {row} has {count} image placeholders; each of its pictures needs {num_image_tokens} of them."
+            )
+    if sum(counts) != num_pictures * num_image_tokens:
         raise ValueError(
-            f"The text has {wanted} image placeholders, but {image_tokens.shape[0]} picture(s) of "
-            f"{image_tokens.shape[1]} tokens give {given}. Each picture needs {image_tokens.shape[1]} placeholders."
+            f"The text has placeholders for {sum(counts) // num_image_tokens} pictures ({num_image_tokens} each), but "
+            f"{num_pictures} were given. Make the two equal."
         )
     return embeddings.masked_scatter(is_placeholder[:, :, None], image_tokens.to(embeddings.dtype))
 
@@ -55,6 +61,11 @@ class VisionLanguageModel(GenerationMixin, HubMixin, nn.Module):
         """Forget activations in the forward pass and recompute them in the backward: less memory, a third more time."""
         self.vision_encoder.gradient_checkpointing = self.decoder.gradient_checkpointing = on
 
+    def compile_blocks(self) -> None:
+        """torch.compile, block by block: all blocks of a kind share one graph, which is compiled once."""
+        for block in (*self.vision_encoder.blocks, *self.decoder.blocks):
+            block.compile()
+
     def embed(
         self, input_ids: Tensor, images: Tensor | None, attention_mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None, int]:
@@ -63,8 +74,9 @@ class VisionLanguageModel(GenerationMixin, HubMixin, nn.Module):
         With placeholders in the ids, S = T. Without any, each row's picture goes in front: S = num_image_tokens + T.
         """
         vocab_size = self.config.language.vocab_size
-        if input_ids.numel() and int(input_ids.max()) >= vocab_size:
-            raise ValueError(f"Token id {int(input_ids.max())} is outside the vocabulary of {vocab_size}.")
+        outside = (input_ids < 0) | (input_ids >= vocab_size)
+        if bool(outside.any()):
+            raise ValueError(f"Token id {int(input_ids[outside][0])} is outside the vocabulary of {vocab_size}.")
         embeddings = self.decoder.token_embedding(input_ids)  # [B, T, dim]
         image_token_id = self.config.image_token_id
         is_placeholder = None if image_token_id is None else input_ids == image_token_id
@@ -111,6 +123,8 @@ class VisionLanguageModel(GenerationMixin, HubMixin, nn.Module):
             return VLMOutput(self.decoder.head(x), None, hidden_states)
         supervised = targets != IGNORE  # [B, T]
         logits = self.decoder.head(x[:, in_front:][supervised])  # [supervised tokens, vocab_size]
+        if logits.shape[0] == 0:
+            raise ValueError("No token of this batch is supervised: every target is -100, so there is no mean loss.")
         loss = F.cross_entropy(logits.float(), targets[supervised])
         return VLMOutput(logits, loss, hidden_states)
 
