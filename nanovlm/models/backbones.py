@@ -67,6 +67,9 @@ def siglip_tensors(tensors: dict[str, Tensor], num_blocks: int, prefix: str = "v
 
 def llama_config(values: dict[str, Any]) -> LMConfig:
     """LMConfig from transformers' LlamaConfig, of version 4 (rope_theta) or 5 (rope_parameters)."""
+    needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    if missing := [key for key in needed if key not in values]:
+        raise ValueError(f"This is not the config of a Llama-style decoder: it lacks {', '.join(missing)}.")
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
@@ -94,7 +97,7 @@ def llama_config(values: dict[str, Any]) -> LMConfig:
 def llama_tensors(
     tensors: dict[str, Tensor], config: LMConfig, prefix: str = "model.", head: str = "lm_head.weight"
 ) -> dict[str, Tensor]:
-    """transformers' names -> ours; embedding rows are added up to config.vocab_size."""
+    """transformers' names -> ours. What is not known keeps its name, so that strict loading reports it."""
     names = {f"{prefix}embed_tokens.weight": "token_embedding.weight", f"{prefix}norm.weight": "norm.weight"}
     names[head] = "head.weight"
     for i in range(config.num_blocks):
@@ -113,9 +116,6 @@ def llama_tensors(
     }
     if config.tie_weights and "token_embedding.weight" in ours:
         ours["head.weight"] = ours["token_embedding.weight"]
-    for name in ("token_embedding.weight", "head.weight"):
-        if name in ours:
-            ours[name] = extend_rows(ours[name], config.vocab_size)
     return ours
 
 
@@ -126,9 +126,9 @@ def load_vision_backbone(path_or_hub_id: str | Path, image_size: int | None = No
     stored = {n: t for n, t in read_tensors(directory).items() if not n.startswith(SIGLIP_UNUSED)}
     prefix = "vision_model." if any(name.startswith("vision_model.") for name in stored) else ""
     tensors = siglip_tensors({n: t for n, t in stored.items() if not n.startswith("head.")}, config.num_blocks, prefix)
-    if image_size is not None:
+    name = "patch_embedding.position_embedding"
+    if image_size is not None and name in tensors:
         config = ViTConfig(**{**vars(config), "image_size": image_size})
-        name = "patch_embedding.position_embedding"
         tensors[name] = resize_positions(tensors[name].float(), config.grid_size)
     model = ViT(config)
     load_strictly(model, tensors, directory)
@@ -139,8 +139,11 @@ def load_language_backbone(path_or_hub_id: str | Path, vocab_size: int | None = 
     """A Llama-style decoder, for example HuggingFaceTB/SmolLM2-135M; `vocab_size` adds rows for new tokens."""
     directory = find_directory(path_or_hub_id)
     config = llama_config(read_json(directory / "config.json"))
+    tensors = llama_tensors(read_tensors(directory), config)
     if vocab_size is not None:
         config = LMConfig(**{**vars(config), "vocab_size": vocab_size})
+        for name in tensors.keys() & {"token_embedding.weight", "head.weight"}:
+            tensors[name] = extend_rows(tensors[name], vocab_size)
     model = LanguageModel(config)
-    load_strictly(model, llama_tensors(read_tensors(directory), config), directory)
+    load_strictly(model, tensors, directory)
     return model

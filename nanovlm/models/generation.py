@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
     """Rule out (-inf) all but the k largest logits of each row. [R, vocab_size], same out"""
-    threshold = logits.topk(min(k, logits.shape[-1]), dim=-1).values[:, -1:]
-    return logits.masked_fill(logits < threshold, float("-inf"))
+    kept = logits.topk(min(k, logits.shape[-1]), dim=-1)
+    return torch.full_like(logits, float("-inf")).scatter(-1, kept.indices, kept.values)
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
@@ -37,7 +37,7 @@ class Sampler:
     def __init__(
         self, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
     ) -> None:
-        if temperature < 0:
+        if not temperature >= 0:  # so that NaN is refused too
             raise ValueError(f"temperature must be 0 (greedy) or more; it is {temperature}.")
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k must be at least 1; it is {top_k}.")
@@ -49,7 +49,8 @@ class Sampler:
         """logits [R, vocab_size] -> tokens [R]"""
         if self.temperature == 0:
             return logits.argmax(dim=-1)
-        logits = logits / self.temperature  # first: what top-p keeps depends on it
+        # Temperature comes first: what top-p keeps depends on it. The largest logit becomes 0, so that none overflows.
+        logits = (logits - logits.amax(dim=-1, keepdim=True)) / self.temperature
         if self.top_k is not None:
             logits = keep_top_k(logits, self.top_k)
         if self.top_p is not None:
@@ -181,10 +182,13 @@ class GenerationMixin:
             on_text: called with each new piece of the (single) answer as it is written.
         Options of both: those of `generate_ids`. With num_generations > 1 the text form returns a list.
         """
-        if (input_ids is None) == (prompt is None):
-            raise TypeError("Call generate with input_ids (tensors) or with prompt= (text), one of the two.")
-        if input_ids is not None:
+        if input_ids is not None and prompt is None and image is None and on_text is None:
             return self.generate_ids(input_ids, images, attention_mask, **options)
+        if prompt is None or any(x is not None for x in (input_ids, images, attention_mask)):
+            raise TypeError(
+                "Call generate with input_ids, images and attention_mask (tensors), or with prompt, image and on_text "
+                "(text): one form or the other."
+            )
         if self.tokenizer is None or self.image_processor is None:
             raise ValueError(
                 "This model has no tokenizer or image processor, so it takes only tensors. "
@@ -192,22 +196,29 @@ class GenerationMixin:
             )
         single = isinstance(prompt, str)
         prompts = [prompt] if single else list(prompt)
-        pictures = [image] if single else list(image) if image is not None else [None] * len(prompts)
+        if image is None:
+            image = [None] * len(prompts)
+        pictures = list(image) if isinstance(image, (list, tuple)) and not single else [image]
         if len(pictures) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts need {len(prompts)} entries of image; got {len(pictures)}.")
         batch = self.prepare_prompts(prompts, pictures)
+        stream = None
         if on_text is not None:
             if len(prompts) * options.get("num_generations", 1) > 1 or options.get("num_beams", 1) > 1:
                 raise ValueError("on_text follows one answer: use one prompt, one generation and no beams.")
-            options["on_tokens"] = _TextStream(self.tokenizer, on_text)
+            stream = options["on_tokens"] = _TextStream(self.tokenizer, on_text)
         ids = self.generate_ids(**batch, **options)
         answers = [self.tokenizer.decode(row).strip() for row in ids.tolist()]
+        if stream is not None:
+            stream.show(answers[0])  # what was held back to the end
         return answers[0] if single and len(answers) == 1 else answers
 
     def prepare_prompts(
         self: VisionLanguageModel, prompts: Sequence[str], pictures: Sequence[Any]
     ) -> dict[str, Tensor | None]:
         """One entry of `pictures` (None, a picture, or a list of them) for each prompt -> a left-padded batch."""
+        if not prompts:
+            raise ValueError("There is no prompt: the list is empty.")
         rows, tensors = [], []
         for text, entry in zip(prompts, pictures, strict=True):
             if not text.strip():
@@ -227,7 +238,7 @@ class GenerationMixin:
 
 
 class _TextStream:
-    """Turns tokens into text pieces; holds back bytes that are not yet a whole character."""
+    """Turns tokens into text pieces that join to the answer."""
 
     def __init__(self, tokenizer: Any, on_text: Callable[[str], Any]) -> None:
         self.tokenizer, self.on_text = tokenizer, on_text
@@ -236,7 +247,10 @@ class _TextStream:
 
     def __call__(self, tokens: Tensor) -> None:
         self.ids.append(int(tokens[0]))
-        text = self.tokenizer.decode(self.ids)
-        if not text.endswith("\ufffd") and len(text) > len(self.shown):
+        # Held back: bytes that are not yet a whole character, and white space, with which the answer may end.
+        self.show(self.tokenizer.decode(self.ids).rstrip("\ufffd").strip())
+
+    def show(self, text: str) -> None:
+        if len(text) > len(self.shown):
             self.on_text(text[len(self.shown) :])
             self.shown = text

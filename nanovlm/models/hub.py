@@ -162,9 +162,8 @@ class HubMixin:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OSError(f"Cannot write to {directory}: {error.strerror}. Choose another output directory.") from error
-        write_safetensors(
-            weights_to_save(self, weights or {}), directory / "model.safetensors"
-        )  # first: the likeliest not to fit
+        # The weights first: if the disk is full, they are what does not fit, and the old directory is still whole.
+        write_safetensors(weights_to_save(self, weights or {}), directory / "model.safetensors")
         (directory / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2) + "\n", encoding="utf-8")
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(directory)

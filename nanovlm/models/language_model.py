@@ -76,6 +76,15 @@ class KVCache:
     def length(self) -> int:
         return self.blocks[0].length
 
+    def layout(self, attention_mask: Tensor | None, length: int) -> tuple[Tensor, Tensor | None]:
+        """Positions [B or 1, length] and mask of the next tokens; attention_mask [B, length] speaks of those alone."""
+        start, end = self.length, self.length + length
+        if end > self.real.shape[1]:
+            raise ValueError(f"The cache has room for {self.real.shape[1]} tokens; these would be {end}.")
+        self.real[:, start:end] = True if attention_mask is None else attention_mask.bool()
+        self.all_real = self.all_real and (attention_mask is None or bool(attention_mask.all()))
+        return attention_layout(None if self.all_real else self.real[:, :end], None, end, self.real.device, start)
+
     def select(self, rows: Tensor) -> None:
         """Let row i go on from what row rows[i] has seen (beam search)."""
         self.real = self.real[rows]
@@ -143,28 +152,26 @@ class DecoderBlock(nn.Module):
 
 
 def attention_layout(
-    attention_mask: Tensor | None, document_ids: Tensor | None, length: int, device: torch.device
+    attention_mask: Tensor | None, document_ids: Tensor | None, length: int, device: torch.device, start: int = 0
 ) -> tuple[Tensor, Tensor | None]:
     """Who stands where, and who may look at whom.
 
-    attention_mask [B, T] (nonzero: a real token) and document_ids [B, T] (packed rows; -1: padding) ->
-    positions [B or 1, T], and the mask, bool [B, 1, T, T] or None where plain causal attention says it all.
-    Positions count real tokens only, from 0 in each document, so that neither padding nor neighbours move a token.
+    attention_mask [B, length] (nonzero: a real token) and document_ids [B, length] (packed rows; -1: padding) ->
+    positions [B or 1, T] of the T = length - start last tokens, and the mask, bool [B, 1, T, length] or None where
+    plain causal attention says it all. Positions count real tokens only, from 0 in each document, so that neither
+    padding nor neighbours move a token.
     """
     index = torch.arange(length, device=device)
-    if attention_mask is None and document_ids is None:
-        return index[None], None
-    causal = index[:, None] >= index[None, :]  # [T, T]
-    if document_ids is None:
-        real = attention_mask.bool()  # [B, T]
-        positions = (real.long().cumsum(dim=1) - 1).clamp(min=0)
-        mask = causal & real[:, None, :]  # [B, T, T]
-    else:
-        same = document_ids[:, :, None] == document_ids[:, None, :]  # [B, T, T]
-        mask = causal & same & (document_ids >= 0)[:, None, :]
-        positions = (mask.sum(dim=2) - 1).clamp(min=0)
+    if attention_mask is None and document_ids is None and (start == 0 or start == length - 1):
+        return index[None, start:], None
+    mask = (index[start:, None] >= index[None, :])[None]  # [1, T, length]: the past and oneself
+    if attention_mask is not None:
+        mask = mask & attention_mask.bool()[:, None, :]
+    if document_ids is not None:
+        mask = mask & (document_ids[:, start:, None] == document_ids[:, None, :]) & (document_ids >= 0)[:, None, :]
+    positions = (mask.sum(dim=2) - 1).clamp(min=0)
     # A padding token may see itself: a row with nothing to look at would be 0 / 0.
-    mask = mask | torch.eye(length, dtype=torch.bool, device=device)
+    mask = mask | (index[start:, None] == index[None, :])
     return positions, mask[:, None]
 
 
@@ -193,19 +200,21 @@ class LanguageModel(nn.Module):
     ) -> Tensor:
         """x: [B, T, dim]. With a cache, x is what comes after the cached positions. `hidden_states` collects the
         input of every block and the output."""
-        if cache is None:
-            positions, mask = attention_layout(attention_mask, document_ids, x.shape[1], x.device)
-        else:
-            positions, mask = self._cached_layout(attention_mask, x, cache)
         if x.shape[1] + (0 if cache is None else cache.length) > self.config.max_positions:
             raise ValueError(
                 f"The sequence is longer than this model's {self.config.max_positions} positions. Shorten the prompt."
             )
+        if cache is None:
+            positions, mask = attention_layout(attention_mask, document_ids, x.shape[1], x.device)
+        elif document_ids is None:
+            positions, mask = cache.layout(attention_mask, x.shape[1])
+        else:
+            raise ValueError("A cache goes on with one document a row: give document_ids or a cache, not both.")
         rope = self.rotary_embedding(positions)
         for i, block in enumerate(self.blocks):
             if hidden_states is not None:
                 hidden_states.append(x)
-            if self.gradient_checkpointing and self.training:
+            if self.gradient_checkpointing and self.training and cache is None:
                 x = checkpoint(block, x, rope, mask, use_reentrant=False)
             else:
                 x = block(x, rope, mask, cache.blocks[i] if cache is not None else None)
@@ -213,15 +222,3 @@ class LanguageModel(nn.Module):
         if hidden_states is not None:
             hidden_states.append(x)
         return x
-
-    def _cached_layout(self, attention_mask: Tensor | None, x: Tensor, cache: KVCache) -> tuple[Tensor, Tensor | None]:
-        """Positions [B or 1, T] and mask of T new tokens behind a cache; attention_mask [B, T] speaks of those T."""
-        start, end = cache.length, cache.length + x.shape[1]
-        cache.real[:, start:end] = True if attention_mask is None else attention_mask.bool()
-        cache.all_real = cache.all_real and (attention_mask is None or bool(attention_mask.all()))
-        if cache.all_real:
-            positions = torch.arange(start, end, device=x.device)[None]
-            if start == 0 or x.shape[1] == 1:
-                return positions, None
-        positions, mask = attention_layout(cache.real[:, :end], None, end, x.device)
-        return positions[:, start:], mask[:, :, start:]
