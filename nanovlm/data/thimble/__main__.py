@@ -29,7 +29,7 @@ def contact_sheet(subsets: tuple[str, ...], split: str, per_subset: int, seed: i
     side, columns = 192, 5
     texts = []
     for sample in samples:
-        lines = (f"{turn['user']} {turn['assistant']}" for turn in sample["texts"])
+        lines = (f"{turn['user']}  {turn['assistant']}" for turn in sample["texts"])
         texts.append("\n".join(part for line in lines for part in textwrap.wrap(line, 34, subsequent_indent="  ")))
     height = side + 20 + 13 * max(text.count("\n") + 2 for text in texts)
     rows = -(-len(samples) // columns)

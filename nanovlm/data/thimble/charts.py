@@ -14,6 +14,7 @@ from nanovlm.data.thimble.drawing import (
     COLOURS,
     INK,
     PALETTE,
+    Colour,
     Draws,
     backdrop,
     bucket_split,
@@ -105,7 +106,7 @@ def draw(scene: Scene, draws: Draws, image_size: int) -> Image.Image:
     left, base = 5 + draws.below(3), 57 + draws.below(3)
     line = max(1, round(unit))
 
-    def rule(x: float, y: float, width: float, height: float, colour: tuple[int, int, int]):
+    def rule(x: float, y: float, width: float, height: float, colour: Colour) -> None:
         corner = round(x * unit), round(y * unit)
         size = max(line, round(width * unit)), max(line, round(height * unit))
         canvas.paste(colour, (*corner, corner[0] + size[0], corner[1] + size[1]))

@@ -139,7 +139,9 @@ def masks(outline: Outline, scale: float, phase_x: float, phase_y: float, unit: 
     return Masks(int(left), int(top), image(shadow), image(0.5 - distance), image(0.5 - distance - 0.8 * unit))
 
 
-def stamp(canvas: Image.Image, outline: Outline, x: float, y: float, scale: float, colour: Colour, rim: bool = True):
+def stamp(
+    canvas: Image.Image, outline: Outline, x: float, y: float, scale: float, colour: Colour, rim: bool = True
+) -> None:
     """Paint an outline with its origin at pixel (x, y): soft shadow, darker rim, flat colour."""
     unit = canvas.width / 64
     # Eighths of a pixel: finer than the eye, few enough to cache.

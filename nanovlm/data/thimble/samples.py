@@ -9,6 +9,8 @@ _MODULES = {"shapes": shapes, "charts": charts, "glyphs": glyphs}
 SUBSETS = tuple(_MODULES)
 SPLITS = ("train", "val", "test", "unseen")
 KINDS = {subset: tuple(module.KINDS) for subset, module in _MODULES.items()}
+Scene = shapes.Scene | charts.Scene | glyphs.Scene
+Turn = tuple[str, str, str]  # kind, question, answer
 CAPTION_QUESTION = "Describe the picture."
 
 
@@ -33,7 +35,7 @@ def chance(subset: str) -> dict[str, float]:
     return {kind: 1 / len(choices) if choices else free_text[kind] for kind, choices in _MODULES[subset].KINDS.items()}
 
 
-def thimble_scene(subset: str, split: str, index: int, seed: int = 0):
+def thimble_scene(subset: str, split: str, index: int, seed: int = 0) -> tuple[Scene, list[Turn]]:
     """The scene and its turns without the picture: `(scene, [(kind, question, answer), ...])`, caption last."""
     scene, turns, _ = _generate(subset, split, index, seed)
     return scene, turns
@@ -45,6 +47,8 @@ def thimble_sample(subset: str, split: str, index: int, seed: int = 0, image_siz
     Training samples have several questions of mixed kinds and a caption; the other splits have one question of each
     kind and a caption, so that each turn can be asked on its own.
     """
+    if image_size < 1:
+        raise ValueError(f"A Thimble picture needs an image_size of at least 1 pixel, not {image_size}.")
     scene, turns, draws = _generate(subset, split, index, seed)
     return {
         "images": [_MODULES[subset].draw(scene, draws, image_size)],
@@ -55,7 +59,7 @@ def thimble_sample(subset: str, split: str, index: int, seed: int = 0, image_siz
     }
 
 
-def _generate(subset: str, split: str, index: int, seed: int):
+def _generate(subset: str, split: str, index: int, seed: int) -> tuple[Scene, list[Turn], Draws]:
     check(subset, split, index)
     module = _MODULES[subset]
     draws = Draws("thimble", seed, subset, split, index)
