@@ -1,0 +1,71 @@
+"""Turns what goes in and out of a step into metadata, and knows a tensor again when it comes by a second time."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanovlm.trace.rows import Opaque, TensorInfo
+
+_PLAIN = (int, float, bool, complex, str, bytes, type(None), torch.dtype, torch.device, slice, type(...), type)
+_LONG = 64
+
+
+class Describer:
+    """Call it with any structure; tensors become `TensorInfo`, plain values stay, the rest becomes a type's name.
+
+    `count` is the number of tensors described so far. Tensors are known by weak references only.
+    """
+
+    def __init__(self, names: dict[int, str], device: str | None = None):
+        self.count = 0
+        self._names = names
+        self._device = device
+        self._seen: dict[int, tuple[weakref.ref, TensorInfo]] = {}
+        self._next = 0
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self._tensor(value)
+        if isinstance(value, _PLAIN):
+            return value
+        if isinstance(value, (list, tuple)):
+            if len(value) > _LONG and not isinstance(value[0], Tensor):
+                return Opaque(f"{type(value).__name__} of {len(value)}")
+            fields = getattr(value, "_fields", None)
+            if fields:
+                return {name: self(part) for name, part in zip(fields, value, strict=True)}
+            parts = [self(part) for part in value]
+            return parts if type(value) is list else tuple(parts)
+        if isinstance(value, Mapping):
+            return {str(key): self(part) for key, part in value.items()}
+        if dataclasses.is_dataclass(value):
+            return {field.name: self(getattr(value, field.name, None)) for field in dataclasses.fields(value)}
+        return Opaque(type(value).__name__)
+
+    def forget(self) -> None:
+        self._seen.clear()
+        self._names = {}
+
+    def _tensor(self, tensor: Tensor) -> TensorInfo:
+        self.count += 1
+        shape, dtype, key = tensor.shape, tensor.dtype, id(tensor)
+        seen = self._seen.get(key)
+        if seen is not None and seen[0]() is tensor:
+            info = seen[1]
+            if info.shape == shape and info.dtype is dtype and info.requires_grad == tensor.requires_grad:
+                return info
+            uid = info.uid
+        else:
+            self._next += 1
+            uid = self._next
+        device = self._device or str(tensor.device)
+        strides = tensor.stride() if tensor.layout is torch.strided and not tensor.is_nested else None
+        info = TensorInfo(tuple(shape), dtype, device, uid, tensor.requires_grad, self._names.get(key), strides)
+        self._seen[key] = (weakref.ref(tensor), info)
+        return info

@@ -1,0 +1,2 @@
+def explain(error, t):
+    error.trace = t

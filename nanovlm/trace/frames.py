@@ -1,0 +1,84 @@
+"""Whose code is this? Sorts stack frames into the learner's own and the libraries'."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import os
+from types import CodeType, FrameType
+
+import torch
+
+LIBRARY, WRAPPER, BODY, FUNCTION, EINOPS = range(5)
+"""What a frame means to the tree: nothing (torch, this tracer) · a decorator's wrapper, nothing either · a line of the
+learner's that needs no row of its own (a `forward` has its module's) · a function of the learner's: a row · an einops
+function: a row, whose line is the caller's."""
+
+_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_LIBRARIES = (
+    os.path.dirname(os.path.abspath(torch.__file__)) + os.sep,
+    _HERE,
+    contextlib.__file__,
+    functools.__file__,
+    f"{os.sep}jaxtyping{os.sep}",
+    f"{os.sep}beartype{os.sep}",
+    "<@beartype",
+    "<frozen ",
+)
+_EINOPS = f"{os.sep}einops{os.sep}"
+_VARIADIC = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
+TORCH = _LIBRARIES[0]
+
+
+def classify(code: CodeType) -> int:
+    """One of the five kinds above."""
+    file = code.co_filename
+    if any(part in file for part in _LIBRARIES):
+        return LIBRARY
+    if _EINOPS in file:
+        return LIBRARY if code.co_name.startswith("_") or code.co_name == "forward" else EINOPS
+    if code.co_name == "forward" or code.co_name.startswith("<"):
+        return BODY
+    if code.co_flags & _VARIADIC == _VARIADIC and code.co_freevars:
+        return WRAPPER  # def wrapper(*args, **kwargs): return fn(*args, **kwargs)
+    return FUNCTION
+
+
+class Chain:
+    """Walks from a frame up to a boundary frame and keeps the learner's frames, outermost first.
+
+    Verdicts are kept by id with their code object, because hashing a code object reads all of its bytes.
+    """
+
+    def __init__(self) -> None:
+        self._verdicts: dict[int, tuple[CodeType, int]] = {}
+
+    def kind(self, code: CodeType) -> int:
+        verdict = self._verdicts.get(id(code))
+        if verdict is None:
+            verdict = self._verdicts[id(code)] = (code, classify(code))
+        return verdict[1]
+
+    def walk(self, frame: FrameType | None, boundary: FrameType | None) -> list[tuple[FrameType, int]]:
+        """(frame, kind) of the learner's frames between the two. The boundary itself only lends its line."""
+        found: list[tuple[FrameType, int]] = []
+        verdicts = self._verdicts
+        while frame is not None:
+            code = frame.f_code
+            verdict = verdicts.get(id(code))
+            kind = verdict[1] if verdict is not None else self.kind(code)
+            if frame is boundary:
+                if kind > WRAPPER:
+                    found.append((frame, BODY))
+                break
+            if kind > WRAPPER:
+                if kind == EINOPS and found and found[-1][1] == EINOPS:
+                    found.pop()  # einops functions call one another; the outermost is what the learner wrote
+                found.append((frame, kind))
+            frame = frame.f_back
+        else:
+            # The boundary is not on this stack (another thread, a callback): the lines are right, the nesting is not.
+            found = [(f, BODY) for f, _ in found[:1]]
+        found.reverse()
+        return found

@@ -1,0 +1,95 @@
+"""What trace() returns: the tree of steps, and the questions that can be asked about it."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from typing import Any
+
+from torch import Tensor
+
+from nanovlm.trace.flow import finish
+from nanovlm.trace.render_text import render_tree
+from nanovlm.trace.rows import Row
+from nanovlm.trace.stages import Stages, find_stages
+
+
+class Trace:
+    """Every step of one run. Prints as a folded tree; shows as foldable HTML in a notebook.
+
+    root: the outermost `Row`. inputs: what went in, by name. num_params: each parameter once.
+    failed: the step that raised, or None. attention: weights by the module paths that were asked for.
+    dims: the named sizes. remark: what a reader of the trace should know, or None.
+    """
+
+    def __init__(self, root: Row, num_params: int = 0):
+        self.root = root
+        self.num_params = num_params
+        self.inputs: dict[str, Any] = {}
+        self.failed: Row | None = None
+        self.attention: dict[str, list[Tensor]] = {}
+        self.dims: dict[str, int] = {}
+        self.remark: str | None = None
+
+    def complete(self) -> None:
+        """Called once, when the run has ended."""
+        only = self.root.children[0] if len(self.root.children) == 1 else None
+        if only is not None and self.inputs and (only.kind == "module" or only.name == self.root.name):
+            if only.out is None:
+                only.out = self.root.out
+            if only.kind == "function":
+                only.args, only.kwargs = self.root.args, {}
+            only.parent, self.root = None, only
+        finish(self.root)
+
+    @property
+    def rows(self) -> list[Row]:
+        return list(self.root.walk())
+
+    @property
+    def flops(self) -> int:
+        return self.root.flops
+
+    def stages(self) -> Stages:
+        """The few lines that matter: inputs, top modules, changes of shape between them, where streams meet."""
+        return find_stages(self.root, self.inputs)
+
+    def find(self, name: str) -> list[Row]:
+        """All rows with this function name, module path, module class or pattern ("blocks.*.attn"), in order."""
+        return [row for row in self.rows if _matches(row, name)]
+
+    def __getitem__(self, name: str) -> Row:
+        """The first row of that name: a module path, else the outermost function or class of that name."""
+        found = [row for row in self.rows if row.kind == "module" and row.path == name] or self.find(name)
+        if not found:
+            near = sorted({row.path for row in self.rows if row.kind == "module" and row.path})
+            shown = ", ".join(near[:8]) + (", …" if len(near) > 8 else "")
+            raise KeyError(f"The trace has no step named {name!r}. Modules that ran: {shown or 'none'}.")
+        return min(found, key=_depth)
+
+    def text(self, depth: int | None = None, fold: bool = True) -> str:
+        """The tree as text. depth: levels below the root; fold=False shows every repetition."""
+        return render_tree(self.root, depth, fold)
+
+    def __str__(self) -> str:
+        return self.text()
+
+    __repr__ = __str__
+
+    def to_json(self) -> str:
+        """Everything as JSON: nested rows with names, shapes, parameters, FLOPs and source places."""
+        return json.dumps({})
+
+
+def _matches(row: Row, name: str) -> bool:
+    names = [row.name, row.cls or "", (row.cls or "").removeprefix("torch.nn.")]
+    if row.kind == "module":
+        names.append(row.path)
+    return any(fnmatch.fnmatchcase(own, name) for own in names if own)
+
+
+def _depth(row: Row) -> int:
+    depth = 0
+    while row.parent is not None:
+        row, depth = row.parent, depth + 1
+    return depth

@@ -1,0 +1,165 @@
+"""trace() and tracing(): run something, watched."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from nanovlm.trace import symbolic
+from nanovlm.trace.explain import explain
+from nanovlm.trace.meta import MetaMode, to_meta
+from nanovlm.trace.modules import find_modules
+from nanovlm.trace.recorder import Recorder
+from nanovlm.trace.result import Trace
+from nanovlm.trace.watchers import AttentionCatcher, watch_values
+
+
+def trace(
+    fn: Callable[..., Any],
+    *args: Any,
+    device: str | None = None,
+    dims: dict[str, Any] | None = None,
+    values: bool = False,
+    time: bool = False,
+    attention: Iterable[str] | None = None,
+    level: str = "function",
+    **kwargs: Any,
+) -> Trace:
+    """Run fn(*args, **kwargs) once and return the `Trace` of every step.
+
+    fn: a module, a bound method (`model.generate`), or any function that uses models.
+    device="meta": shapes only, at full size without weights or memory; token ids and masks keep their values.
+    dims: names for input sizes, {"B": 12, "T": 79}; the shapes are then formulas of them. The model is run again on
+        meta at other sizes. Where a size is ambiguous name the dims of an argument: {"images": "B 3 224 224"}.
+    values: mean, standard deviation, NaN and Inf of every step. time: seconds of every step.
+    attention: module paths whose attention weights are kept, in `t.attention[path]`.
+    level="aten": also the operations that torch's dispatcher sees, under the step they belong to.
+
+    A model's own keyword arguments of these names go through functools.partial. If the run fails, the error is raised
+    again, explained, with the trace so far as its `trace`.
+    """
+    if not callable(fn):
+        raise TypeError(f"trace() needs a model or a function to call; got {type(fn).__name__}.")
+    if device not in (None, "meta"):
+        raise ValueError(f"trace(device=...) is None (where the model is) or 'meta'; got {device!r}.")
+    if device == "meta" and (values or time or attention):
+        raise ValueError("On the meta device there are no values, times or attention weights: drop device='meta'.")
+    if level not in ("function", "aten"):
+        raise ValueError(f"trace(level=...) is 'function' (what you wrote) or 'aten'; got {level!r}.")
+    call = _Call(fn, args, kwargs)
+    modules = find_modules(fn, args, kwargs)
+    names = symbolic.bind(call.inputs, dims) if dims else {}
+    base = symbolic.base_sizes(call.inputs, names)
+
+    def on_meta(inputs: dict[str, Any]) -> Trace:
+        with torch.random.fork_rng(devices=[]):
+            recorder = Recorder(
+                modules, sys._getframe(0), device="meta", modes=[MetaMode(modules)], aten=level == "aten"
+            )
+            return call.run(to_meta(inputs), recorder)
+
+    if device == "meta":
+        result = on_meta(call.inputs)
+    else:
+        catcher = AttentionCatcher(attention or ())
+        watchers = [watch_values] * bool(values) + [catcher] * bool(attention)
+        recorder = Recorder(modules, sys._getframe(0), watchers=watchers, timed=time, aten=level == "aten")
+        result = call.run(call.inputs, recorder)
+        result.attention = catcher.found
+    if names:
+        result.dims = base
+        try:
+            result.remark = symbolic.fit_rows(
+                result.root, lambda sizes: on_meta(symbolic.resize(call.inputs, names, sizes)).root, base
+            )
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0]
+            result.remark = f"no symbolic dims: at other sizes the model fails ({reason})"
+    return result
+
+
+class _Call:
+    """A callable with its inputs by name, so that they can be replaced and the call made again."""
+
+    def __init__(self, fn: Callable[..., Any], args: tuple, kwargs: dict[str, Any]):
+        self.fn = fn
+        self.name = type(fn).__name__ if isinstance(fn, nn.Module) else getattr(fn, "__name__", type(fn).__name__)
+        self.num_positional = len(args)
+        names = _positional_names(fn.forward if isinstance(fn, nn.Module) else fn, len(args))
+        self.inputs = dict(zip(names, args, strict=True)) | kwargs
+
+    def run(self, inputs: dict[str, Any], recorder: Recorder) -> Trace:
+        """Call, watched. Raises the call's own error, explained."""
+        values = list(inputs.items())
+        args, kwargs = [value for _, value in values[: self.num_positional]], dict(values[self.num_positional :])
+        result = Trace(recorder.root, recorder.modules.num_params)
+        result.root.name = self.name
+        result.inputs = result.root.args = recorder.describer(inputs)
+        with _recording(recorder, result):
+            result.root.out = recorder.describer(self.fn(*args, **kwargs))
+        return result
+
+
+class tracing:
+    """`with tracing(model) as t:` watches everything in the block: several calls, a training step, backward.
+
+    models: the modules whose calls become rows (functions are seen anyway). The options are those of `trace`.
+    `t` is filled as the block runs.
+    """
+
+    def __init__(
+        self,
+        *models: nn.Module,
+        values: bool = False,
+        time: bool = False,
+        attention: Iterable[str] | None = None,
+        level: str = "function",
+    ):
+        for model in models:
+            if not isinstance(model, nn.Module):
+                raise TypeError(f"tracing() takes the models to watch; got {type(model).__name__}.")
+        self._models = [("" if len(models) == 1 else f"model {i}", model) for i, model in enumerate(models)]
+        self._catcher = AttentionCatcher(attention or ())
+        self._watchers = [watch_values] * bool(values) + [self._catcher] * bool(attention)
+        self._timed, self._aten = time, level == "aten"
+
+    def __enter__(self) -> Trace:
+        recorder = Recorder(self._models, sys._getframe(1), watchers=self._watchers, timed=self._timed, aten=self._aten)
+        self._trace = Trace(recorder.root, recorder.modules.num_params)
+        self._trace.attention = self._catcher.found
+        self._context = _recording(recorder, self._trace)
+        self._context.__enter__()
+        return self._trace
+
+    def __exit__(self, *exc: Any) -> bool | None:
+        return self._context.__exit__(*exc)
+
+
+@contextmanager
+def _recording(recorder: Recorder, result: Trace) -> Iterator[None]:
+    """Watch a block; complete the trace afterwards, whatever happened; explain an error in its own message."""
+    try:
+        with recorder:
+            yield
+    except BaseException as error:
+        result.complete()
+        result.failed = recorder.failed_row(error)
+        if isinstance(error, Exception):
+            explain(error, result)
+        raise
+    result.complete()
+
+
+def _positional_names(fn: Callable[..., Any], count: int) -> list[str]:
+    try:
+        kinds = inspect.signature(fn).parameters.values()
+    except (TypeError, ValueError):  # some builtins have no signature
+        kinds = ()
+    names = [p.name for p in kinds if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:count]
+    return names + [f"argument {i}" for i in range(len(names), count)]
