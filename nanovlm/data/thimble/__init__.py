@@ -8,7 +8,7 @@ A sample is `{"images": [PIL.Image], "texts": [{"user": str, "assistant": str, "
 "thimble/<subset>/<kind>". The caption comes last: in front it would answer the questions without the picture.
 
 Splits: `train`, `val` and `test` share no scene, whatever their seeds; `unseen` scenes hold something that no other
-split shows, asks about or says: a colour-shape pair, a bar's colour-height pair, two neighbouring characters.
+split shows: a colour with a shape (nor does another split ask for it), two colours or characters side by side.
 """
 
 from nanovlm.data.thimble.multiple_choice import load_multiple_choice, multiple_choice_sample

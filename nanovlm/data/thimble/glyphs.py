@@ -82,6 +82,7 @@ class Scene(NamedTuple):
     colour: str
 
 
+@cache
 def held_out(pair: str) -> bool:
     """Whether these two neighbours are kept for `unseen`."""
     return stable_bucket(f"neighbours {pair}", 10) == 0

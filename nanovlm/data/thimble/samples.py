@@ -27,8 +27,8 @@ def answers(subset: str, kind: str) -> tuple[str, ...] | None:
 def chance(subset: str) -> dict[str, float]:
     """Per kind, the accuracy of the best guesser that reads the question and does not see the picture.
 
-    Answers are balanced per question text (to within three points: colour-shape pairs that are held out for `unseen`
-    make some answers a little more frequent).
+    Answers are balanced per question text, to within three points for the colours and shapes of `shapes` (the pairs
+    that are held out for `unseen` make the others more frequent) and one point elsewhere.
     """
     check(subset, "train", 0)
     free_text = getattr(_MODULES[subset], "FREE_TEXT_CHANCE", {})
