@@ -28,7 +28,8 @@ KINDS: dict[str, tuple[str, ...] | None] = {
     "compare": YES_NO,
 }
 # "where" needs the whole chain (find the object, then say where it is) and is learnt last, so it is asked most.
-TRAIN_WEIGHTS = {"colour": 1.0, "shape": 1.0, "exists": 1.6, "where": 2.4, "compare": 1.2}
+# Shares come out less steep: objects run out of fresh questions, and comparisons fill the rest.
+TRAIN_WEIGHTS = {"colour": 1.0, "shape": 1.0, "exists": 2.4, "where": 2.4, "compare": 0.7}
 TRAIN_TURNS = 6
 TRAIN_COUNT_SHARE = 0.7  # pictures that are asked their one counting question
 
