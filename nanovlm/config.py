@@ -24,7 +24,7 @@ def config_from_dict(cls: type[T], values: dict[str, Any]) -> T:
     ]
     if missing:
         raise ValueError(f"{cls.__name__} needs a value for {', '.join(map(repr, missing))}.")
-    nested = {"vision": ViTConfig, "projector": ProjectorConfig, "language": LMConfig}
+    nested = {"vision": ViTConfig, "projector": ProjectorConfig, "language": LMConfig, "tiling": TilingConfig}
     arguments = {
         k: config_from_dict(nested[k], v) if k in nested and isinstance(v, dict) else v for k, v in values.items()
     }
@@ -49,9 +49,10 @@ class ViTConfig:
     layer_norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        # Not a multiple is fine: SigLIP-SO400M cuts 384 pixels into 27 patches of 14 and leaves out the last 6.
         _require(
-            self.image_size % self.patch_size == 0,
-            f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.",
+            0 < self.patch_size <= self.image_size,
+            f"A picture of {self.image_size} pixels holds no patch of {self.patch_size}.",
         )
         _require(
             self.hidden_dim % self.num_heads == 0,
@@ -109,6 +110,31 @@ class LMConfig:
 
 
 @dataclass
+class TilingConfig:
+    """How a picture larger than one tile (vision.image_size) is shown: cut into tiles, beside a view of the whole.
+
+    The defaults never enlarge a picture by more than the rest of its last tile: a small icon stays one tile. SmolVLM
+    enlarges everything to max_side (`upscale`), so that an icon becomes 17 tiles.
+    """
+
+    layout: Literal["smolvlm", "nanovlm"] = "smolvlm"  # whose rule for sizes, and whose tokens around the tiles
+    max_side: int | None = 2048  # pixels: a picture with a longer side is shrunk to this first; None: never
+    upscale: bool = False  # enlarge until the longer side is max_side
+    split: bool = True  # False: the view of the whole alone
+    global_view: bool = True  # False: the tiles alone (nanoVLM's first tiled models)
+
+    def __post_init__(self) -> None:
+        _require(self.layout in ("smolvlm", "nanovlm"), f"layout is smolvlm or nanovlm, not {self.layout!r}.")
+        _require(self.max_side is None or self.max_side >= 1, f"max_side must be at least 1; it is {self.max_side}.")
+        _require(not self.upscale or self.max_side is not None, "upscale needs max_side: the size to enlarge to.")
+        _require(self.split or self.global_view, "Without split and global_view nothing of the picture is shown.")
+        _require(
+            self.layout == "nanovlm" or self.global_view,
+            "The smolvlm layout always shows the view of the whole: set global_view, or use the nanovlm layout.",
+        )
+
+
+@dataclass
 class VLMConfig:
     """The three parts, and how pictures and prompts reach them. The defaults are nanoVLM's 222M model."""
 
@@ -120,6 +146,7 @@ class VLMConfig:
     pixel_range: Literal["signed", "unit"] = "signed"  # [-1, 1] as SigLIP was trained; nanoVLM's checkpoints: [0, 1]
     prompt_format: Literal["chat", "question_answer"] = "chat"
     tokenizer: str | None = None  # Hub id, where the model directory does not hold a tokenizer
+    tiling: TilingConfig | None = None  # None: every picture is squashed to one tile
 
     def __post_init__(self) -> None:
         factor = self.projector.pixel_shuffle_factor
@@ -135,6 +162,10 @@ class VLMConfig:
             self.projector.language_dim == self.language.hidden_dim,
             f"The projector gives language_dim {self.projector.language_dim}, "
             f"the decoder expects {self.language.hidden_dim}.",
+        )
+        _require(
+            self.tiling is None or self.image_token_id is not None,
+            "A picture in tiles needs image placeholders between their position tokens: set image_token_id.",
         )
 
     @property
@@ -220,7 +251,7 @@ def pocket_vlm() -> VLMConfig:
             num_blocks=4,
             num_heads=4,
             num_kv_heads=2,
-            vocab_size=1024,
+            vocab_size=444,
             max_positions=512,
             rope_base=10_000.0,
         ),

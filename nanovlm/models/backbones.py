@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from nanovlm.config import LMConfig, ViTConfig
 from nanovlm.models.hub import extend_rows, find_directory, load_strictly, read_json, read_tensors
 from nanovlm.models.language_model import LanguageModel
+from nanovlm.models.tensor_names import llama_slots, siglip_slots, to_ours
 from nanovlm.models.vision_transformer import ViT, resize_positions
 
 # What a full SigLIP checkpoint holds beside the patch encoder: the text tower and the pooling head.
@@ -37,32 +37,8 @@ def siglip_config(values: dict[str, Any]) -> ViTConfig:
 def siglip_tensors(tensors: dict[str, Tensor], num_blocks: int, prefix: str = "vision_model.") -> dict[str, Tensor]:
     """transformers' names -> ours, q, k and v stacked by rows. What is not known keeps its name, so that strict
     loading reports it."""
-    ours: dict[str, Tensor] = {}
-    left = dict(tensors)
-
-    def move(theirs: str, name: str) -> None:
-        for part in ("weight", "bias"):
-            if f"{prefix}{theirs}.{part}" in left:
-                ours[f"{name}.{part}"] = left.pop(f"{prefix}{theirs}.{part}")
-
-    move("embeddings.patch_embedding", "patch_embedding.conv")
-    positions = left.pop(f"{prefix}embeddings.position_embedding.weight", None)
-    if positions is not None:
-        ours["patch_embedding.position_embedding"] = positions[None]
-    left.pop(f"{prefix}embeddings.position_ids", None)
-    for i in range(num_blocks):
-        layer, block = f"encoder.layers.{i}", f"blocks.{i}"
-        move(f"{layer}.layer_norm1", f"{block}.ln1")
-        move(f"{layer}.layer_norm2", f"{block}.ln2")
-        move(f"{layer}.self_attn.out_proj", f"{block}.attn.out_proj")
-        move(f"{layer}.mlp.fc1", f"{block}.mlp.fc1")
-        move(f"{layer}.mlp.fc2", f"{block}.mlp.fc2")
-        for part in ("weight", "bias"):
-            names = [f"{prefix}{layer}.self_attn.{which}_proj.{part}" for which in "qkv"]
-            if all(name in left for name in names):
-                ours[f"{block}.attn.qkv_proj.{part}"] = torch.cat([left.pop(name) for name in names])
-    move("post_layernorm", "layer_norm")
-    return ours | left
+    position_ids = f"{prefix}embeddings.position_ids"  # older files store it; it is 0, 1, 2 …
+    return to_ours(siglip_slots(num_blocks, prefix), {n: t for n, t in tensors.items() if n != position_ids})
 
 
 def llama_config(values: dict[str, Any]) -> LMConfig:
@@ -98,22 +74,9 @@ def llama_tensors(
     tensors: dict[str, Tensor], config: LMConfig, prefix: str = "model.", head: str = "lm_head.weight"
 ) -> dict[str, Tensor]:
     """transformers' names -> ours. What is not known keeps its name, so that strict loading reports it."""
-    names = {f"{prefix}embed_tokens.weight": "token_embedding.weight", f"{prefix}norm.weight": "norm.weight"}
-    names[head] = "head.weight"
-    for i in range(config.num_blocks):
-        layer, block = f"{prefix}layers.{i}", f"blocks.{i}"
-        names[f"{layer}.input_layernorm.weight"] = f"{block}.norm1.weight"
-        names[f"{layer}.post_attention_layernorm.weight"] = f"{block}.norm2.weight"
-        for which in "qkv":
-            names[f"{layer}.self_attn.{which}_proj.weight"] = f"{block}.attn.{which}_proj.weight"
-        names[f"{layer}.self_attn.o_proj.weight"] = f"{block}.attn.out_proj.weight"
-        for which in ("gate", "up", "down"):
-            names[f"{layer}.mlp.{which}_proj.weight"] = f"{block}.mlp.{which}_proj.weight"
-    ours = {
-        names.get(name, name): tensor
-        for name, tensor in tensors.items()
-        if not name.endswith("rotary_emb.inv_freq")  # older files store it; it is computed
-    }
+    # older files store inv_freq; it is computed
+    stored = {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
+    ours = to_ours(llama_slots(config.num_blocks, prefix, head), stored)
     if config.tie_weights and "token_embedding.weight" in ours:
         ours["head.weight"] = ours["token_embedding.weight"]
     return ours
