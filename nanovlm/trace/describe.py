@@ -69,3 +69,20 @@ class Describer:
         info = TensorInfo(tuple(shape), dtype, device, uid, tensor.requires_grad, self._names.get(key), strides)
         self._seen[key] = (weakref.ref(tensor), info)
         return info
+
+
+def facts(args: tuple, kwargs: dict) -> dict[str, int]:
+    """What only the values can tell about a step that failed: the least and largest id, the number of True."""
+    found: dict[str, int] = {}
+    for tensor in (*args, *kwargs.values()):
+        if not isinstance(tensor, Tensor) or tensor.is_meta or not tensor.numel() or tensor.is_floating_point():
+            continue
+        if tensor.dtype is torch.bool and "true" not in found:
+            over = args[0].shape if args and isinstance(args[0], Tensor) else tensor.shape
+            fits = tensor.ndim <= len(over)
+            found["true"] = int((tensor.expand(over) if fits else tensor).sum())
+        elif not tensor.is_complex() and "low" not in found:
+            scored = tensor[tensor != kwargs.get("ignore_index", -100)] if "ignore_index" in kwargs else tensor
+            if scored.numel():
+                found["low"], found["high"] = int(scored.min()), int(scored.max())
+    return found

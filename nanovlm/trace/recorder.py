@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import FrameType
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from nanovlm.trace.describe import Describer
+from nanovlm.trace.describe import Describer, facts
 from nanovlm.trace.frames import EINOPS, FUNCTION, Chain
 from nanovlm.trace.modules import ModuleIndex
 from nanovlm.trace.names import NO_OPS, QUIET, op_name, opened_up
@@ -129,6 +129,8 @@ class Recorder:
                     result = inside(*args, **kwargs)
                 self._open.pop()
         except BaseException as error:
+            with torch._C.DisableTorchFunction(), suppress(Exception):
+                row.settings = facts(args, kwargs)
             self._fail(row, error)
             raise
         self._tick(row)

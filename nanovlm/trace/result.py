@@ -8,10 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
+from nanovlm.trace.compare import Diff, diff, expect
 from nanovlm.trace.flow import finish
+from nanovlm.trace.render_graph import mermaid, svg
+from nanovlm.trace.render_html import render_html
 from nanovlm.trace.render_text import render_tree
 from nanovlm.trace.rows import Row
 from nanovlm.trace.stages import Stages, find_stages
+from nanovlm.trace.tables import Table, as_json, module_table
 
 
 class Trace:
@@ -76,9 +80,55 @@ class Trace:
 
     __repr__ = __str__
 
-    def to_json(self) -> str:
+    def _repr_html_(self) -> str:
+        return render_html(self.root, self.remark)
+
+    def html(self) -> str:
+        """A whole page, to be written to a file."""
+        title = self.root.cls or self.root.name
+        return f'<!doctype html><meta charset="utf-8"><title>{title}</title>{self._repr_html_()}'
+
+    def table(self, depth: int | None = None) -> Table:
+        """One line a module: shapes in and out, parameters, FLOPs, bytes. depth: levels below the model."""
+        return module_table(self.root, depth, self.num_params, self.flops)
+
+    def expect(self, patterns: dict[str, str]) -> None:
+        """Check shapes: {"vision_encoder": "B 196 768", "cat": "B 49+T 576"}. A name is one size everywhere.
+
+        Raises ShapeMismatch with what was expected, what came, and the first step that differs.
+        """
+        expect(self.__getitem__, patterns, self.dims)
+
+    def diff(self, other: Trace) -> Diff:
+        """What the other trace has differently: other shapes or dtypes (!), steps gone (-), steps added (+)."""
+        return diff(self.root, other.root)
+
+    def first_nan(self) -> Row | None:
+        """The first step in which a NaN appears (needs values=True)."""
+        return self._first("nan")
+
+    def first_inf(self) -> Row | None:
+        """The first step in which an infinity appears (needs values=True). Masks with -inf are meant to."""
+        return self._first("inf")
+
+    def _first(self, kind: str) -> Row | None:
+        rows = [row for row in self.rows if row.kind == "op"]
+        if not any(row.stats for row in rows):
+            raise ValueError("This trace holds no values: trace with values=True, and not on the meta device.")
+        return next((row for row in rows if row.stats and row.stats[kind]), None)
+
+    def to_json(self, indent: int | None = None) -> str:
         """Everything as JSON: nested rows with names, shapes, parameters, FLOPs and source places."""
-        return json.dumps({})
+        head = {"num_params": self.num_params, "flops": self.flops, "dims": self.dims, "remark": self.remark}
+        return json.dumps(head | {"root": as_json(self.root)}, indent=indent)
+
+    def mermaid(self) -> str:
+        """A flow chart of the main parts in Mermaid's language."""
+        return mermaid(self.root, self.inputs)
+
+    def svg(self) -> str:
+        """The flow chart as a static SVG picture."""
+        return svg(self.root, self.inputs)
 
 
 def _matches(row: Row, name: str) -> bool:

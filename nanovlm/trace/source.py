@@ -79,9 +79,15 @@ def locate(where: Where | None) -> Source | None:
     return Source(code.co_filename, code.co_name, line, text.strip(), statement)
 
 
-def operands(source: Source | None, name: str) -> tuple[list[str], dict[str, str]]:
-    """What the learner wrote for the arguments of a step: `q @ k` -> ["q", "k"], `x.view(2, 3)` -> ["x", "2", "3"]."""
+def operands(source: Source | None, name: str, is_module: bool = False) -> tuple[list[str], dict[str, str]]:
+    """What the learner wrote for the arguments of a step: `q @ k` -> ["q", "k"], `x.view(2, 3)` -> ["x", "2", "3"].
+
+    is_module: the step is a layer's call, `self.proj(x)`, so that what stands before the dot is no argument.
+    """
     node = _find(source, name) if source is not None else None
+    if name == "setitem" and isinstance(node, ast.Subscript) and source is not None:
+        value = _assigned(source.statement)
+        return [ast.unparse(node.value), ast.unparse(node.slice), *([value] if value else [])], {}
     if isinstance(node, ast.BinOp):
         return [ast.unparse(node.left), ast.unparse(node.right)], {}
     if isinstance(node, ast.AugAssign):
@@ -91,8 +97,9 @@ def operands(source: Source | None, name: str) -> tuple[list[str], dict[str, str
     if not isinstance(node, ast.Call):
         return [], {}
     given = [ast.unparse(arg) for arg in node.args]
-    if isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value).split(".")[0] not in _NAMESPACES:
-        given.insert(0, ast.unparse(node.func.value))
+    before_dot = ast.unparse(node.func.value) if isinstance(node.func, ast.Attribute) and not is_module else None
+    if before_dot is not None and before_dot.split(".")[0] not in _NAMESPACES:
+        given.insert(0, before_dot)
     return given, {word.arg: ast.unparse(word.value) for word in node.keywords if word.arg}
 
 
@@ -120,6 +127,14 @@ def _find(source: Source, name: str) -> ast.AST | None:
         if len(nodes) == 1:
             return nodes[0]
     return None
+
+
+def _assigned(statement: str) -> str | None:
+    try:
+        node = ast.parse(statement).body[0]
+    except (SyntaxError, IndexError):
+        return None
+    return ast.unparse(node.value) if isinstance(node, ast.Assign) else None
 
 
 _OPERATORS = {"add": ast.Add, "sub": ast.Sub, "mul": ast.Mult, "div": ast.Div, "matmul": ast.MatMult, "pow": ast.Pow}

@@ -50,7 +50,7 @@ def find_stages(root: Row, inputs: dict[str, Any]) -> Stages:
         before[frozenset([name])] = [Stage(_input_label(name, info), info, None)]
     after: list[Stage] = []
     vocabulary: set[int] = set()
-    for row in _visible(root):
+    for row in visible(root):
         target: list[Stage] = after
         info = row.outs[0] if row.outs else None
         meeting = None if after else _meeting(row, streams)
@@ -85,10 +85,10 @@ def _module_label(row: Row, info: TensorInfo, vocabulary: set[int]) -> str:
     return f"after {head.rpartition('.')[2]}.{tail}" if tail.isdigit() and head else f"after {tail or row.cls}"
 
 
-def _visible(row: Row) -> Iterator[Row]:
+def visible(row: Row) -> Iterator[Row]:
     for child in row.children:
         if child.error is None and _opens(child):
-            yield from _visible(child)
+            yield from visible(child)
         else:
             yield child
 

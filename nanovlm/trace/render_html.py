@@ -1,0 +1,62 @@
+"""The tree as static HTML: <details>, inline CSS, no script; the same in JupyterLab, Colab and on GitHub pages."""
+
+from __future__ import annotations
+
+from html import escape
+
+from nanovlm.trace.fold import Node, fold
+from nanovlm.trace.render_text import human, milliseconds, node_notes, node_shape, node_title, usual_dtype
+from nanovlm.trace.rows import Row
+from nanovlm.trace.source import locate
+
+_STYLE = """<style>
+.vlm-trace{font:13px/1.5 ui-monospace,Menlo,Consolas,monospace;overflow-x:auto}
+.vlm-trace details,.vlm-trace p{margin:0 0 0 1.1em;padding:0;white-space:nowrap}
+.vlm-trace summary{cursor:pointer;margin-left:-1.1em}
+.vlm-trace b{font-weight:600}
+.vlm-trace s{text-decoration:none;color:#0b6bcb;margin:0 .6em}
+.vlm-trace i{font-style:normal;color:#888;margin-right:.6em}
+.vlm-trace code{color:#777;background:none;font-size:12px}
+.vlm-trace .x{background:#fdd;color:#a00}
+@media(prefers-color-scheme:dark){.vlm-trace s{color:#6cb2ff}.vlm-trace .x{background:#511;color:#fbb}}
+</style>"""
+_OPEN_LEVELS = 2
+
+
+def render_html(root: Row, remark: str | None = None) -> str:
+    """A folded tree. Open: the first levels, and the way to a step that failed."""
+    parts: list[str] = []
+    _node(fold(root), 0, usual_dtype(root), parts)
+    note = f"<p><i>{escape(remark)}</i></p>" if remark else ""
+    return f'<div class="vlm-trace">{_STYLE}{"".join(parts)}{note}</div>'
+
+
+def _node(node: Node, depth: int, dtype: str | None, parts: list[str]) -> None:
+    line = _line(node, dtype)
+    failed = node.row.error is not None
+    mark = ' class="x"' if failed else ""
+    if not node.children:
+        parts.append(f"<p{mark}>{line}</p>")
+        return
+    is_open = " open" if depth < _OPEN_LEVELS or failed or any(r.error for r in node.row.walk()) else ""
+    parts.append(f"<details{is_open}><summary{mark}>{line}</summary>")
+    for child in node.children:
+        _node(child, depth + 1, dtype, parts)
+    parts.append("</details>")
+
+
+def _line(node: Node, dtype: str | None) -> str:
+    row = node.row
+    costs = [f"{human(row.params)} params" if row.params else "", f"{human(row.flops)}FLOP" if row.flops else ""]
+    if row.seconds is not None:
+        costs.append(milliseconds(row.seconds))
+    costs.append(node_notes(node, dtype))
+    source = locate(row.where)
+    cost = " · ".join(filter(None, costs))
+    line = f"<b>{escape(node_title(node))}</b><s>{escape(node_shape(node))}</s>"
+    if cost:
+        line += f"<i>{escape(cost)}</i>"
+    if source is not None and source.short:
+        text = source.short if len(source.short) <= 100 else source.short[:99] + "…"
+        line += f'<code title="{escape(source.place)}">{escape(text)}</code>'
+    return line
