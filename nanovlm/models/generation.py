@@ -23,6 +23,8 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """Keep the fewest likely tokens whose probabilities reach p, the one that crosses p included (nucleus sampling,
     Holtzman et al. 2020, https://arxiv.org/abs/1904.09751). [R, vocab_size], same out"""
+    if p >= 1:  # everything; a sum of 49,152 rounded probabilities may reach 1 before its end
+        return logits
     ordered, order = logits.sort(dim=-1, descending=True)
     probabilities = ordered.softmax(dim=-1)
     # What stands before a token already reaches p: the token is not needed. The first one always stays.
@@ -84,6 +86,15 @@ class BeamSearch:
         self.lengths = lengths.gather(1, source)
         rows = source + torch.arange(prompts, device=best.device)[:, None] * beams
         return (best % vocab_size).flatten(), rows.flatten()
+
+    def settled(self, finished: Tensor, max_length: int) -> bool:
+        """Whether no running beam can still overtake the best finished one: a sum of log-probabilities only falls, so
+        that a running beam at best keeps its sum, and spreads it over max_length tokens."""
+        finished = finished.view_as(self.total)
+        longest = self.lengths.new_tensor(max_length) if self.length_penalty > 0 else self.lengths
+        scores = self.total / torch.where(finished, self.lengths, longest) ** self.length_penalty
+        best = [scores.masked_fill(others, float("-inf")).amax(dim=1) for others in (~finished, finished)]
+        return bool((best[0] > best[1]).all())
 
 
 class GenerationMixin:
@@ -157,7 +168,8 @@ class GenerationMixin:
             finished = finished | (tokens == eos)
             if on_tokens is not None and beams is None:
                 on_tokens(tokens)
-            if bool(finished.all()) or step + 1 == max_new_tokens:
+            done = bool(finished.all()) if beams is None else beams.settled(finished, max_new_tokens)
+            if done or step + 1 == max_new_tokens:
                 break
             x = self.decoder.token_embedding(tokens)[:, None]  # [rows, 1, dim]
             logits = self.decoder.head(self.decoder(x, cache=cache)[:, -1])
@@ -197,8 +209,9 @@ class GenerationMixin:
         single = isinstance(prompt, str)
         prompts = [prompt] if single else list(prompt)
         if image is None:
-            image = [None] * len(prompts)
-        pictures = list(image) if isinstance(image, (list, tuple)) and not single else [image]
+            pictures = [None] * len(prompts)
+        else:
+            pictures = list(image) if isinstance(image, (list, tuple)) and not single else [image]
         if len(pictures) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts need {len(prompts)} entries of image; got {len(pictures)}.")
         batch = self.prepare_prompts(prompts, pictures)
