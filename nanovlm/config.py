@@ -126,6 +126,10 @@ class TilingConfig:
     def __post_init__(self) -> None:
         _require(self.layout in ("smolvlm", "nanovlm"), f"layout is smolvlm or nanovlm, not {self.layout!r}.")
         _require(self.max_side is None or self.max_side >= 1, f"max_side must be at least 1; it is {self.max_side}.")
+        _require(
+            self.layout == "nanovlm" or self.max_side is None or self.max_side <= 4096,
+            f"The smolvlm layout allows 4096 pixels at most; max_side is {self.max_side}.",
+        )
         _require(not self.upscale or self.max_side is not None, "upscale needs max_side: the size to enlarge to.")
         _require(self.split or self.global_view, "Without split and global_view nothing of the picture is shown.")
         _require(

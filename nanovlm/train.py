@@ -25,8 +25,8 @@ from nanovlm.checkpoint import (
     restore_random_state,
     save_checkpoint,
 )
-from nanovlm.config import TrainConfig, VLMConfig
-from nanovlm.data.datasets import get_dataloaders
+from nanovlm.config import TrainConfig
+from nanovlm.data.loading import get_dataloaders
 from nanovlm.models.vision_language_model import IGNORE, VisionLanguageModel
 from nanovlm.optimizer import Optimizers
 from nanovlm.precision import Precision, choose_precision, find_device

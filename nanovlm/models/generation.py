@@ -237,8 +237,12 @@ class GenerationMixin:
             if not text.strip():
                 raise ValueError('The prompt is empty. Ask something, for example "What is this?".')
             own = [] if entry is None else list(entry) if isinstance(entry, (list, tuple)) else [entry]
-            tensors += [self.image_processor(picture) for picture in own]  # each [1, 3, H, W]
-            rows.append(self.tokenizer.encode_prompt(text, len(own), self.config))
+            own = [self.image_processor.open(picture) for picture in own]
+            if own:
+                tensors.append(self.image_processor(own))  # [tiles, 3, H, W]
+            # How a picture is cut into tiles decides what stands for it in the text.
+            texts = self.image_processor.image_texts(own, self.tokenizer.image_token, self.config.num_image_tokens)
+            rows.append(self.tokenizer.encode_prompt(text, len(own), self.config, texts))
         longest = max(map(len, rows))
         device = self.decoder.token_embedding.weight.device
         input_ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id, device=device)

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from nanovlm.config import VLMConfig
-
 if TYPE_CHECKING:
+    from nanovlm.data.chat import ChatTokenizer
     from nanovlm.models.vision_language_model import VisionLanguageModel
 
+TOKENIZER_FILES = ("tokenizer*.json", "chat_template.*")
 FILES = ("*.json", "*.safetensors", "*.jinja", "README.md")
 
 
-def find_directory(path_or_hub_id: str | Path) -> Path:
+def find_directory(path_or_hub_id: str | Path, files: Sequence[str] = FILES) -> Path:
     """A local directory as it is; anything else is a Hub id, fetched (or found in the local cache)."""
     path = Path(path_or_hub_id).expanduser()
     if path.is_dir():
@@ -37,7 +38,7 @@ def find_directory(path_or_hub_id: str | Path) -> Path:
     )
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(FILES)))
+        return Path(snapshot_download(name, allow_patterns=list(files)))
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise FileNotFoundError(f"There is no directory {name}, and the Hub has no model of that name.") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
@@ -67,6 +68,8 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
         if not isinstance(weight_map, dict):
             raise ValueError(f"{index} has no weight_map, so it does not say where the tensors are.")
         files = sorted({directory / shard for shard in weight_map.values()})
+        if outside := [file.name for file in files if file.parent != directory]:
+            raise ValueError(f"{index} points outside of its directory, to {outside[0]}: do not trust this model.")
     else:
         files = [directory / "model.safetensors"]
     tensors: dict[str, Tensor] = {}
@@ -102,21 +105,33 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
-    """Give every parameter its tensor; anything missing, left over or mis-shaped is an error that names it."""
-    wanted = module.state_dict()
-    problems = [f"missing {name} {list(wanted[name].shape)}" for name in wanted if name not in tensors]
-    problems += [f"unexpected {name} {list(tensors[name].shape)}" for name in tensors if name not in wanted]
-    for name in wanted:
-        if name not in tensors:
-            continue
-        if tensors[name].shape != wanted[name].shape:
-            problems.append(f"{name} has shape {list(tensors[name].shape)}, expected {list(wanted[name].shape)}")
+def tie_head(tensors: dict[str, Tensor], embedding: str, head: str, source: str | Path) -> None:
+    """Give a tied pair, of which files hold one or both, both its names."""
+    if embedding in tensors and head in tensors and not torch.equal(tensors[embedding], tensors[head]):
+        raise ValueError(f"The config in {source} says that {head} is {embedding}, but the weights of the two differ.")
+    for name, other in ((embedding, head), (head, embedding)):
+        if other in tensors:
+            tensors.setdefault(name, tensors[other])
+
+
+def check_tensors(shapes: Mapping[str, Sequence[int]], tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Anything missing, left over, mis-shaped or not floating point is an error that names it."""
+    problems = [f"missing {name} {list(shapes[name])}" for name in shapes if name not in tensors]
+    problems += [f"unexpected {name} {list(tensors[name].shape)}" for name in tensors if name not in shapes]
+    for name in shapes.keys() & tensors.keys():
+        if list(tensors[name].shape) != list(shapes[name]):
+            problems.append(f"{name} has shape {list(tensors[name].shape)}, expected {list(shapes[name])}")
         elif not tensors[name].is_floating_point():
             problems.append(f"{name} holds {tensors[name].dtype}, expected floating point")
     if problems:
         more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(f"The weights in {source} do not fit this model: {'; '.join(problems[:5])}{more}.")
+
+
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Give every parameter its tensor, and have no tensor left over."""
+    wanted = module.state_dict()
+    check_tensors({name: tensor.shape for name, tensor in wanted.items()}, tensors, source)
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(tensors[name])
@@ -136,18 +151,23 @@ class HubMixin:
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | Path, dtype: torch.dtype | None = None) -> VisionLanguageModel:
-        """Load a model directory or Hub id, strictly, with the tokenizer and picture settings that it holds."""
+        """Load a model directory or Hub id, strictly, with the tokenizer and picture settings that belong to it.
+
+        Reads our own format, nanoVLM's, and SmolVLM's as transformers writes it.
+        """
+        from nanovlm.models.formats import recognise
+
         directory = find_directory(path_or_hub_id)
-        config = VLMConfig.from_dict(read_json(directory / "config.json"))
-        tensors = read_tensors(directory)
-        if config.language.tie_weights and "decoder.token_embedding.weight" in tensors:
-            tensors.setdefault("decoder.head.weight", tensors["decoder.token_embedding.weight"])
+        values = read_json(directory / "config.json")
+        source = recognise(values, directory)
+        config = source.read_config(values, directory)
         with torch.device("meta"):
             model: VisionLanguageModel = cls(config)  # no memory and no random numbers for weights that are replaced
+        tensors = source.read_weights(directory, model)
         model.to_empty(device="cpu")
         rebuild_what_is_not_stored(model)
         load_strictly(model, tensors, directory)
-        attach_processors(model, directory)
+        source.attach_processors(model, directory, values)
         return model.to(dtype) if dtype is not None else model
 
     def save_pretrained(
@@ -217,16 +237,22 @@ def rebuild_what_is_not_stored(model: VisionLanguageModel) -> None:
         model.decoder.head.weight = model.decoder.token_embedding.weight
 
 
-def attach_processors(model: VisionLanguageModel, directory: Path) -> None:
-    """Tokenizer and picture settings are the data package's; without a tokenizer the model takes tensors only."""
+def load_tokenizer(directory: Path, hub_id: str | None) -> ChatTokenizer | None:
+    """The directory's own tokenizer, else the Hub's; without one the model takes tensors only, and says so."""
     from nanovlm.data.chat import ChatTokenizer
-    from nanovlm.data.processors import ImageProcessor
 
-    if (directory / "processor_config.json").is_file():
-        model.image_processor = ImageProcessor.from_pretrained(directory)
-    else:
-        model.image_processor = ImageProcessor(model.config.vision.image_size, model.config.pixel_range)
-    if (directory / "tokenizer.json").is_file():
-        model.tokenizer = ChatTokenizer.from_pretrained(directory)
-    elif model.config.tokenizer is not None:
-        model.tokenizer = ChatTokenizer.from_pretrained(find_directory(model.config.tokenizer))
+    if not (directory / "tokenizer.json").is_file():
+        if hub_id is None:
+            return None
+        try:
+            directory = find_directory(hub_id, TOKENIZER_FILES)
+        except (ConnectionError, FileNotFoundError) as error:
+            warnings.warn(f"Loaded without a tokenizer, so the model takes tensors only. {error}", stacklevel=4)
+            return None
+    return ChatTokenizer.from_pretrained(directory)
+
+
+def stop_token_id(tokenizer: ChatTokenizer) -> int:
+    """The token that closes an answer: what the chat template writes there, else end-of-sequence."""
+    end = tokenizer.end_of_turn_id() if tokenizer.settings.get("chat_template") else None
+    return tokenizer.eos_token_id if end is None else end

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nanovlm.config import LMConfig
+from nanovlm.models.vision_transformer import attend
 
 
 class RMSNorm(nn.Module):
@@ -30,12 +31,14 @@ class RotaryEmbedding(nn.Module):
 
     def __init__(self, head_dim: int, base: float) -> None:
         super().__init__()
-        frequencies = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)  # [head_dim / 2]
-        self.register_buffer("inv_freq", frequencies, persistent=False)
+        self.head_dim, self.base = head_dim, base
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        # float32 whatever the model's type: in bfloat16 position 257 would be position 256.
-        angles = positions[:, None, :, None].float() * self.inv_freq.float()  # [B, 1, T, head_dim / 2]
+        # float32 whatever the model's type: in bfloat16 position 257 would be position 256. No buffer, for the same
+        # reason: model.to(bfloat16) would round it.
+        pairs = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=positions.device)
+        frequencies = self.base ** (-pairs / self.head_dim)  # [head_dim / 2]
+        angles = positions[:, None, :, None].float() * frequencies  # [B, 1, T, head_dim / 2]
         angles = torch.cat([angles, angles], dim=-1)  # [B, 1, T, head_dim]
         return angles.cos(), angles.sin()
 
@@ -98,7 +101,6 @@ class GroupedQueryAttention(nn.Module):
     def __init__(self, config: LMConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.num_groups = config.num_heads // config.num_kv_heads
         self.q_proj = nn.Linear(config.hidden_dim, config.num_heads * config.head_dim, bias=False)
         self.k_proj = nn.Linear(config.hidden_dim, config.num_kv_heads * config.head_dim, bias=False)
         self.v_proj = nn.Linear(config.hidden_dim, config.num_kv_heads * config.head_dim, bias=False)
@@ -115,9 +117,7 @@ class GroupedQueryAttention(nn.Module):
         q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         if cache is not None:
             k, v = cache.update(k, v)  # [B, num_kv_heads, all positions so far, head_dim]
-        x = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None and length > 1, enable_gqa=self.num_groups > 1
-        )
+        x = attend(q, k, v, mask, is_causal=mask is None and length > 1)
         return self.out_proj(x.transpose(1, 2).reshape(batch, length, dim))
 
 
