@@ -94,6 +94,7 @@ class ChatTokenizer(TextTokenizer):
         num_image_tokens: int = 0,
         add_generation_prompt: bool = False,
         prompt_format: str = "chat",
+        image_texts: Sequence[str] | None = None,
     ) -> tuple[list[int], list[bool]]:
         """A conversation -> (ids, supervised), both of one length.
 
@@ -107,6 +108,8 @@ class ChatTokenizer(TextTokenizer):
                 as many as there are image parts.
             num_image_tokens: placeholders per picture; 0 where the model puts image tokens in front of the text.
             add_generation_prompt: end where the assistant's answer begins.
+            image_texts: what stands for each picture, special tokens included, where that is more than placeholders
+                (ImageProcessor.image_texts gives it).
 
         Raises: ValueError if parts and pictures do not match, or the template refuses or loses something.
         """
@@ -117,15 +120,17 @@ class ChatTokenizer(TextTokenizer):
         num_answers = sum(role == "assistant" for role, _ in turns)
         if rendered.count(START) != num_answers or rendered.count(END) != num_answers:
             raise ValueError("The chat template drops or repeats an assistant's answer, so it cannot be supervised.")
-        ids, supervised = self._encode_rendered(rendered, num_image_tokens, self.end_of_turn_id(prompt_format))
-        wanted = num_image_tokens * sum(part is IMAGE for _, parts in turns for part in parts)
-        if wanted and (shown := ids.count(self.image_token_id)) != wanted:
-            raise ValueError(
-                f"The chat template shows {shown // num_image_tokens} of {wanted // num_image_tokens} pictures."
-            )
-        return ids, supervised
+        wanted = sum(part is IMAGE for _, parts in turns for part in parts)
+        if wanted and (shown := rendered.count(self._image_text())) != wanted:
+            raise ValueError(f"The chat template shows {shown} of {wanted} pictures.")
+        if image_texts is not None and wanted:
+            rendered = self._insert(rendered, image_texts)
+            num_image_tokens = 1
+        return self._encode_rendered(rendered, num_image_tokens, self.end_of_turn_id(prompt_format))
 
-    def encode_prompt(self, text: str, num_images: int, config: VLMConfig) -> list[int]:
+    def encode_prompt(
+        self, text: str, num_images: int, config: VLMConfig, image_texts: Sequence[str] | None = None
+    ) -> list[int]:
         """A single question -> the ids that `generate` continues, in the form that the model of `config` wants."""
         return self.encode_chat(
             [{"role": "user", "content": text}],
@@ -133,6 +138,7 @@ class ChatTokenizer(TextTokenizer):
             num_image_tokens=0 if config.image_token_id is None else config.num_image_tokens,
             add_generation_prompt=True,
             prompt_format=config.prompt_format,
+            image_texts=image_texts,
         )[0]
 
     def _render(self, turns: list[Turn], add_generation_prompt: bool, template: ChatTemplate) -> str:
@@ -154,6 +160,13 @@ class ChatTokenizer(TextTokenizer):
         if self.image_token is None:
             raise ValueError("This tokenizer has no image token: add one with add_tokens([name], image_token=name).")
         return self.image_token
+
+    def _insert(self, rendered: str, image_texts: Sequence[str]) -> str:
+        """Put each picture's text where the template has its image token."""
+        around = rendered.split(self._image_text())
+        if len(image_texts) != len(around) - 1:
+            raise ValueError(f"{len(around) - 1} pictures need as many image_texts; got {len(image_texts)}.")
+        return around[0] + "".join(text + after for text, after in zip(image_texts, around[1:], strict=True))
 
     def _guarded(self, text: str) -> str:
         if not text.isascii():

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -201,15 +202,32 @@ class ImageProcessor:
         size = self.image_size
         pixels = torch.empty(len(images), 3, size, size)
         for row, image in zip(pixels, images, strict=True):
-            image = open_image(image, target_size=size)
+            image = self.open(image)
             if image.size != (size, size):
                 image = image.resize((size, size), RESAMPLING[self.resample])
-            # bytearray: torch wants memory that it may write to
-            array = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-            row.copy_(array.view(size, size, 3).permute(2, 0, 1))  # [H, W, 3] -> [3, H, W]
+            row.copy_(self.pixels(image))
+        return self.scale(pixels)
+
+    def open(self, image: Any) -> Image.Image:
+        """Anything that `open_image` takes -> RGB, decoded no larger than needed."""
+        return open_image(image, target_size=self.image_size)
+
+    def image_texts(self, images: Sequence[Any], image_token: str, num_image_tokens: int) -> list[str] | None:
+        """What stands for each picture in the text; None: num_image_tokens image tokens and nothing else."""
+        return None
+
+    @staticmethod
+    def pixels(image: Image.Image) -> torch.Tensor:
+        """A PIL RGB picture -> uint8 [3, H, W]"""
+        # bytearray: torch wants memory that it may write to
+        array = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+        return array.view(image.height, image.width, 3).permute(2, 0, 1)  # [H, W, 3] -> [3, H, W]
+
+    def scale(self, pixels: torch.Tensor) -> torch.Tensor:
+        """0..255 -> the model's range, float32; a float tensor is changed in place."""
         if self.pixel_range == "signed":
-            return pixels.div_(127.5).sub_(1.0)
-        return pixels.div_(255.0)
+            return pixels.float().div_(127.5).sub_(1.0)
+        return pixels.float().div_(255.0)
 
     def __repr__(self) -> str:
         return f"ImageProcessor({', '.join(f'{key}={value!r}' for key, value in self.to_dict().items())})"
