@@ -1,0 +1,190 @@
+"""Samples -> what a model trains on or is asked: token ids, targets and pixels; bad samples are skipped and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from nanovlm.config import VLMConfig
+from nanovlm.data.chat import IGNORE, ChatTokenizer, shift_labels
+from nanovlm.data.processors import ImageProcessor
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Stands for a sample that cannot be used. Collators set it aside, a `Loader` counts it and takes another one."""
+
+    index: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"sample {self.index}: {self.reason}"
+
+
+def check_columns(dataset: Any, wanted: Sequence[str]) -> None:
+    """Raise ValueError if a data set that knows its columns (as `datasets.Dataset` does) lacks a wanted one."""
+    columns = getattr(dataset, "column_names", None)
+    if columns is not None and not set(wanted) <= set(columns):
+        raise ValueError(
+            f"The data set has the columns {', '.join(columns)}, but {' and '.join(wanted)} are wanted "
+            "(the_cauldron's schema for training, MMStar's for multiple choice)."
+        )
+
+
+class _Samples(Dataset):
+    """What both data sets share: samples by index, and bad ones turned into `Skipped`."""
+
+    columns: tuple[str, ...] = ()
+
+    def __init__(
+        self, dataset: Any, tokenizer: ChatTokenizer, image_processor: ImageProcessor, vlm_cfg: VLMConfig
+    ) -> None:
+        check_columns(dataset, self.columns)
+        self.dataset = dataset
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.prompt_format = vlm_cfg.prompt_format
+        self.image_tokens_in_front = vlm_cfg.num_image_tokens if vlm_cfg.image_token_id is None else 0
+        self.num_placeholders = 0 if self.image_tokens_in_front else vlm_cfg.num_image_tokens
+        if self.num_placeholders and tokenizer.image_token_id != vlm_cfg.image_token_id:
+            raise ValueError(
+                f"The tokenizer's image token has id {tokenizer.image_token_id}, the model expects "
+                f"{vlm_cfg.image_token_id}: tokenizer and model do not belong together."
+            )
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any] | Skipped:
+        if not 0 <= index < len(self):
+            raise IndexError(f"There is no sample {index} among {len(self)}.")
+        try:
+            sample = self.dataset[index]
+        except Exception as error:  # a damaged file must not end a run of hours
+            return Skipped(index, f"cannot be read: {error!r}")
+        return self.encode(sample, index)
+
+    def encode(self, sample: Mapping[str, Any], index: int) -> dict[str, Any] | Skipped:
+        """One sample -> an item for the collator, or Skipped with the reason."""
+        if not isinstance(sample, Mapping) or not set(self.columns) <= set(sample):
+            found = ", ".join(map(str, sample)) if isinstance(sample, Mapping) else type(sample).__name__
+            return Skipped(index, f"it has {found}, but {' and '.join(self.columns)} are wanted")
+        try:
+            return self._encode(sample, index)
+        except Exception as error:
+            plain = isinstance(error, (ValueError, OSError))  # ours, already a sentence
+            return Skipped(index, str(error).rstrip(".") if plain else repr(error))
+
+    def _encode(self, sample: Mapping[str, Any], index: int) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _check_pictures(self, images: Sequence[Any]) -> None:
+        if self.image_tokens_in_front and len(images) != 1:
+            raise ValueError(f"it has {len(images)} pictures, but this model takes exactly one, in front of the text")
+
+
+class VQADataset(_Samples):
+    """Pictures and conversations in the_cauldron's schema -> ids, targets and pixels.
+
+    A sample is {"images": [picture, …], "texts": [{"user": str, "assistant": str, …}, …]} with any number of pictures.
+    All turns are used; only the answers and the tokens that end them are supervised.
+
+    An item is {"input_ids" [T], "targets" [T], "images" [P, 3, H, W], "index", "num_supervised", "truncated"}, with
+    T <= max_length less the image tokens that the model puts in front. A longer sample is cut at its end, unless that
+    would cut its pictures or leave no supervised token: then it is `Skipped`, as one with a bad picture is.
+
+    Args:
+        dataset: anything with len() and [index]: a `datasets.Dataset`, a `Thimble`, a list.
+    """
+
+    columns = ("images", "texts")
+
+    def __init__(
+        self,
+        dataset: Any,
+        tokenizer: ChatTokenizer,
+        image_processor: ImageProcessor,
+        vlm_cfg: VLMConfig,
+        max_length: int | None = None,
+    ) -> None:
+        super().__init__(dataset, tokenizer, image_processor, vlm_cfg)
+        self.max_tokens = None if max_length is None else max_length - self.image_tokens_in_front
+        if self.max_tokens is not None and self.max_tokens < 2:
+            raise ValueError(
+                f"max_length {max_length} leaves no room for text beside {self.image_tokens_in_front} image tokens."
+            )
+
+    def _encode(self, sample: Mapping[str, Any], index: int) -> dict[str, Any]:
+        images = sample["images"] or []
+        self._check_pictures(images)
+        ids, supervised = self.tokenizer.encode_chat(
+            messages_of(sample["texts"]),
+            num_images=len(images),
+            num_image_tokens=self.num_placeholders,
+            prompt_format=self.prompt_format,
+        )
+        truncated = self.max_tokens is not None and len(ids) > self.max_tokens
+        if truncated:
+            if self.num_placeholders and self.tokenizer.image_token_id in ids[self.max_tokens :]:
+                raise ValueError(f"{len(images)} pictures do not fit into {self.max_tokens} tokens")
+            ids, supervised = ids[: self.max_tokens], supervised[: self.max_tokens]
+        targets = torch.tensor(shift_labels(ids, supervised))
+        num_supervised = int((targets != IGNORE).sum())
+        if num_supervised == 0:
+            raise ValueError(f"no answer within its first {self.max_tokens} tokens" if truncated else "no answer")
+        return {
+            "input_ids": torch.tensor(ids),
+            "targets": targets,
+            "images": self.image_processor(list(images)),
+            "index": index,
+            "num_supervised": num_supervised,
+            "truncated": truncated,
+        }
+
+
+def messages_of(texts: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """The turns of a sample -> chat messages. Raises ValueError if there is none, or one lacks question or answer."""
+    if not texts:
+        raise ValueError("it has no conversation")
+    messages = []
+    for number, turn in enumerate(texts):
+        for role in ("user", "assistant"):
+            text = turn.get(role)
+            if not isinstance(text, str):
+                raise ValueError(f"turn {number} has no {role} text")
+            messages.append({"role": role, "content": text})
+    return messages
+
+
+class MMStarDataset(_Samples):
+    """Multiple choice in MMStar's schema (Chen et al., 2024, arXiv:2403.20330): prompts to answer with one letter.
+
+    A sample is {"image": picture, "question": text with its options, "answer": "B", "category": str, …}. An item is
+    {"input_ids" [T], "images" [1, 3, H, W], "answer": letter, "category", "index"}; the ids end where answers begin.
+    """
+
+    columns = ("image", "question", "answer")
+    instruction = "\nAnswer with the letter."
+
+    def _encode(self, sample: Mapping[str, Any], index: int) -> dict[str, Any]:
+        answer = str(sample["answer"]).strip()
+        if len(answer) != 1 or not answer.isalpha():
+            raise ValueError(f"its answer {answer!r} is not a letter")
+        ids, _ = self.tokenizer.encode_chat(
+            [{"role": "user", "content": sample["question"] + self.instruction}],
+            num_images=1,
+            num_image_tokens=self.num_placeholders,
+            add_generation_prompt=True,
+            prompt_format=self.prompt_format,
+        )
+        return {
+            "input_ids": torch.tensor(ids),
+            "images": self.image_processor(sample["image"]),
+            "answer": answer.upper(),
+            "category": sample.get("category", ""),
+            "index": index,
+        }

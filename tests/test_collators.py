@@ -1,0 +1,122 @@
+"""Batches lose nothing, mix nothing, and say how much of them is padding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanovlm.data.collators import MMStarCollator, PackingCollator, VQACollator, pack, padding_waste
+from nanovlm.data.datasets import Skipped
+
+PAD = 999
+sizes = st.lists(st.tuples(st.integers(1, 30), st.integers(0, 3)), min_size=1, max_size=12)
+
+
+def items_of(sizes):
+    """Items whose every id and pixel tells where it comes from: ids 1000 i + t, pictures filled with 10 i + p."""
+    items = []
+    for i, (length, num_images) in enumerate(sizes):
+        ids = 1000 * i + torch.arange(length)
+        targets = torch.cat([ids[1:], torch.tensor([-100])])
+        pictures = [torch.full((3, 2, 2), 10.0 * i + p) for p in range(num_images)]
+        images = torch.stack(pictures) if pictures else torch.empty(0, 3, 2, 2)
+        items.append({"input_ids": ids, "targets": targets, "images": images, "index": 100 + i})
+    return items
+
+
+@given(sizes, st.sampled_from(["left", "right"]), st.sampled_from([1, 8]))
+def test_padding_keeps_every_token_in_its_place(sizes, side, multiple):
+    batch = VQACollator(PAD, side, multiple)(items_of(sizes))
+    longest = max(length for length, _ in sizes)
+    assert batch["input_ids"].shape[1] == -(-longest // multiple) * multiple
+    for i, (length, _) in enumerate(sizes):
+        real = batch["attention_mask"][i].bool()
+        assert int(real.sum()) == length
+        assert (real[-length:] if side == "left" else real[:length]).all()
+        assert batch["input_ids"][i, real].tolist() == [1000 * i + t for t in range(length)]
+        assert (batch["input_ids"][i, ~real] == PAD).all() and (batch["targets"][i, ~real] == -100).all()
+        assert batch["targets"][i, real].tolist() == [*(1000 * i + t for t in range(1, length)), -100]
+    assert batch["sample_indices"] == [100 + i for i in range(len(sizes))]
+    check_pictures(batch, [(i, p) for i, (_, number) in enumerate(sizes) for p in range(number)])
+    expected = 1 - sum(length for length, _ in sizes) / batch["input_ids"].numel()
+    assert padding_waste(batch) == pytest.approx(expected)
+
+
+def check_pictures(batch, expected):
+    if not expected:
+        assert batch["images"] is None
+    else:
+        assert batch["images"][:, 0, 0, 0].tolist() == [10.0 * i + p for i, p in expected]
+
+
+@given(sizes, st.integers(30, 64))
+def test_packed_rows_hold_every_document_whole_and_apart(sizes, max_length):
+    batch = PackingCollator(PAD, max_length)(items_of(sizes))
+    assert batch["input_ids"].shape[1] == max_length
+    found = []
+    for ids, targets, documents, mask in zip(
+        batch["input_ids"], batch["targets"], batch["document_ids"], batch["attention_mask"], strict=True
+    ):
+        assert torch.equal(mask.bool(), documents >= 0)
+        assert (ids[documents < 0] == PAD).all() and (targets[documents < 0] == -100).all()
+        assert documents[documents >= 0].diff().ge(0).all(), "documents follow each other"
+        for d in range(int(documents.max()) + 1):
+            own = ids[documents == d]
+            i = int(own[0]) // 1000
+            assert own.tolist() == [1000 * i + t for t in range(sizes[i][0])]
+            # The last token of a document asks for nothing: what follows it is somebody else's.
+            assert targets[documents == d].tolist() == [*own[1:].tolist(), -100]
+            found.append(i)
+    assert sorted(found) == list(range(len(sizes)))
+    assert batch["sample_indices"] == [100 + i for i in found]
+    check_pictures(batch, [(i, p) for i in found for p in range(sizes[i][1])])
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(50, 80))
+def test_pack_fills_rows_well(lengths, max_length):
+    rows = pack(lengths, max_length)
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    used = [sum(lengths[i] for i in row) for row in rows]
+    assert all(0 < total <= max_length for total in used)
+    # First fit: no two rows could be one.
+    assert all(a + b > max_length for k, a in enumerate(used) for b in used[k + 1 :])
+
+
+def test_pack_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="51 tokens does not fit into rows of 50"):
+        pack([3, 51], 50)
+
+
+def test_packing_wastes_less_than_padding():
+    items = items_of([(5 + 9 * (i % 3), 0) for i in range(24)])
+    assert padding_waste(PackingCollator(PAD, 64)(items)) < 0.5 * padding_waste(VQACollator(PAD)(items))
+
+
+@pytest.mark.parametrize("collator", [VQACollator(PAD), PackingCollator(PAD, 32)])
+def test_skipped_items_are_set_aside(collator):
+    skipped = Skipped(7, "torn")
+    batch = collator([skipped, *items_of([(4, 1), (3, 0)])])
+    assert batch["skipped"] == [skipped]
+    assert sorted(batch["sample_indices"]) == [100, 101]
+    assert "skipped" not in collator(items_of([(4, 1)]))
+    with pytest.raises(ValueError, match="No sample of the batch can be used: sample 7: torn"):
+        collator([skipped])
+
+
+def test_multiple_choice_batches_end_where_the_answer_begins():
+    items = items_of([(4, 1), (2, 1)])
+    for item, answer in zip(items, "BD", strict=True):
+        del item["targets"]
+        item |= {"answer": answer, "category": f"kind {answer}"}
+    batch = MMStarCollator(PAD)([items[0], Skipped(3, "torn"), items[1]])
+    assert batch["input_ids"].tolist() == [[0, 1, 2, 3], [PAD, PAD, 1000, 1001]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [0, 0, 1, 1]]
+    assert batch["answers"] == ["B", "D"] and batch["categories"] == ["kind B", "kind D"]
+    assert "targets" not in batch
+
+
+def test_wrong_side():
+    with pytest.raises(ValueError, match="left or right"):
+        VQACollator(PAD, "middle")

@@ -1,0 +1,172 @@
+"""Samples to items: every turn, answers only, whole pictures; what cannot be used is named, never fatal."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from nanovlm.config import LMConfig, ProjectorConfig, ViTConfig, VLMConfig
+from nanovlm.data.datasets import MMStarDataset, Skipped, VQADataset
+from nanovlm.data.processors import ImageProcessor
+from nanovlm.data.thimble import Thimble, multiple_choice_sample
+from tests.tiny_tokenizer import tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+PROCESSOR = ImageProcessor(16)
+IMAGE = TOKENIZER.image_token_id
+
+
+def vlm_config(in_front=False, prompt_format="chat"):
+    """16-pixel pictures that become 4 tokens."""
+    return VLMConfig(
+        vision=ViTConfig(hidden_dim=8, inter_dim=8, num_blocks=1, num_heads=1, image_size=16, patch_size=4),
+        projector=ProjectorConfig(vision_dim=8, language_dim=8, pixel_shuffle_factor=2),
+        language=LMConfig(hidden_dim=8, inter_dim=8, num_blocks=1, num_heads=1, num_kv_heads=1, vocab_size=400),
+        image_token_id=None if in_front else IMAGE,
+        prompt_format=prompt_format,
+    )
+
+
+def picture(colour="red", size=(20, 10)):
+    return Image.new("RGB", size, colour)
+
+
+def sample(num_turns=2, num_images=1):
+    texts = [{"user": f"What is {i}?", "assistant": f"answer {i}", "source": "s"} for i in range(num_turns)]
+    return {"images": [picture()] * num_images, "texts": texts}
+
+
+def dataset(samples, max_length=None, **config):
+    return VQADataset(samples, TOKENIZER, PROCESSOR, vlm_config(**config), max_length)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 5), st.integers(0, 3))
+def test_all_turns_and_all_pictures(num_turns, num_images):
+    item = dataset([sample(num_turns, num_images)])[0]
+    assert item["images"].shape == (num_images, 3, 16, 16)
+    ids, targets = item["input_ids"], item["targets"]
+    assert ids.shape == targets.shape and ids.dtype == targets.dtype == torch.int64
+    assert int((ids == IMAGE).sum()) == 4 * num_images
+    learned = TOKENIZER.decode(targets[targets >= 0], skip_special_tokens=False)
+    assert learned == "".join(f"answer {i}<|end|>" for i in range(num_turns))
+    assert item["num_supervised"] == int((targets >= 0).sum())
+    # A target is what follows: wherever there is one, it is the next input.
+    places = (targets >= 0).nonzero().flatten()
+    assert torch.equal(targets[places][:-1], ids[(places + 1)[:-1]]) and not item["truncated"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 90), st.integers(0, 2), st.booleans())
+def test_truncation_keeps_pictures_whole_and_something_to_learn(max_length, num_images, in_front):
+    num_images = 1 if in_front else num_images
+    room = max_length - 4 * in_front
+    if room < 2:
+        with pytest.raises(ValueError, match="leaves no room"):
+            dataset([], max_length, in_front=in_front)
+        return
+    full = dataset([sample(3, num_images)], in_front=in_front)[0]
+    item = dataset([sample(3, num_images)], max_length, in_front=in_front)[0]
+    if isinstance(item, Skipped):
+        assert item.index == 0 and ("do not fit" in item.reason or "no answer within its first" in item.reason)
+        first_answer = int((full["targets"] >= 0).nonzero()[0])
+        assert room < first_answer + 2, "a sample with a whole supervised token in reach was dropped"
+    else:
+        assert len(item["input_ids"]) == min(room, len(full["input_ids"]))
+        assert item["truncated"] == (room < len(full["input_ids"]))
+        assert item["num_supervised"] >= 1
+        assert int((item["input_ids"] == IMAGE).sum()) == (0 if in_front else 4 * num_images)
+        assert item["targets"][-1] == -100
+
+
+def test_picture_in_front_means_exactly_one():
+    assert IMAGE not in dataset([sample(1, 1)], in_front=True)[0]["input_ids"]
+    for number in (0, 2):
+        assert f"{number} pictures" in dataset([sample(1, number)], in_front=True)[0].reason
+
+
+def test_question_answer_format():
+    item = dataset([sample(1)], in_front=True, prompt_format="question_answer")[0]
+    assert TOKENIZER.decode(item["input_ids"], False) == "Question: What is 0? Answer:answer 0<|end|>"
+
+
+def jpeg(image):
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+class Failing:
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise OSError("disk on fire")
+
+
+GOOD = sample()
+BAD = [
+    ([{**GOOD, "images": [jpeg(picture(size=(200, 200)))[:700]]}], "cut short"),
+    ([{**GOOD, "images": [{"bytes": b"no picture", "path": None}]}], "not a picture"),
+    ([{**GOOD, "images": [None]}], "not NoneType"),
+    ([{**GOOD, "texts": []}], "no conversation"),
+    ([{**GOOD, "texts": None}], "no conversation"),
+    ([{**GOOD, "texts": [{"user": "q", "assistant": None}]}], "turn 0 has no assistant text"),
+    ([{**GOOD, "texts": [{"question": "q"}]}], "turn 0 has no user text"),
+    ([{**GOOD, "texts": ["q"]}], "'str' object"),
+    ([{"image": picture(), "texts": []}], "it has image, texts, but images and texts are wanted"),
+    ([7], "it has int"),
+    (Failing(), "disk on fire"),
+]
+
+
+@pytest.mark.parametrize(("samples", "reason"), BAD)
+def test_a_bad_sample_is_skipped_with_its_index_and_reason(samples, reason):
+    item = dataset(samples)[0]
+    assert isinstance(item, Skipped) and item.index == 0
+    assert reason in item.reason and "\n" not in str(item)
+
+
+def test_missing_columns_are_named_at_once():
+    import datasets
+
+    table = datasets.Dataset.from_dict({"image": [1], "question": ["q"]})
+    with pytest.raises(ValueError, match="columns image, question, but images and texts are wanted"):
+        dataset(table)
+    with pytest.raises(ValueError, match="image and question and answer are wanted"):
+        MMStarDataset(table, TOKENIZER, PROCESSOR, vlm_config())
+
+
+def test_tokenizer_and_model_must_agree():
+    with pytest.raises(ValueError, match="do not belong together"):
+        VQADataset([], tiny_tokenizer("chatml"), PROCESSOR, vlm_config())
+
+
+def test_the_end_of_the_data_is_an_index_error():
+    samples = dataset([sample()] * 3)
+    assert len(list(samples)) == len(samples) == 3
+    with pytest.raises(IndexError):
+        samples[3]
+
+
+def test_the_thimble_goes_through():
+    samples = dataset(Thimble("shapes", "train", 8, image_size=16))
+    for item, raw in zip(samples, Thimble("shapes", "train", 8, image_size=16), strict=True):
+        learned = TOKENIZER.decode(item["targets"][item["targets"] >= 0], False)
+        assert learned == "".join(turn["assistant"] + "<|end|>" for turn in raw["texts"])
+
+
+def test_multiple_choice():
+    rows = [multiple_choice_sample(i, image_size=16) for i in range(4)]
+    for item, row in zip(MMStarDataset(rows, TOKENIZER, PROCESSOR, vlm_config()), rows, strict=True):
+        text = TOKENIZER.decode(item["input_ids"], False)
+        assert text.endswith(f"{row['question']}\nAnswer with the letter.<|assistant|>")
+        assert item["images"].shape == (1, 3, 16, 16)
+        assert (item["answer"], item["category"]) == (row["answer"], row["category"])
+    wrong = MMStarDataset([{**rows[0], "answer": "A cat"}], TOKENIZER, PROCESSOR, vlm_config())[0]
+    assert wrong.reason == "its answer 'A cat' is not a letter"
