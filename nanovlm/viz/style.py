@@ -52,18 +52,20 @@ _STYLE = (
 
 @dataclass(frozen=True)
 class Figure:
-    """Something to look at, and the same in words. `markup` is SVG or HTML that stands alone."""
+    """Something to look at, and the same in words. `markup` is SVG or HTML that stands alone; `png` the same picture,
+    base64, where it is no drawing."""
 
     markup: str
     alt: str
+    png: str | None = None
 
     @property
     def is_svg(self) -> bool:
         return self.markup.startswith("<svg")
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, str], dict[str, Any]]:
-        kind = "image/svg+xml" if self.is_svg else "text/html"
-        return {kind: self.markup, "text/plain": self.alt}, {kind: {"alt": self.alt}} if self.is_svg else {}
+        kind = "image/png" if self.png else "image/svg+xml" if self.is_svg else "text/html"
+        return {kind: self.png or self.markup, "text/plain": self.alt}, {kind: {"alt": self.alt}}
 
     def __repr__(self) -> str:
         return self.alt
@@ -162,7 +164,7 @@ def from_matplotlib(figure: MatplotlibFigure, alt: str) -> Figure:
     plt.close(figure)
     data = base64.b64encode(buffer.getvalue()).decode()
     markup = f'<img alt="{html.escape(alt)}" style="max-width:100%" src="data:image/png;base64,{data}">'
-    return Figure(markup, alt)
+    return Figure(markup, alt, data)
 
 
 def heat(value: float) -> str:

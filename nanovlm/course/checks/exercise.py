@@ -153,6 +153,9 @@ def _listed(names: dict[str, list[int]]) -> str:
     return ", ".join(names) if names else "none"
 
 
+BROKEN: dict[str, Exception] = {}  # module -> why it cannot be imported: one chapter's fault must not stop the others
+
+
 def load_exercises() -> dict[str, Exercise]:
     """All exercises, by id: every module of this package is imported once."""
     import pkgutil
@@ -161,5 +164,11 @@ def load_exercises() -> dict[str, Exercise]:
     from nanovlm.course import checks
 
     for module in sorted(m.name for m in pkgutil.iter_modules(checks.__path__)):
-        import_module(f"{checks.__name__}.{module}")
+        name = f"{checks.__name__}.{module}"
+        if name in BROKEN:
+            continue
+        try:
+            import_module(name)
+        except Exception as error:
+            BROKEN[name] = error
     return REGISTRY

@@ -1,0 +1,36 @@
+"""Help in three steps, one at a time."""
+
+from __future__ import annotations
+
+import difflib
+import html
+
+from nanovlm.course.outline import chapter
+from nanovlm.course.progress import record_hint
+from nanovlm.course.quizzes import Shown
+
+STEPS = ("a nudge", "a plan", "almost code")
+
+
+def hint(exercise_id: str) -> Shown:
+    """The next hint of an exercise: a nudge, a plan, almost code."""
+    from nanovlm.course.checks.exercise import load_exercises
+
+    exercises = load_exercises()
+    if exercise_id not in exercises:
+        near = difflib.get_close_matches(str(exercise_id), exercises, n=1)
+        more = f" Did you mean {near[0]!r}?" if near else f" There are: {', '.join(sorted(exercises))}."
+        return _shown(f"There is no exercise {str(exercise_id)[:80]!r}.{more}", "")
+    exercise = exercises[exercise_id]
+    step = record_hint(exercise_id)
+    if step < 3:
+        left = ("", "One more to come.", "Two more to come.")[2 - step]
+        return _shown(f"Hint {step + 1} of 3, {STEPS[step]}. {left}".strip(), exercise.hints[step])
+    home = chapter(exercise.chapter)
+    where = f"solutions/{home.stem}.ipynb" if home else "solutions/"
+    return _shown(f"You have seen all three; {where} holds a solution. The last one again:", exercise.hints[2])
+
+
+def _shown(title: str, words: str) -> Shown:
+    body = f'<pre style="white-space:pre-wrap;margin:.3em 0">{html.escape(words)}</pre>' if words else ""
+    return Shown(f"<div><b>{html.escape(title)}</b>{body}</div>", f"{title}\n{words}".rstrip())

@@ -1,0 +1,164 @@
+"""Your VLM: what passed its check becomes a part of a model that runs the shipped weights."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec, module_from_spec
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from nanovlm.course.checks.engine import judge
+from nanovlm.course.checks.exercise import REGISTRY, Exercise, load_exercises
+from nanovlm.course.own_code import revive
+from nanovlm.course.progress import load, record_check
+
+if TYPE_CHECKING:
+    from nanovlm.models.vision_language_model import VisionLanguageModel
+
+# In the order of their imports.
+MODULES = ("vision_transformer", "modality_projector", "language_model", "generation", "vision_language_model")
+
+
+def use(exercise_id: str, learner: Any = None) -> Any:
+    """The learner's version where it passes its check (given here, or kept from an earlier session), else the
+    reference, with a line that says so. The exercise must exist: ValueError names those that do."""
+    exercise = _find(exercise_id)
+    if learner is None:
+        own, reason = _kept(exercise)
+    else:
+        result = judge(exercise, learner)
+        record_check(result, learner)
+        own = learner if result.passed else None
+        reason = "not written yet" if result.rung == "not_written" else "your version does not pass its check yet"
+    if own is not None:
+        return own
+    print(f"{exercise_id}: {reason}; the reference stands in.")
+    return exercise.reference
+
+
+def yours(replace: Mapping[str, Any] | None = None, directory: str | Path | None = None) -> VisionLanguageModel:
+    """The pocket model, built from your own parts, with the shipped weights loaded into them strictly.
+
+    Args:
+        replace: exercise id -> a version to try instead of yours, unchecked; None takes the reference.
+        directory: another model directory.
+
+    `.parts` of the model tells for each exercise whether it is "yours", "reference" or "replaced".
+    """
+    from nanovlm.config import VLMConfig
+    from nanovlm.models.hub import attach_processors, load_strictly, read_json, read_tensors
+
+    replace = dict(replace or {})
+    for exercise_id in replace:
+        if _find(exercise_id).install is None:
+            raise ValueError(f"{exercise_id} is not a part of the model; parts are: {', '.join(part_ids())}.")
+    if directory is None:
+        from nanovlm.assets import asset_path
+
+        directory = asset_path("pocket")
+    directory = Path(directory)
+    code = ModelCode()
+    parts: dict[str, str] = {}
+    for exercise_id in part_ids():
+        exercise = REGISTRY[exercise_id]
+        if exercise_id in replace:
+            learner, parts[exercise_id] = replace[exercise_id], "replaced"
+        else:
+            learner, reason = _kept(exercise)
+            parts[exercise_id] = "reference" if learner is None else "yours"
+            if learner is None and reason != "not passed yet":
+                print(f"{exercise_id}: {reason}; the reference stands in.")
+        if learner is not None:
+            exercise.install(code, learner)  # type: ignore[misc]
+    code.link()
+    own = [name for name, origin in parts.items() if origin != "reference"]
+    config = VLMConfig.from_dict(read_json(directory / "config.json"))
+    tensors = read_tensors(directory)
+    if config.language.tie_weights and "decoder.token_embedding.weight" in tensors:
+        tensors.setdefault("decoder.head.weight", tensors["decoder.token_embedding.weight"])
+    try:
+        model: VisionLanguageModel = code.vision_language_model.VisionLanguageModel(config)
+        load_strictly(model, tensors, directory)
+    except Exception as error:
+        raise ValueError(
+            f"The model could not be built from your parts ({', '.join(own) or 'none'}): {error}"
+        ) from error
+    attach_processors(model, directory)
+    model.eval()
+    model.parts = parts  # type: ignore[assignment]
+    print(f"{len(own)} of {len(parts)} parts are your own{': ' + ', '.join(own) if own else ''}.")
+    return model
+
+
+def part_ids() -> list[str]:
+    """Exercises whose answer is a part of the model, in the order of the chapters."""
+    parts = [e for e in load_exercises().values() if e.install is not None]
+    return [e.id for e in sorted(parts, key=lambda e: e.chapter)]
+
+
+class ModelCode(SimpleNamespace):
+    """A private copy of the model's modules (MODULES, as attributes): parts can be replaced in it, and the package
+    stays as it is."""
+
+    def __init__(self) -> None:
+        copies = _copies()
+        super().__init__(**{name.rpartition(".")[2]: module for name, module in copies.items()})
+        # What one module imports from another: (importer, name) -> home.
+        self._links = {
+            (importer, name): copies[value.__module__]
+            for importer in copies.values()
+            for name, value in vars(importer).items()
+            if getattr(value, "__module__", None) in copies and copies[value.__module__] is not importer
+        }
+        self._linked: dict[tuple[ModuleType, str], Any] = {}
+        self.link()
+
+    def link(self) -> None:
+        """Let every import see what its home module holds now."""
+        for (importer, name), home in self._links.items():
+            if (importer, name) in self._linked and vars(importer)[name] is not self._linked[importer, name]:
+                continue  # replaced on the importer's side
+            self._linked[importer, name] = getattr(home, name)
+            setattr(importer, name, getattr(home, name))
+
+
+def _copies() -> dict[str, ModuleType]:
+    """Run the modules' code again, into modules that import each other and that nobody else sees."""
+    names = [f"nanovlm.models.{name}" for name in MODULES]
+    originals = {name: import_module(name) for name in names}
+    copies: dict[str, ModuleType] = {}
+    try:
+        for name in names:
+            spec = find_spec(name)
+            assert spec is not None and spec.loader is not None
+            copies[name] = sys.modules[name] = module_from_spec(spec)
+            spec.loader.exec_module(copies[name])
+    finally:
+        sys.modules.update(originals)
+    return copies
+
+
+def _find(exercise_id: str) -> Exercise:
+    exercises = load_exercises()
+    if exercise_id not in exercises:
+        raise ValueError(f"There is no exercise {exercise_id!r}. There are: {', '.join(sorted(exercises))}.")
+    return exercises[exercise_id]
+
+
+def _kept(exercise: Exercise) -> tuple[Any, str]:
+    """The learner's version from an earlier check and "", or None and why not."""
+    record = load()["exercises"].get(exercise.id, {})
+    if not record.get("passed"):
+        return None, "not passed yet"
+    if not isinstance(record.get("source"), str) or not isinstance(record.get("name"), str):
+        return None, "it passed, but its code could not be kept"
+    try:
+        learner = revive(record["name"], record["source"], exercise.id)
+    except Exception as error:
+        return None, f"your kept version does not run any more ({type(error).__name__}: {error})"
+    if not judge(exercise, learner).passed:
+        return None, "your kept version does not pass its check any more"
+    return learner, ""
