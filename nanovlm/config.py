@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from numbers import Integral, Real
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -36,6 +37,28 @@ def _require(condition: bool, sentence: str) -> None:
         raise ValueError(sentence)
 
 
+def _check_values(config: Any, smallest: int | None = None) -> None:
+    """Every value is what its annotation says, where that is plain; no whole number is below `smallest`."""
+    plain: dict[Any, tuple[type, str]] = {
+        int: (Integral, "a whole number" + (f", {smallest} or more" if smallest is not None else "")),
+        float: (Real, "a number"),
+        bool: (bool, "true or false"),
+        str: (str, "a text"),
+    }
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if get_origin(hint) is Literal:
+            choices = ", ".join(map(repr, get_args(hint)))
+            _require(value in get_args(hint), f"{name} must be one of {choices}; it is {value!r}.")
+        elif dataclasses.is_dataclass(hint):
+            _require(isinstance(value, hint), f"{name} must be the settings of a {hint.__name__}, not {value!r}.")
+        elif hint in plain:
+            kind, words = plain[hint]
+            fits = isinstance(value, kind) and (hint is bool or not isinstance(value, bool))
+            too_small = fits and hint is int and smallest is not None and value < smallest
+            _require(fits and not too_small, f"{name} must be {words}; it is {value!r}.")
+
+
 @dataclass
 class ViTConfig:
     """The SigLIP vision transformer. The defaults are SigLIP-B/16-224."""
@@ -49,9 +72,10 @@ class ViTConfig:
     layer_norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        _check_values(self, smallest=1)
         # Not a multiple is fine: SigLIP-SO400M cuts 384 pixels into 27 patches of 14 and leaves out the last 6.
         _require(
-            0 < self.patch_size <= self.image_size,
+            self.patch_size <= self.image_size,
             f"A picture of {self.image_size} pixels holds no patch of {self.patch_size}.",
         )
         _require(
@@ -77,6 +101,9 @@ class ProjectorConfig:
     language_dim: int = 576
     pixel_shuffle_factor: int = 2
 
+    def __post_init__(self) -> None:
+        _check_values(self, smallest=1)
+
 
 @dataclass
 class LMConfig:
@@ -94,6 +121,7 @@ class LMConfig:
     tie_weights: bool = True  # the output head is the token embedding
 
     def __post_init__(self) -> None:
+        _check_values(self, smallest=1)
         _require(
             self.hidden_dim % self.num_heads == 0,
             f"LM hidden_dim {self.hidden_dim} does not divide into {self.num_heads} heads.",
@@ -124,7 +152,7 @@ class TilingConfig:
     global_view: bool = True  # False: the tiles alone (nanoVLM's first tiled models)
 
     def __post_init__(self) -> None:
-        _require(self.layout in ("smolvlm", "nanovlm"), f"layout is smolvlm or nanovlm, not {self.layout!r}.")
+        _check_values(self)
         _require(self.max_side is None or self.max_side >= 1, f"max_side must be at least 1; it is {self.max_side}.")
         _require(
             self.layout == "nanovlm" or self.max_side is None or self.max_side <= 4096,
@@ -153,6 +181,7 @@ class VLMConfig:
     tiling: TilingConfig | None = None  # None: every picture is squashed to one tile
 
     def __post_init__(self) -> None:
+        _check_values(self)
         factor = self.projector.pixel_shuffle_factor
         _require(
             self.vision.grid_size % factor == 0,
@@ -167,6 +196,9 @@ class VLMConfig:
             f"The projector gives language_dim {self.projector.language_dim}, "
             f"the decoder expects {self.language.hidden_dim}.",
         )
+        for name in ("image_token_id", "eos_token_id"):
+            token, size = getattr(self, name), self.language.vocab_size
+            _require(token is None or 0 <= token < size, f"{name} {token} is outside the vocabulary of {size}.")
         _require(
             self.tiling is None or self.image_token_id is not None,
             "A picture in tiles needs image placeholders between their position tokens: set image_token_id.",
@@ -226,8 +258,10 @@ class TrainConfig:
     wandb: bool = False
 
     def __post_init__(self) -> None:
+        _check_values(self)
         self.dataset_names = tuple(self.dataset_names)
-        for name in ("batch_size", "gradient_accumulation_steps", "max_steps", "max_length", "log_every", "eval_every"):
+        counts = ("batch_size", "gradient_accumulation_steps", "max_steps", "max_length")
+        for name in (*counts, "log_every", "eval_every", "save_every"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1; it is {getattr(self, name)}.")
         for name in ("warmup_fraction", "min_lr_fraction"):
             _require(0 <= getattr(self, name) <= 1, f"{name} is a share between 0 and 1; it is {getattr(self, name)}.")
