@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -181,3 +182,9 @@ def evaluate_multiple_choice(
         result.scores.setdefault(question.kind, Score()).add(answer == question.answer)
         result.answers.append((question, answer))
     return result
+
+
+if __name__ == "__main__":
+    from nanovlm.cli import main
+
+    raise SystemExit(main(["evaluate", *sys.argv[1:]]))

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -285,3 +286,9 @@ def train(config: TrainConfig, model: VisionLanguageModel) -> Run:
         log.close()
     distributed.stop()
     return Run(directory, model, step, best, seconds, interrupted=step < config.max_steps)
+
+
+if __name__ == "__main__":
+    from nanovlm.cli import main
+
+    raise SystemExit(main(["train", *sys.argv[1:]]))

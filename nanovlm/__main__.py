@@ -1,0 +1,7 @@
+"""`python -m nanovlm` is the command `nanovlm`."""
+
+import sys
+
+from nanovlm.cli import main
+
+sys.exit(main())

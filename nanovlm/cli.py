@@ -1,0 +1,83 @@
+"""The command `nanovlm`: finds the subcommand, runs it, and turns what a user can mend into one sentence.
+
+A subcommand is a module of nanovlm.commands with `main(arguments)`, imported when it is called.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "train": "train a model: the pocket preset in minutes, on a laptop",
+    "generate": "ask a model about a picture",
+    "evaluate": "score a model per kind of question, beside its blind score",
+    "doctor": "check this environment",
+}
+USAGE = """usage: nanovlm COMMAND [options]
+
+{commands}
+
+nanovlm COMMAND --help lists the options of a command.
+NANOVLM_DEBUG=1 in the environment shows where an error comes from.
+"""
+# Modules that only an extra of the package brings.
+EXTRAS = {
+    "datasets": "data",
+    "pyarrow": "data",
+    "matplotlib": "notebook",
+    "ipywidgets": "notebook",
+    "jupytext": "lab",
+    "nbformat": "lab",
+    "nbclient": "lab",
+    "wandb": "wandb",
+    "transformers": "dev",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit status: 0, 2 for what the user can mend, 130 for Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):  # an old Windows console cannot show every character a model may write
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    usage = USAGE.format(commands="\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items()))
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage, end="")
+        return 0
+    if arguments[0] == "--version":
+        from nanovlm import __version__
+
+        print(f"nanovlm {__version__}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        print(f"nanovlm: there is no command {name!r}. Choose from {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    try:
+        return import_module(f"nanovlm.commands.{name}").main(rest) or 0
+    except KeyboardInterrupt:
+        print("\nnanovlm: stopped.", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ModuleNotFoundError, FloatingPointError) as error:
+        if os.environ.get("NANOVLM_DEBUG") == "1":
+            raise
+        print(f"nanovlm: {sentence(error)}", file=sys.stderr)
+        return 2
+
+
+def sentence(error: Exception) -> str:
+    """What went wrong, for people. Our own errors are sentences already; the system's and Python's are put into one."""
+    if isinstance(error, ModuleNotFoundError):
+        module = (error.name or "").partition(".")[0]
+        extra = f"nanovlm[{EXTRAS[module]}]" if module in EXTRAS else module
+        return f'This needs the package {module}, which is not installed: pip install "{extra}"'
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+    return str(error) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""`nanovlm evaluate`: the score of a model on the Thimble, as a table, JSON and a contact sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from nanovlm.commands.options import parse
+
+LETTER_CHANCE = 0.25  # four options
+
+
+@dataclass
+class Options:
+    """Score a model on the Thimble: exact answers per kind of question.
+
+    "blind" is the score when each question is asked about another sample's picture: what is right then was read off
+    the question alone. "chance" is what the best guesser gets that never sees the picture.
+    """
+
+    model: str = "pocket"  # a model directory or a Hub id; pocket: the model that ships
+    subsets: tuple[Literal["shapes", "charts", "glyphs"], ...] = ("shapes", "charts", "glyphs")
+    split: Literal["val", "test", "unseen"] = "test"  # unseen: things that no training picture shows
+    size: int = 400  # pictures per subset
+    multiple_choice: bool = False  # also ask with options A to D, in MMStar's schema
+    batch_size: int = 128  # questions answered together
+    json: Path | None = None  # write the scores to this file
+    sheet: Path | None = None  # write a contact sheet of answered pictures to this file (.png)
+
+    def __post_init__(self) -> None:
+        if self.size < 2 or self.batch_size < 1 or not self.subsets:
+            raise ValueError(
+                "Evaluation needs a subset, a size of at least 2 pictures (the blind score swaps them) and a "
+                "batch_size of at least 1."
+            )
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = parse(Options, "evaluate", arguments)
+    from nanovlm.commands import report
+    from nanovlm.commands.models import load_model
+
+    report.check_output(options.json, ".json")
+    report.check_output(options.sheet, ".png")
+    model = load_model(options.model)
+    scores = report.score_thimble(model, options.subsets, options.split, options.size, options.batch_size)
+    print("\n\n".join(report.tables(scores, options.split)))
+    results = {options.split: {subset: result.to_dict() for subset, result in scores.items()}}
+    if options.multiple_choice:
+        choice = report.score_multiple_choice(model, options.split, options.size, options.batch_size)
+        print(f"\nmultiple choice, {options.split}")
+        print(choice.table(dict.fromkeys(choice.scores, LETTER_CHANCE)))
+        results["multiple choice"] = choice.to_dict()
+    if options.json:
+        report.write_json(options.json, results)
+        print(f"\nscores         {options.json}")
+    if options.sheet:
+        report.write_sheet(options.sheet, f"nanoVLM {Path(options.model).name}", scores)
+        print(f"contact sheet  {options.sheet}")

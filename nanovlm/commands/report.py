@@ -1,0 +1,88 @@
+"""Scores on the Thimble, and how they are shown. Shared by `train`, which ends with them, and `evaluate`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanovlm.data.thimble import Thimble, chance, multiple_choice_sample
+from nanovlm.evaluate import Evaluation, Question, evaluate, evaluate_multiple_choice
+from nanovlm.viz.contact_sheet import AnsweredPicture, contact_sheet
+
+if TYPE_CHECKING:
+    from nanovlm.models.vision_language_model import VisionLanguageModel
+
+COLUMNS = 4
+MISTAKES = 4  # shown at most, after the answers that were not chosen
+
+
+def score_thimble(
+    model: VisionLanguageModel, subsets: Sequence[str], split: str, size: int, batch_size: int = 128
+) -> dict[str, Evaluation]:
+    """subset -> its scores on `size` pictures of a split, blind scores included."""
+    side = model.config.vision.image_size
+    scores = {}
+    for subset in subsets:
+        samples = Thimble(subset, split, size, image_size=side)
+        scores[subset] = evaluate(model, [samples[i] for i in range(size)], batch_size=batch_size)
+    return scores
+
+
+def score_multiple_choice(model: VisionLanguageModel, split: str, size: int, batch_size: int = 128) -> Evaluation:
+    """The strict score on `size` questions with four options; the subsets take turns."""
+    side = model.config.vision.image_size
+    samples = [multiple_choice_sample(index, split, image_size=side) for index in range(size)]
+    return evaluate_multiple_choice(model, samples, batch_size)
+
+
+def tables(scores: Mapping[str, Evaluation], split: str) -> list[str]:
+    """One table per subset."""
+    return [f"{subset}, {split}\n{result.table(chance(subset))}" for subset, result in scores.items()]
+
+
+def check_output(path: Path | None, suffix: str) -> None:
+    """Raise before the work is done if its result could not be written."""
+    if path is None:
+        return
+    if path.suffix.lower() != suffix:
+        raise ValueError(f"{path} has to end in {suffix}.")
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"There is no directory {path.absolute().parent} to write {path.name} into.")
+
+
+def write_json(path: Path, values: Any) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def write_sheet(path: Path, title: str, scores: Mapping[str, Evaluation], count: int = 12) -> None:
+    """A PNG of `count` answered pictures, not chosen by how they were answered, and then of some mistakes."""
+    shown = in_turns(scores, count)
+    known = set(map(id, shown))
+    wrong = [a for result in scores.values() for a in result.answers if not _right(a) and id(a) not in known]
+    mistakes = wrong[:: max(1, len(wrong) // MISTAKES)][:MISTAKES]
+    total = sum(score.total for result in scores.values() for score in result.scores.values())
+    right = sum(score.correct for result in scores.values() for score in result.scores.values())
+    note = f"{right:,} of {total:,} answers about pictures that it never saw are right."
+    if mistakes:
+        note += f" The first {len(shown)} are as they came; then come some mistakes."
+    cards = [AnsweredPicture(q.images[0], q.text, given, q.answer) for q, given in [*shown, *mistakes]]
+    contact_sheet(title, note, cards, COLUMNS).save(path)
+
+
+def in_turns(scores: Mapping[str, Evaluation], count: int) -> list[tuple[Question, str]]:
+    """Up to `count` answers: subsets take turns, within them kinds, and each is about another picture."""
+    queues = []
+    for result in scores.values():
+        kinds = {kind: [a for a in result.answers if a[0].kind == kind] for kind in result.scores}
+        # The n-th picture with the n-th kind of question, round and round.
+        names = list(kinds)
+        queues.append([kinds[names[i % len(names)]][i] for i in range(min(map(len, kinds.values())))])
+    turns = [answer for group in zip_longest(*queues) for answer in group if answer is not None]
+    return turns[:count]
+
+
+def _right(answer: tuple[Question, str]) -> bool:
+    return answer[1] == answer[0].answer.strip()

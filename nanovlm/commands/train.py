@@ -1,0 +1,84 @@
+"""`nanovlm train`: a preset, changed where you say so; then the proof that the model looks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
+
+from nanovlm.commands.options import parse
+from nanovlm.config import TrainConfig, presets
+
+if TYPE_CHECKING:
+    from nanovlm.train import Run
+
+TEST_PICTURES = 500  # per subset and split
+
+
+@dataclass
+class Options:
+    """Train a model.
+
+    pocket: from random weights on the Thimble, in minutes on a laptop, with no network. colab and h100: SigLIP and
+    SmolLM2 joined, on the_cauldron, which is fetched from the Hugging Face Hub. The defaults below are those of the
+    preset that you name.
+    """
+
+    recipe: TrainConfig
+    preset: Literal["pocket", "colab", "h100"] = "pocket"
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parse(Options, "train", arguments, default=default_options(arguments))
+    from nanovlm.build import build_model
+    from nanovlm.train import train
+
+    preset = presets()[options.preset]
+    run = train(options.recipe, build_model(preset))
+    if run.interrupted:
+        return 130
+    print(f"trained    {run.step:,} steps in {run.seconds:,.0f} s, best val_loss {run.best_val_loss:.4f}")
+    print(f"model      {run.directory / 'best'}")
+    if options.recipe.dataset_path == "thimble":
+        examine(run, options.recipe)
+    question = "Describe the picture." if options.recipe.dataset_path == "thimble" else "What is this?"
+    print(f'\nask it     nanovlm generate --model {run.directory / "best"} --prompt "{question}"')
+    return 0
+
+
+def default_options(arguments: Sequence[str]) -> Options:
+    """The preset has to be known before the other options: their defaults are its recipe."""
+    import argparse
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--preset", default="pocket")
+    try:
+        name = parser.parse_known_args(list(arguments))[0].preset
+    except argparse.ArgumentError:  # no value: tyro says so
+        name = "pocket"
+    known = presets()
+    return Options(known[name if name in known else "pocket"].train, name)
+
+
+def examine(run: Run, recipe: TrainConfig) -> None:
+    """Score the best model on pictures it never saw, show it, and write it into the run's directory."""
+    from nanovlm.commands import report
+    from nanovlm.commands.models import load_model
+    from nanovlm.data.thimble import SUBSETS
+
+    subsets = SUBSETS if recipe.dataset_names == ("all",) else recipe.dataset_names
+    model = load_model(str(run.directory / "best"))
+    test, unseen = (report.score_thimble(model, subsets, split, TEST_PICTURES) for split in ("test", "unseen"))
+    print("\n" + "\n\n".join(report.tables(test, "test") + report.tables(unseen, "unseen")))
+    print("\nblind: the same questions about another sample's picture. unseen: things that no training picture shows.")
+    results = {
+        split: {subset: result.to_dict() for subset, result in scores.items()}
+        for split, scores in (("test", test), ("unseen", unseen))
+    }
+    about = {"step": run.step, "seconds": run.seconds, "best_val_loss": run.best_val_loss, "recipe": asdict(recipe)}
+    report.write_json(run.directory / "results.json", {**about, **results})
+    report.write_sheet(
+        run.directory / "answers.png", f"{', '.join(subsets)}: trained in {run.seconds / 60:.1f} minutes", test
+    )
+    print(f"\nscores     {run.directory / 'results.json'}")
+    print(f"pictures   {run.directory / 'answers.png'}")
