@@ -28,7 +28,8 @@ def expect(find: Callable[[str], Row], patterns: dict[str, str], sizes: dict[str
     pattern that cannot be read).
     """
     sizes = dict(sizes)
-    steps = sorted(((find(name), name, pattern) for name, pattern in patterns.items()), key=lambda step: step[0].index)
+    steps = [(find(name), name, pattern) for name, pattern in patterns.items()]
+    steps.sort(key=lambda step: _end(step[0]))
     lines, first = [], None
     width = max((len(name) for name in patterns), default=0)
     for row, name, pattern in steps:
@@ -102,7 +103,8 @@ class Diff(list):
 
     @property
     def first(self) -> Change | None:
-        return self[0] if self else None
+        """The first step to end with a difference: a step inside comes before the module around it."""
+        return min(self, key=lambda change: _end(change.here or change.there), default=None)
 
     def __str__(self) -> str:
         lines = list(map(str, self[:_LINES]))
@@ -136,6 +138,11 @@ def diff(here: Row, there: Row) -> Diff:
         key = re.sub(r"\.\d+(?=[.:\s])", ".#", str(Change(a, b, 1, symbolic)))
         counts.setdefault(key, [a, b, 0])[2] += 1
     return Diff(Change(a, b, times, symbolic) for a, b, times in counts.values())
+
+
+def _end(row: Row) -> tuple[int, int]:
+    """When a step ended, for sorting: inner steps before the module that ends with them."""
+    return list(row.walk())[-1].index, -row.index
 
 
 def _key(row: Row) -> tuple[str, str, str]:

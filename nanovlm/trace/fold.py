@@ -62,7 +62,7 @@ class _Folder:
                 if key in self.shown:
                     node.same_as = self.shown[key]
                     return node
-                self.shown[key] = row.path if row.kind == "module" else row.name
+                self.shown[key] = row.name if not row.name.isdigit() else row.path
         node.children = self._fold(row.children)
         return node
 
@@ -92,9 +92,9 @@ class _Folder:
                     for k in range(period)
                 ):
                     times += 1
+                has_steps = any(row.children for row in rows[start : start + period])
                 # One add after another is no repetition worth a fold; a block of several steps is.
-                enough = least if any(row.children for row in rows[start : start + period]) else 4
-                if times >= enough:
+                if times >= least and (has_steps or (times >= 4 and not varies)):
                     return period, times, varies
         return 1, 1, False
 

@@ -40,7 +40,7 @@ def classify(code: CodeType) -> int:
         return LIBRARY if code.co_name.startswith("_") or code.co_name == "forward" else EINOPS
     if code.co_name == "forward" or code.co_name.startswith("<"):
         return BODY
-    if code.co_flags & _VARIADIC == _VARIADIC and code.co_freevars:
+    if code.co_freevars and (code.co_flags & _VARIADIC == _VARIADIC or code.co_name in ("wrapper", "wrapped")):
         return WRAPPER  # def wrapper(*args, **kwargs): return fn(*args, **kwargs)
     return FUNCTION
 

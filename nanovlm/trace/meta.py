@@ -1,12 +1,14 @@
 """Runs a model on the meta device without touching it: shapes without weights, memory or arithmetic.
 
-Every parameter and floating-point input is replaced by a stand-in as it enters a torch function. Integer and bool
-tensors stay real until they meet a stand-in, because models read them: `if (ids == image_token).any()`, `mask.sum()`.
+Every parameter is replaced by a stand-in as it enters a torch function. Inputs stay real until they meet a stand-in,
+because models read them: `if (ids == image_token).any()`, `mask.sum()`, `(pixels == 0).all()`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 _READS = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "numpy", "nonzero"}
 _MOVES = {"to", "cpu", "cuda"}
+_FACTORIES = {"arange", "zeros", "ones", "full", "eye", "tensor"}
 
 
 class MetaMode(TorchFunctionMode):
@@ -22,6 +25,7 @@ class MetaMode(TorchFunctionMode):
 
     def __init__(self, modules: Iterable[tuple[str, nn.Module]] = ()) -> None:
         super().__init__()
+        self.assumed = False  # whether a mask without values was met, and taken to pick everything
         self._stand_ins: dict[int, tuple[Tensor, Tensor]] = {}
         self._buffers = {id(buffer) for _, module in modules for buffer in module.buffers()}
 
@@ -34,7 +38,11 @@ class MetaMode(TorchFunctionMode):
                 return torch.device("meta")
             return func(*args, **kwargs)
         if not _meets_meta((args, kwargs)):
-            if args and id(args[0]) in self._buffers and (name[-1:] == "_" or name == "__setitem__"):
+            if name in _MOVES and not args[0].is_floating_point():
+                args, kwargs = _stay(args, kwargs)
+            elif name in _FACTORIES and kwargs.get("device") is not None and _is_whole(name, args, kwargs):
+                kwargs = {**kwargs, "device": "cpu"}
+            elif args and id(args[0]) in self._buffers and (name[-1:] == "_" or name == "__setitem__"):
                 args = (args[0].clone(), *args[1:])  # a run without values must not count batches
             return func(*args, **kwargs)
         if name in _READS and isinstance(args[0], Tensor) and args[0].is_meta:
@@ -45,7 +53,9 @@ class MetaMode(TorchFunctionMode):
         if name in _MOVES:
             args, kwargs = _stay(args, kwargs)
         elif name in ("__getitem__", "__setitem__"):
-            args = (args[0], _positions(args[1]), *args[2:])
+            args = (args[0], self._positions(args[1]), *args[2:])
+            if not _meets_meta(args):
+                return func(*args, **kwargs)
         return func(*self.stand_in(args), **self.stand_in(kwargs))
 
     def __exit__(self, *exc):
@@ -65,6 +75,20 @@ class MetaMode(TorchFunctionMode):
             return {key: self.stand_in(part) for key, part in value.items()}
         return value
 
+    def _positions(self, index: Any) -> Any:
+        """A bool mask as the positions it picks; one without values is taken to pick everything."""
+        if isinstance(index, Tensor) and index.dtype is torch.bool:
+            self.assumed |= index.is_meta
+            real = torch.ones(index.shape, dtype=torch.bool) if index.is_meta else index
+            return real.nonzero(as_tuple=True)
+        if isinstance(index, tuple):
+            found: list[Any] = []
+            for part in index:
+                part = self._positions(part)
+                found += part if isinstance(part, tuple) else [part]
+            return tuple(found)
+        return index
+
     def _tensor(self, tensor: Tensor) -> Tensor:
         known = self._stand_ins.get(id(tensor))
         if known is not None and known[0] is tensor:
@@ -76,14 +100,20 @@ class MetaMode(TorchFunctionMode):
         return meta
 
 
-def to_meta(value: Any) -> Any:
-    """Inputs for a meta run: floating-point tensors lose their values, integers and bools keep them."""
+def meta_inputs(value: Any, has_parameters: bool) -> Any:
+    """A copy of the inputs for a run without values. Where there are parameters, tensors stay real until they meet
+    one (some models count the pictures that are not all zeros); else nothing would ever turn the floats into meta."""
     if isinstance(value, Tensor):
-        return value.detach().to("meta").requires_grad_(value.requires_grad) if value.is_floating_point() else value
+        copy = value.detach().clone() if has_parameters or not value.is_floating_point() else value.detach().to("meta")
+        return copy.requires_grad_(value.requires_grad)
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
-        return type(value)(to_meta(part) for part in value)
-    if isinstance(value, dict):
-        return {key: to_meta(part) for key, part in value.items()}
+        return type(value)(meta_inputs(part, has_parameters) for part in value)
+    if type(value) is dict:
+        return {key: meta_inputs(part, has_parameters) for key, part in value.items()}
+    if isinstance(value, nn.Module) or callable(value):
+        return value
+    with suppress(Exception):  # a cache that the call would fill; what cannot be copied is passed as it is
+        return deepcopy(value)
     return value
 
 
@@ -97,24 +127,20 @@ def _meets_meta(value: Any) -> bool:
     return False
 
 
-def _positions(index: Any) -> Any:
-    """A real bool mask as the positions it picks: their number cannot be known from a mask without values."""
-    if isinstance(index, Tensor) and index.dtype is torch.bool and not index.is_meta:
-        return index.nonzero(as_tuple=True)
-    if isinstance(index, tuple):
-        found: list[Any] = []
-        for part in index:
-            part = _positions(part)
-            found += part if isinstance(part, tuple) else [part]
-        return tuple(found)
-    return index
-
-
 def _stay(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """`x.to("cuda")`, `x.to(weight.device)`: a stand-in stays where it is."""
+    """`x.to("cuda")`, `mask.to(x.device)`: a stand-in stays a stand-in, and a mask keeps its values."""
+    place = args[0].device
 
-    def meta(value: Any) -> Any:
+    def stay(value: Any) -> Any:
         is_place = isinstance(value, torch.device) or (isinstance(value, (str, int)) and not isinstance(value, bool))
-        return torch.device("meta") if is_place else value
+        return place if is_place else value
 
-    return (args[0], *map(meta, args[1:])), {k: meta(v) if k == "device" else v for k, v in kwargs.items()}
+    return (args[0], *map(stay, args[1:])), {k: stay(v) if k == "device" else v for k, v in kwargs.items()}
+
+
+def _is_whole(name: str, args: tuple, kwargs: dict) -> bool:
+    """Whether a factory makes positions or a mask, whose values a model may want to read."""
+    dtype = kwargs.get("dtype")
+    if dtype is None:
+        return name == "arange" and all(isinstance(value, int) for value in args)
+    return not dtype.is_floating_point and not dtype.is_complex

@@ -36,7 +36,7 @@ def node_title(node: Node) -> str:
             f" ×{node.times}, first shown" if node.period == 1 else f" (with the next {node.period - 1}: ×{node.times})"
         )
     if node.same_as:
-        title += f" (same steps as {node.same_as})"
+        title += f" (steps as in {node.same_as})"
     return title
 
 
@@ -80,10 +80,11 @@ def render_tree(root: Row, depth: int | None = None, repeats: bool = True, sourc
     _collect(tree, "", "", depth, dtype, timed, lines)
     lines.insert(0, ("", "out", "params", "FLOPs", "time" if timed else "", ""))
     widths = [max(len(line[i]) for line in lines) for i in range(5)]
-    widths[0], widths[1] = min(widths[0], 60), min(widths[1], 44)
+    widths[0], widths[1] = min(widths[0], 60), min(widths[1], 36)
     rendered = []
     for line in lines:
-        text = f"{line[0]:<{widths[0]}}  {line[1]:<{widths[1]}}  {line[2]:>{widths[2]}}  {line[3]:>{widths[3]}}"
+        out = line[1] if len(line[1]) <= widths[1] else line[1][: widths[1] - 1] + "…"
+        text = f"{line[0]:<{widths[0]}}  {out:<{widths[1]}}  {line[2]:>{widths[2]}}  {line[3]:>{widths[3]}}"
         if timed:
             text += f"  {line[4]:>{widths[4]}}"
         if source and line[5] and len(text) + 4 < _WIDTH:

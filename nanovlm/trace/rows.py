@@ -186,11 +186,8 @@ def show(structure: Any, limit: int = 4) -> str:
         return "{" + ", ".join(parts) + "}"
     if isinstance(structure, (list, tuple)):
         infos = tensors(structure)
-        if len(infos) == len(structure) == 1:
-            return show(infos[0])
-        if len(infos) == len(structure) > limit:
-            shapes = {str(info) for info in infos}
-            return f"{len(infos)} tensors {shapes.pop() if len(shapes) == 1 else infos[0]}"
+        if len(infos) == len(structure) > 1 and len({str(info) for info in infos}) == 1:
+            return f"{len(infos)} × {infos[0]}"
         parts = [show(part, 2) for part in structure if part is not None]
         if len(parts) > limit:
             parts = [*parts[:limit], f"{len(parts) - limit} more"]

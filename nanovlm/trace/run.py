@@ -13,7 +13,7 @@ from torch import nn
 
 from nanovlm.trace import symbolic
 from nanovlm.trace.explain import explain
-from nanovlm.trace.meta import MetaMode, to_meta
+from nanovlm.trace.meta import MetaMode, meta_inputs
 from nanovlm.trace.modules import find_modules
 from nanovlm.trace.recorder import Recorder
 from nanovlm.trace.result import Trace
@@ -59,10 +59,12 @@ def trace(
 
     def on_meta(inputs: dict[str, Any]) -> Trace:
         with torch.random.fork_rng(devices=[]):
-            recorder = Recorder(
-                modules, sys._getframe(0), device="meta", modes=[MetaMode(modules)], aten=level == "aten"
-            )
-            return call.run(to_meta(inputs), recorder)
+            mode = MetaMode(modules)
+            recorder = Recorder(modules, sys._getframe(0), device="meta", modes=[mode], aten=level == "aten")
+            result = call.run(meta_inputs(inputs, recorder.modules.num_params > 0), recorder)
+        if mode.assumed:
+            result.remark = "a mask computed from values that meta does not have was taken to pick everything"
+        return result
 
     if device == "meta":
         result = on_meta(call.inputs)

@@ -49,7 +49,7 @@ def find_stages(root: Row, inputs: dict[str, Any]) -> Stages:
     for name, info in shown.items():
         before[frozenset([name])] = [Stage(_input_label(name, info), info, None)]
     after: list[Stage] = []
-    vocabulary: set[int] = set()
+    vocabulary = {row.inputs[1].shape[0] for row in root.walk() if row.name == "embedding" and len(row.inputs) > 1}
     for row in visible(root):
         target: list[Stage] = after
         info = row.outs[0] if row.outs else None
@@ -66,7 +66,6 @@ def find_stages(root: Row, inputs: dict[str, Any]) -> Stages:
         elif row.kind == "module" and info is not None:
             embedding = next((r for r in row.walk() if r.name == "embedding" and r.kind == "op"), None)
             if embedding is not None and len(row.children) <= 1:
-                vocabulary |= {weight.shape[0] for weight in embedding.inputs if weight.ndim == 2 and weight.name}
                 target.append(Stage("token embeddings", info, row))
             else:
                 target.append(Stage(_module_label(row, info, vocabulary), info, row))
