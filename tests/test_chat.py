@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanovlm.assets import asset_path
 from nanovlm.config import VLMConfig
 from nanovlm.data.chat import ChatTokenizer, shift_labels
+from nanovlm.data.thimble import SUBSETS, thimble_sample
 from tests.tiny_tokenizer import POCKET, SETTINGS, SPECIALS, raw_tokenizer, tiny_tokenizer
 
 KINDS = tuple(SETTINGS)
@@ -355,6 +357,20 @@ def test_bad_directories_get_one_sentence(tmp_path):
     raw_tokenizer().save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(FileNotFoundError, match=r"no tokenizer_config\.json"):
         ChatTokenizer.from_pretrained(tmp_path)
+
+
+def test_the_pocket_tokenizer_on_the_thimble():
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(asset_path("pocket"))
+    tokenizer = ChatTokenizer.from_pretrained(asset_path("pocket"))
+    for subset in SUBSETS:
+        for i in range(3):
+            chat = messages_of([(t["user"], t["assistant"]) for t in thimble_sample(subset, "train", i)["texts"]])
+            ids, supervised = tokenizer.encode_chat(chat)
+            assert ids == theirs.apply_chat_template(chat, tokenize=True)["input_ids"]
+            found = answers_of(tokenizer, ids, supervised, tokenizer.eos_token_id)
+            assert found == [message["content"] for message in chat[1::2]]
 
 
 def test_importing_the_tokenizer_does_not_import_transformers():
