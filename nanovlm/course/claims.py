@@ -1,7 +1,10 @@
-"""Shapes are claimed by code, so that they stay true."""
+"""What a chapter says is claimed by code, so that it stays true: shapes, and "this is the package's own code"."""
 
 from __future__ import annotations
 
+import ast
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 
@@ -26,3 +29,35 @@ def expect_shape(x: Any, claim: str) -> str:
             raise ValueError(f"Claimed [{claim}]; the shape is {sizes}: axis {axis}{meant} is {size}, not {claimed}.")
         shown.append(word if word.isdigit() else f"{word}={size}")
     return " × ".join(shown) if shown else "a single number"
+
+
+def difference_from_package(source: str, dotted: str) -> str | None:
+    """Whether `source` defines the function or class `dotted` (nanovlm.models.x.name) exactly as the package does, but
+    for docstrings, comments and layout. None, or the sentence that says where they differ."""
+    module_name, _, name = dotted.rpartition(".")
+    try:
+        file = import_module(module_name).__file__
+    except (ImportError, ValueError):
+        return f"There is no module {module_name!r}, of which this cell claims to show {name!r}."
+    theirs = _definition(Path(str(file)).read_text(encoding="utf-8"), name)
+    ours = _definition(source, name)
+    if theirs is None:
+        return f"{module_name} defines no {name!r}."
+    if ours is None:
+        return f"This cell is tagged as the package's {name}, but does not define {name!r}."
+    if ours == theirs:
+        return None
+    pairs = zip([*ours.split("\n"), "(the end)"], [*theirs.split("\n"), "(the end)"], strict=False)
+    here, there = next((a.strip(), b.strip()) for a, b in pairs if a != b)
+    return f"This cell claims to be {dotted}, but differs: here {here!r}, in the package {there!r}."
+
+
+def _definition(source: str, name: str) -> str | None:
+    """The normalised code of one top-level definition, without docstrings."""
+    for node in ast.parse(source).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name:
+            for inner in ast.walk(node):
+                if isinstance(inner, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(inner) is not None:
+                    inner.body = inner.body[1:] or [ast.Pass()]
+            return ast.unparse(node)
+    return None
