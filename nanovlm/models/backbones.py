@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from nanovlm.config import LMConfig, ViTConfig
-from nanovlm.models.hub import extend_rows, find_directory, load_strictly, read_json, read_tensors
+from nanovlm.models.hub import extend_rows, find_directory, load_strictly, read_json, read_tensors, tie_head
 from nanovlm.models.language_model import LanguageModel
 from nanovlm.models.tensor_names import llama_slots, siglip_slots, to_ours
 from nanovlm.models.vision_transformer import ViT, resize_positions
@@ -19,6 +19,9 @@ SIGLIP_UNUSED = ("text_model.", "logit_scale", "logit_bias", "vision_model.head.
 
 def siglip_config(values: dict[str, Any]) -> ViTConfig:
     """ViTConfig from transformers' SiglipVisionConfig (or a SiglipConfig that holds one)."""
+    kind = values.get("model_type", "siglip")
+    if "vision_config" not in values and "siglip" not in kind and "vision" not in kind:
+        raise ValueError(f"This is not the config of a SigLIP encoder: its model_type is {kind}.")
     values = values.get("vision_config", values)
     activation = values.get("hidden_act", "gelu_pytorch_tanh")
     if activation != "gelu_pytorch_tanh":
@@ -77,8 +80,8 @@ def llama_tensors(
     # older files store inv_freq; it is computed
     stored = {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
     ours = to_ours(llama_slots(config.num_blocks, prefix, head), stored)
-    if config.tie_weights and "token_embedding.weight" in ours:
-        ours["head.weight"] = ours["token_embedding.weight"]
+    if config.tie_weights:
+        tie_head(ours, "token_embedding.weight", "head.weight", "the checkpoint")
     return ours
 
 
