@@ -71,6 +71,7 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special_tokens: dict[str, str | None]) -> None:
+        self.source = source
         self.special_tokens = {name: token for name, token in special_tokens.items() if token is not None}
         try:
             self._template = _environment().from_string(source)

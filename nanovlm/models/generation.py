@@ -232,26 +232,36 @@ class GenerationMixin:
         """One entry of `pictures` (None, a picture, or a list of them) for each prompt -> a left-padded batch."""
         if not prompts:
             raise ValueError("There is no prompt: the list is empty.")
-        rows, tensors = [], []
-        for text, entry in zip(prompts, pictures, strict=True):
-            if not text.strip():
-                raise ValueError('The prompt is empty. Ask something, for example "What is this?".')
-            own = [] if entry is None else list(entry) if isinstance(entry, (list, tuple)) else [entry]
-            own = [self.image_processor.open(picture) for picture in own]
-            if own:
-                tensors.append(self.image_processor(own))  # [tiles, 3, H, W]
-            # How a picture is cut into tiles decides what stands for it in the text.
-            texts = self.image_processor.image_texts(own, self.tokenizer.image_token, self.config.num_image_tokens)
-            rows.append(self.tokenizer.encode_prompt(text, len(own), self.config, texts))
-        longest = max(map(len, rows))
-        device = self.decoder.token_embedding.weight.device
-        input_ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id, device=device)
+        return self.collate_prompts([self.prepare_prompt(*each) for each in zip(prompts, pictures, strict=True)])
+
+    def prepare_prompt(self: VisionLanguageModel, text: str, picture: Any) -> tuple[list[int], Tensor | None]:
+        """A question and its picture, list of pictures or None -> ids, and [tiles, 3, H, W] or None."""
+        if not text.strip():
+            raise ValueError('The prompt is empty. Ask something, for example "What is this?".')
+        entry = [] if picture is None else list(picture) if isinstance(picture, (list, tuple)) else [picture]
+        pictures = [self.image_processor.open(one) for one in entry]
+        # How a picture is cut into tiles decides what stands for it in the text.
+        texts = self.image_processor.image_texts(pictures, self.tokenizer.image_token, self.config.num_image_tokens)
+        ids = self.tokenizer.encode_prompt(text, len(pictures), self.config, texts)
+        return ids, self.image_processor(pictures) if pictures else None
+
+    def collate_prompts(
+        self: VisionLanguageModel, prompts: Sequence[tuple[list[int], Tensor | None]]
+    ) -> dict[str, Tensor | None]:
+        """What prepare_prompt gave -> input_ids and attention_mask [B, T], padded on the left, and all pictures."""
+        embedding = self.decoder.token_embedding.weight
+        longest = max(len(ids) for ids, _ in prompts)
+        input_ids = torch.full((len(prompts), longest), self.tokenizer.pad_token_id)
         attention_mask = torch.zeros_like(input_ids)
-        for i, ids in enumerate(rows):
-            input_ids[i, longest - len(ids) :] = torch.tensor(ids, device=device)
+        for i, (ids, _) in enumerate(prompts):
+            input_ids[i, longest - len(ids) :] = torch.tensor(ids)
             attention_mask[i, longest - len(ids) :] = 1
-        images = torch.cat(tensors).to(device, self.decoder.token_embedding.weight.dtype) if tensors else None
-        return {"input_ids": input_ids, "images": images, "attention_mask": attention_mask}
+        tensors = [pixels for _, pixels in prompts if pixels is not None]
+        return {
+            "input_ids": input_ids.to(embedding.device),
+            "images": torch.cat(tensors).to(embedding.device, embedding.dtype) if tensors else None,
+            "attention_mask": attention_mask.to(embedding.device),
+        }
 
 
 class _TextStream:

@@ -177,14 +177,10 @@ class HubMixin:
 
         `weights` by name stand in for the model's own: the float32 masters of a run that computes in bfloat16.
         """
-        directory = Path(directory)
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OSError(f"Cannot write to {directory}: {error.strerror}. Choose another output directory.") from error
+        directory = make_directory(directory)
         # The weights first: if the disk is full, they are what does not fit, and the old directory is still whole.
         write_safetensors(weights_to_save(self, weights or {}), directory / "model.safetensors")
-        (directory / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_json(self.config.to_dict(), directory / "config.json")
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(directory)
         if self.image_processor is not None:
@@ -204,6 +200,19 @@ class HubMixin:
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a nanovlm model"))
 
 
+def make_directory(path: str | Path) -> Path:
+    directory = Path(path)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"Cannot write to {directory}: {error.strerror}. Choose another output directory.") from error
+    return directory
+
+
+def write_json(values: Mapping[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def weights_to_save(model: VisionLanguageModel, instead: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Every weight once: a tied head is the embedding, and is not written again."""
     state = {**model.state_dict(), **instead}
@@ -213,14 +222,14 @@ def weights_to_save(model: VisionLanguageModel, instead: Mapping[str, Tensor]) -
     return tensors
 
 
-def write_safetensors(tensors: dict[str, Tensor], path: Path) -> None:
+def write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """All or nothing: a full disk or a kill leaves the old file as it was."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     temporary = path.with_suffix(".partial")
     try:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from nanovlm.config import LMConfig, ProjectorConfig, TilingConfig, ViTConfig, V
 from nanovlm.models.hub import check_tensors, load_tokenizer, read_tensors, stop_token_id, tie_head
 
 if TYPE_CHECKING:
+    from nanovlm.data.chat import ChatTokenizer
     from nanovlm.models.vision_language_model import VisionLanguageModel
 
 VISION_KEYS = {
@@ -139,6 +140,26 @@ def write_config(config: VLMConfig) -> dict[str, Any]:
     return values
 
 
+def extra_tokens(config: VLMConfig, tokenizer: ChatTokenizer | None) -> dict[str, str]:
+    """nanoVLM's vlm_extra_tokens: the image token and what its tiles need, by nanoVLM's names for them."""
+    from nanovlm.data.tiling import NANOVLM_GLOBAL, place_token
+
+    tokens = {"image_token": (tokenizer and tokenizer.image_token) or "<|image|>"}
+    tiling = config.tiling
+    if tiling is None:
+        return tokens
+    if tiling.global_view:
+        tokens["global_image_token"] = NANOVLM_GLOBAL
+    side = -(-(tiling.max_side or config.vision.image_size) // config.vision.image_size)
+    return tokens | {f"r{r + 1}c{c + 1}": place_token(r, c) for r in range(side) for c in range(side)}
+
+
+def inverse_frequencies(config: VLMConfig) -> Tensor:
+    """RoPE's frequencies [head_dim / 2], which nanoVLM's files store."""
+    language = config.language
+    return language.rope_base ** (-torch.arange(0, language.head_dim, 2) / language.head_dim)
+
+
 def their_name(name: str) -> str:
     return f"MP.{name.removeprefix('projector.')}" if name.startswith("projector.") else name
 
@@ -148,7 +169,7 @@ def read_weights(directory: Path, model: VisionLanguageModel) -> dict[str, Tenso
     language = model.config.language
     inv_freq = tensors.pop(INV_FREQ, None)
     if inv_freq is not None:  # it is computed here; a file that disagrees with its own config would load wrong
-        expected = language.rope_base ** (-torch.arange(0, language.head_dim, 2) / language.head_dim)
+        expected = inverse_frequencies(model.config)
         if inv_freq.shape != expected.shape or not torch.allclose(inv_freq.float(), expected, rtol=1e-2):
             raise ValueError(f"{INV_FREQ} in {directory} does not fit lm_re_base {language.rope_base:g} of its config.")
     if language.tie_weights:

@@ -43,6 +43,7 @@ FIXED = {
     "pretraining_tp": 1,
     "rope_interleaved": False,
 }
+POSITIONS = "vision_encoder.patch_embedding.position_embedding"
 EMBEDDING, HEAD = "model.text_model.embed_tokens.weight", "lm_head.weight"
 PIL_RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box")  # PIL's numbers 0 to 4, as files hold them
 PLAIN_PROCESSOR = "DeepseekVLProcessor"  # see export.py: image tokens with nothing around them
@@ -79,6 +80,52 @@ def read_config(values: dict[str, Any], directory: Path) -> VLMConfig:
         pixel_range=_pixel_range(pictures, directory),
         tiling=_read_tiling(pictures, encoder.image_size, directory),
     )
+
+
+def write_config(config: VLMConfig, pad_token_id: int, dtype: torch.dtype) -> dict[str, Any]:
+    """transformers' config.json of the same model."""
+    vision, language = config.vision, config.language
+    return {
+        "architectures": ["SmolVLMForConditionalGeneration"],
+        "model_type": "smolvlm",
+        "image_token_id": config.image_token_id,
+        "scale_factor": config.projector.pixel_shuffle_factor,
+        "tie_word_embeddings": language.tie_weights,
+        "dtype": str(dtype).removeprefix("torch."),
+        "vision_config": {
+            "model_type": "smolvlm_vision",
+            "hidden_size": vision.hidden_dim,
+            "intermediate_size": vision.inter_dim,
+            "num_hidden_layers": vision.num_blocks,
+            "num_attention_heads": vision.num_heads,
+            "num_channels": 3,
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "hidden_act": "gelu_pytorch_tanh",
+            "layer_norm_eps": vision.layer_norm_eps,
+        },
+        "text_config": {
+            "model_type": "llama",
+            "hidden_size": language.hidden_dim,
+            "intermediate_size": language.inter_dim,
+            "num_hidden_layers": language.num_blocks,
+            "num_attention_heads": language.num_heads,
+            "num_key_value_heads": language.num_kv_heads,
+            "head_dim": language.head_dim,
+            "vocab_size": language.vocab_size,
+            "max_position_embeddings": language.max_positions,
+            "rms_norm_eps": language.rms_norm_eps,
+            "rope_parameters": {"rope_type": "default", "rope_theta": language.rope_base},
+            "rope_theta": language.rope_base,  # transformers 4
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+            "tie_word_embeddings": language.tie_weights,
+            "bos_token_id": None,
+            "eos_token_id": config.eos_token_id,
+            "pad_token_id": pad_token_id,
+        },
+    }
 
 
 def _square(value: Any, key: str, file: Path) -> int:
@@ -150,12 +197,26 @@ def patch_places(grid_size: int) -> Tensor:
     """Which row of the position table transformers gives each patch, [grid_size ** 2].
 
     It compares fractions in float32, so that in some grids (25, 31, 40 … to a side, not 24, 27 or 32) a patch gets its
-    neighbour's position. To compute what transformers computes, the table is rearranged as it is loaded.
+    neighbour's position. To compute what transformers computes, the table is rearranged as it is loaded and written.
     """
     boundaries = torch.arange(1 / grid_size, 1.0, 1 / grid_size)
     fractions = torch.arange(grid_size, dtype=torch.float32) * (1.0 / torch.tensor(grid_size))
     place = torch.bucketize(fractions.clamp(max=1.0 - 1e-6), boundaries, right=True)  # [grid_size], along one side
     return (place[:, None] * grid_size + place).flatten()
+
+
+def position_table(positions: Tensor) -> Tensor:
+    """Our positions [1, N, dim] -> the table [1, N, dim] from which transformers gives every patch its own again."""
+    grid = round(positions.shape[1] ** 0.5)
+    places = patch_places(grid)
+    table = torch.zeros_like(positions)
+    table[:, places] = positions
+    if not torch.equal(table[:, places], positions):
+        raise ValueError(
+            f"transformers' SmolVLM rounds two patches of a {grid}x{grid} grid to one position, so it cannot compute "
+            "what this model computes. Train with another image_size or patch_size: grids of 8, 16, 24 or 32 are fine."
+        )
+    return table
 
 
 def read_weights(directory: Path, model: VisionLanguageModel) -> dict[str, Tensor]:
@@ -169,8 +230,7 @@ def read_weights(directory: Path, model: VisionLanguageModel) -> dict[str, Tenso
     slots = tensor_slots(config)
     check_tensors({slot.theirs: slot.shape(wanted[slot.ours].shape) for slot in slots}, tensors, directory)
     ours = to_ours(slots, tensors)
-    positions = "vision_encoder.patch_embedding.position_embedding"
-    ours[positions] = ours[positions][:, patch_places(config.vision.grid_size)]
+    ours[POSITIONS] = ours[POSITIONS][:, patch_places(config.vision.grid_size)]
     if tied:
         ours["decoder.head.weight"] = ours["decoder.token_embedding.weight"]
     return ours
@@ -181,7 +241,10 @@ def attach_processors(model: VisionLanguageModel, directory: Path, values: dict[
     from nanovlm.data.tiling import TiledImageProcessor
 
     config, settings = model.config, read_picture_settings(directory)
-    resample = PIL_RESAMPLING[settings.get("resample", 1)]
+    number = settings.get("resample", 1)
+    if number not in range(len(PIL_RESAMPLING)):
+        raise ValueError(f"The image processor in {directory} resamples with PIL's filter {number!r}, unknown here.")
+    resample = PIL_RESAMPLING[number]
     size, pixel_range = config.vision.image_size, config.pixel_range
     if config.tiling is None:
         model.image_processor = ImageProcessor(size, pixel_range, resample)
