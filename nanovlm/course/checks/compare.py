@@ -60,7 +60,7 @@ def first_difference(expected: Any, yours: Any, axes: str | dict[str, str], tole
 def same(a: Any, b: Any, tolerance: float) -> bool:
     """Whether two outputs agree in type, shape and value (not in dtype)."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        if a.shape != b.shape:
+        if a.shape != b.shape or a.device != b.device or a.layout != b.layout:
             return False
         a, b = a.detach(), b.detach()
         if not (a.is_floating_point() or b.is_floating_point()):
@@ -188,9 +188,15 @@ def _shape(leaf: Leaf) -> Finding | None:
 
 
 def _dtype(leaf: Leaf) -> Finding | None:
-    if not isinstance(leaf.expected, Tensor) or leaf.expected.dtype == leaf.yours.dtype:
+    expected, yours = leaf.expected, leaf.yours
+    if not isinstance(expected, Tensor):
         return None
-    e, y = (str(t.dtype).removeprefix("torch.") for t in (leaf.expected, leaf.yours))
+    if (expected.device, expected.layout) != (yours.device, yours.layout):
+        e, y = (f"{str(t.layout).removeprefix('torch.')} on {t.device}" for t in (expected, yours))
+        return Finding("dtype", f"{_of(leaf)}is {y}; expected {e}.")
+    if expected.dtype == yours.dtype:
+        return None
+    e, y = (str(t.dtype).removeprefix("torch.") for t in (expected, yours))
     return Finding("dtype", f"{_of(leaf)}is {y}; expected {e}: the shape is right, the number type is not.")
 
 

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -39,30 +40,38 @@ class Outcome:
 
 
 class Clock:
-    """The seconds that all of a check's calls share."""
+    """The seconds of work that all of a check's calls share.
+
+    Work is what counts, so that a busy machine fails nobody; somebody who only waits gets the same seconds by the wall.
+    """
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self.end = time.monotonic() + seconds
+        self.wall, self.work = time.monotonic(), time.process_time()
 
-    def left(self) -> float:
-        return max(self.end - time.monotonic(), 0.01)
+    def expired(self) -> bool:
+        wall, work = time.monotonic() - self.wall, time.process_time() - self.work
+        idle = work < 0.05 * wall
+        return work >= self.seconds or (wall >= self.seconds and idle) or wall >= 8 * self.seconds
 
 
-def call_within(seconds: float, function: Callable[[], Any]) -> Any:
+TICK = 0.05  # seconds between two looks at the clock
+
+
+def call_within(clock: Clock, function: Callable[[], Any]) -> Any:
     """function(), or OutOfTime. Pure Python that never ends is stopped; one endless call into C cannot be."""
     if hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread():
-        return _call_with_alarm(seconds, function)
-    return _call_in_thread(seconds, function)
+        return _call_with_alarm(clock, function)
+    return _call_in_thread(clock, function)
 
 
-def _call_with_alarm(seconds: float, function: Callable[[], Any]) -> Any:
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise OutOfTime
+def _call_with_alarm(clock: Clock, function: Callable[[], Any]) -> Any:
+    def look(signum: int, frame: FrameType | None) -> None:
+        if clock.expired():  # at every tick again: a bare `except:` in the learner's loop must not win
+            raise OutOfTime
 
-    before = signal.signal(signal.SIGALRM, stop)
-    # Again and again: a bare `except:` in the learner's loop must not win.
-    others_left, others_interval = signal.setitimer(signal.ITIMER_REAL, seconds, 0.1)
+    before = signal.signal(signal.SIGALRM, look)
+    others_left, others_interval = signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
     try:
         return function()
     finally:
@@ -72,7 +81,7 @@ def _call_with_alarm(seconds: float, function: Callable[[], Any]) -> Any:
             signal.setitimer(signal.ITIMER_REAL, others_left, others_interval)
 
 
-def _call_in_thread(seconds: float, function: Callable[[], Any]) -> Any:
+def _call_in_thread(clock: Clock, function: Callable[[], Any]) -> Any:
     box: dict[str, Any] = {}
 
     def work() -> None:
@@ -83,12 +92,14 @@ def _call_in_thread(seconds: float, function: Callable[[], Any]) -> Any:
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(seconds)
+    thread.join(TICK)
+    while thread.is_alive() and not clock.expired():
+        thread.join(TICK)
     for _ in range(3):
-        if not thread.is_alive():
-            break
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(OutOfTime))
-        thread.join(0.05)
+        if thread.is_alive():
+            stop = ctypes.c_ulong(thread.ident or 0), ctypes.py_object(OutOfTime)
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(*stop)
+            thread.join(TICK)
     if thread.is_alive():
         raise OutOfTime
     if "error" in box:
@@ -157,11 +168,13 @@ def run_case(exercise: Any, learner: Any, case: Any, clock: Clock | None, quiet:
             if clock is None:
                 value = exercise.run(learner, given)
             else:
-                value = call_within(clock.left(), lambda: exercise.run(learner, given))
+                value = call_within(clock, lambda: exercise.run(learner, given))
     except KeyboardInterrupt:
         raise
     except BaseException as error:
         return Outcome(error=error)
+    if inspect.iscoroutine(value):
+        value.close()  # nobody will await it; without this Python complains later, somewhere else
     names = parameter_names(exercise.reference, len(args))
     changed = [n for n, b, a in zip(names, case.args, args, strict=True) if not unchanged(b, a)]
     changed += [name for name in kwargs if not unchanged(case.kwargs[name], kwargs[name])]
@@ -188,6 +201,7 @@ _LIBRARIES = tuple(
 )
 
 
+@cache
 def _is_library(filename: str) -> bool:
     if filename.startswith("<frozen") or "site-packages" in filename or "dist-packages" in filename:
         return True

@@ -1,0 +1,226 @@
+"""The ladder, rung by rung, on a toy exercise."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from nanovlm.course import check
+from nanovlm.course.checks.engine import judge
+from nanovlm.course.checks.exercise import REGISTRY, Case, Complaint, Exercise, expect, with_weights
+from nanovlm.course.progress import load, passed_ids
+
+
+def scaled(x: Tensor, factor: float = 2.0) -> Tensor:
+    return x * factor
+
+
+def make(**changes: object) -> Exercise:
+    settings: dict = {
+        "id": "toy.scaled",
+        "chapter": "00",
+        "title": "A toy",
+        "difficulty": 1,
+        "minutes": 1,
+        "why": "To test the ladder.",
+        "hints": ("one", "two", "three"),
+        "reference": scaled,
+        "cases": lambda: [
+            Case(torch.arange(6.0).reshape(2, 3), note="six numbers"),
+            Case(torch.ones(1, 3), factor=3.0),
+        ],
+        "axes": "rows columns",
+    }
+    return Exercise(**settings | changes)
+
+
+@pytest.fixture
+def toy() -> Iterator[Exercise]:
+    exercise = make()
+
+    @exercise.property("twice the input gives twice the output")
+    def _(fn) -> None:
+        expect(torch.equal(fn(torch.ones(2) * 2), 2 * fn(torch.ones(2))), "It is not linear.")
+
+    @exercise.mistake("You add where you should multiply.")
+    def _(x, factor=2.0):
+        return x + factor
+
+    @exercise.mistake("You lose an axis.")
+    def _(x, factor=2.0):
+        return x.sum(0) * factor
+
+    yield exercise
+    del REGISTRY["toy.scaled"]
+
+
+def test_a_right_answer_lists_what_holds(toy: Exercise) -> None:
+    result = judge(toy, lambda x, factor=2.0: factor * x)
+    assert result.passed and result.facts == ["twice the input gives twice the output"]
+    assert "✓" in str(result)
+
+
+def test_shapes_are_named(toy: Exercise) -> None:
+    result = judge(toy, lambda x, factor=2.0: (factor * x).T)
+    assert result.rung == "shape"
+    assert "[3, 2]" in result.message and "rows 2 · columns 3" in result.message
+    assert "another order" in result.message
+
+
+def test_an_exception_shows_the_learners_line_and_its_tensors(toy: Exercise) -> None:
+    def wrong(x, factor=2.0):
+        y = x.reshape(4, 4)
+        return y
+
+    result = judge(toy, wrong)
+    assert result.rung == "raised" and "RuntimeError" in result.message
+    assert "y = x.reshape(4, 4)" in result.place and "x is [2, 3]" in result.place
+
+
+def test_values_come_with_a_grid_and_the_pattern(toy: Exercise) -> None:
+    result = judge(toy, lambda x, factor=2.0: -factor * x)
+    assert result.rung == "values" and "Only the sign is wrong" in result.message
+    assert result.grid is not None and torch.equal(result.grid.yours, -result.grid.expected)
+    assert result._repr_html_().count("<table") == 3
+    assert "expected" in str(result) and "difference" in str(result)
+    assert "times the expected" in judge(toy, lambda x, factor=2.0: 3 * factor * x).message
+
+
+def test_changing_the_input_is_said_even_if_the_result_is_right(toy: Exercise) -> None:
+    result = judge(toy, lambda x, factor=2.0: x.mul_(factor))
+    assert result.rung == "in_place" and "x" in result.message
+
+
+def test_a_wrong_keyword_case_says_that_the_first_example_is_right(toy: Exercise) -> None:
+    result = judge(toy, lambda x, factor=2.0: x * 2)
+    assert result.rung == "values" and "The first example is right" in result.note
+
+
+def test_a_property_that_does_not_hold_is_told_in_its_own_words() -> None:
+    exercise = make(id="toy.property", cases=lambda: [Case(torch.ones(2))], axes="")
+    exercise.property("it is linear")(lambda fn: expect(bool(fn(torch.zeros(1)) == 0), "Zero does not stay zero."))
+    result = judge(exercise, lambda x: x + 1)
+    del REGISTRY["toy.property"]
+    assert result.rung == "property" and result.message == "Zero does not stay zero." and "it is linear" in result.note
+
+
+def test_the_wrong_signature_is_explained(toy: Exercise) -> None:
+    result = judge(toy, lambda: None)
+    assert result.rung == "signature" and "(x)" in result.message
+
+
+def test_a_not_implemented_error_of_somebody_else_is_an_error(toy: Exercise) -> None:
+    def other(x, factor=2.0):
+        raise NotImplementedError("conv3d on quantum computers")
+
+    assert judge(toy, other).rung == "raised"
+
+
+def test_random_numbers_outside_go_on_as_if_nothing_had_happened(toy: Exercise) -> None:
+    def noisy(x, factor=2.0):
+        return x * factor + torch.rand(()) * 0 + random.random() * 0
+
+    torch.manual_seed(1)
+    random.seed(1)
+    wanted = torch.rand(3), random.random()
+    torch.manual_seed(1)
+    random.seed(1)
+    judge(toy, noisy)
+    assert torch.equal(torch.rand(3), wanted[0]) and random.random() == wanted[1]
+
+
+def test_prints_of_the_first_call_are_shown_and_no_others(toy: Exercise, capsys: pytest.CaptureFixture[str]) -> None:
+    def chatty(x, factor=2.0):
+        print("hello")
+        return x * factor
+
+    judge(toy, chatty)
+    assert capsys.readouterr().out == "hello\n"
+
+
+def test_outputs_of_several_parts_are_named() -> None:
+    exercise = make(
+        id="toy.pair",
+        reference=lambda x: (x.cos(), x.sin()),
+        cases=lambda: [Case(torch.ones(2, 3))],
+        axes={"cos": "rows columns", "sin": "rows columns"},
+    )
+    try:
+        assert judge(exercise, lambda x: (x.cos(), x.cos())).message.count("of sin") == 1
+        assert "2 things (cos, sin)" in judge(exercise, lambda x: x.cos()).message
+        assert "3 things" in judge(exercise, lambda x: (x, x, x)).message
+        assert "None for sin" in judge(exercise, lambda x: (x.cos(), None)).message
+        assert judge(exercise, lambda x: [x.cos(), x.sin()]).passed
+    finally:
+        del REGISTRY["toy.pair"]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "word"),
+    [
+        (3, 3.0, "//"),
+        (3, torch.tensor(3), ".item()"),
+        (True, 1, "True or False"),
+        ("a", None, "return"),
+        (2.5, "2", "string"),
+    ],
+)
+def test_plain_values_are_compared_by_kind(right: object, wrong: object, word: str) -> None:
+    exercise = make(id="toy.plain", reference=lambda: right, cases=lambda: [Case()], axes="")
+    try:
+        assert judge(exercise, lambda: right).passed
+        result = judge(exercise, lambda: wrong)
+        assert result.rung in ("type", "none") and word in result.message
+    finally:
+        del REGISTRY["toy.plain"]
+
+
+def test_check_never_raises_and_remembers(toy: Exercise, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check("toy.scaled", scaled).passed
+    assert passed_ids() == {"toy.scaled"}
+    assert not check("toy.scaled", lambda x, factor=2.0: x + factor).passed
+    record = load()["exercises"]["toy.scaled"]
+    assert record["passed"] and record["checks"] == 2 and list(record["mistakes"].values()) == [1]
+    unknown = check("toy.scalde", scaled)
+    assert unknown.rung == "unknown" and "toy.scaled" in unknown.message
+    assert check(None, None).rung == "unknown"  # type: ignore[arg-type]
+    assert "A toy: passed" in capsys.readouterr().out
+
+
+def test_an_exercise_lists_all_that_is_wrong_with_it() -> None:
+    with pytest.raises(ValueError, match=r"test_engine\.py:\d+: exercise 'toy\.bad'.*difficulty.*three"):
+        make(id="toy.bad", difficulty=4, hints=("one",))
+    assert "toy.bad" not in REGISTRY
+
+
+def test_an_id_belongs_to_one_exercise(toy: Exercise) -> None:
+    def again() -> Exercise:
+        return Exercise("toy.scaled", "00", "B", 1, 1, "w", ("1", "2", "3"), scaled, lambda: [Case(torch.ones(1))])
+
+    with pytest.raises(ValueError, match="the id is taken by"):
+        again()
+
+
+def test_with_weights_depends_on_names_only_and_names_what_differs() -> None:
+    class First(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = torch.nn.Linear(2, 3), torch.nn.Linear(3, 1, bias=False)
+
+    class Second(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.b, self.a = torch.nn.Linear(3, 1, bias=False), torch.nn.Linear(2, 3)
+
+    one, two = with_weights(First()), with_weights(Second(), like=First())
+    assert all(torch.equal(p, two.state_dict()[name]) for name, p in one.state_dict().items())
+    with pytest.raises(Complaint, match=r"no parameter a\.weight \[3, 2\]"):
+        with_weights(torch.nn.Linear(2, 2), like=First())
+    with pytest.raises(Complaint, match=r"weight has shape \[4, 2\]; it should be \[2, 2\]"):
+        with_weights(torch.nn.Linear(2, 4), like=torch.nn.Linear(2, 2))
+    with pytest.raises(Complaint, match=r"bias .* is not needed"):
+        with_weights(torch.nn.Linear(2, 2), like=torch.nn.Linear(2, 2, bias=False))

@@ -1,0 +1,207 @@
+"""Every check, from both sides: right answers pass, wrong ones are told why, and nothing breaks the checker."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from nanovlm.course.checks.engine import judge
+from nanovlm.course.checks.exercise import BROKEN, Exercise, load_exercises
+from tests.course.learners import second_versions, solution, starter
+
+# Seconds are measured as this process's work: the machine may be busy with other tests.
+EXERCISES = sorted(load_exercises().values(), key=lambda e: e.chapter)
+each = pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: f"{e.chapter}-{e.id}")
+
+
+def test_every_module_of_checks_can_be_imported() -> None:
+    assert not BROKEN
+
+
+@each
+def test_the_solution_passes(exercise: Exercise) -> None:
+    start = time.process_time()
+    result = judge(exercise, solution(exercise))
+    assert result.passed, str(result)
+    assert time.process_time() - start < 1
+    assert len(result.facts) == len(exercise.properties)
+
+
+@each
+def test_the_reference_passes_its_own_check(exercise: Exercise) -> None:
+    result = judge(exercise, exercise.reference)
+    assert result.passed, str(result)
+
+
+@each
+def test_the_starter_is_not_written_yet(exercise: Exercise) -> None:
+    result = judge(exercise, starter(exercise))
+    assert result.rung == "not_written", str(result)
+
+
+@each
+def test_a_second_right_version_passes(exercise: Exercise) -> None:
+    versions = second_versions(exercise.chapter)
+    assert exercise.id in versions, f"tests/course/second_versions/{exercise.chapter}.py lacks {exercise.id}"
+    result = judge(exercise, versions[exercise.id])
+    assert result.passed, str(result)
+
+
+@each
+def test_each_mistake_gets_its_own_sentence(exercise: Exercise) -> None:
+    sentences = [mistake.sentence for mistake in exercise.mistakes]
+    assert len(sentences) >= 3, "name at least three mistakes"
+    assert len(set(sentences)) == len(sentences)
+    for mistake in exercise.mistakes:
+        result = judge(exercise, mistake.version)
+        assert not result.passed, f"this listed mistake passes: {mistake.sentence}"
+        assert result.mistake == mistake.sentence, f"wanted {mistake.sentence!r}, got:\n{result}"
+        assert mistake.sentence in str(result) and mistake.sentence.split()[0] in result._repr_html_()
+
+
+class HasNoWords:
+    """Hostile to whoever looks at it."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("no eq")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def raising(*args: Any, **kwargs: Any) -> Any:
+    raise KeyError("a\nb" * 1000)
+
+
+def leaving(*args: Any, **kwargs: Any) -> Any:
+    raise SystemExit
+
+
+def recursing(*args: Any, **kwargs: Any) -> Any:
+    return recursing(*args, **kwargs)
+
+
+def endless_generator(*args: Any, **kwargs: Any) -> Any:
+    yield from itertools.count()
+
+
+async def waiting(*args: Any, **kwargs: Any) -> Any:
+    return None
+
+
+def writing_into_its_inputs(*args: Any, **kwargs: Any) -> Any:
+    for thing in args:
+        if isinstance(thing, torch.Tensor) and not thing.requires_grad:
+            thing.zero_()
+        if isinstance(thing, list):
+            thing.clear()
+    return args[0] if args else None
+
+
+class EmptyModule(nn.Module):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+
+
+JUNK: dict[str, Any] = {
+    "None": None,
+    "a number": 3,
+    "a tensor": torch.zeros(2),
+    "a string": "def f(): pass",
+    "a hostile object": HasNoWords(),
+    "no parameters": lambda: None,
+    "too many parameters": lambda a, b, c, d, e, f, g, h, i: a,
+    "returns None": lambda *a, **k: None,
+    "returns a hostile object": lambda *a, **k: HasNoWords(),
+    "returns a string": lambda *a, **k: "no",
+    "returns an empty tuple": lambda *a, **k: (),
+    "returns a nested list": lambda *a, **k: [[[]]],
+    "returns infinity": lambda *a, **k: float("inf"),
+    "returns an integer tensor": lambda *a, **k: torch.zeros(2, 3, dtype=torch.int64),
+    "returns a complex tensor": lambda *a, **k: torch.zeros(2, 3, dtype=torch.complex64),
+    "returns a meta tensor": lambda *a, **k: torch.zeros(2, 3, device="meta"),
+    "returns a sparse tensor": lambda *a, **k: torch.eye(2).to_sparse(),
+    "returns an array": lambda *a, **k: torch.zeros(2, 3).numpy(),
+    "returns its input": lambda *a, **k: a[0] if a else None,
+    "raises": raising,
+    "exits": leaving,
+    "recurses for ever": recursing,
+    "an endless generator": endless_generator,
+    "a coroutine": waiting,
+    "writes into its inputs": writing_into_its_inputs,
+    "a class": object,
+    "a module that does nothing": EmptyModule,
+    "a built-in": print,
+    "a type": int,
+}
+
+
+@each
+def test_junk_is_judged_and_never_crashes_the_checker(exercise: Exercise) -> None:
+    for name, junk in JUNK.items():
+        start = time.process_time()
+        result = judge(exercise, junk)
+        assert time.process_time() - start < 1, name
+        assert not result.passed, name
+        assert result.message and str(result) and result._repr_html_(), name
+
+
+@each
+def test_nearly_right_answers_are_told_apart(exercise: Exercise) -> None:
+    """The right numbers in float64, in other memory, or in a list."""
+    case = exercise.cases()[0]
+    if exercise.call is not None or not isinstance(exercise.reference(*case.args, **case.kwargs), torch.Tensor):
+        return
+    right = exercise.reference
+
+    def double(*a: Any, **k: Any) -> Any:
+        return right(*a, **k).double()
+
+    def other_memory(*a: Any, **k: Any) -> Any:
+        out = right(*a, **k)
+        return torch.stack([out, out], dim=-1)[..., 0]  # equal, and not contiguous
+
+    expects_float32 = right(*case.args, **case.kwargs).dtype == torch.float32
+    assert judge(exercise, double).rung == "dtype" or not expects_float32
+    for elsewhere in (lambda *a, **k: right(*a, **k).to("meta"), lambda *a, **k: right(*a, **k).to_sparse()):
+        assert judge(exercise, elsewhere).rung == "dtype"
+    result = judge(exercise, other_memory)
+    assert result.passed, str(result)
+
+
+@pytest.mark.parametrize("exercise", EXERCISES[:1], ids=lambda e: e.id)
+@pytest.mark.parametrize("thread", [False, True], ids=["main thread", "another thread"])
+def test_loops_that_never_end_are_stopped(exercise: Exercise, thread: bool) -> None:
+    def loop(*args: Any, **kwargs: Any) -> Any:
+        while True:
+            with contextlib.suppress(Exception):
+                sum(range(1000))
+
+    results: list[Any] = []
+    start = time.process_time()
+    if thread:
+        import threading
+
+        worker = threading.Thread(target=lambda: results.append(judge(exercise, loop)))
+        worker.start()
+        worker.join(20)
+    else:
+        results.append(judge(exercise, loop))
+    assert results, "the check is still running"
+    assert time.process_time() - start < 1
+    assert results[0].rung == "too_slow"
+    assert "never ends" in results[0].message
+
+
+def test_one_who_only_waits_is_stopped_by_the_wall_clock() -> None:
+    start = time.perf_counter()
+    assert judge(EXERCISES[0], lambda *args: time.sleep(60)).rung == "too_slow"
+    assert time.perf_counter() - start < 10
