@@ -117,7 +117,7 @@ class GroupedQueryAttention(nn.Module):
         q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         if cache is not None:
             k, v = cache.update(k, v)  # [B, num_kv_heads, all positions so far, head_dim]
-        x = attend(q, k, v, mask, is_causal=mask is None and length > 1)
+        x = attend(q, k, v, mask, is_causal=False if length == 1 else mask is None)
         return self.out_proj(x.transpose(1, 2).reshape(batch, length, dim))
 
 
