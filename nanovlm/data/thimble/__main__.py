@@ -1,14 +1,29 @@
-"""`python -m nanovlm.data.thimble --bench` measures; `--sheet FILE.png` shows."""
+"""`python -m nanovlm.data.thimble --bench` measures; `--sheet FILE.png` shows; `--pictures DIR` makes samples.
+
+The pictures that ship were made by `python -m nanovlm.data.thimble --pictures assets/pictures`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import textwrap
 import time
+from pathlib import Path
 
 from PIL import Image, ImageDraw
 
 from nanovlm.data.thimble import SPLITS, SUBSETS, thimble_sample
+
+# File -> subset and index in its test split, which no training picture shares a scene with. In the three `shapes` the
+# red star stands in three places, so that one question has three answers.
+PICTURES = {
+    "shapes.png": ("shapes", 12),
+    "shapes_2.png": ("shapes", 610),
+    "shapes_3.png": ("shapes", 385),
+    "charts.png": ("charts", 13),
+    "glyphs.png": ("glyphs", 15),
+}
+PICTURE_SIZE = 256  # pixels: made to be looked at; the model's image processor shrinks them
 
 
 def samples_per_second(subset: str, image_size: int = 64, seconds: float = 1.0) -> float:
@@ -42,10 +57,21 @@ def contact_sheet(subsets: tuple[str, ...], split: str, per_subset: int, seed: i
     return sheet
 
 
+def write_pictures(directory: Path) -> list[Path]:
+    """Write PICTURES as PNG files; the directory is made where needed."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, (subset, index) in PICTURES.items():
+        thimble_sample(subset, "test", index, image_size=PICTURE_SIZE)["images"][0].save(
+            directory / name, optimize=True
+        )
+    return [directory / name for name in PICTURES]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m nanovlm.data.thimble", description="Look at the Thimble.")
     parser.add_argument("--bench", action="store_true", help="print samples per second of each subset")
     parser.add_argument("--sheet", metavar="FILE.png", help="write a contact sheet")
+    parser.add_argument("--pictures", metavar="DIR", type=Path, help="write the sample pictures that ship")
     parser.add_argument("--subset", choices=SUBSETS, help="one subset (default: all)")
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--count", type=int, default=5, help="samples per subset on the sheet")
@@ -60,7 +86,9 @@ def main() -> None:
     if options.sheet:
         contact_sheet(subsets, options.split, options.count, options.seed, options.image_size).save(options.sheet)
         print(f"wrote {options.sheet}")
-    if not options.bench and not options.sheet:
+    for path in write_pictures(options.pictures) if options.pictures else ():
+        print(f"wrote {path}")
+    if not options.bench and not options.sheet and not options.pictures:
         parser.print_help()
 
 
