@@ -9,7 +9,33 @@ from typing import Any
 
 import torch
 
+from nanovlm.config import TrainConfig
+
 KEEP = 2  # the newest, and the one before it should the disk fail
+OF_THE_PLACE = ("output_dir", "run_name", "resume")  # settings that may differ when a run goes on
+
+
+def find_run(config: TrainConfig, new_name: str) -> Path:
+    """The directory of this run: named, or new, or (with resume) the one that wrote last.
+
+    Raises: FileNotFoundError, FileExistsError or OSError where a run cannot go on, or begin, there.
+    """
+    root = Path(config.output_dir)
+    if config.resume and config.run_name is None:
+        runs = sorted(root.glob("*/checkpoints"), key=lambda path: path.stat().st_mtime)
+        if not runs:
+            raise FileNotFoundError(f"There is nothing to resume: {root} holds no run. Start one without --resume.")
+        return runs[-1].parent
+    directory = root / (config.run_name or new_name)
+    if config.resume and not (directory / "checkpoints").is_dir():
+        raise FileNotFoundError(f"There is nothing to resume: {directory} is not a run. Start it without --resume.")
+    if not config.resume and checkpoints(directory / "checkpoints"):
+        raise FileExistsError(f"{directory} holds an earlier run. Add --resume to go on, or choose another --run-name.")
+    try:
+        (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"Cannot write to {directory}: {error.strerror}. Choose another --output-dir.") from error
+    return directory
 
 
 def random_state() -> dict[str, Any]:
@@ -31,16 +57,17 @@ def restore_random_state(state: dict[str, Any]) -> None:
 def save_checkpoint(directory: Path, step: int, state: dict[str, Any]) -> Path:
     """Write `state` as directory/step_NNNNNN.pt, whole or not at all, and drop all but the newest KEEP."""
     path = directory / f"step_{step:06d}.pt"
-    temporary = path.with_suffix(".partial")
+    temporary = directory / "unfinished.partial"  # one name, so that what a kill leaves is written over
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         torch.save(state, temporary)
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         temporary.unlink(missing_ok=True)
+        last = checkpoints(directory)
         raise OSError(
-            f"Could not write the checkpoint {path}: {error}. The one before it is untouched. "
-            "Free some space or choose another --output-dir, then go on with --resume."
+            f"Could not write the checkpoint {path} ({_first_line(error)}); the last one, "
+            f"{last[-1].name if last else 'had there been one'}, is untouched. Free some space or choose another "
+            "--output-dir, then go on with --resume."
         ) from error
     for old in checkpoints(directory)[:-KEEP]:
         old.unlink()
@@ -49,14 +76,30 @@ def save_checkpoint(directory: Path, step: int, state: dict[str, Any]) -> Path:
 
 def checkpoints(directory: Path) -> list[Path]:
     """All whole checkpoints, the oldest first."""
-    return sorted(directory.glob("step_*.pt"))
+    return sorted(directory.glob("step_*.pt"), key=lambda path: (len(path.name), path.name))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Raises: ValueError if the file is damaged."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path} cannot be read ({error}). Delete it to resume from the one before it.") from error
+        raise ValueError(
+            f"{path} cannot be read ({_first_line(error)}). Delete it to resume from the one before it."
+        ) from error
+
+
+def changed_settings(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What a resumed run does differently, for people to read."""
+    return [
+        f"{name} {saved.get(name)!r} -> {value!r}"
+        for name, value in now.items()
+        if name not in OF_THE_PLACE and saved.get(name) != value
+    ]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def replace_directory(new: Path, old: Path) -> None:

@@ -252,6 +252,7 @@ class TrainConfig:
     log_every: int = 10
     eval_every: int = 250
     save_every: int = 250
+    accuracy_pictures: int = 32  # at each evaluation, ask the short questions about so many validation pictures
     output_dir: str = "runs"
     run_name: str | None = None  # default: made from sizes, rates and date
     resume: bool = False  # go on from the newest checkpoint of run_name
@@ -263,6 +264,7 @@ class TrainConfig:
         counts = ("batch_size", "gradient_accumulation_steps", "max_steps", "max_length")
         for name in (*counts, "log_every", "eval_every", "save_every"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1; it is {getattr(self, name)}.")
+        _require(self.accuracy_pictures >= 0, f"accuracy_pictures is 0 or more; it is {self.accuracy_pictures}.")
         for name in ("warmup_fraction", "min_lr_fraction"):
             _require(0 <= getattr(self, name) <= 1, f"{name} is a share between 0 and 1; it is {getattr(self, name)}.")
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def start() -> tuple[int, int]:
@@ -21,13 +24,40 @@ def start() -> tuple[int, int]:
 
 
 def stop() -> None:
-    if dist.is_available() and dist.is_initialized():
+    if not alone():
         dist.destroy_process_group()
+
+
+def alone() -> bool:
+    return not (dist.is_available() and dist.is_initialized())
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What `make` gives in the first process, to all of them: names with a time in them would differ."""
+    if alone():
+        return make()
+    made = [make() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(made)
+    return made[0]
+
+
+def copy_from_first(tensors: Iterable[Tensor]) -> None:
+    """Give all processes the first one's tensors, in place."""
+    if not alone():
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), src=0)
+
+
+def anywhere(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is up in any process: they must leave a loop together, or the rest would wait for ever."""
+    count = torch.tensor(float(flag), device=device)
+    sum_over_processes([count])
+    return count.item() > 0
 
 
 def sum_over_processes(tensors: Iterable[Tensor]) -> None:
     """Replace each tensor, in place, by its sum over all processes."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if alone():
         return
     tensors = list(tensors)
     flat = torch.cat([t.reshape(-1).float() for t in tensors])  # one message instead of hundreds

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm.auto import tqdm
 
+from nanovlm.data.collators import Batch, VQACollator
+from nanovlm.data.datasets import Skipped
+
 if TYPE_CHECKING:
+    from nanovlm.data.batches import Loader
     from nanovlm.models.vision_language_model import VisionLanguageModel
 
 
@@ -149,39 +153,64 @@ def evaluate(
     `blind` asks again with the pictures dealt out anew, so that none stays with its own questions: what a model still
     gets right it read off the question alone.
     """
-    questions = questions_of(samples)
-    if not questions:
-        raise ValueError("There is nothing to evaluate: the samples hold no question.")
-    result = Evaluation()
-    given = answer_all(model, questions, batch_size)
-    for question, answer in zip(questions, given, strict=True):
-        result.scores.setdefault(question.kind, Score()).add(answer == question.answer.strip())
-        result.answers.append((question, answer))
-    if blind:
-        if len(samples) < 2:
-            raise ValueError("The blind baseline deals out other pictures, so it needs at least two samples.")
-        # One cycle through a random order: every sample gets the picture of another one.
-        order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed)).tolist()
-        other = {sample: order[(place + 1) % len(order)] for place, sample in enumerate(order)}
-        shuffled = [Question(q.sample, samples[other[q.sample]]["images"], q.text, q.answer, q.kind) for q in questions]
-        for question, answer in zip(questions, answer_all(model, shuffled, batch_size), strict=True):
-            result.blind.setdefault(question.kind, Score()).add(answer == question.answer.strip())
-    return result
+    return _score(model, questions_of(samples), [s["images"] for s in samples], blind, batch_size, seed)
 
 
 def evaluate_multiple_choice(
-    model: VisionLanguageModel, samples: Sequence[dict[str, Any]], batch_size: int = 128
+    model: VisionLanguageModel,
+    samples: Sequence[dict[str, Any]],
+    batch_size: int = 128,
+    blind: bool = True,
+    seed: int = 0,
 ) -> Evaluation:
     """MMStar's schema, scored strictly: the answer is the letter and nothing else. "A cat" is not the answer A."""
     questions = [
         Question(i, [s["image"]], f"{s['question']}\nAnswer with the letter.", s["answer"], s["category"])
         for i, s in enumerate(samples)
     ]
+    return _score(model, questions, [[s["image"]] for s in samples], blind, batch_size, seed)
+
+
+def _score(
+    model: VisionLanguageModel,
+    questions: Sequence[Question],
+    pictures: Sequence[list[Any]],
+    blind: bool,
+    batch_size: int,
+    seed: int,
+) -> Evaluation:
+    if not questions:
+        raise ValueError("There is nothing to evaluate: the samples hold no question.")
+    if blind and len(pictures) < 2:
+        raise ValueError("The blind baseline deals out other pictures, so it needs at least two samples.")
     result = Evaluation()
     for question, answer in zip(questions, answer_all(model, questions, batch_size), strict=True):
-        result.scores.setdefault(question.kind, Score()).add(answer == question.answer)
+        result.scores.setdefault(question.kind, Score()).add(answer == question.answer.strip())
         result.answers.append((question, answer))
+    if blind:
+        # One cycle through a random order: every sample gets the picture of another one.
+        order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed)).tolist()
+        other = {sample: order[(place + 1) % len(order)] for place, sample in enumerate(order)}
+        shuffled = [replace(question, images=pictures[other[question.sample]]) for question in questions]
+        for question, answer in zip(questions, answer_all(model, shuffled, batch_size), strict=True):
+            result.blind.setdefault(question.kind, Score()).add(answer == question.answer.strip())
     return result
+
+
+def short_questions(loader: Loader, pictures: int, longest: int = 8) -> list[Batch]:
+    """Batches of single questions about so many of a validation loader's samples, spread over all of them.
+
+    Left out are answers of more than `longest` tokens, as captions: exact match says little about those.
+    """
+    data, order = loader.batches.dataset, loader.batches.order
+    chosen = order.indices[:: max(1, len(order.indices) // max(1, pictures))][:pictures].tolist()
+    samples = {index: data.dataset[index] for index in chosen if not isinstance(data[index], Skipped)}
+    items = [
+        data.encode({**sample, "texts": [turn]}, index) for index, sample in samples.items() for turn in sample["texts"]
+    ]
+    items = [item for item in items if not isinstance(item, Skipped) and item["num_supervised"] <= longest]
+    collate = VQACollator(data.tokenizer.pad_token_id)
+    return [collate(items[i : i + order.batch_size]) for i in range(0, len(items), order.batch_size)]
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -122,11 +123,18 @@ class Optimizers:
         for p, master in self.pairs:
             p.grad = master.grad = None
 
-    def clip(self, max_norm: float, scaler: torch.amp.GradScaler) -> None:
-        """Shorten the gradient of all weights together to max_norm."""
+    def gradients(self) -> list[Tensor]:
+        """One gradient a weight, zero where no batch reached it (no picture in it): processes add up equal lists."""
+        for master in self.masters:
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+        return [master.grad for master in self.masters]
+
+    def clip(self, max_norm: float, scaler: torch.amp.GradScaler) -> Tensor:
+        """Shorten the gradient of all weights together to max_norm. Returns its length before."""
         for optimizer in self.all:
             scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(self.masters, max_norm, foreach=True)
+        return torch.nn.utils.clip_grad_norm_(self.masters, max_norm, foreach=True)
 
     def step(self, scaler: torch.amp.GradScaler) -> None:
         for optimizer in self.all:
@@ -143,15 +151,26 @@ class Optimizers:
         masters = {id(p): master.detach() for p, master in self.pairs}
         return {name: masters.get(id(p), p.detach()) for name, p in model.named_parameters()}
 
-    def state_dict(self) -> dict[str, Any]:
-        masters = [master.detach() for p, master in self.pairs if p is not master]
-        return {"optimizers": [optimizer.state_dict() for optimizer in self.all], "masters": masters}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for optimizer, saved in zip(self.all, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        separate = [(p, master) for p, master in self.pairs if p is not master]
+    def load_weights(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        """Take over what `weights` gave, in whatever number format this model computes."""
         with torch.no_grad():
-            for (p, master), saved in zip(separate, state["masters"], strict=True):
-                master.copy_(saved)
-                p.copy_(master)
+            for name, target in self.weights(model).items():
+                target.copy_(weights[name])
+            for p, master in self.pairs:
+                if p is not master:
+                    p.copy_(master)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        return [optimizer.state_dict() for optimizer in self.all]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """Take over momenta and step counts. Learning rates and decay stay as the recipe has them now.
+
+        Raises: ValueError if the states are of another optimizer.
+        """
+        own = self.state_dict()
+        members, saved = ([[(g["name"], g["params"]) for g in s["param_groups"]] for s in x] for x in (own, states))
+        if members != saved:
+            raise ValueError("These optimizer states belong to another optimizer or model.")
+        for optimizer, now, state in zip(self.all, own, states, strict=True):
+            optimizer.load_state_dict({**state, "param_groups": now["param_groups"]})

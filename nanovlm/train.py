@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import random
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from tqdm.auto import tqdm
 
 from nanovlm import distributed
 from nanovlm.checkpoint import (
+    changed_settings,
     checkpoints,
+    find_run,
     load_checkpoint,
     random_state,
     replace_directory,
@@ -28,7 +31,10 @@ from nanovlm.checkpoint import (
 )
 from nanovlm.config import TrainConfig
 from nanovlm.data.loading import get_dataloaders
-from nanovlm.models.vision_language_model import IGNORE, VisionLanguageModel
+from nanovlm.evaluate import short_questions
+from nanovlm.metrics import MetricsLog
+from nanovlm.models.hub import check_tensors
+from nanovlm.models.vision_language_model import IGNORE, VisionLanguageModel, VLMOutput
 from nanovlm.optimizer import Optimizers
 from nanovlm.precision import Precision, choose_precision, find_device
 
@@ -53,15 +59,14 @@ def get_run_name(config: TrainConfig, num_parameters: int) -> str:
     return f"nanovlm-{num_parameters / 1e6:.1f}M_{data}_bs{batch}_{config.max_steps}steps_{rates}_{date}"
 
 
-def forward_loss(model: VisionLanguageModel, batch: dict[str, Any], device: torch.device) -> Tensor:
-    """The mean loss over a batch's supervised tokens. Rows are padded on the right, where causal attention keeps
+def forward(model: VisionLanguageModel, batch: dict[str, Any], device: torch.device) -> VLMOutput:
+    """Logits and mean loss of a batch's supervised tokens. Rows are padded on the right, where causal attention keeps
     padding out of sight without a mask; packed rows bring their documents."""
     moved = {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
     images = moved.get("images")
     if images is not None:
         images = images.to(model.projector.proj.weight.dtype)
-    output = model(moved["input_ids"], images, targets=moved["targets"], document_ids=moved.get("document_ids"))
-    return output.loss
+    return model(moved["input_ids"], images, targets=moved["targets"], document_ids=moved.get("document_ids"))
 
 
 def train_step(
@@ -77,6 +82,8 @@ def train_step(
 
     Each batch counts by its number of supervised tokens, in this process and in all of them: a mean of means would
     give the tokens of short batches more weight.
+
+    Raises: FloatingPointError, with the weights as they were, if the loss or its gradient is NaN or infinite.
     """
     counts = torch.tensor([int((batch["targets"] != IGNORE).sum()) for batch in batches], dtype=torch.float32)
     total = counts.sum().to(device)
@@ -84,23 +91,24 @@ def train_step(
     mean_loss = torch.zeros((), device=device)
     for batch, count in zip(batches, counts, strict=True):
         with precision.context(device):
-            loss = forward_loss(model, batch, device) * (count / total.cpu()).item()
+            loss = forward(model, batch, device).loss * (count / total.cpu()).item()
         scaler.scale(loss).backward()
         optimizers.collect_gradients()
         mean_loss += loss.detach()
-    distributed.sum_over_processes([mean_loss])
-    if not math.isfinite(mean_loss.item()):
+    distributed.sum_over_processes([mean_loss, *optimizers.gradients()])
+    norm = optimizers.clip(max_grad_norm, scaler)
+    loss, norm = torch.stack([mean_loss, norm]).tolist()
+    # A scaled float16 gradient may overflow: the scaler then leaves this step out, and scales less from here on.
+    if not math.isfinite(loss) or (not math.isfinite(norm) and scaler.get_scale() <= 1):
         optimizers.zero_grad()
-        return mean_loss.item()
-    distributed.sum_over_processes(p.grad for p in optimizers.masters if p.grad is not None)
-    optimizers.clip(max_grad_norm, scaler)
+        raise FloatingPointError(f"the loss is {loss}, the length of its gradient {norm}")
     optimizers.step(scaler)
-    return mean_loss.item()
+    return loss
 
 
 @torch.no_grad()
 def validation_loss(
-    model: VisionLanguageModel, batches: Iterator[dict[str, Any]], precision: Precision, device: torch.device
+    model: VisionLanguageModel, batches: Iterable[dict[str, Any]], precision: Precision, device: torch.device
 ) -> float:
     """The mean loss over all supervised tokens of the validation data."""
     model.eval()
@@ -108,10 +116,33 @@ def validation_loss(
     for batch in batches:
         count = int((batch["targets"] != IGNORE).sum())
         with precision.context(device):
-            total += forward_loss(model, batch, device).item() * count
+            total += forward(model, batch, device).loss.item() * count
         tokens += count
     model.train()
-    return total / max(1, tokens)
+    if tokens == 0:
+        raise ValueError("Not one validation sample can be used, so no checkpoint can be called the best.")
+    if not math.isfinite(total):
+        raise FloatingPointError(f"the validation loss is {total}")
+    return total / tokens
+
+
+@torch.no_grad()
+def answer_accuracy(
+    model: VisionLanguageModel, batches: Iterable[dict[str, Any]], precision: Precision, device: torch.device
+) -> float:
+    """The share of rows whose answer greedy decoding would give exactly: each token, the ending included, is the most
+    likely one after the right ones before it. One forward pass tells."""
+    model.eval()
+    right = rows = 0
+    for batch in batches:
+        with precision.context(device):
+            guesses = forward(model, batch, device).logits.argmax(dim=-1).cpu()  # [supervised tokens]
+        supervised = batch["targets"] != IGNORE  # [B, T]
+        wrong = supervised.nonzero()[:, 0][guesses != batch["targets"][supervised]]  # the rows of wrong tokens
+        right += len(supervised) - len(wrong.unique())
+        rows += len(supervised)
+    model.train()
+    return right / rows
 
 
 @dataclass
@@ -127,66 +158,23 @@ class Run:
 
 
 class Interrupt:
-    """Ctrl-C ends the run after the step in hand; a second Ctrl-C ends it at once."""
+    """Ctrl-C, or a polite kill, ends the run after the step in hand; the second one ends it at once."""
 
     def __enter__(self) -> Interrupt:
         self.asked = False
-        try:
-            self.before = signal.signal(signal.SIGINT, self._note)
-        except ValueError:  # not the main thread: nobody can press Ctrl-C here
-            self.before = None
+        self.before = {}
+        if threading.current_thread() is threading.main_thread():  # nobody can press Ctrl-C elsewhere
+            self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def _note(self, *_: object) -> None:
         self.asked = True
-        signal.signal(signal.SIGINT, self.before or signal.SIG_DFL)
+        os.write(2, b"\nStopping after this step. Ctrl-C again stops at once.\n")  # print is not safe in a handler
+        self.__exit__()
 
     def __exit__(self, *_: object) -> None:
-        if self.before is not None:
-            signal.signal(signal.SIGINT, self.before)
-
-
-class MetricsLog:
-    """One JSON object a line in metrics.jsonl, and wandb where it is asked for."""
-
-    def __init__(self, directory: Path, config: TrainConfig, from_step: int) -> None:
-        self.path = directory / "metrics.jsonl"
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= from_step]  # a resumed run writes the rest again
-        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        self.wandb: Any = None
-        if config.wandb:
-            import wandb
-
-            self.wandb = wandb.init(project="nanovlm", name=directory.name, config=asdict(config), dir=str(directory))
-
-    def write(self, step: int, **values: float | int | str) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        if self.wandb is not None:
-            self.wandb.log(values, step=step)
-
-    def close(self) -> None:
-        if self.wandb is not None:
-            self.wandb.finish()
-
-
-def find_run(config: TrainConfig, num_parameters: int) -> Path:
-    """The directory of this run: named, or new, or (with resume) the newest one."""
-    root = Path(config.output_dir)
-    if config.run_name is None and config.resume:
-        runs = sorted(root.glob("*/checkpoints"), key=lambda path: path.stat().st_mtime)
-        if not runs:
-            raise FileNotFoundError(f"There is nothing to resume: {root} holds no run with a checkpoint.")
-        return runs[-1].parent
-    directory = root / (config.run_name or get_run_name(config, num_parameters))
-    if not config.resume and checkpoints(directory / "checkpoints"):
-        raise FileExistsError(f"{directory} holds an earlier run. Add --resume to go on, or choose another --run-name.")
-    try:
-        (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"Cannot write to {directory}: {error.strerror}. Choose another --output-dir.") from error
-    return directory
+        for number, handler in self.before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def train(config: TrainConfig, model: VisionLanguageModel) -> Run:
@@ -196,68 +184,80 @@ def train(config: TrainConfig, model: VisionLanguageModel) -> Run:
     precision = choose_precision(config.precision, device)
     torch.manual_seed(config.seed)
     random.seed(config.seed)
-    directory = find_run(config, sum(p.numel() for p in model.parameters()))
+    name = get_run_name(config, sum(p.numel() for p in model.parameters()))
+    directory = distributed.from_first(lambda: find_run(config, name))
     say = tqdm.write if rank == 0 else lambda _: None
     say(f"run        {directory}")
     say(f"precision  {precision.name}: {precision.reason}")
 
     model.to(device, precision.weights).train()
+    distributed.copy_from_first(model.parameters())
     model.gradient_checkpointing(config.gradient_checkpointing)
     if config.compile:
         model.compile_blocks()
     optimizers = Optimizers(model, config)
     scaler = precision.scaler(device)
     train_loader, val_loader = get_dataloaders(config, model.config, model.tokenizer, model.image_processor)
+    questions = short_questions(val_loader, config.accuracy_pictures) if rank == 0 else []
     step, best, seconds = 0, math.inf, 0.0
 
-    def state() -> dict[str, Any]:
-        return {
+    def save() -> None:
+        state = {
             "step": step,
             "best_val_loss": best,
             "seconds": seconds + time.perf_counter() - began,
-            "model": model.state_dict(),
+            "weights": optimizers.weights(model),
             "optimizers": optimizers.state_dict(),
             "scaler": scaler.state_dict(),
             "random": random_state(),
             "config": asdict(config),
         }
+        save_checkpoint(directory / "checkpoints", step, state)
 
+    began = time.perf_counter()
     found = checkpoints(directory / "checkpoints")
     if config.resume and found:
         saved = load_checkpoint(found[-1])
-        model.load_state_dict(saved["model"])
+        shapes = {name: weight.shape for name, weight in optimizers.weights(model).items()}
+        check_tensors(shapes, saved["weights"], found[-1])
+        optimizers.load_weights(model, saved["weights"])
         optimizers.load_state_dict(saved["optimizers"])
         scaler.load_state_dict(saved["scaler"])
         restore_random_state(saved["random"])
         step, best, seconds = saved["step"], saved["best_val_loss"], saved["seconds"]
         say(f"resumed    at step {step} from {found[-1].name}")
-    began = time.perf_counter()
+        if changed := changed_settings(saved["config"], asdict(config)):
+            say(f"changed    {', '.join(changed)}")
+    elif rank == 0:
+        save()  # so that a kill in the first steps costs nothing, and a full disk shows before the work is done
 
     per_step = config.gradient_accumulation_steps
     train_loader.set_start(step * per_step * world + rank, stride=world)
     batches = iter(train_loader)
     log = MetricsLog(directory, config, step) if rank == 0 else None
-    progress = tqdm(total=config.max_steps, initial=step, desc="training", disable=None if rank == 0 else True)
-    since, samples, tokens = time.perf_counter(), 0, 0
-    with Interrupt() as interrupt:
-        while step < config.max_steps and not interrupt.asked:
+    began = since = time.perf_counter()
+    samples, tokens, stopping = 0, 0, False
+    bar = tqdm(total=config.max_steps, initial=step, desc="training", disable=None if rank == 0 else True)
+    with bar as progress, Interrupt() as interrupt:
+        while step < config.max_steps and not stopping:
             group = [next(batches) for _ in range(per_step)]
             scale = get_lr(step, 1.0, config.max_steps, config.warmup_fraction, config.min_lr_fraction)
             optimizers.set_lr(scale)
-            loss = train_step(model, group, optimizers, scaler, precision, device, config.max_grad_norm)
-            if not math.isfinite(loss):
-                last = checkpoints(directory / "checkpoints")
-                raise FloatingPointError(
-                    f"The loss is {loss} at step {step}. Sample indices of the batch: "
-                    f"{[i for batch in group for i in batch['sample_indices']]}. "
-                    f"Last good checkpoint: {last[-1] if last else 'none yet'}. Lower the learning rate, or look at "
-                    "those samples."
-                )
             step += 1
+            try:
+                loss = train_step(model, group, optimizers, scaler, precision, device, config.max_grad_norm)
+            except FloatingPointError as error:
+                raise FloatingPointError(
+                    f"Step {step}: {error}. Sample indices of the batch: "
+                    f"{[i for batch in group for i in batch['sample_indices']]}. "
+                    f"Last good checkpoint: {checkpoints(directory / 'checkpoints')[-1]}. Lower the learning rate, or "
+                    "look at those samples."
+                ) from error
             samples += world * sum(len(batch["sample_indices"]) for batch in group)
-            tokens += world * sum(batch["input_ids"].numel() for batch in group)
+            tokens += world * sum(int(batch["attention_mask"].sum()) for batch in group)
             progress.update()
-            if step % config.log_every == 0 or step == config.max_steps:
+            last = step == config.max_steps
+            if step % config.log_every == 0 or last:
                 now = time.perf_counter()  # the wait for data and evaluations is part of the time
                 speed = {"samples_per_second": samples / (now - since), "tokens_per_second": tokens / (now - since)}
                 progress.set_postfix(
@@ -266,22 +266,27 @@ def train(config: TrainConfig, model: VisionLanguageModel) -> Run:
                 if log:
                     log.write(step, batch_loss=loss, lr_scale=scale, seconds=seconds + now - began, **speed)
                 since, samples, tokens = now, 0, 0
-            if rank == 0 and (step % config.eval_every == 0 or step == config.max_steps):
-                val_loss = validation_loss(model, val_loader, precision, device)
-                log.write(step, val_loss=val_loss, skipped=len(train_loader.skipped))
-                say(f"step {step:>6}  loss {loss:.4f}  val_loss {val_loss:.4f}")
-                if val_loss < best:
-                    best = val_loss
+            stopping = distributed.anywhere(interrupt.asked, device)
+            if rank == 0 and (step % config.eval_every == 0 or last):
+                values = {"val_loss": validation_loss(model, val_loader, precision, device)}
+                if questions:
+                    values["accuracy"] = answer_accuracy(model, questions, precision, device)
+                skipped = train_loader.skipped + val_loader.skipped
+                log.write(step, **values, skipped=len(skipped))
+                say(f"step {step:>6}  loss {loss:.4f}  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
+                if values["val_loss"] < best:
+                    best = values["val_loss"]
                     weights = optimizers.weights(model)
                     replace_directory(model.save_pretrained(directory / "best.new", weights), directory / "best")
-            if rank == 0 and (step % config.save_every == 0 or step == config.max_steps or interrupt.asked):
-                save_checkpoint(directory / "checkpoints", step, state())
-    progress.close()
+            if rank == 0 and (step % config.save_every == 0 or last or stopping):
+                save()
     seconds += time.perf_counter() - began
-    if train_loader.skipped:
-        say(f"skipped    {len(train_loader.skipped)} samples that could not be used, first: {train_loader.skipped[0]}")
-    if interrupt.asked and step < config.max_steps:
-        say(f"stopped    at step {step}, saved. Go on with: nanovlm train --resume --run-name {directory.name}")
+    if skipped := train_loader.skipped + val_loader.skipped:
+        say(f"skipped    {len(skipped)} samples that could not be used, first: {skipped[0]}")
+    if train_loader.num_truncated:
+        say(f"cut        samples to {config.max_length} tokens, {train_loader.num_truncated} times")
+    if step < config.max_steps:
+        say(f"stopped    at step {step}, saved. Go on with the same command and --resume --run-name {directory.name}")
     if log:
         log.close()
     distributed.stop()

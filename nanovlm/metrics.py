@@ -1,0 +1,38 @@
+"""What a run writes down while it goes on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from nanovlm.config import TrainConfig
+
+
+class MetricsLog:
+    """One JSON object a line in metrics.jsonl, and wandb where it is asked for."""
+
+    def __init__(self, directory: Path, config: TrainConfig, from_step: int) -> None:
+        self.path = directory / "metrics.jsonl"
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
+        # A resumed run writes what came after its checkpoint again; the last line may have been torn by a kill.
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= from_step]
+        temporary = self.path.with_suffix(".partial")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.replace(self.path)
+        self.wandb: Any = None
+        if config.wandb:
+            import wandb
+
+            self.wandb = wandb.init(project="nanovlm", name=directory.name, config=asdict(config), dir=str(directory))
+
+    def write(self, step: int, **values: float | int | str) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        if self.wandb is not None:
+            self.wandb.log(values, step=step)
+
+    def close(self) -> None:
+        if self.wandb is not None:
+            self.wandb.finish()
