@@ -86,6 +86,11 @@ class _Samples(Dataset):
         if self.image_tokens_in_front and len(images) != 1:
             raise ValueError(f"it has {len(images)} pictures, but this model takes exactly one, in front of the text")
 
+    def _open(self, images: Sequence[Any]) -> tuple[list[Any], list[str] | None]:
+        """The pictures, decoded, and what stands for each in the text (how it is cut into tiles decides that)."""
+        opened = [self.image_processor.open(image) for image in images]
+        return opened, self.image_processor.image_texts(opened, self.tokenizer.image_token, self.num_placeholders)
+
 
 class VQADataset(_Samples):
     """Pictures and conversations in the_cauldron's schema -> ids, targets and pixels.
@@ -94,7 +99,7 @@ class VQADataset(_Samples):
     All turns are used; only the answers and the tokens that end them are supervised.
 
     An item is {"input_ids" [T], "targets" [T], "images" [P, 3, H, W], "index", "num_supervised", "truncated"}, with
-    T <= max_length less the image tokens that the model puts in front. A longer sample is cut at its end, unless that
+    P the number of tiles where pictures are cut, and T <= max_length less the image tokens that the model puts in front. A longer sample is cut at its end, unless that
     would cut its pictures or leave no supervised token: then it is `Skipped`, as one with a bad picture is.
 
     Args:
@@ -119,13 +124,14 @@ class VQADataset(_Samples):
             )
 
     def _encode(self, sample: Mapping[str, Any], index: int) -> dict[str, Any]:
-        images = sample["images"] or []
-        self._check_pictures(images)
+        self._check_pictures(sample["images"] or [])
+        images, image_texts = self._open(sample["images"] or [])
         ids, supervised = self.tokenizer.encode_chat(
             messages_of(sample["texts"]),
             num_images=len(images),
             num_image_tokens=self.num_placeholders,
             prompt_format=self.prompt_format,
+            image_texts=image_texts,
         )
         truncated = self.max_tokens is not None and len(ids) > self.max_tokens
         if truncated:
@@ -139,7 +145,7 @@ class VQADataset(_Samples):
         return {
             "input_ids": torch.tensor(ids),
             "targets": targets,
-            "images": self.image_processor(list(images)),
+            "images": self.image_processor(images),
             "index": index,
             "num_supervised": num_supervised,
             "truncated": truncated,
@@ -174,16 +180,18 @@ class MMStarDataset(_Samples):
         answer = str(sample["answer"]).strip()
         if len(answer) != 1 or not answer.isalpha():
             raise ValueError(f"its answer {answer!r} is not a letter")
+        images, image_texts = self._open([sample["image"]])
         ids, _ = self.tokenizer.encode_chat(
             [{"role": "user", "content": sample["question"] + self.instruction}],
             num_images=1,
             num_image_tokens=self.num_placeholders,
             add_generation_prompt=True,
             prompt_format=self.prompt_format,
+            image_texts=image_texts,
         )
         return {
             "input_ids": torch.tensor(ids),
-            "images": self.image_processor(sample["image"]),
+            "images": self.image_processor(images),
             "answer": answer.upper(),
             "category": sample.get("category", ""),
             "index": index,

@@ -17,6 +17,7 @@ from nanovlm.data.chat import ChatTokenizer
 from nanovlm.data.collators import PackingCollator, VQACollator
 from nanovlm.data.datasets import VQADataset, check_columns
 from nanovlm.data.processors import ImageProcessor
+from nanovlm.data.tiling import make_image_processor
 
 SHUFFLE_BUFFER = 10_000  # samples of a stream, still encoded, among which the next one is drawn
 
@@ -39,7 +40,7 @@ def get_dataloaders(
     Raises: ValueError, FileNotFoundError or ConnectionError, with one sentence, if the data cannot be had.
     """
     tokenizer = tokenizer or _find_tokenizer(vlm_cfg)
-    image_processor = image_processor or ImageProcessor(vlm_cfg.vision.image_size, vlm_cfg.pixel_range)
+    image_processor = image_processor or make_image_processor(vlm_cfg)
     prepare = partial(
         VQADataset,
         tokenizer=tokenizer,
