@@ -99,8 +99,9 @@ class VQADataset(_Samples):
     All turns are used; only the answers and the tokens that end them are supervised.
 
     An item is {"input_ids" [T], "targets" [T], "images" [P, 3, H, W], "index", "num_supervised", "truncated"}, with
-    P the number of tiles where pictures are cut, and T <= max_length less the image tokens that the model puts in front. A longer sample is cut at its end, unless that
-    would cut its pictures or leave no supervised token: then it is `Skipped`, as one with a bad picture is.
+    P counting tiles where pictures are cut, and T <= max_length less the image tokens that the model puts in front. A
+    longer sample is cut at its end, unless that would cut its pictures or leave no supervised token: then it is
+    `Skipped`, as one with a bad picture is.
 
     Args:
         dataset: anything with len() and [index]: a `datasets.Dataset`, a `Thimble`, a list.
