@@ -12,7 +12,9 @@ from torch import Tensor
 
 from nanovlm.trace.rows import Opaque, TensorInfo
 
-_PLAIN = (int, float, bool, complex, str, bytes, type(None), torch.dtype, torch.device, slice, type(...), type)
+_PLAIN = frozenset(
+    {int, float, bool, complex, str, bytes, slice, type, type(None), type(...), torch.dtype, torch.device}
+)
 _LONG = 64
 
 
@@ -27,12 +29,13 @@ class Describer:
         self._names = names
         self._device = device
         self._seen: dict[int, tuple[weakref.ref, TensorInfo]] = {}
+        self._devices: dict[torch.device, str] = {}
         self._next = 0
 
     def __call__(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             return self._tensor(value)
-        if isinstance(value, _PLAIN):
+        if type(value) in _PLAIN:
             return value
         if isinstance(value, (list, tuple)):
             if len(value) > _LONG and not isinstance(value[0], Tensor):
@@ -54,19 +57,23 @@ class Describer:
 
     def _tensor(self, tensor: Tensor) -> TensorInfo:
         self.count += 1
-        shape, dtype, key = tensor.shape, tensor.dtype, id(tensor)
+        key = id(tensor)
+        try:
+            shape = tensor.shape
+        except RuntimeError:  # a nested tensor has no one shape
+            shape = torch.Size()
         seen = self._seen.get(key)
         if seen is not None and seen[0]() is tensor:
             info = seen[1]
-            if info.shape == shape and info.dtype is dtype and info.requires_grad == tensor.requires_grad:
+            if info.shape == shape:
                 return info
-            uid = info.uid
+            uid = info.uid  # changed in place, by x.unsqueeze_(0)
         else:
-            self._next += 1
-            uid = self._next
-        device = self._device or str(tensor.device)
-        strides = tensor.stride() if tensor.layout is torch.strided and not tensor.is_nested else None
-        info = TensorInfo(tuple(shape), dtype, device, uid, tensor.requires_grad, self._names.get(key), strides)
+            uid = self._next = self._next + 1
+        device = self._device or self._devices.get(tensor.device)
+        if device is None:
+            device = self._devices[tensor.device] = str(tensor.device)
+        info = TensorInfo(tuple(shape), tensor.dtype, device, uid, tensor.requires_grad, self._names.get(key))
         self._seen[key] = (weakref.ref(tensor), info)
         return info
 

@@ -45,6 +45,13 @@ def classify(code: CodeType) -> int:
     return FUNCTION
 
 
+def line_of(frame: FrameType | None) -> tuple[CodeType, int] | None:
+    """The instruction of the first frame, going outwards, that is not a library's."""
+    while frame is not None and classify(frame.f_code) not in (BODY, FUNCTION):
+        frame = frame.f_back
+    return (frame.f_code, frame.f_lasti) if frame is not None else None
+
+
 class Chain:
     """Walks from a frame up to a boundary frame and keeps the learner's frames, outermost first.
 

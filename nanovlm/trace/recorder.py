@@ -13,12 +13,13 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from nanovlm.trace.describe import Describer, facts
 from nanovlm.trace.frames import EINOPS, FUNCTION, Chain
 from nanovlm.trace.modules import ModuleIndex
 from nanovlm.trace.names import NO_OPS, QUIET, op_name, opened_up
-from nanovlm.trace.rows import Row
+from nanovlm.trace.rows import Row, Where
 from nanovlm.trace.watchers import AtenMode
 
 Watcher = Callable[
@@ -40,7 +41,7 @@ class Recorder:
 
     modules: (name, module) pairs to watch; watchers are called after each successful torch function; with `timed`
     each row gets its seconds (the GPU is waited for); `device` overrides the device that is written down; `modes` are
-    active underneath; with `aten` the dispatcher's operations become rows too.
+    active underneath; with `aten` the dispatcher's operations become rows too; `where` is the line of whoever asks for the trace.
     """
 
     def __init__(
@@ -52,8 +53,9 @@ class Recorder:
         device: str | None = None,
         modes: Iterable[Any] = (),
         aten: bool = False,
+        where: Where | None = None,
     ):
-        self.root = Row("root", "trace", None)
+        self.root = Row("root", "trace", None, where)
         self.modules = ModuleIndex(modules)
         self.watchers = list(watchers)
         self.timed = timed
@@ -74,9 +76,10 @@ class Recorder:
         with ExitStack() as stack:
             if "torch._dynamo" in sys.modules:  # only then can anything be compiled; importing it takes seconds
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
+            handles: list[RemovableHandle] = []
+            stack.callback(lambda: [handle.remove() for handle in handles])
             for module in self.modules:
-                for handle in self._hook(module):
-                    stack.callback(handle.remove)
+                handles += self._hook(module)
             stack.callback(register_optimizer_step_pre_hook(self._before_step).remove)
             stack.callback(register_optimizer_step_post_hook(self._after_step).remove)
             for mode in self.modes:

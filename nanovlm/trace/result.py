@@ -21,13 +21,14 @@ from nanovlm.trace.tables import Table, as_json, module_table
 class Trace:
     """Every step of one run. Prints as a folded tree; shows as foldable HTML in a notebook.
 
-    root: the outermost `Row`. inputs: what went in, by name. num_params: each parameter once.
+    inputs: what went in, by name. num_params: each parameter once.
     failed: the step that raised, or None. attention: weights by the module paths that were asked for.
     dims: the named sizes. remark: what a reader of the trace should know, or None.
     """
 
     def __init__(self, root: Row, num_params: int = 0):
-        self.root = root
+        self._root = root
+        self._is_finished = True
         self.num_params = num_params
         self.inputs: dict[str, Any] = {}
         self.failed: Row | None = None
@@ -35,16 +36,28 @@ class Trace:
         self.dims: dict[str, int] = {}
         self.remark: str | None = None
 
-    def complete(self) -> None:
-        """Called once, when the run has ended."""
-        only = self.root.children[0] if len(self.root.children) == 1 else None
-        if only is not None and self.inputs and (only.kind == "module" or only.name == self.root.name):
+    @property
+    def root(self) -> Row:
+        """The outermost row: the model's, or the function's."""
+        if not self._is_finished:
+            self._is_finished = True
+            self._complete()
+        return self._root
+
+    def ended(self) -> None:
+        """The run is over. What follows from its rows is worked out when somebody looks at them."""
+        self._is_finished = False
+
+    def _complete(self) -> None:
+        root = self._root
+        only = root.children[0] if len(root.children) == 1 else None
+        if only is not None and self.inputs and (only.kind == "module" or only.name == root.name):
             if only.out is None:
-                only.out = self.root.out
+                only.out = root.out
             if only.kind == "function":
-                only.args, only.kwargs = self.root.args, {}
-            only.parent, self.root = None, only
-        finish(self.root)
+                only.args, only.kwargs = root.args, {}
+            only.parent, self._root = None, only
+        finish(self._root)
 
     @property
     def rows(self) -> list[Row]:

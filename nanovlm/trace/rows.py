@@ -17,16 +17,15 @@ class TensorInfo:
     `name` is the parameter's or buffer's name in the model, if it has one; `dims` its symbolic shape, if fitted.
     """
 
-    __slots__ = ("device", "dims", "dtype", "name", "requires_grad", "shape", "strides", "uid")
+    __slots__ = ("device", "dims", "dtype", "name", "requires_grad", "shape", "uid")
 
-    def __init__(self, shape, dtype, device, uid=0, requires_grad=False, name=None, strides=None):
+    def __init__(self, shape, dtype, device, uid=0, requires_grad=False, name=None):
         self.shape: tuple[int, ...] = shape
         self.dtype = dtype
         self.device: str = device
         self.uid: int = uid
         self.requires_grad: bool = requires_grad
         self.name: str | None = name
-        self.strides: tuple[int, ...] | None = strides
         self.dims: tuple[str, ...] | None = None
 
     @property

@@ -13,6 +13,7 @@ from torch import nn
 
 from nanovlm.trace import symbolic
 from nanovlm.trace.explain import explain
+from nanovlm.trace.frames import line_of
 from nanovlm.trace.meta import MetaMode, meta_inputs
 from nanovlm.trace.modules import find_modules
 from nanovlm.trace.recorder import Recorder
@@ -52,7 +53,7 @@ def trace(
         raise ValueError("On the meta device there are no values, times or attention weights: drop device='meta'.")
     if level not in ("function", "aten"):
         raise ValueError(f"trace(level=...) is 'function' (what you wrote) or 'aten'; got {level!r}.")
-    call = _Call(fn, args, kwargs)
+    call, where = _Call(fn, args, kwargs), line_of(sys._getframe(1))
     modules = find_modules(fn, args, kwargs)
     names = symbolic.bind(call.inputs, dims) if dims else {}
     base = symbolic.base_sizes(call.inputs, names)
@@ -60,7 +61,9 @@ def trace(
     def on_meta(inputs: dict[str, Any]) -> Trace:
         with torch.random.fork_rng(devices=[]):
             mode = MetaMode(modules)
-            recorder = Recorder(modules, sys._getframe(0), device="meta", modes=[mode], aten=level == "aten")
+            recorder = Recorder(
+                modules, sys._getframe(0), device="meta", modes=[mode], aten=level == "aten", where=where
+            )
             result = call.run(meta_inputs(inputs, recorder.modules.num_params > 0), recorder)
         if mode.assumed:
             result.remark = "a mask computed from values that meta does not have was taken to pick everything"
@@ -71,7 +74,7 @@ def trace(
     else:
         catcher = AttentionCatcher(attention or ())
         watchers = [watch_values] * bool(values) + [catcher] * bool(attention)
-        recorder = Recorder(modules, sys._getframe(0), watchers=watchers, timed=time, aten=level == "aten")
+        recorder = Recorder(modules, sys._getframe(0), watchers=watchers, timed=time, aten=level == "aten", where=where)
         result = call.run(call.inputs, recorder)
         result.attention = catcher.found
     if names:
@@ -101,10 +104,10 @@ class _Call:
         values = list(inputs.items())
         args, kwargs = [value for _, value in values[: self.num_positional]], dict(values[self.num_positional :])
         result = Trace(recorder.root, recorder.modules.num_params)
-        result.root.name = self.name
-        result.inputs = result.root.args = recorder.describer(inputs)
+        recorder.root.name = self.name
+        result.inputs = recorder.root.args = recorder.describer(inputs)
         with _recording(recorder, result):
-            result.root.out = recorder.describer(self.fn(*args, **kwargs))
+            recorder.root.out = recorder.describer(self.fn(*args, **kwargs))
         return result
 
 
@@ -150,12 +153,12 @@ def _recording(recorder: Recorder, result: Trace) -> Iterator[None]:
         with recorder:
             yield
     except BaseException as error:
-        result.complete()
+        result.ended()
         result.failed = recorder.failed_row(error)
         if isinstance(error, Exception):
             explain(error, result)
         raise
-    result.complete()
+    result.ended()
 
 
 def _positional_names(fn: Callable[..., Any], count: int) -> list[str]:

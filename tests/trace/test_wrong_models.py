@@ -1,0 +1,152 @@
+"""Each wrong model gets a message that names its line, both shapes, and a fix; the fixed twin runs."""
+
+import inspect
+
+import pytest
+import torch
+
+from nanovlm.trace import Trace, trace, tracing
+from tests.trace.wrong_models import CASES
+
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+
+
+def failing_line(module: type) -> tuple[int, str]:
+    """Number and text of the line marked `# here`."""
+    for cls in module.__mro__:
+        try:
+            lines, start = inspect.getsourcelines(cls)
+        except (OSError, TypeError):
+            continue
+        for i, line in enumerate(lines):
+            if line.rstrip().endswith("# here"):
+                return start + i, line.strip().removesuffix("# here").strip()
+    raise AssertionError(f"{module} has no line marked '# here'")
+
+
+def test_there_are_at_least_twenty():
+    assert len(CASES) >= 20
+
+
+@every_case
+def test_the_message_says_where_what_and_how(case):
+    model, number_and_line = case.wrong(), failing_line(case.wrong)
+    with pytest.raises(Exception) as plain:  # any type: the tracer must keep it
+        case.wrong()(*case.inputs)
+    with pytest.raises(type(plain.value)) as caught:
+        trace(model, *case.inputs)
+    message = str(caught.value)
+    number, line = number_and_line
+    assert f"wrong_models.py:{number}" in message
+    assert line in message
+    for part in case.says:
+        assert part in message, f"{part!r} is missing in:\n{message}"
+    assert type(caught.value) is type(plain.value)
+
+
+@every_case
+def test_torchs_own_sentence_is_kept(case):
+    with pytest.raises(Exception) as plain:
+        case.wrong()(*case.inputs)
+    with pytest.raises(type(plain.value)) as caught:
+        trace(case.wrong(), *case.inputs)
+    first = " ".join(str(plain.value).split())[:60]
+    assert first in " ".join(str(caught.value).split())
+
+
+@every_case
+def test_the_fix_is_right(case):
+    trace(case.right(), *case.inputs)
+
+
+@every_case
+def test_the_trace_so_far_is_on_the_exception(case):
+    with pytest.raises(Exception) as caught:
+        trace(case.wrong(), *case.inputs)
+    t = caught.value.trace
+    assert isinstance(t, Trace)
+    if t.failed is not None:
+        assert t.failed.error and t.failed in t.rows
+        assert "✗" in str(t)
+        assert 'class="x"' in t._repr_html_()
+
+
+def test_a_failing_block_is_never_folded_away():
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            widths = [8, 8, 8, 9, 8]
+            self.blocks = torch.nn.ModuleList(torch.nn.Sequential(torch.nn.Linear(w, 8)) for w in widths)
+
+        def forward(self, x):
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    with pytest.raises(RuntimeError, match=r"blocks\.3\.0 \(Linear\) was built with in_features = 9") as caught:
+        trace(Model(), torch.zeros(2, 8))
+    text = str(caught.value.trace)
+    assert "×3, first shown" in text
+    assert "blocks.3: Sequential" in text
+
+
+def test_the_way_there_is_shown():
+    def steps(x):
+        x = x.flatten(1)
+        x = x.unsqueeze(0)
+        return x @ torch.zeros(3, 3)
+
+    with pytest.raises(RuntimeError) as caught:
+        trace(steps, torch.zeros(2, 2, 4))
+    message = str(caught.value)
+    assert "x.flatten(1)" in message and "[1, 2, 8]" in message
+
+
+def test_an_error_is_explained_once():
+    def inner():
+        with tracing():
+            torch.zeros(2, 3) @ torch.zeros(2, 3)
+
+    with pytest.raises(RuntimeError) as caught:
+        trace(inner)
+    assert str(caught.value).count("torch said") == 1
+
+
+def test_an_error_raised_by_the_model_keeps_its_sentence_first():
+    def model(x):
+        if x.shape[-1] != 4:
+            raise ValueError("Pictures need four channels.")
+
+    with pytest.raises(ValueError, match=r"^Pictures need four channels\.") as caught:
+        trace(model, torch.zeros(3))
+    assert 'raise ValueError("Pictures need four channels.")' in str(caught.value)
+
+
+def test_an_error_raised_because_of_another_one_points_at_the_step():
+    def model(a, b):
+        try:
+            return a @ b
+        except RuntimeError as error:
+            raise ValueError("the product failed") from error
+
+    with pytest.raises(ValueError) as caught:
+        trace(model, torch.zeros(2, 3), torch.zeros(2, 3))
+    assert caught.value.trace.failed.name == "matmul"
+    assert "b.transpose(-2, -1)" in str(caught.value)
+
+
+def test_exceptions_that_build_their_own_text_are_left_alone():
+    class Strange(Exception):
+        def __init__(self, code):
+            super().__init__()
+            self.code = code
+
+        def __str__(self):
+            return f"code {self.code}"
+
+    def model():
+        raise Strange(7)
+
+    with pytest.raises(Strange) as caught:
+        trace(model)
+    assert str(caught.value) == "code 7" and caught.value.code == 7
