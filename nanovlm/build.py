@@ -7,7 +7,7 @@ from dataclasses import replace
 from nanovlm.assets import asset_path
 from nanovlm.config import Preset, VLMConfig
 from nanovlm.data.chat import ChatTokenizer
-from nanovlm.data.processors import ImageProcessor
+from nanovlm.data.tiling import make_image_processor, tile_tokens
 from nanovlm.models.backbones import load_language_backbone, load_vision_backbone
 from nanovlm.models.hub import find_directory
 from nanovlm.models.vision_language_model import VisionLanguageModel
@@ -30,6 +30,7 @@ def build_model(preset: Preset) -> VisionLanguageModel:
 def from_scratch(config: VLMConfig) -> VisionLanguageModel:
     """Random weights, and the tokenizer that ships with the pocket model."""
     tokenizer = ChatTokenizer.from_pretrained(asset_path("pocket"))
+    add_tile_tokens(tokenizer, config)
     if tokenizer.vocab_size > config.language.vocab_size:
         raise ValueError(
             f"The tokenizer has {tokenizer.vocab_size} tokens, the model only {config.language.vocab_size} embeddings."
@@ -43,6 +44,7 @@ def from_backbones(preset: Preset) -> VisionLanguageModel:
     tokenizer = ChatTokenizer.from_pretrained(find_directory(config.tokenizer or preset.language_backbone))
     if tokenizer.image_token is None:
         tokenizer.add_tokens([IMAGE_TOKEN], image_token=IMAGE_TOKEN)
+    add_tile_tokens(tokenizer, config)
     vision = load_vision_backbone(preset.vision_backbone, config.vision.image_size)
     rows = -(-tokenizer.vocab_size // ROWS_MULTIPLE) * ROWS_MULTIPLE
     language = load_language_backbone(preset.language_backbone, rows)
@@ -64,7 +66,13 @@ def from_backbones(preset: Preset) -> VisionLanguageModel:
     return attach(model, tokenizer)
 
 
+def add_tile_tokens(tokenizer: ChatTokenizer, config: VLMConfig) -> None:
+    """A picture that is cut into tiles has a token for each tile's place."""
+    if config.tiling is not None:
+        tokenizer.add_tokens(tile_tokens(config.tiling, config.vision.image_size))
+
+
 def attach(model: VisionLanguageModel, tokenizer: ChatTokenizer) -> VisionLanguageModel:
     model.tokenizer = tokenizer
-    model.image_processor = ImageProcessor(model.config.vision.image_size, model.config.pixel_range)
+    model.image_processor = make_image_processor(model.config)
     return model
