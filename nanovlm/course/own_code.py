@@ -80,7 +80,9 @@ def definition_of(thing: Any) -> tuple[Any, str, dict[str, Any]]:
     find classes."""
     functions = [thing] if isinstance(thing, FunctionType) else list(_methods(thing))
     if not functions:
-        raise CannotKeep(f"{thing.__name__} has no method of its own.")
+        raise CannotKeep(
+            f"the source of {thing.__name__} is not at hand: a class needs a method of its own to be found."
+        )
     code = inspect.unwrap(functions[0]).__code__
     lines = linecache.getlines(code.co_filename)
     name = thing.__name__

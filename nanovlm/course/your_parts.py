@@ -48,8 +48,8 @@ def yours(replace: Mapping[str, Any] | None = None, directory: str | Path | None
 
     `.parts` of the model tells for each exercise whether it is "yours", "reference" or "replaced".
     """
-    from nanovlm.config import VLMConfig
-    from nanovlm.models.hub import attach_processors, load_strictly, read_json, read_tensors
+    from nanovlm.models.formats import recognise
+    from nanovlm.models.hub import load_strictly, read_json
 
     replace = dict(replace or {})
     for exercise_id in replace:
@@ -75,18 +75,18 @@ def yours(replace: Mapping[str, Any] | None = None, directory: str | Path | None
             exercise.install(code, learner)  # type: ignore[misc]
     code.link()
     own = [name for name, origin in parts.items() if origin != "reference"]
-    config = VLMConfig.from_dict(read_json(directory / "config.json"))
-    tensors = read_tensors(directory)
-    if config.language.tie_weights and "decoder.token_embedding.weight" in tensors:
-        tensors.setdefault("decoder.head.weight", tensors["decoder.token_embedding.weight"])
+    values = read_json(directory / "config.json")
+    source = recognise(values, directory)
     try:
-        model: VisionLanguageModel = code.vision_language_model.VisionLanguageModel(config)
-        load_strictly(model, tensors, directory)
+        # Not from_pretrained, which builds without memory first: your parts may compute things when they are built.
+        model: VisionLanguageModel = code.vision_language_model.VisionLanguageModel(
+            source.read_config(values, directory)
+        )
+        load_strictly(model, source.read_weights(directory, model), directory)
     except Exception as error:
-        raise ValueError(
-            f"The model could not be built from your parts ({', '.join(own) or 'none'}): {error}"
-        ) from error
-    attach_processors(model, directory)
+        whose = f"from your parts ({', '.join(own)})" if own else "from the reference parts"
+        raise ValueError(f"The model could not be built {whose}: {type(error).__name__}: {error}") from error
+    source.attach_processors(model, directory, values)
     model.eval()
     model.parts = parts  # type: ignore[assignment]
     print(f"{len(own)} of {len(parts)} parts are your own{': ' + ', '.join(own) if own else ''}.")
