@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -14,6 +15,8 @@ COMMANDS = {
     "train": "train a model: the pocket preset in minutes, on a laptop",
     "generate": "ask a model about a picture",
     "evaluate": "score a model per kind of question, beside its blind score",
+    "export": "write a model in the format of transformers or of nanoVLM",
+    "course": "build the notebooks, show your progress, list the exercises",
     "doctor": "check this environment",
 }
 USAGE = """usage: nanovlm COMMAND [options]
@@ -57,21 +60,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"nanovlm: there is no command {name!r}. Choose from {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
     try:
-        return import_module(f"nanovlm.commands.{name}").main(rest) or 0
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return import_module(f"nanovlm.commands.{name}").main(rest) or 0
     except KeyboardInterrupt:
         print("\nnanovlm: stopped.", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ModuleNotFoundError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if os.environ.get("NANOVLM_DEBUG") == "1":
             raise
         print(f"nanovlm: {sentence(error)}", file=sys.stderr)
         return 2
 
 
+def _show_warning(message: Warning | str, *_: object) -> None:
+    print(f"nanovlm: {message}", file=sys.stderr)
+
+
 def sentence(error: Exception) -> str:
     """What went wrong, for people. Our own errors are sentences already; the system's and Python's are put into one."""
-    if isinstance(error, ModuleNotFoundError):
-        module = (error.name or "").partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        module = error.name.partition(".")[0]
         extra = f"nanovlm[{EXTRAS[module]}]" if module in EXTRAS else module
         return f'This needs the package {module}, which is not installed: pip install "{extra}"'
     if isinstance(error, OSError) and error.errno is not None:

@@ -5,16 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nanovlm.assets import asset_path
+
 if TYPE_CHECKING:
     from nanovlm.models.vision_language_model import VisionLanguageModel
 
 
+def find_model(name: str) -> str | Path:
+    """What `from_pretrained` takes; "pocket" is the shipped model, unless a directory here has that name."""
+    return asset_path("pocket") if name == "pocket" and not Path(name).is_dir() else name
+
+
 def load_model(name: str) -> VisionLanguageModel:
-    """A model directory or Hub id; "pocket" is the one that ships. On this machine's best device, ready to answer."""
-    from nanovlm.assets import asset_path
+    """The model on this machine's best device, ready to answer."""
     from nanovlm.models.vision_language_model import VisionLanguageModel
     from nanovlm.precision import find_device
 
-    shipped = name == "pocket" and not Path(name).is_dir()
-    model = VisionLanguageModel.from_pretrained(asset_path("pocket") if shipped else name)
-    return model.to(find_device()).eval()
+    return VisionLanguageModel.from_pretrained(find_model(name)).to(find_device()).eval()

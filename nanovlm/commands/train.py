@@ -56,8 +56,9 @@ def default_options(arguments: Sequence[str]) -> Options:
         name = parser.parse_known_args(list(arguments))[0].preset
     except argparse.ArgumentError:  # no value: tyro says so
         name = "pocket"
-    known = presets()
-    return Options(known[name if name in known else "pocket"].train, name)
+    if name not in presets():  # nor which ones there are
+        name = "pocket"
+    return Options(presets()[name].train, name)
 
 
 def examine(run: Run, recipe: TrainConfig) -> None:

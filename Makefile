@@ -1,0 +1,44 @@
+# GNU make 3.81, which macOS ships, is enough. Each command sets up .venv when it is first used.
+# Another Python: make lab PYTHON=python3.12
+PYTHON ?= python3
+BIN := $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
+NOTEBOOKS := chapters solutions exercises
+# On Linux, PyPI's torch brings gigabytes of CUDA libraries. Without an NVIDIA GPU the CPU build will do; where its
+# server cannot be reached, PyPI's is taken after all.
+CPU_TORCH := $(shell [ "$$(uname -s)" != Linux ] || command -v nvidia-smi >/dev/null || echo --extra-index-url https://download.pytorch.org/whl/cpu)
+
+.PHONY: help lab train test notebooks
+
+help:
+	@echo "make lab        open the course in JupyterLab, at chapter 00"
+	@echo "make test       check everything: style, tests, notebooks"
+	@echo "make train      train the pocket model on this machine and see what it answers"
+	@echo "make notebooks  rebuild and execute the notebooks after an edit in chapters/ or solutions/"
+
+lab: .venv/ready
+	@echo "Opening JupyterLab. Press Ctrl-C twice here to end it."
+	$(BIN)/jupyter lab chapters/00_start_here.ipynb
+
+train: .venv/ready
+	@echo "Training the pocket preset from random weights: some minutes, no network. Ctrl-C saves and stops."
+	$(BIN)/nanovlm train --preset pocket
+
+test: .venv/ready
+	@echo "Style, then the tests, then every notebook from its first cell to its last."
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 NANOVLM_BUDGET=ci $(BIN)/pytest -n 2 --dist loadscope --nbval-lax --nbval-current-env \
+		--nbval-sanitize-with tests/nbval_sanitize.cfg $(NOTEBOOKS)
+
+notebooks: .venv/ready
+	@echo "Building the notebooks from chapters/ and solutions/, and running those that changed."
+	$(BIN)/nanovlm course build --execute
+
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(None if sys.version_info >= (3, 10) else 'nanovlm needs Python 3.10 or newer, and $(PYTHON) is %d.%d. Name another one: make lab PYTHON=python3.12' % sys.version_info[:2])"
+	@echo "Setting up .venv with the versions in constraints.txt: once, some minutes, about 1.5 GB."
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --no-deps torch -c constraints.txt $(CPU_TORCH)
+	$(BIN)/python -m pip install --quiet -e ".[dev]" -c constraints.txt
+	@$(PYTHON) -c "open('$@', 'w').close()"

@@ -1,0 +1,352 @@
+"""The command line: what it does, what it says when something is wrong, and what it costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+import torch
+from PIL import Image
+
+from nanovlm.assets import asset_path
+from nanovlm.build import build_model
+from nanovlm.cli import COMMANDS, main
+from nanovlm.commands import train as train_command
+from nanovlm.commands.options import parse
+from nanovlm.config import TrainConfig, presets
+
+Run = Callable[..., tuple[int, str, str]]
+SWITCHES = [f.name for f in fields(TrainConfig) if f.type == "bool"]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Words of a command line -> exit status, what it printed, what it complained about."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        try:
+            status = main([str(word) for word in words])
+        except SystemExit as error:
+            status = error.code
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory with random weights: it answers, and what it says is noise."""
+    preset = presets()["pocket"]
+    preset.vlm.language.num_blocks = preset.vlm.vision.num_blocks = 1
+    return build_model(preset).save_pretrained(tmp_path_factory.mktemp("random") / "model")
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    Image.new("RGB", (80, 60), "red").save(path := tmp_path / "red.png")
+    return path
+
+
+def recipe(*words: str) -> train_command.Options:
+    return parse(train_command.Options, "train", words, default=train_command.default_options(words))
+
+
+# -- options ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])
+def test_help_lists_every_command(run: Run, words: tuple[str, ...]) -> None:
+    status, out, _ = run(*words)
+    assert status == 0
+    assert all(re.search(rf"^  {name} ", out, re.MULTILINE) for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(run: Run, command: str) -> None:
+    status, out, _ = run(command, "--help")
+    assert status == 0
+    assert f"nanovlm {command}" in out
+    assert len(out.splitlines()) > 4
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+@pytest.mark.parametrize(
+    ("words", "value"), [(("False",), False), (("false",), False), (("True",), True), ((), True), (("0",), False)]
+)
+def test_a_switch_is_what_its_value_says(switch: str, words: tuple[str, ...], value: bool) -> None:
+    given = recipe(f"--{switch.replace('_', '-')}", *words, "--seed", "3").recipe
+    assert getattr(given, switch) is value
+    assert given.seed == 3
+
+
+@pytest.mark.parametrize("name", presets())
+def test_a_preset_brings_its_recipe_and_options_change_it(name: str) -> None:
+    assert recipe("--preset", name).recipe == presets()[name].train
+    changed = recipe("--batch-size", "7", f"--preset={name}", "--dataset-names", "charts", "glyphs")
+    assert changed.preset == name
+    assert (changed.recipe.batch_size, changed.recipe.dataset_names) == (7, ("charts", "glyphs"))
+    assert changed.recipe.optimizer == presets()[name].train.optimizer
+
+
+def test_every_preset_is_offered(run: Run) -> None:
+    assert get_args(get_type_hints(train_command.Options)["preset"]) == tuple(presets())
+    assert "{pocket,colab,h100}" in run("train", "--help")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("train", "--batchsize", "3"), "Unrecognized options: --batchsize"),
+        (("train", "--batch-size", "many"), "--batch-size"),
+        (("train", "--compile", "perhaps"), "expected True or False, not perhaps"),
+        (("train", "--batch-size", "0"), "batch_size must be at least 1"),
+        (("train", "--preset", "huge"), "invalid choice 'huge'"),
+        (("train", "--preset"), "--preset"),
+        (("generate", "--temprature", "1"), "Unrecognized options: --temprature"),
+        (("evaluate", "--split", "train"), "invalid choice 'train'"),
+        (("evaluate", "--size", "1"), "size of at least 2"),
+        (("export",), "--out"),
+    ],
+)
+def test_an_option_that_does_not_fit(run: Run, words: tuple[str, ...], sentence: str) -> None:
+    status, _, err = run(*words)
+    assert status == 2
+    assert sentence in " ".join(err.replace("│", " ").split())
+
+
+# -- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+def complaint(result: tuple[int, str, str]) -> str:
+    """The one sentence of a command that failed."""
+    status, _, err = result
+    assert status == 2
+    lines = [line for line in err.splitlines() if line.startswith("nanovlm: ")]
+    assert len(lines) == 1, err
+    assert "Traceback" not in err and "Errno" not in err
+    return lines[0]
+
+
+def test_a_command_that_does_not_exist(run: Run) -> None:
+    assert "no command 'draw'. Choose from train" in complaint(run("draw"))
+
+
+def test_pictures_and_prompts_that_cannot_be_used(run: Run, directory: Path, picture: Path, tmp_path: Path) -> None:
+    ask = ("generate", "--model", directory, "--image")
+    assert "No such picture" in complaint(run(*ask, tmp_path / "none.png"))
+    (tmp_path / "words.png").write_text("not a picture")
+    assert "not a picture" in complaint(run(*ask, tmp_path / "words.png"))
+    (tmp_path / "half.png").write_bytes(picture.read_bytes()[:60])
+    assert "cut short or damaged" in complaint(run(*ask, tmp_path / "half.png"))
+    assert "is a directory" in complaint(run(*ask, tmp_path))
+    assert "prompt is empty" in complaint(run(*ask, picture, "--prompt", " "))
+    assert "exceed the model's 512 positions" in complaint(run(*ask, picture, "--prompt", "circle " * 600))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--temperature", "-1"), "temperature must be"),
+        (("--top-p", "2"), "top_p must be"),
+        (("--top-k", "0"), "top_k must be"),
+        (("--generations", "0"), "must be at least 1"),
+        (("--max-new-tokens", "0"), "must be at least 1"),
+        (("--num-beams", "2", "--temperature", "1"), "Beam search is deterministic"),
+        (("--stream", "--generations", "2"), "on_text follows one answer"),
+    ],
+)
+def test_settings_that_make_no_sense(
+    run: Run, directory: Path, picture: Path, words: tuple[str, ...], sentence: str
+) -> None:
+    assert sentence in complaint(run("generate", "--model", directory, "--image", picture, *words))
+
+
+def test_models_that_cannot_be_loaded(run: Run, directory: Path, tmp_path: Path, monkeypatch) -> None:
+    def ask(model: object) -> str:
+        return complaint(run("generate", "--model", model))
+
+    assert "no directory ./nowhere" in ask("./nowhere")
+    assert "no config.json" in ask(tmp_path)
+    assert "is a file" in ask(asset_path("pictures/shapes.png"))
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "processor_config.json"):
+        (broken / name).write_bytes((directory / name).read_bytes())
+    assert "no model.safetensors" in ask(broken)
+    (broken / "model.safetensors").write_bytes((directory / "model.safetensors").read_bytes()[:-100])
+    assert "not a whole safetensors file" in ask(broken)
+    config = json.loads((directory / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**config, "colour": "red"}))
+    assert "'colour'" in ask(broken)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "cannot be reached" in ask("nobody/at-all")
+
+
+def test_places_that_cannot_be_written(run: Run, picture: Path, directory: Path) -> None:
+    evaluate = ("evaluate", "--model", directory)
+    assert "no directory" in complaint(run(*evaluate, "--json", picture.parent / "none" / "scores.json"))
+    assert "end in .png" in complaint(run(*evaluate, "--sheet", picture.parent / "sheet.doc"))
+    assert "output" in complaint(run("train", "--output-dir", picture / "runs"))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--dataset-path", "./no-such-place"), "no directory ./no-such-place"),
+        (("--dataset-names", "icons"), "no subset 'icons'"),
+        (("--resume",), "nothing to resume"),
+        (("--precision", "fp16"), "fp16 training needs a CUDA GPU"),
+    ],
+)
+def test_recipes_that_cannot_be_run(run: Run, tmp_path: Path, words: tuple[str, ...], sentence: str) -> None:
+    if "fp16" in words and torch.cuda.is_available():
+        pytest.skip("this machine has the GPU whose absence is complained about")
+    assert sentence in complaint(run("train", "--output-dir", tmp_path, *words))
+
+
+def test_a_missing_package_names_the_extra_that_brings_it(run: Run, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "nanovlm.doctor", None)
+    monkeypatch.setattr("nanovlm.cli.EXTRAS", {"nanovlm": "data"})
+    assert 'pip install "nanovlm[data]"' in complaint(run("doctor"))
+
+
+def test_ctrl_c(run: Run, monkeypatch) -> None:
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nanovlm.commands.doctor.main", interrupted)
+    status, _, err = run("doctor")
+    assert (status, err.strip()) == (130, "nanovlm: stopped.")
+
+
+def test_the_traceback_on_request(run: Run, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NANOVLM_DEBUG", "1")
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        run("generate", "--model", tmp_path)
+
+
+# -- what goes right --------------------------------------------------------------------------------------------------
+
+
+def answers(out: str) -> list[str]:
+    return re.findall(r"^\d+  (.*)$", out, re.MULTILINE)
+
+
+def test_generate_draws_five_answers(run: Run, directory: Path, picture: Path) -> None:
+    ask = ("generate", "--model", directory, "--image", picture, "--max-new-tokens", 8, "--seed", 3)
+    status, out, _ = run(*ask)
+    assert status == 0
+    assert "What is this?" in out
+    assert len(set(answers(out))) == 5
+    assert run(*ask)[1] == out, "the same seed draws the same answers"
+    assert len(answers(run(*ask, "--generations", 2)[1])) == 2
+
+
+def test_generate_gives_the_most_likely_answer(run: Run, directory: Path, picture: Path) -> None:
+    ask = ("generate", "--model", directory, "--image", picture, "--max-new-tokens", 8)
+    greedy = answers(run(*ask, "--temperature", 0)[1])
+    assert len(greedy) == 1
+    assert answers(run(*ask, "--generations", 1)[1]) == greedy
+    assert len(answers(run(*ask, "--num-beams", 3)[1])) == 1
+    assert run(*ask, "--stream")[1].splitlines()[-1].strip() == greedy[0]
+
+
+def test_generate_takes_several_pictures_and_brings_one_of_its_own(run: Run, directory: Path, picture: Path) -> None:
+    ask = ("generate", "--model", directory, "--max-new-tokens", 2)
+    status, out, _ = run(*ask, "--image", picture, "--image", asset_path("pictures/charts.png"))
+    assert status == 0 and "charts.png" in out and "red.png" in out
+    status, out, _ = run(*ask)
+    assert status == 0 and "shapes.png" in out
+
+
+def test_evaluate_writes_scores_and_pictures(run: Run, directory: Path, tmp_path: Path) -> None:
+    scores, sheet = tmp_path / "scores.json", tmp_path / "sheet.png"
+    status, out, _ = run(
+        "evaluate", "--model", directory, "--subsets", "shapes", "glyphs", "--split", "unseen", "--size", 3,
+        "--multiple-choice", "--json", scores, "--sheet", sheet,
+    )  # fmt: skip
+    assert status == 0
+    assert all(word in out for word in ("shapes, unseen", "glyphs, unseen", "where", "blind", "multiple choice"))
+    written = json.loads(scores.read_text())
+    assert written["unseen"]["shapes"]["kinds"]["where"]["total"] == 3
+    assert written["unseen"]["shapes"]["blind"].keys() == written["unseen"]["shapes"]["kinds"].keys()
+    assert "multiple choice" in written
+    assert Image.open(sheet).width > 1000
+
+
+def test_train_ends_with_the_proof(run: Run, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(train_command, "TEST_PICTURES", 2)
+    status, out, _ = run(
+        "train", "--max-steps", 2, "--batch-size", 2, "--val-size", 2, "--dataset-size", 8, "--output-dir", tmp_path,
+        "--run-name", "short", "--dataset-names", "charts", "--precision", "fp32", "--compile", "False",
+    )  # fmt: skip
+    assert status == 0
+    assert "charts, test" in out and "charts, unseen" in out and "blind" in out
+    results = json.loads((tmp_path / "short" / "results.json").read_text())
+    assert results["recipe"]["dataset_names"] == ["charts"]
+    assert results["test"]["charts"]["kinds"].keys() == results["unseen"]["charts"]["kinds"].keys()
+    Image.open(tmp_path / "short" / "answers.png").load()
+    status, out, _ = run("generate", "--model", tmp_path / "short" / "best", "--max-new-tokens", 2)
+    assert status == 0, "the command that train names at its end works"
+
+
+def test_export(run: Run, directory: Path, tmp_path: Path) -> None:
+    status, out, _ = run("export", "--model", directory, "--out", tmp_path / "smolvlm")
+    assert status == 0 and str(tmp_path / "smolvlm") in out
+    assert json.loads((tmp_path / "smolvlm" / "config.json").read_text())["model_type"] == "smolvlm"
+
+
+# -- what it costs ----------------------------------------------------------------------------------------------------
+
+COST = """
+import sys, time
+import torch
+torch.set_num_threads(1)
+start = time.process_time()
+import nanovlm
+imported = time.process_time()
+from nanovlm.cli import main
+status = main({words!r})
+print("cost", imported - start, time.process_time() - start, status, *(name for name in {heavy} if name in sys.modules))
+"""
+HEAVY = ("transformers", "datasets", "matplotlib", "ipywidgets", "wandb", "pandas")
+
+
+def test_import_and_generate_cost_little_beyond_torch(directory: Path) -> None:
+    """In processor time, so that a busy machine does not fail it."""
+    words = ["generate", "--model", str(directory), "--image", str(asset_path("pictures/shapes.png"))]
+    out = subprocess.run(
+        [sys.executable, "-c", COST.format(words=words, heavy=HEAVY)],
+        check=True,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"},
+    ).stdout
+    imported, answered, status, *heavy = re.search(r"^cost (.*)$", out, re.MULTILINE)[1].split()
+    assert status == "0"
+    assert not heavy, "nothing that takes seconds to import is needed for an answer"
+    assert float(imported) < 0.3
+    assert float(answered) < 2.0
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("module", ["nanovlm", "nanovlm.train", "nanovlm.evaluate"])
+def test_the_modules_are_commands_too(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module(module, run_name="__main__")
+    assert not end.value.code
+    assert f"usage: {module.replace('.', ' ')}" in capsys.readouterr().out
