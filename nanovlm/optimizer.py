@@ -67,7 +67,7 @@ def param_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     }
     members: dict[str, list[Tensor]] = {name: [] for name in groups}
     for name, p in named:
-        matrix = p.ndim == 2 and (".blocks." in name or name.startswith("projector."))
+        matrix = p.ndim == 2 and ("blocks." in name or name.startswith("projector."))
         if config.optimizer == "muon" and matrix:
             members["muon"].append(p)
         elif name.startswith("projector."):
@@ -136,9 +136,11 @@ class Optimizers:
             scaler.unscale_(optimizer)
         return torch.nn.utils.clip_grad_norm_(self.masters, max_norm, foreach=True)
 
-    def step(self, scaler: torch.amp.GradScaler) -> None:
+    def step(self, scaler: torch.amp.GradScaler, leave_out: bool = False) -> None:
+        """`leave_out`: a float16 gradient overflowed. The scaler would hold back only the optimizer it belongs to."""
         for optimizer in self.all:
-            scaler.step(optimizer)
+            if not leave_out:
+                scaler.step(optimizer)
         scaler.update()
         with torch.no_grad():
             for p, master in self.pairs:

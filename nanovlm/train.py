@@ -99,10 +99,10 @@ def train_step(
     norm = optimizers.clip(max_grad_norm, scaler)
     loss, norm = torch.stack([mean_loss, norm]).tolist()
     # A scaled float16 gradient may overflow: the scaler then leaves this step out, and scales less from here on.
-    if not math.isfinite(loss) or (not math.isfinite(norm) and scaler.get_scale() <= 1):
-        optimizers.zero_grad()
+    finite = math.isfinite(loss) and math.isfinite(norm)
+    optimizers.step(scaler, leave_out=not finite)
+    if not math.isfinite(loss) or (not finite and scaler.get_scale() <= 1):
         raise FloatingPointError(f"the loss is {loss}, the length of its gradient {norm}")
-    optimizers.step(scaler)
     return loss
 
 

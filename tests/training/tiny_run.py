@@ -10,9 +10,14 @@ from typing import Any
 import torch
 
 from nanovlm.config import TrainConfig, VLMConfig
+from nanovlm.data.collators import VQACollator
+from nanovlm.data.datasets import VQADataset
 from nanovlm.data.processors import ImageProcessor
+from nanovlm.data.thimble import thimble_sample
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.train import Run, train
+from nanovlm.optimizer import Optimizers
+from nanovlm.precision import choose_precision
+from nanovlm.train import Run, train, train_step
 from tests.tiny import tiny_config
 from tests.tiny_tokenizer import tiny_tokenizer
 
@@ -72,3 +77,28 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def max_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+def items(count: int, with_pictures: bool = True) -> list[dict[str, Any]]:
+    """Encoded samples of very unequal lengths: one question in the first, up to seven turns in the longest."""
+    model = new_model()
+    data = VQADataset([], model.tokenizer, model.image_processor, model.config)
+    samples = [thimble_sample("shapes", "train", i, image_size=16) for i in range(count)]
+    for i, sample in enumerate(samples):
+        sample["texts"] = sample["texts"][: 1 + i % 7]
+        if not with_pictures:
+            sample["images"] = []
+    return [data.encode(sample, i) for i, sample in enumerate(samples)]
+
+
+def batches(items: list[dict[str, Any]], size: int) -> list[dict[str, Any]]:
+    collate = VQACollator(tiny_tokenizer().pad_token_id)
+    return [collate(items[i : i + size]) for i in range(0, len(items), size)]
+
+
+def step(
+    model: VisionLanguageModel, batches: list[dict[str, Any]], optimizers: Optimizers, max_grad_norm: float = 1.0
+) -> float:
+    device = torch.device("cpu")
+    precision = choose_precision("bf16" if model.projector.proj.weight.dtype == torch.bfloat16 else "fp32", device)
+    return train_step(model, batches, optimizers, precision.scaler(device), precision, device, max_grad_norm)
