@@ -1,0 +1,78 @@
+"""The environment check finds what is missing and says what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import nanovlm.doctor as doctor
+from nanovlm import assets
+from nanovlm.build import build_model
+from nanovlm.cli import main
+from nanovlm.config import presets
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model of random weights in place of the one that ships."""
+    directory = build_model(presets()["pocket"]).save_pretrained(tmp_path / "pocket")
+    real = assets.asset_path
+    monkeypatch.setattr(assets, "asset_path", lambda name: directory if name == "pocket" else real(name))
+    return directory
+
+
+def requirements(monkeypatch: pytest.MonkeyPatch, *texts: str) -> dict[str, doctor.Finding]:
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: list(texts))
+    return {finding.subject: finding for finding in doctor.packages()}
+
+
+def test_a_sound_environment(
+    shipped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: ["torch>=2.6", 'pytest>=8; extra == "dev"'])
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "Everything that the course needs is here." in out
+    for subject in ("Python", "machine", "memory", "disk", "dependencies", "nanovlm[dev]", "device", "pocket model"):
+        assert f"  {subject} " in out
+    assert "!!" not in out
+
+
+def test_a_missing_or_old_package_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = requirements(monkeypatch, "torch>=2.6", "no-such-package>=1", "pytest>=900")["dependencies"]
+    assert found.state == "problem"
+    assert "no-such-package is missing" in found.found
+    assert ">=900" in found.found and "torch" not in found.found
+    assert found.advice == 'For the package: pip install "nanovlm"'
+
+
+def test_a_missing_extra_is_only_worth_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = requirements(monkeypatch, "torch>=2.6", 'no-such-package>=1; extra == "lab"')["nanovlm[lab]"]
+    assert found.state == "note"
+    assert found.advice == 'For JupyterLab: pip install "nanovlm[lab]"'
+
+
+def test_problems_end_with_status_1_and_are_marked(
+    shipped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: ["no-such-package"])
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "!!  dependencies" in out and "1 to mend" in out
+    assert "pocket model" not in out, "without its packages the model is not asked"
+
+
+def test_a_damaged_model_is_a_problem(shipped: Path) -> None:
+    (shipped / "model.safetensors").write_bytes(b"")
+    found = doctor.pocket_model()
+    assert found.state == "problem"
+    assert "not a whole safetensors file" in found.found
+
+
+def test_little_memory_disk_and_python_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "NEEDED_MEMORY", 2**60)
+    monkeypatch.setattr(doctor, "NEEDED_DISK", 2**60)
+    monkeypatch.setattr(doctor, "OLDEST_PYTHON", (4, 0))
+    assert [f.state for f in (doctor.memory(), doctor.disk(), doctor.python())] == ["note", "note", "problem"]
+    assert all(f.advice for f in (doctor.memory(), doctor.disk(), doctor.python()))
