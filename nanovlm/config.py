@@ -314,7 +314,8 @@ def presets() -> dict[str, Preset]:
             TrainConfig(
                 dataset_names=("shapes",),
                 batch_size=64,
-                max_steps=1_000,
+                dataset_size=50_000,
+                max_steps=720,
                 optimizer="muon",
                 lr_projector=2e-3,
                 lr_backbones=2e-3,

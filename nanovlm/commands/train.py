@@ -67,7 +67,8 @@ def examine(run: Run, recipe: TrainConfig) -> None:
     from nanovlm.commands.models import load_model
     from nanovlm.data.thimble import SUBSETS
 
-    subsets = SUBSETS if recipe.dataset_names == ("all",) else recipe.dataset_names
+    names = recipe.dataset_names
+    subsets = [name for name in SUBSETS if name in names or names == ("all",)]  # "choice" is scored with options
     model = load_model(str(run.directory / "best"))
     test, unseen = (report.score_thimble(model, subsets, split, TEST_PICTURES) for split in ("test", "unseen"))
     print("\n" + "\n\n".join(report.tables(test, "test") + report.tables(unseen, "unseen")))

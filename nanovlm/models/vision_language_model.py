@@ -55,7 +55,7 @@ class VisionLanguageModel(GenerationMixin, HubMixin, nn.Module):
         self.decoder = LanguageModel(config.language)
         self.tokenizer: Any = None
         self.image_processor: Any = None
-        self.apply(_init_weights)
+        init_weights(self)
 
     def gradient_checkpointing(self, on: bool = True) -> None:
         """Forget activations in the forward pass and recompute them in the backward: less memory, a third more time."""
@@ -129,9 +129,19 @@ class VisionLanguageModel(GenerationMixin, HubMixin, nn.Module):
         return VLMOutput(logits, loss, hidden_states)
 
 
-def _init_weights(module: nn.Module) -> None:
-    """Small normal weights and zero biases, as GPT-2 and Llama start."""
-    if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
-        nn.init.normal_(module.weight, std=0.02)
-    if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
-        nn.init.zeros_(module.bias)
+def init_weights(model: VisionLanguageModel) -> None:
+    """Random weights from which training starts to see soonest; trained backbones replace theirs.
+
+    Measured on the pocket preset (900 steps): with every weight at 0.02, "where" questions were still at chance.
+    """
+    for name, weight in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(weight)
+        elif name.endswith("position_embedding"):
+            nn.init.normal_(weight, std=0.5)  # as loud as the patch itself: its place is half of what there is to say
+        elif name.endswith("token_embedding.weight"):
+            nn.init.normal_(weight, std=0.3)  # AdamW's step does not shrink with the weight: a small one is only noise
+        elif name.endswith(("out_proj.weight", "fc2.weight", "down_proj.weight")):
+            nn.init.normal_(weight, std=0.002)  # a block adds next to nothing at first
+        elif weight.ndim > 1:
+            nn.init.normal_(weight, std=0.02)

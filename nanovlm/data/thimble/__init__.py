@@ -11,18 +11,18 @@ Splits: `train`, `val` and `test` share no scene, whatever their seeds; `unseen`
 split shows: a colour with a shape (nor does another split ask for it), two colours or characters side by side.
 """
 
-from nanovlm.data.thimble.multiple_choice import load_multiple_choice, multiple_choice_sample
+from nanovlm.data.thimble.dataset import Thimble
+from nanovlm.data.thimble.multiple_choice import choice_sample, multiple_choice_sample
 from nanovlm.data.thimble.samples import (
     KINDS,
     SPLITS,
     SUBSETS,
-    Thimble,
     answers,
     chance,
     thimble_sample,
     thimble_scene,
 )
-from nanovlm.data.thimble.tables import load_thimble
+from nanovlm.data.thimble.tables import load_multiple_choice, load_thimble
 
 __all__ = [
     "KINDS",
@@ -31,6 +31,7 @@ __all__ = [
     "Thimble",
     "answers",
     "chance",
+    "choice_sample",
     "load_multiple_choice",
     "load_thimble",
     "multiple_choice_sample",

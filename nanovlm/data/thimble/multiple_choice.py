@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from nanovlm.data.thimble.drawing import Draws
 from nanovlm.data.thimble.glyphs import CHARACTERS
 from nanovlm.data.thimble.samples import SUBSETS, answers, thimble_sample
-from nanovlm.data.thimble.tables import png
-
-if TYPE_CHECKING:
-    import datasets
 
 LETTERS = "ABCD"
+INSTRUCTION = "\nAnswer with the letter."  # MMStar's questions come without one
+TURNS = 2  # questions about one training picture
 
 
 def multiple_choice_sample(index: int, split: str = "test", seed: int = 0, image_size: int = 64) -> dict:
@@ -24,22 +20,49 @@ def multiple_choice_sample(index: int, split: str = "test", seed: int = 0, image
     subset = SUBSETS[index % len(SUBSETS)]
     sample = thimble_sample(subset, split, index, seed, image_size)
     draws = Draws("thimble", seed, "multiple choice", split, index)
+    turn, kind = draws.pick(_with_options(subset, sample))
+    question, answer = _put(turn, kind, subset, draws)
+    return {
+        "index": index,
+        "question": question,
+        "image": sample["images"][0],
+        "answer": answer,
+        "category": subset,
+        "l2_category": kind,
+        "meta_info": {"source": turn["source"], "split": split, "image_path": f"{subset}/{split}/{seed}/{index}"},
+    }
+
+
+def choice_sample(index: int, split: str = "train", seed: int = 0, image_size: int = 64) -> dict:
+    """Training data for multiple choice, in the_cauldron's schema: up to two questions about one picture.
+
+    The subsets take turns; `source` is "thimble/choice/<subset>". Raises: ValueError as `thimble_sample`.
+    """
+    subset = SUBSETS[index % len(SUBSETS)]
+    sample = thimble_sample(subset, split, index, seed, image_size)
+    draws = Draws("thimble", seed, "choice", split, index)
+    turns = _with_options(subset, sample)
+    texts = []
+    for turn, kind in draws.some(turns, min(TURNS, len(turns))):
+        question, answer = _put(turn, kind, subset, draws)
+        texts.append({"user": question + INSTRUCTION, "assistant": answer, "source": f"thimble/choice/{subset}"})
+    return {"images": sample["images"], "texts": texts}
+
+
+def _with_options(subset: str, sample: dict) -> list[tuple[dict[str, str], str]]:
+    """The turns of a sample that four options can be given for, each with its kind."""
     turns = [(turn, turn["source"].split("/")[-1]) for turn in sample["texts"]]
-    turn, kind = draws.pick([(turn, kind) for turn, kind in turns if kind == "read" or _has_options(subset, kind)])
+    return [(turn, kind) for turn, kind in turns if kind == "read" or _has_options(subset, kind)]
+
+
+def _put(turn: dict[str, str], kind: str, subset: str, draws: Draws) -> tuple[str, str]:
+    """A turn as a question with four options, and the letter of the right one."""
     right = turn["assistant"]
     options = _signs(right, draws) if kind == "read" else draws.some(_others(subset, kind, right), 3)
     place = draws.below(len(LETTERS))
     options.insert(place, right)
     listed = ", ".join(f"{letter}: {option}" for letter, option in zip(LETTERS, options, strict=True))
-    return {
-        "index": index,
-        "question": f"{turn['user']}\nOptions: {listed}",
-        "image": sample["images"][0],
-        "answer": LETTERS[place],
-        "category": subset,
-        "l2_category": kind,
-        "meta_info": {"source": turn["source"], "split": split, "image_path": f"{subset}/{split}/{seed}/{index}"},
-    }
+    return f"{turn['user']}\nOptions: {listed}", LETTERS[place]
 
 
 def _has_options(subset: str, kind: str) -> bool:
@@ -62,17 +85,3 @@ def _signs(right: str, draws: Draws) -> list[str]:
         for changed in ((first,), (second,), (first, second))
     ]
     return draws.some(texts, 3)
-
-
-def load_multiple_choice(
-    size: int = 1_000, split: str = "test", seed: int = 0, image_size: int = 64
-) -> datasets.Dataset:
-    """`size` questions as a data set with MMStar's columns, in memory."""
-    import datasets
-
-    features = {name: datasets.Value("string") for name in ("question", "answer", "category", "l2_category")}
-    meta = {name: datasets.Value("string") for name in ("source", "split", "image_path")}
-    columns = {"index": datasets.Value("int64"), **features, "image": datasets.Image(), "meta_info": meta}
-    rows = [multiple_choice_sample(index, split, seed, image_size) for index in range(size)]
-    data = {name: [png(row[name]) if name == "image" else row[name] for row in rows] for name in columns}
-    return datasets.Dataset.from_dict(data, datasets.Features(columns))

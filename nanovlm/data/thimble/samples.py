@@ -1,4 +1,4 @@
-"""Samples of the Thimble by (subset, split, index, seed), and the data set that holds them."""
+"""Samples of the Thimble by (subset, split, index, seed)."""
 
 from __future__ import annotations
 
@@ -75,32 +75,3 @@ def check(subset: str, split: str, index: int) -> None:
         raise ValueError(f"The Thimble has no split {split!r}; choose from {', '.join(SPLITS)}.")
     if index < 0:
         raise ValueError(f"A Thimble sample's index counts from 0, not {index}.")
-
-
-class Thimble:
-    """`size` samples of one split as a map-style data set for `torch.utils.data.DataLoader`.
-
-    It holds five values and no pictures, so it is cheap to send to workers.
-    """
-
-    def __init__(
-        self, subset: str = "shapes", split: str = "train", size: int = 10_000, seed: int = 0, image_size: int = 64
-    ):
-        check(subset, split, 0)
-        if size < 0 or image_size < 1:
-            raise ValueError(f"The Thimble needs size >= 0 and image_size >= 1, not {size} and {image_size}.")
-        self.subset, self.split, self.size, self.seed, self.image_size = subset, split, size, seed, image_size
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> dict:
-        if not -self.size <= index < self.size:
-            raise IndexError(f"Sample {index} of a Thimble with {self.size} samples.")
-        return thimble_sample(self.subset, self.split, int(index) % self.size, self.seed, self.image_size)
-
-    def __repr__(self) -> str:
-        return (
-            f"Thimble(subset={self.subset!r}, split={self.split!r}, size={self.size}, "
-            f"seed={self.seed}, image_size={self.image_size})"
-        )

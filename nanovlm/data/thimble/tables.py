@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from nanovlm.data.thimble.samples import Thimble
+from nanovlm.data.thimble.dataset import Thimble
+from nanovlm.data.thimble.multiple_choice import multiple_choice_sample
 
 if TYPE_CHECKING:
     import datasets
@@ -36,3 +37,17 @@ def load_thimble(
         columns["images"].append([png(image) for image in sample["images"]])
         columns["texts"].append(sample["texts"])
     return datasets.Dataset.from_dict(columns, datasets.Features({"images": [datasets.Image()], "texts": [text]}))
+
+
+def load_multiple_choice(
+    size: int = 1_000, split: str = "test", seed: int = 0, image_size: int = 64
+) -> datasets.Dataset:
+    """`size` questions as a data set with MMStar's columns, in memory."""
+    import datasets
+
+    features = {name: datasets.Value("string") for name in ("question", "answer", "category", "l2_category")}
+    meta = {name: datasets.Value("string") for name in ("source", "split", "image_path")}
+    columns = {"index": datasets.Value("int64"), **features, "image": datasets.Image(), "meta_info": meta}
+    rows = [multiple_choice_sample(index, split, seed, image_size) for index in range(size)]
+    data = {name: [png(row[name]) if name == "image" else row[name] for row in rows] for name in columns}
+    return datasets.Dataset.from_dict(data, datasets.Features(columns))
