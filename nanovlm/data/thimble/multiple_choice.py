@@ -42,6 +42,8 @@ def choice_sample(index: int, split: str = "train", seed: int = 0, image_size: i
     sample = thimble_sample(subset, split, index, seed, image_size)
     draws = Draws("thimble", seed, "choice", split, index)
     turns = _with_options(subset, sample)
+    if not turns:  # all of its questions are of kinds with too few answers: an ordinary conversation then
+        return sample
     texts = []
     for turn, kind in draws.some(turns, min(TURNS, len(turns))):
         question, answer = _put(turn, kind, subset, draws)
