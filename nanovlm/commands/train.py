@@ -30,9 +30,12 @@ class Options:
 
 def main(arguments: Sequence[str]) -> int:
     options = parse(Options, "train", arguments, default=default_options(arguments))
+    import torch
+
     from nanovlm.build import build_model
     from nanovlm.train import train
 
+    torch.manual_seed(options.recipe.seed)  # the weights to start from are the seed's, too
     preset = presets()[options.preset]
     run = train(options.recipe, build_model(preset))
     if run.interrupted:
