@@ -45,6 +45,8 @@ class Precision:
 
 def choose_precision(wanted: str, device: torch.device) -> Precision:
     """`auto` takes what this device does best; anything else is taken at its word, or refused with the reason."""
+    if wanted not in ("auto", "fp32", "bf16", "fp16"):
+        raise ValueError(f"precision must be one of auto, fp32, bf16, fp16; it is {wanted!r}.")
     if wanted == "auto":
         if device.type == "cuda":
             wanted = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"

@@ -1,0 +1,83 @@
+"""torch.compile as a switch: the same numbers, one graph for all blocks of a kind, no new graph for what was seen."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from nanovlm.models.vision_language_model import IGNORE, VisionLanguageModel
+from tests.tiny import FIRST_WORD, IMAGE, VOCAB_SIZE, pictures, tiny_model
+
+compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++") or shutil.which("cl")
+
+
+@pytest.fixture
+def counter(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounterWithBackend]:
+    """Makes compile_blocks trace for real, but run the graphs without compiling C++; counts the graphs."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend=counter))
+    torch._dynamo.utils.counters.clear()
+    yield counter
+    torch._dynamo.reset()
+
+
+def loss_of(model: VisionLanguageModel, length: int, batch_size: int = 2) -> float:
+    """Forward and backward of a batch that depends on its shape only."""
+    generator = torch.Generator().manual_seed(length)
+    ids = torch.randint(FIRST_WORD, VOCAB_SIZE, (batch_size, length), generator=generator)
+    targets = torch.where(ids % 2 == 0, ids, IGNORE)
+    ids[:, : model.config.num_image_tokens] = IMAGE
+    model.zero_grad()
+    loss = model(ids, pictures(batch_size), targets=targets).loss
+    loss.backward()
+    return loss.item()
+
+
+def gradient_norm(model: VisionLanguageModel) -> float:
+    return torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()
+
+
+def test_compiled_blocks_share_their_graphs_and_reuse_them(counter: CompileCounterWithBackend) -> None:
+    plain, compiled = tiny_model(num_blocks=3), tiny_model(num_blocks=3)
+    compiled.compile_blocks()
+    for length in (10, 10):
+        assert loss_of(compiled, length) == pytest.approx(loss_of(plain, length), abs=1e-4)
+        assert gradient_norm(compiled) == pytest.approx(gradient_norm(plain), rel=1e-4)
+    assert counter.frame_count == 2, "one graph for 2 ViT blocks, one for 3 decoder blocks"
+    assert loss_of(compiled, 12) == pytest.approx(loss_of(plain, 12), abs=1e-4)
+    assert counter.frame_count == 3, "a second length makes one graph for any length"
+    for length in (14, 11, 17):
+        assert loss_of(compiled, length) == pytest.approx(loss_of(plain, length), abs=1e-4)
+    assert counter.frame_count == 3
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_generation_with_compiled_blocks(counter: CompileCounterWithBackend) -> None:
+    plain, compiled = tiny_model(), tiny_model()
+    compiled.compile_blocks()
+    for model in (plain, compiled):
+        model.config.eos_token_id = 0
+    for prompt_length in (5, 9):
+        ids = torch.arange(FIRST_WORD, FIRST_WORD + prompt_length)[None]
+        assert compiled.generate(ids, max_new_tokens=20).tolist() == plain.generate(ids, max_new_tokens=20).tolist()
+    assert counter.frame_count <= 8, "a graph for every new token would be a storm"
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+@pytest.mark.skipif(compiler is None, reason="torch.compile's default backend needs a C++ compiler; none was found")
+def test_inductor_gives_the_same_loss_and_gradients() -> None:
+    torch._dynamo.reset()
+    plain, compiled = tiny_model(num_blocks=1), tiny_model(num_blocks=1)
+    del plain.vision_encoder.blocks[1], compiled.vision_encoder.blocks[1]
+    compiled.compile_blocks()
+    assert loss_of(compiled, 10) == pytest.approx(loss_of(plain, 10), abs=1e-4)
+    assert gradient_norm(compiled) == pytest.approx(gradient_norm(plain), rel=1e-4)
+    assert compiled.state_dict().keys() == plain.state_dict().keys(), "a compiled model saves under the same names"
+    torch._dynamo.reset()
