@@ -1,0 +1,164 @@
+"""Ask a model about a picture: choose or upload one, type a question, and the answer streams. See levers.py: the widget
+only moves the state, and the card of the default state is what a page without a kernel shows."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanovlm.course.levers import Lever
+from nanovlm.viz.start_here import answer_card
+from nanovlm.viz.style import Figure
+
+if TYPE_CHECKING:
+    from nanovlm.models.vision_language_model import VisionLanguageModel
+
+# What ships, by the names that the widget shows.
+PICTURES = {
+    "shapes 1": "pictures/shapes.png",
+    "shapes 2": "pictures/shapes_2.png",
+    "shapes 3": "pictures/shapes_3.png",
+    "chart": "pictures/charts.png",
+    "sign": "pictures/glyphs.png",
+}
+# One of each kind that the Thimble asks.
+QUESTIONS = (
+    "Where is the red star?",
+    "What colour is the square?",
+    "Which shape is orange?",
+    "How many shapes are there?",
+    "Is there a triangle?",
+    "Are there more squares than hearts?",
+    "Which bar is the tallest?",
+    "How tall is the blue bar?",
+    "Is the orange bar taller than the blue bar?",
+    "What does the sign say?",
+    "What is the first character?",
+    "Describe the picture.",
+)
+YOURS = "your own"
+
+
+class Ask(Lever):
+    """`render(picture, question)` asks the model and returns the card; a picture is a name, or anything that opens."""
+
+    def __init__(
+        self, model: VisionLanguageModel, pictures: Mapping[str, Any], questions: Sequence[str], max_new_tokens: int
+    ) -> None:
+        if not pictures or not questions:
+            raise ValueError("ask needs at least one picture and one question to begin with.")
+        self.model, self.pictures, self.questions = model, dict(pictures), tuple(questions)
+        self.max_new_tokens = max_new_tokens
+        super().__init__(self.ask, {"picture": list(self.pictures), "question": self.questions[0]})
+
+    def ask(self, picture: Any, question: str, on_card: Callable[[Figure], Any] | None = None) -> Figure:
+        """The card of the whole answer. `on_card` gets each unfinished one on the way, as the answer grows.
+
+        Raises: FileNotFoundError, ValueError or TypeError, with one sentence, for what cannot be asked.
+        """
+        from nanovlm.data.processors import open_image
+
+        source = self.pictures.get(picture, picture) if isinstance(picture, str) else picture
+        opened, size = open_image(source), self.model.config.vision.image_size
+        written = ""
+
+        def more(piece: str) -> None:
+            nonlocal written
+            written += piece
+            on_card(answer_card(opened, question, written, size, writing=True))  # type: ignore[misc]
+
+        stream = {} if on_card is None else {"on_text": more}
+        answer = self.model.generate(
+            image=opened, prompt=question, max_new_tokens=self.max_new_tokens, temperature=0, **stream
+        )
+        return answer_card(opened, question, str(answer), size)
+
+    def widget(self) -> Any:
+        """Picture and upload, question and examples, a button, and the card below."""
+        import ipywidgets
+
+        wide = {"description_width": "70px"}
+        choice = ipywidgets.ToggleButtons(
+            options=list(self.pictures), description="picture", style={"button_width": "auto", **wide}
+        )
+        upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description=YOURS)
+        # Not continuous: the question is complete when Enter is pressed or the field is left.
+        question = ipywidgets.Text(
+            value=self.questions[0],
+            description="question",
+            continuous_update=False,
+            style=wide,
+            layout=ipywidgets.Layout(width="420px"),
+        )
+        examples = ipywidgets.Dropdown(options=["examples …", *self.questions], layout=ipywidgets.Layout(width="280px"))
+        button = ipywidgets.Button(description="Ask", button_style="primary")
+        card = ipywidgets.HTML(value=self.show())
+        own: dict[str, bytes] = {}
+        last = dict(self.defaults)
+
+        def answer() -> None:
+            state = {"picture": own.get("picture", choice.value), "question": question.value}
+            if state == last:  # leaving the field has asked already
+                return
+            last.update(state)
+            try:
+                done = self.ask(**state, on_card=lambda figure: setattr(card, "value", figure.markup))
+                card.value = done.markup
+            except Exception as error:  # told in the card's place; in a callback it would be lost
+                card.value = f"<p><b>{html.escape(str(error) or type(error).__name__)}</b></p>"
+
+        def chosen(change: Any) -> None:
+            if change["new"] is not None:
+                own.clear()
+                answer()
+
+        def uploaded(change: Any) -> None:
+            content = uploaded_bytes(change["new"])
+            if content is not None:
+                own["picture"] = content
+                choice.value = None  # so that each of the others can be chosen again
+                answer()
+
+        def example(change: Any) -> None:
+            if change["new"] in self.questions:
+                question.value = change["new"]
+
+        choice.observe(chosen, names="value")
+        upload.observe(uploaded, names="value")
+        question.observe(lambda change: answer(), names="value")
+        examples.observe(example, names="value")
+        button.on_click(lambda _: answer())
+        rows = ([choice, upload], [question, examples, button])
+        return ipywidgets.VBox([*(ipywidgets.HBox(row) for row in rows), card])
+
+
+def ask(
+    model: VisionLanguageModel,
+    pictures: Mapping[str, Any] | None = None,
+    questions: Sequence[str] = QUESTIONS,
+    max_new_tokens: int = 40,
+) -> Ask:
+    """Show this as the last expression of a cell.
+
+    Args:
+        model: with its tokenizer and image processor, as from_pretrained gives it.
+        pictures: name -> anything that `open_image` takes; None: the ones that ship. The first one, with the first of
+            `questions`, is the default that a page without a kernel shows.
+    """
+    if pictures is None:
+        pictures = {name: _shipped(path) for name, path in PICTURES.items()}
+    return Ask(model, pictures, questions, max_new_tokens)
+
+
+def uploaded_bytes(value: Any) -> bytes | None:
+    """The file in a FileUpload's value: a dict by file name in ipywidgets 7, a tuple of dicts in 8."""
+    files = list(value.values()) if isinstance(value, dict) else list(value)
+    return bytes(files[-1]["content"]) if files else None
+
+
+def _shipped(path: str) -> Path:
+    from nanovlm.assets import asset_path
+
+    return asset_path(path)
