@@ -69,6 +69,7 @@ def examine(run: Run, recipe: TrainConfig) -> None:
     from nanovlm.commands import report
     from nanovlm.commands.models import load_model
     from nanovlm.data.thimble import SUBSETS
+    from nanovlm.doctor import processor
 
     names = recipe.dataset_names
     subsets = [name for name in SUBSETS if name in names or names == ("all",)]  # "choice" is scored with options
@@ -80,7 +81,18 @@ def examine(run: Run, recipe: TrainConfig) -> None:
         split: {subset: result.to_dict() for subset, result in scores.items()}
         for split, scores in (("test", test), ("unseen", unseen))
     }
-    about = {"step": run.step, "seconds": run.seconds, "best_val_loss": run.best_val_loss, "recipe": asdict(recipe)}
+    if "choice" in names:
+        choice = report.score_multiple_choice(model, "test", TEST_PICTURES)
+        print(f"\nmultiple choice, test\n{choice.table()}")
+        results["multiple choice"] = choice.to_dict()
+    about = {
+        "step": run.step,
+        "seconds": run.seconds,
+        "best_val_loss": run.best_val_loss,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "machine": processor(),
+        "recipe": asdict(recipe),
+    }
     report.write_json(run.directory / "results.json", {**about, **results})
     report.write_sheet(
         run.directory / "answers.png", f"{', '.join(subsets)}: trained in {run.seconds / 60:.1f} minutes", test

@@ -1,0 +1,119 @@
+"""A finished run -> a model directory that tells what it is: `python -m nanovlm.model_card runs/NAME --out assets/pocket`.
+
+The card is written from the run's own log and scores, and from nothing else, so that it can be made again and compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from nanovlm.config import TrainConfig, presets
+
+LOG, RESULTS, CARD = "train_log.jsonl", "results.json", "README.md"
+NOT_OF_THE_RECIPE = ("run_name", "output_dir", "resume", "wandb")
+
+
+def command(recipe: Mapping[str, Any], preset: str = "pocket") -> str:
+    """The command line that trains `recipe`: the preset, and what differs from it."""
+    plain = asdict(presets()[preset].train)
+    words = ["nanovlm train --preset", preset]
+    for name, value in asdict(TrainConfig(**recipe)).items():
+        if value != plain[name] and name not in NOT_OF_THE_RECIPE:
+            shown = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            words.append(f"--{name.replace('_', '-')} {shown}")
+    return " ".join(words)
+
+
+def score_table(scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Markdown: a row per subset, and one per kind of question."""
+    lines = ["| subset | kind | right | 95 % interval | blind |", "|---|---|---|---|---|"]
+    for subset, result in scores.items():
+        blind = f"{result['blind_accuracy']:.1%}" if result["blind"] else ""
+        lines.append(f"| **{subset}** | **mean** | **{result['accuracy']:.1%}** | | {blind} |")
+        for kind, row in result["kinds"].items():
+            low, high = row["interval"]
+            blind = f"{result['blind'][kind]['accuracy']:.1%}" if kind in result["blind"] else ""
+            lines.append(f"| {subset} | {kind} | {row['accuracy']:.1%} | {low:.1%} to {high:.1%} | {blind} |")
+    return lines
+
+
+def curve(log: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Markdown: the evaluations of the run."""
+    lines = ["| step | validation loss | short answers right |", "|---|---|---|"]
+    for row in log:
+        if "val_loss" in row:
+            accuracy = f"{row['accuracy']:.1%}" if "accuracy" in row else ""
+            lines.append(f"| {row['step']:,} | {row['val_loss']:.4f} | {accuracy} |")
+    return lines
+
+
+def write_card(results: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> str:
+    """The card's text, from the scores (results.json) and the log (train_log.jsonl) of one run."""
+    recipe = results["recipe"]
+    test = results["test"]
+    mean = sum(result["accuracy"] for result in test.values()) / len(test)
+    samples = results["step"] * recipe["batch_size"] * recipe["gradient_accumulation_steps"]
+    parts = [
+        "# The pocket model",
+        f"A vision-language model of {results['parameters'] / 1e6:.2f} M parameters that answers questions about "
+        "64-pixel pictures of the Thimble: coloured shapes, small bar charts, short signs. It is the model of chapter "
+        "00 and runs anywhere, without a network. It knows nothing but those pictures.",
+        "## How it was trained",
+        f"From random weights, with seed {recipe['seed']}:",
+        f"```\n{command(recipe)}\n```",
+        f"{results['step']:,} steps, {samples:,} pictures, {results['seconds'] / 60:.0f} minutes on {results['machine']}. "
+        "The machine did other work at the same time, so the minutes are an upper bound. The validation loss alone chose "
+        "the checkpoint. Another machine or another version of torch gives slightly other weights.",
+        *["\n".join(curve(log))],
+        "## What it gets right",
+        f"Greedy decoding, exact match, each question asked on its own. The mean over the subsets is {mean:.1%}. Blind: "
+        "the same questions about another sample's picture.",
+        "Test pictures, which share no scene with the training pictures:",
+        "\n".join(score_table(test)),
+        "Unseen: pictures with something that no training picture shows (a colour-shape pair, two neighbouring colours, "
+        "two neighbouring characters):",
+        "\n".join(score_table(results["unseen"])),
+    ]
+    if "multiple choice" in results:
+        parts += [
+            "Multiple choice with four options, in MMStar's schema, scored strictly (the letter and nothing else). "
+            "Chance is 25 %:",
+            "\n".join(score_table({"choice": results["multiple choice"]})),
+        ]
+    parts += ["The card is made from `train_log.jsonl` and `results.json` by `python -m nanovlm.model_card`."]
+    return "\n\n".join(parts) + "\n"
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def release(run: Path, out: Path) -> None:
+    """Copy the best model of `run`, its log and its scores to `out`, and write the card."""
+    results = json.loads((run / RESULTS).read_text(encoding="utf-8"))
+    out.mkdir(parents=True, exist_ok=True)
+    for file in sorted((run / "best").iterdir()):
+        shutil.copy(file, out / file.name)
+    shutil.copy(run / "metrics.jsonl", out / LOG)
+    shutil.copy(run / RESULTS, out / RESULTS)
+    (out / CARD).write_text(write_card(results, read_log(out / LOG)), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Put a run's best model, its log and a model card into a directory.")
+    parser.add_argument("run", type=Path, help="the directory of a finished run")
+    parser.add_argument("--out", type=Path, required=True, help="the model directory to write")
+    options = parser.parse_args()
+    if not (options.run / RESULTS).is_file():
+        parser.error(f"{options.run} holds no {RESULTS}: it is not a finished run of `nanovlm train`.")
+    release(options.run, options.out)
+
+
+if __name__ == "__main__":
+    main()
