@@ -1,0 +1,211 @@
+"""What is written in several places says the same in each; what the README promises holds."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import shlex
+import sys
+import tokenize
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+import nanovlm
+from nanovlm.assets import asset_path
+from nanovlm.cli import COMMANDS, EXTRAS, main
+from nanovlm.doctor import GROUPS, OLDEST_PYTHON
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it
+
+ROOT = Path(__file__).parents[1]
+CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+CORE = ("vision_transformer", "modality_projector", "language_model", "vision_language_model")
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def code_blocks(name: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", read(name), re.MULTILINE | re.DOTALL)
+
+
+def commands(name: str) -> list[str]:
+    """Every line of the file's shell examples, without comments."""
+    lines = [line.partition("#")[0].strip() for block in code_blocks(name, "bash") for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def groups() -> dict[str, dict[str, Requirement]]:
+    """pyproject's requirements by extra ("": the package's own), by name."""
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    lists = {"": project["dependencies"], **project["optional-dependencies"]}
+    found = {extra: map(Requirement, texts) for extra, texts in lists.items()}
+    return {extra: {r.name: r for r in wanted if r.name != "nanovlm"} for extra, wanted in found.items()}
+
+
+def floors() -> dict[str, str]:
+    wanted = {name: r for group in groups().values() for name, r in group.items()}
+    return {name: re.fullmatch(r">=([\d.]+)", str(r.specifier))[1] for name, r in wanted.items()}
+
+
+# -- versions ---------------------------------------------------------------------------------------------------------
+
+
+def test_environment_yml_has_the_floors_of_pyproject() -> None:
+    conda = dict(re.findall(r"^  - ([\w-]+)>=([\d.]+)$", read("environment.yml"), re.MULTILINE))
+    python = re.search(r'^requires-python = ">=([\d.]+)"$', read("pyproject.toml"), re.MULTILINE)[1]
+    assert conda.pop("python") == python == ".".join(map(str, OLDEST_PYTHON))
+    assert conda == {CONDA_NAMES.get(name, name): floor for name, floor in floors().items()}
+
+
+def test_constraints_pin_every_dependency_at_or_above_its_floor() -> None:
+    lines = [line for line in read("constraints.txt").splitlines() if not line.startswith("#")]
+    pins = {}
+    for requirement in map(Requirement, lines):
+        version = re.fullmatch(r"==([^+]+)", str(requirement.specifier))  # no local part: any build of torch will do
+        assert version, f"{requirement} is not one exact version"
+        pins[requirement.name.lower()] = Version(version[1])
+    assert sorted(lines) == lines
+    for name, floor in floors().items():
+        assert pins[name.replace("_", "-")] >= Version(floor), name
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    found = [
+        re.search(pattern, read(name), re.MULTILINE)[1]
+        for name, pattern in (("pyproject.toml", r'^version = "(.+)"$'), ("CITATION.cff", r"^version: (.+)$"))
+    ]
+    assert found == [nanovlm.__version__] * 2
+
+
+def test_the_repository_has_one_address() -> None:
+    address = re.search(r'^Repository = "(.+)"$', read("pyproject.toml"), re.MULTILINE)[1]
+    assert f"repository-code: {address}\n" in read("CITATION.cff")
+    assert f"git clone {address}" in commands("README.md")
+
+
+def test_the_extras_that_messages_name_exist() -> None:
+    extras = groups()
+    assert tuple(GROUPS) == tuple(extras)
+    assert all(package in extras[extra] for package, extra in EXTRAS.items())
+
+
+def test_assets_are_found_and_a_missing_one_is_said() -> None:
+    assert asset_path("pocket").is_dir()
+    with pytest.raises(FileNotFoundError, match="lacks its asset 'no-such-thing'"):
+        asset_path("no-such-thing")
+
+
+# -- make, README and CI ----------------------------------------------------------------------------------------------
+
+
+def recipe(target: str) -> list[str]:
+    """The commands of a make target as one would type them in the environment."""
+    text = read("Makefile").replace("\\\n", " ")
+    text = text.replace("$(NOTEBOOKS)", re.search(r"^NOTEBOOKS := (.*)$", text, re.MULTILINE)[1])
+    block = re.search(rf"^{re.escape(target)}:.*\n((?:\t.*\n)+)", text, re.MULTILINE)[1]
+    lines = [line.strip() for line in block.splitlines() if not line.strip().startswith("@")]
+    return [" ".join(re.sub(r"^(\w+=\w+ )+|\$\(BIN\)/", "", line).split()) for line in lines]
+
+
+def targets() -> list[str]:
+    return re.search(r"^\.PHONY: (.*)$", read("Makefile"), re.MULTILINE)[1].split()
+
+
+def test_make_targets_are_explained_and_those_of_the_readme_exist() -> None:
+    shown = re.findall(r'@echo "make (\w+) ', read("Makefile"))
+    assert sorted([*shown, "help"]) == sorted(targets())
+    named = re.findall(r"\bmake (\w+)$", "\n".join(commands("README.md") + commands("CONTRIBUTING.md")), re.MULTILINE)
+    assert {"lab", "test", "train", "notebooks"} == set(named)
+    assert all(re.search(rf"^{name}: \.venv/ready$", read("Makefile"), re.MULTILINE) for name in named)
+
+
+def test_the_readme_shows_what_make_does() -> None:
+    by_hand = commands("README.md")
+    assert all(command in by_hand for command in recipe("test") + recipe("lab"))
+    install = 'pip install -e ".[dev]" -c constraints.txt'
+    assert install in by_hand
+    assert any(install in line.replace(" --quiet", "") for line in recipe(".venv/ready"))
+
+
+def test_ci_runs_what_make_test_runs() -> None:
+    workflow = " ".join(read(".github/workflows/ci.yml").split())
+    assert all(command in workflow for command in recipe("test"))
+    assert "make test" in read(".ci/run")
+
+
+EXAMPLES = [line for name in ("README.md", "CONTRIBUTING.md") for line in commands(name) if "nanovlm " in line]
+
+
+@pytest.mark.parametrize("line", [line for line in EXAMPLES if re.match(r"(\.venv/bin/)?nanovlm ", line)])
+def test_examples_of_the_command_line_use_options_that_exist(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    _, command, *words = shlex.split(line)
+    assert command in COMMANDS
+    path = [command, *words[:1]] if command == "course" else [command]
+    with pytest.raises(SystemExit):
+        main([*path, "--help"])
+    shown = capsys.readouterr().out
+    for option in (word for word in words if word.startswith("--")):
+        assert re.search(rf"{option}\b", shown), f"{command} has no option {option}"
+
+
+def test_links_to_files_lead_somewhere() -> None:
+    for name in ("README.md", "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", read(name)):
+            assert target.startswith("https://") or (ROOT / target).exists(), f"{name} links to {target}"
+
+
+def test_the_readme_has_no_blanks_left_to_fill() -> None:
+    assert re.findall(r"\{\{.*?\}\}", read("README.md")) == []
+
+
+# -- the promise ------------------------------------------------------------------------------------------------------
+
+
+def lines_of_code(source: str) -> int:
+    """Lines that hold code: blank lines, comments and docstrings do not count."""
+    docstrings: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            docstrings |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    blank = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+    code: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in blank:
+            code |= set(range(token.start[0], token.end[0] + 1))
+    return len(code - docstrings)
+
+
+SOURCE = '''"""Docstring."""
+
+# comment
+x = """two
+lines"""  # comment
+
+
+def f():
+    """Doc
+    string."""
+    return (
+        1,
+    )
+'''
+
+
+def test_counting_lines_of_code() -> None:
+    assert lines_of_code(SOURCE) == 6
+
+
+def test_the_core_fits_in_750_lines() -> None:
+    promised = int(re.search(r"fit in (\d+) lines of code", read("README.md"))[1])
+    files = [*(f"nanovlm/models/{name}.py" for name in CORE), "nanovlm/train.py"]
+    assert promised == 750
+    assert sum(lines_of_code(read(name)) for name in files) <= promised
