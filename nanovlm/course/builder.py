@@ -173,13 +173,16 @@ class _Builder:
         print(f"running {name} …", flush=True)
         try:
             notebooks.run(notebook, self.root)
-        except (CellExecutionError, CellTimeoutError) as error:
-            self._problems([f"{name} does not run: {str(error).strip()}"])
-            fresh = notebooks.to_notebook(self._read(self.root / name))
-            stale = notebooks.keep_outputs(fresh, notebooks.read((self.root / name).with_suffix(".ipynb")))
-            notebook.cells = fresh.cells
-            return stale
-        return []
+            return []
+        except CellExecutionError as error:
+            said = f"{error.ename}: {error.evalue}"
+        except CellTimeoutError as error:
+            said = str(error)
+        cell = next(c for c in reversed(notebook.cells) if c.cell_type == "code" and c.execution_count is not None)
+        lines = [line for line in cell.source.split("\n") if line.strip() and not line.startswith("#")]
+        self._problems([f"{name} does not run: {said.strip()} (in the cell that begins {(lines or [''])[0]!r})"])
+        notebook.cells = notebooks.to_notebook(self._read(self.root / name)).cells
+        return notebooks.keep_outputs(notebook, notebooks.read((self.root / name).with_suffix(".ipynb")))
 
     def _package_claims(self, cells: list[Cell], name: str) -> None:
         for cell in cells:

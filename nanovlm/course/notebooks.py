@@ -20,7 +20,11 @@ WIDGET_VIEWS = ("application/vnd.jupyter.widget-view+json", "application/vnd.jup
 SKIP = "skip-execution"
 MAX_BYTES = 1_000_000  # GitHub shows no larger notebook
 
-_KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+
+def _metadata() -> dict[str, Any]:
+    """Of the notebook: the same whoever ran it."""
+    kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+    return {"kernelspec": kernel, "language_info": {"name": "python"}}
 
 
 def to_notebook(text: str) -> NotebookNode:
@@ -29,7 +33,7 @@ def to_notebook(text: str) -> NotebookNode:
     import nbformat
 
     read = jupytext.reads(text, fmt="py:percent")
-    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": dict(_KERNEL), "language_info": {"name": "python"}})
+    notebook = nbformat.v4.new_notebook(metadata=_metadata())
     seen: dict[str, int] = {}
     for cell in read.cells:
         name = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:10]
@@ -82,6 +86,7 @@ def run(notebook: NotebookNode, root: Path) -> None:
     """Execute all cells, in an empty folder and with an empty NANOVLM_HOME; outputs are cleaned and stored with the
     hash of the source that made them. Raises nbclient's CellExecutionError."""
     from nbclient import NotebookClient
+    from nbformat import from_dict
 
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "NANOVLM_HOME": str(Path(folder, "home")), "PYTHONHASHSEED": "0"}
@@ -97,7 +102,7 @@ def run(notebook: NotebookNode, root: Path) -> None:
         )
         client.execute(env=environment)
         places = {folder: "…", str(root.resolve()): "…", sys.prefix: "…", str(Path.home()): "~"}
-    notebook.metadata.pop("widgets", None)
+    notebook.metadata = from_dict(_metadata())
     for cell, source in zip(notebook.cells, source_hashes(notebook), strict=True):
         if cell.cell_type != "code":
             continue

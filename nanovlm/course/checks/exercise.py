@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import sys
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -82,8 +82,8 @@ class Exercise:
     where: str = ""  # file:line of the registration
 
     def __post_init__(self) -> None:
-        caller = inspect.stack()[2]
-        self.where = f"{caller.filename}:{caller.lineno}"
+        caller = sys._getframe(2)  # the module that makes it
+        self.where = f"{caller.f_code.co_filename}:{caller.f_lineno}"
         problems = [f"{name} is empty" for name in ("id", "chapter", "title", "why") if not getattr(self, name).strip()]
         if self.difficulty not in (1, 2, 3):
             problems.append(f"difficulty is {self.difficulty}, not 1, 2 or 3")

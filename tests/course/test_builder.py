@@ -1,0 +1,333 @@
+"""The builder: same source, same bytes; a stale file is named; an authoring error says where."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from nanovlm.course.builder import Report, build, find_root
+from nanovlm.course.notebooks import clean, keep_outputs, source_hashes, to_notebook, to_text
+from nanovlm.course.percent import parse, render
+from tests.course.learners import ROOT
+
+STEM = "03_pixel_shuffle_and_projector"
+CHAPTER = """\
+# %% [markdown]
+# # 03 Pixel shuffle and the projector
+#
+# You build the joint. 30 minutes.
+
+# %%
+import torch
+from torch import Tensor
+
+x = torch.zeros(2, 3)
+
+# %% tags=["nbval-check-output"]
+print(list(x.shape))
+
+
+# %% tags=["package:nanovlm.models.modality_projector.pixel_shuffle"]
+{definition}
+
+
+# %% [markdown]
+# The end.
+"""
+
+
+def package_definition() -> str:
+    source = (ROOT / "nanovlm/models/modality_projector.py").read_text()
+    tree = ast.parse(source)
+    node = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "pixel_shuffle")
+    return ast.get_source_segment(source, node) or ""
+
+
+@pytest.fixture
+def course(tmp_path: Path) -> Path:
+    """A clone with one chapter."""
+    root = tmp_path / "clone"
+    for folder in ("chapters", "solutions"):
+        (root / folder).mkdir(parents=True)
+    shutil.copy(ROOT / "pyproject.toml", root)
+    shutil.copy(ROOT / "solutions" / f"{STEM}.py", root / "solutions")
+    (root / "chapters" / f"{STEM}.py").write_text(CHAPTER.format(definition=package_definition()))
+    (root / "README.md").write_text("# A course\n\n<!-- chapters -->\n<!-- end chapters -->\n\nMore.\n")
+    assert not of_chapter_03(build(root=root)).problems
+    return root
+
+
+def of_chapter_03(report: Report) -> Report:
+    """Without what the other chapters' exercises lack in this small clone."""
+    return Report(report.written, [p for p in report.problems if "has no solution" not in p])
+
+
+def snapshot(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def edit(path: Path, change: Callable[[str], str]) -> None:
+    before = path.read_text()
+    path.write_text(change(before))
+    assert path.read_text() != before, "the edit changed nothing"
+
+
+def test_building_twice_changes_no_byte(course: Path) -> None:
+    before = snapshot(course)
+    assert build(root=course).written == []
+    assert snapshot(course) == before
+
+
+def test_a_lost_built_file_comes_back_the_same(course: Path) -> None:
+    before = snapshot(course)
+    for name in (
+        f"solutions/{STEM}.ipynb",
+        f"exercises/{STEM}.py",
+        f"exercises/{STEM}.ipynb",
+        f"chapters/{STEM}.ipynb",
+    ):
+        (course / name).unlink()
+    assert len(build(check=True, root=course).problems) >= 4
+    assert not (course / f"exercises/{STEM}.py").exists(), "check must not write"
+    build(root=course)
+    assert snapshot(course) == before
+
+
+ONE_CHARACTER = [
+    (
+        "solutions/{}.py",
+        "Five short ones",
+        "Five short one",
+        "solutions/{0}.ipynb exercises/{0}.py exercises/{0}.ipynb",
+    ),
+    ("solutions/{}.py", "side * side", "side *  side", "solutions/{}.ipynb"),
+    ("chapters/{}.py", "zeros(2, 3)", "zeros(2, 4)", "chapters/{}.ipynb"),
+    ("chapters/{}.py", "The end.", "The end!", "chapters/{}.ipynb"),
+    ("chapters/{}.py", "Open in Colab", "Open in Colabs", "chapters/{}.py"),
+    ("chapters/{}.py", "30 minutes", "31 minutes", "chapters/{}.ipynb README.md"),
+    ("exercises/{}.py", "raise Not", "raise  Not", "exercises/{}.py"),
+    ("exercises/{}.ipynb", "Tiles to tokens", "Tiles to token", "exercises/{}.ipynb"),
+    ("solutions/{}.ipynb", '"cell_type"', '"cell_type" ', "solutions/{}.ipynb"),
+    ("pyproject.toml", '"0.1.0"', '"0.1.1"', "chapters/{0}.py solutions/{0}.ipynb exercises/{0}.py"),
+]
+
+
+@pytest.mark.parametrize(("file", "old", "new", "stale"), ONE_CHARACTER)
+def test_an_edit_of_one_character_is_named(course: Path, file: str, old: str, new: str, stale: str) -> None:
+    edit(course / file.format(STEM), lambda text: text.replace(old, new, 1))
+    problems = build(check=True, root=course).problems
+    for name in stale.format(STEM).split():
+        assert any(p.startswith(f"{name} is stale") for p in problems), (name, problems)
+    build(root=course)
+    assert not any("stale" in p for p in build(check=True, root=course).problems)
+
+
+def test_exercises_hold_everything_but_the_answers(course: Path) -> None:
+    solution = (course / "solutions" / f"{STEM}.py").read_text()
+    exercise = (course / "exercises" / f"{STEM}.py").read_text()
+    assert "SOLUTION" in solution and "SOLUTION" not in exercise
+    assert exercise.count('raise NotImplementedError("pixel_shuffle.projector")') == 2
+    assert exercise.count("raise NotImplementedError") == 6
+    assert "divmod(token, grid // factor)" not in exercise.replace("row, column = divmod(token, grid // r)", "")
+    assert "def pixel_shuffle(x: Tensor, factor: int) -> Tensor:" in exercise and "Trade length for width" in exercise
+    assert exercise.count("<details>") == 15 and "## Exercise 3.5 · What a picture costs" in exercise
+    compile(exercise, "exercise", "exec")
+    assert "[the solutions](../solutions/" in exercise and "[the exercises](../exercises/" in solution
+
+
+def test_the_chapter_lists_its_exercises_and_the_readme_the_chapters(course: Path) -> None:
+    chapter = (course / "chapters" / f"{STEM}.py").read_text()
+    assert "| 3.1 | Tiles to tokens (`pixel_shuffle.shuffle`) | ●●○ | 12 |" in chapter
+    readme = (course / "README.md").read_text()
+    row = f"- [03 Pixel shuffle and the projector](chapters/{STEM}.ipynb): You build the joint. 30 minutes."
+    assert row in " ".join(readme.split())
+    assert readme.startswith("# A course") and readme.endswith("More.\n")
+
+
+def test_notebooks_are_valid_and_open_everywhere(course: Path) -> None:
+    for path in course.rglob("*.ipynb"):
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+        assert notebook.metadata.kernelspec.name == "python3" and "widgets" not in notebook.metadata
+        ids = [cell.id for cell in notebook.cells]
+        assert len(set(ids)) == len(ids)
+        setup = notebook.cells[2]
+        assert setup.metadata.tags == ["stamped"] and "@v0.1.0" in setup.source
+        assert "-U" not in setup.source and "chdir" not in setup.source
+        assert notebook.cells[0].source.startswith("# 03 ")
+        assert f"blob/main/{path.relative_to(course).as_posix()}" in notebook.cells[1].source
+
+
+def test_the_setup_cell_is_the_same_in_every_notebook(course: Path) -> None:
+    setups = {nbformat.read(path, as_version=4).cells[2].source for path in course.rglob("*.ipynb")}
+    assert len(setups) == 1
+
+
+AUTHORING_ERRORS = [
+    ("# END SOLUTION\n", "", r"SOLUTION again, while the one of line \d+ is still open|without # END SOLUTION"),
+    ("    # SOLUTION\n", "", "# END SOLUTION without # SOLUTION"),
+    ("# SOLUTION", "#SOLUTION", "looks like a marker"),
+    ('check("pixel_shuffle.shuffle", pixel_shuffle)', "pass", r"needs one call check\(.*has 0"),
+    (
+        'check("pixel_shuffle.unshuffle", pixel_unshuffle)',
+        'check("pixel_shuffle.shuffle", pixel_unshuffle)',
+        "is already",
+    ),
+    ('check("pixel_shuffle.unshuffle", pixel_unshuffle)', 'check("no.such", pixel_unshuffle)', "registered nowhere"),
+    (' tags=["exercise"]', "", "outside an exercise"),
+    (' tags=["exercise"]', " tags=[exercise]", "Cannot read the tags"),
+    ("# %% [markdown] tags", "# %% [raw] tags", "Cannot read"),
+    ("# # 03 Exercises", "# # 04 Exercises", "must be a title"),
+    ("# The encoder hands", "The encoder hands", "must begin with #"),
+    ("# %% [markdown]\n# # 03", "import os\n\n# %% [markdown]\n# # 03", "must begin with a cell"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "words"), AUTHORING_ERRORS, ids=[e[2][:24] for e in AUTHORING_ERRORS])
+def test_authoring_errors_say_where_and_write_nothing(course: Path, old: str, new: str, words: str) -> None:
+    import re
+
+    edit(course / "solutions" / f"{STEM}.py", lambda text: text.replace(old, new, 1))
+    before = snapshot(course)
+    problems = build(root=course).problems
+    found = [p for p in problems if re.search(words, p)]
+    assert found and re.match(rf"solutions/{STEM}\.py:\d+: ", found[0]), problems
+    after = snapshot(course)
+    assert {k: v for k, v in after.items() if "chapters" not in k} == {
+        k: v for k, v in before.items() if "chapters" not in k
+    }
+
+
+def test_the_error_names_the_very_line(course: Path) -> None:
+    path = course / "solutions" / f"{STEM}.py"
+    edit(path, lambda text: text.replace("# SOLUTION", "#SOLUTION", 1))
+    line = path.read_text().split("\n").index("    #SOLUTION") + 1
+    assert any(p.startswith(f"solutions/{STEM}.py:{line}: ") for p in build(root=course).problems)
+
+
+def test_an_exercise_without_a_solution_and_orphans_are_named(course: Path) -> None:
+    path = course / "solutions" / f"{STEM}.py"
+    edit(path, lambda text: text[: text.index('# %% [markdown] tags=["exercise"]\n# How many tokens')])
+    (course / "exercises" / "05_gone.py").write_text("")
+    (course / "chapters" / "06_old.ipynb").write_text("{}")
+    problems = build(root=course).problems
+    assert any("pixel_shuffle.token_budget" in p and "has no solution here" in p for p in problems)
+    assert "exercises/05_gone.py is an orphan: there is no solutions/05_gone.py." in problems
+    assert "chapters/06_old.ipynb is an orphan: there is no chapters/06_old.py." in problems
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("# # 03 Pixel shuffle and", "# # 03 Pixel shuffling and", "The title must be"),
+        ("#\n# You build the joint. 30 minutes.\n", "", "needs a paragraph"),
+        ("x.transpose(2, 3)", "x.transpose(3, 2)", r"differs: here 'x = x.transpose(3, 2)'"),
+        ("modality_projector.pixel_shuffle", "modality_projector.pixel_shuffel", "defines no 'pixel_shuffel'"),
+    ],
+)  # fmt: skip
+def test_chapters_are_held_to_what_they_claim(course: Path, old: str, new: str, words: str) -> None:
+    edit(course / "chapters" / f"{STEM}.py", lambda text: text.replace(old, new, 1))
+    problems = build(root=course).problems
+    assert any(words in p and p.startswith(f"chapters/{STEM}.py:") for p in problems), problems
+
+
+def test_a_file_that_the_outline_does_not_know_is_an_error(course: Path) -> None:
+    (course / "chapters" / f"{STEM}.py").rename(course / "chapters" / "03_shuffle.py")
+    assert any("outline.py expects 03_pixel_shuffle_and_projector.py" in p for p in build(root=course).problems)
+
+
+def test_outputs_are_kept_for_their_own_source_only(course: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    problems = build(check=True, root=course).problems
+    assert any("have no output of their present source" in p for p in problems)
+    monkeypatch.setenv("NANOVLM_BUDGET", "ci")
+    assert not of_chapter_03(build(execute=True, root=course)).problems
+    assert not of_chapter_03(build(check=True, root=course)).problems
+    target = course / "chapters" / f"{STEM}.ipynb"
+    cells = nbformat.read(target, as_version=4).cells
+    shown = next(cell for cell in cells if cell.source.startswith("print"))
+    assert shown.outputs[0].text == "[2, 3]\n" and shown.execution_count == 3
+    assert all("source_hash" in cell.metadata for cell in cells if cell.cell_type == "code")
+    before = target.read_bytes()
+    build(root=course)
+    assert target.read_bytes() == before, "outputs stay when nothing changed"
+
+    # A new version changes the set-up cell, which makes no output stale.
+    edit(course / "pyproject.toml", lambda text: text.replace('version = "0.1.0"', 'version = "0.1.1"'))
+    build(root=course)
+    assert not of_chapter_03(build(check=True, root=course)).problems
+
+    # An edit makes its own output and all later ones stale, and no earlier one.
+    edit(course / "chapters" / f"{STEM}.py", lambda text: text.replace("list(x.shape)", "tuple(x.shape)"))
+    problems = build(check=True, root=course).problems
+    assert any("2 cells, the first is number 5" in p for p in problems), problems
+    build(root=course)
+    cells = nbformat.read(target, as_version=4).cells
+    shown = next(cell for cell in cells if cell.source.startswith("print"))
+    assert shown.outputs == [] and shown.execution_count is None
+    assert sum("source_hash" in cell.metadata for cell in cells) == 2
+
+
+def test_a_chapter_that_fails_is_reported_and_keeps_its_outputs(course: Path) -> None:
+    edit(
+        course / "chapters" / f"{STEM}.py",
+        lambda text: text.replace("x = torch.zeros(2, 3)", "x = torch.zeros(2, 3) @ 1"),
+    )
+    problems = build(execute=True, root=course).problems
+    found = [p for p in problems if p.startswith(f"chapters/{STEM}.py does not run: TypeError")]
+    assert found and "import torch" in found[0] and "\x1b" not in found[0], problems
+
+
+def test_outputs_are_cleaned() -> None:
+    view = "application/vnd.jupyter.widget-view+json"
+    address = "<Thing at 0x7f3a5c2d1e90>"
+    lever = {view: {"model_id": "b"}, "image/svg+xml": "<svg/>", "text/plain": address}
+    outputs = [
+        nbformat.v4.new_output("stream", name="stdout", text=f"1%\r50%\r100%\n{address}\n"),
+        nbformat.v4.new_output("stream", name="stdout", text="in /home/me/clone/chapters\n"),
+        nbformat.v4.new_output("display_data", {view: {"model_id": "a"}}),
+        nbformat.v4.new_output("execute_result", lever, execution_count=3),
+    ]
+    cleaned = clean(outputs, {"/home/me/clone": "…"})
+    assert [o.output_type for o in cleaned] == ["stream", "execute_result"]
+    assert cleaned[0].text == "100%\n<Thing at 0x…>\nin …/chapters\n"
+    assert cleaned[1].data == {"image/svg+xml": "<svg/>", "text/plain": "<Thing at 0x…>"}
+
+
+def test_cell_ids_depend_on_the_source_alone() -> None:
+    one = to_notebook("# %%\nx = 1\n\n# %%\nx = 1\n\n# %% [markdown]\n# Words.\n")
+    two = to_notebook("# %% [markdown]\n# New.\n\n# %%\nx = 1\n\n# %%\nx = 1\n\n# %% [markdown]\n# Words.\n")
+    assert [c.id for c in one.cells] == [c.id for c in two.cells][1:]
+    assert to_text(one) == to_text(to_notebook("# %%\nx = 1\n\n# %%\nx = 1\n\n# %% [markdown]\n# Words.\n"))
+    assert json.loads(to_text(one))["nbformat"] == 4
+
+
+def test_cells_that_need_a_gpu_are_asked_for_no_output() -> None:
+    notebook = to_notebook('# %%\nx = 1\n\n# %% tags=["skip-execution"]\ntrain()\n')
+    assert source_hashes(notebook)[1] is None and keep_outputs(notebook, None) == [0]
+
+
+def test_percent_text_survives_parsing(course: Path) -> None:
+    import jupytext
+
+    for path in (ROOT / "solutions").glob("*.py"):
+        text = path.read_text()
+        assert render(parse(text, path)) == text
+        notebook = jupytext.reads(text, "py:percent")
+        notebook.metadata["jupytext"] = {"notebook_metadata_filter": "-all", "cell_metadata_filter": "tags,-all"}
+        assert jupytext.writes(notebook, "py:percent") == text, "Jupyter would save this file in another way"
+
+
+def test_the_root_is_found_from_below_and_missed_in_words(course: Path, tmp_path: Path) -> None:
+    assert find_root(course / "solutions") == course
+    with pytest.raises(FileNotFoundError, match="not inside a clone"):
+        find_root(tmp_path)
+
+
+def test_this_repository_is_up_to_date() -> None:
+    assert build(check=True, root=ROOT).problems == []
