@@ -1,6 +1,7 @@
-"""A finished run -> a model directory that tells what it is: `python -m nanovlm.model_card runs/NAME --out assets/pocket`.
+"""A finished run -> a model directory that says what it is.
 
-The card is written from the run's own log and scores, and from nothing else, so that it can be made again and compared.
+`python -m nanovlm.model_card runs/NAME --out assets/pocket`. The card is written from the run's own log and scores and
+from nothing else, so that it can be made again and compared.
 """
 
 from __future__ import annotations
@@ -67,17 +68,18 @@ def write_card(results: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> 
         "## How it was trained",
         f"From random weights, with seed {recipe['seed']}:",
         f"```\n{command(recipe)}\n```",
-        f"{results['step']:,} steps, {samples:,} pictures, {results['seconds'] / 60:.0f} minutes on {results['machine']}. "
-        "The machine did other work at the same time, so the minutes are an upper bound. The validation loss alone chose "
-        "the checkpoint. Another machine or another version of torch gives slightly other weights.",
+        f"{results['step']:,} steps, {samples:,} pictures, {results['seconds'] / 60:.0f} minutes on "
+        f"{results['machine']}. The machine did other work at the same time, so the minutes are an upper bound. The "
+        "validation loss alone chose the checkpoint. Another machine or another version of torch gives slightly other "
+        "weights.",
         *["\n".join(curve(log))],
         "## What it gets right",
-        f"Greedy decoding, exact match, each question asked on its own. The mean over the subsets is {mean:.1%}. Blind: "
-        "the same questions about another sample's picture.",
+        f"Greedy decoding, exact match, each question asked on its own. The mean over the subsets is {mean:.1%}. "
+        "Blind: the same questions about another sample's picture.",
         "Test pictures, which share no scene with the training pictures:",
         "\n".join(score_table(test)),
-        "Unseen: pictures with something that no training picture shows (a colour-shape pair, two neighbouring colours, "
-        "two neighbouring characters):",
+        "Unseen: pictures with something that no training picture shows (a colour-shape pair, two neighbouring "
+        "colours, two neighbouring characters):",
         "\n".join(score_table(results["unseen"])),
     ]
     if "multiple choice" in results:
