@@ -1,0 +1,62 @@
+"""The shipped model is what its card says: the card comes from its log and scores, and the scores can be had again."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from nanovlm.assets import asset_path
+from nanovlm.data.thimble import SUBSETS, Thimble
+from nanovlm.evaluate import evaluate
+from nanovlm.model_card import CARD, LOG, RESULTS, command, read_log, write_card
+from nanovlm.models.vision_language_model import VisionLanguageModel
+
+MB = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    return asset_path("pocket")
+
+
+@pytest.fixture(scope="module")
+def results(pocket):
+    return json.loads((pocket / RESULTS).read_text(encoding="utf-8"))
+
+
+def test_the_card_is_made_from_the_log_and_the_scores(pocket, results):
+    assert (pocket / CARD).read_text(encoding="utf-8") == write_card(results, read_log(pocket / LOG))
+
+
+def test_the_log_and_the_scores_are_of_one_run(pocket, results):
+    log = read_log(pocket / LOG)
+    assert log[-1]["step"] == results["step"] == results["recipe"]["max_steps"]
+    assert min(row["val_loss"] for row in log if "val_loss" in row) == results["best_val_loss"]
+
+
+def test_the_command_names_what_differs_from_the_preset(results):
+    assert command(results["recipe"]).startswith("nanovlm train --preset pocket --dataset-names shapes charts glyphs")
+
+
+def test_the_whole_directory_is_at_most_8_mb(pocket):
+    assert sum(file.stat().st_size for file in pocket.iterdir()) <= 8 * MB
+
+
+def test_the_recorded_scores_reach_the_goals(results):
+    accuracy = {subset: results["test"][subset]["accuracy"] for subset in SUBSETS}
+    assert accuracy["shapes"] >= 0.99
+    assert sum(accuracy.values()) / len(accuracy) >= 0.95
+
+
+@pytest.mark.parametrize("subset", SUBSETS)
+def test_the_shipped_weights_score_as_recorded(pocket, results, subset):
+    """On 60 of the recorded 500 pictures: the recorded share must lie where so many answers can tell."""
+    samples = [Thimble(subset, "test", 60)[i] for i in range(60)]
+    measured = evaluate(VisionLanguageModel.from_pretrained(pocket), samples, blind=False)
+    right = sum(score.correct for score in measured.scores.values())
+    total = sum(score.total for score in measured.scores.values())
+    recorded = results["test"][subset]["kinds"].values()
+    share = sum(row["correct"] for row in recorded) / sum(row["total"] for row in recorded)
+    spread = (share * (1 - share) / total) ** 0.5
+    assert abs(right / total - share) <= 4 * spread + 1 / total
