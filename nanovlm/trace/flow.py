@@ -22,7 +22,7 @@ def finish(root: Row) -> None:
                 used.setdefault(info.uid, []).append(row.index)
             for info in row.outs:
                 born.setdefault(info.uid, row.index)
-        elif row.kind == "module":
+        if row.kind == "module" or row is root:
             for info in row.outs:
                 left.setdefault(info.uid, []).append(row)
     for row in rows:

@@ -8,7 +8,7 @@ from typing import Any
 
 from nanovlm.trace.rows import Row, TensorInfo, tensors
 
-_LONGEST_PERIOD = 16
+_LONGEST_PERIOD = 48  # a decoding loop of transformers takes 17 steps a token
 
 
 class Node:

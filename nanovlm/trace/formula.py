@@ -48,8 +48,8 @@ class Formulas:
                     ]
                     terms = _multilinear(list(values), divided, self.names)
                     if terms is not None:
-                        brackets = "⌈{}/{}⌉" if up else "⌊{}/{}⌋"
-                        return write(terms, plain | {n: brackets.format(n, divisor) for n in chosen})
+                        rounded = {n: f"({n}+{divisor - 1})//{divisor}" if up else f"{n}//{divisor}" for n in chosen}
+                        return write(terms, plain | rounded)
         return f"{values[0]}?"
 
 
@@ -65,9 +65,8 @@ def _multilinear(values: list[int], points: list[Sizes], names: list[str]) -> Te
         mixed = values[at[a, b]] - values[at[a,]] - values[at[b,]] + values[0]
         terms[a, b] = mixed // (grown[a] * grown[b])
     for name in names:
-        others = sum(
-            c * _value({pair: 1}, base) // base[name] for pair, c in terms.items() if name in pair and pair[1:]
-        )
+        pairs = {pair: c for pair, c in terms.items() if name in pair}
+        others = sum(c * math.prod(base[n] for n in pair if n != name) for pair, c in pairs.items())
         terms[name,] = (values[at[name,]] - values[0]) // grown[name] - others
     terms[()] = values[0] - _value(terms, base)
     terms = {term: c for term, c in terms.items() if c}
@@ -84,13 +83,19 @@ def write(terms: Terms, shown: dict[str, str]) -> str:
     for name in shown:
         if len(terms) > 1 and all(name in term for term in terms):
             rest = {tuple(n for i, n in enumerate(t) if i != t.index(name)): c for t, c in terms.items()}
-            return f"{shown[name]}*({write(rest, shown)})"
+            return f"{_factor(shown[name])}*({write(rest, shown)})"
     parts = []
     for term, c in sorted(terms.items(), key=lambda item: (item[1] < 0, len(item[0]))):  # T-1, never -1+T
-        body = "*".join(shown[name] for name in term)
-        number = str(abs(c)) if abs(c) != 1 or not body else ""
-        parts.append(("-" if c < 0 else "+") + "*".join(filter(None, (number, body))))
+        factors = [shown[name] for name in term]
+        if abs(c) != 1 or not factors:
+            factors.insert(0, str(abs(c)))
+        body = factors[0] if len(factors) == 1 else "*".join(map(_factor, factors))
+        parts.append(("-" if c < 0 else "+") + body)
     return "".join(parts).removeprefix("+")
+
+
+def _factor(text: str) -> str:
+    return f"({text})" if "//" in text else text  # B*(T//2) is not B*T//2
 
 
 def evaluate(text: str, sizes: Sizes) -> int | None:
@@ -104,6 +109,8 @@ def evaluate(text: str, sizes: Sizes) -> int | None:
                 return number
             case ast.Name(id=name):
                 return sizes[name]
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                return -value(operand)
             case ast.BinOp(left=left, op=op, right=right):
                 a, b = value(left), value(right)
                 match op:

@@ -45,6 +45,13 @@ def classify(code: CodeType) -> int:
     return FUNCTION
 
 
+def function_name(code: CodeType) -> str:
+    """A function's name; of a plain object's `__call__` the name of its class (Python 3.10 does not tell)."""
+    if code.co_name == "__call__" and hasattr(code, "co_qualname"):
+        return code.co_qualname.split(".")[-2]
+    return code.co_name
+
+
 def line_of(frame: FrameType | None) -> tuple[CodeType, int] | None:
     """The instruction of the first frame, going outwards, that is not a library's."""
     while frame is not None and classify(frame.f_code) not in (BODY, FUNCTION):

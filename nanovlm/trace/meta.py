@@ -50,6 +50,8 @@ class MetaMode(TorchFunctionMode):
                 f"On the meta device tensors have no values, and `{name.strip('_')}` needs them. If the values come "
                 "from token ids or a mask, pass those as ordinary tensors; otherwise trace with device=None."
             )
+        if name in ("cpu", "cuda") and args[0].is_meta:
+            return args[0]
         if name in _MOVES:
             args, kwargs = _stay(args, kwargs)
         elif name in ("__getitem__", "__setitem__"):

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from nanovlm.trace.describe import Describer, facts
-from nanovlm.trace.frames import EINOPS, FUNCTION, Chain
+from nanovlm.trace.frames import EINOPS, FUNCTION, Chain, function_name
 from nanovlm.trace.modules import ModuleIndex
 from nanovlm.trace.names import NO_OPS, QUIET, op_name, opened_up
 from nanovlm.trace.rows import Row, Where
@@ -39,9 +39,10 @@ class _Mode(TorchFunctionMode):
 class Recorder:
     """A context manager that fills `root` with rows.
 
-    modules: (name, module) pairs to watch; watchers are called after each successful torch function; with `timed`
-    each row gets its seconds (the GPU is waited for); `device` overrides the device that is written down; `modes` are
-    active underneath; with `aten` the dispatcher's operations become rows too; `where` is the line of whoever asks for the trace.
+    modules: (name, module) pairs to watch. boundary: the frame from which the learner's code is called; where: the
+    line that asks for the trace. watchers are called after each successful torch function. With `timed` each row gets
+    its seconds (the GPU is waited for). `device` overrides the device that is written down. `modes` are active
+    underneath. With `aten` the dispatcher's operations become rows too.
     """
 
     def __init__(
@@ -237,7 +238,7 @@ class Recorder:
                 else:
                     self._close_down_to(depth)
                     above = self._open[-1][0]
-                    group = Row("function", own.f_code.co_name, above, where, above.path)
+                    group = Row("function", function_name(own.f_code), above, where, above.path)
                     above.children.append(group)
                     self._open.append((group, own, None))
                 depth += 1

@@ -108,7 +108,7 @@ def _collect(
             human(row.params) if row.params else "",
             human(row.flops) if row.flops else "",
             milliseconds(row.seconds) if row.seconds is not None else "",
-            f"{expression}  # {notes}" if notes else expression,
+            f"({notes})  {expression}" if notes else expression,
         )
     )
     if depth is not None and depth <= 0:

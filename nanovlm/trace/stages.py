@@ -70,7 +70,11 @@ def find_stages(root: Row, inputs: dict[str, Any]) -> Stages:
             else:
                 target.append(Stage(_module_label(row, info, vocabulary), info, row))
     pictures_first = sorted(before.items(), key=lambda item: not item[0] & floats.keys())
-    return Stages([stage for _, found in pictures_first for stage in found] + after)
+    every = [stage for _, found in pictures_first for stage in found] + after
+    once: dict[tuple[str, str], Stage] = {}
+    for stage in every:  # a decoding loop says the same for each token
+        once.setdefault((stage.label, str(stage.info)), stage)
+    return Stages(once.values())
 
 
 def _input_label(name: str, info: TensorInfo) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nanovlm.trace.formula import Formulas, Sizes
+from nanovlm.trace.names import NO_OPS
 from nanovlm.trace.rows import Row, TensorInfo
 
 
@@ -87,9 +88,9 @@ def probe_sizes(base: Sizes) -> list[Sizes]:
 def fit_rows(root: Row, run: Callable[[Sizes], Row], base: Sizes) -> str | None:
     """Write `dims` into every tensor of the trace; returns a remark where the steps themselves depend on the sizes."""
     probes = probe_sizes(base)
-    others = [list(run(sizes).walk()) for sizes in probes]
+    others = [_steps(run(sizes)) for sizes in probes]
     formulas = Formulas([base, *probes])
-    for i, row in enumerate(root.walk()):
+    for i, row in enumerate(_steps(root)):
         same = [rows[i] for rows in others if i < len(rows) and (rows[i].kind, rows[i].name) == (row.kind, row.name)]
         if len(same) < len(others):
             return f"symbolic dims end at step {i} ({row.name}): from there on the steps depend on the sizes"
@@ -97,7 +98,21 @@ def fit_rows(root: Row, run: Callable[[Sizes], Row], base: Sizes) -> str | None:
             if infos[0].dims is None and len({info.ndim for info in infos}) == 1:
                 sizes = zip(*(info.shape for info in infos), strict=True)
                 infos[0].dims = tuple(formulas.fit(values) for values in sizes)
+    for row in root.walk():
+        if _is_conversion(row) and row.inputs and row.outs and row.outs[0].shape == row.inputs[0].shape:
+            row.outs[0].dims = row.outs[0].dims or row.inputs[0].dims
     return None
+
+
+def _steps(root: Row) -> list[Row]:
+    """The rows, without conversions: whether `to` or `contiguous` has something to do may differ on meta."""
+    return [row for row in root.walk() if not _is_conversion(row)]
+
+
+def _is_conversion(row: Row) -> bool:
+    if row.kind == "function":
+        return all(_is_conversion(child) for child in row.children)
+    return row.kind == "op" and row.name in NO_OPS
 
 
 def _described(row: Row) -> list[TensorInfo]:

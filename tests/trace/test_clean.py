@@ -115,9 +115,10 @@ def test_a_cache_that_is_passed_in_is_filled_once():
 
 def test_checkpointing_in_a_training_step_nests_well():
     model = Checkpointed().train()
+    x = seeded(2, 5, 8)
     with tracing(model) as t:
-        model(seeded(2, 5, 8)).sum().backward()
-        model.head(seeded(2, 5, 8))
+        model(x).sum().backward()
+        model.head(x)
     assert [row.name for row in t.root.children] == ["Checkpointed", "sum", "backward", "head"]
     assert "ran" in t["backward"].note and "again" in t["backward"].note
 

@@ -37,10 +37,10 @@ def test_any_sum_of_products_is_found(c, a, b, ab, batch, length):
         (lambda b, t: b * 12, "12*B"),
         (lambda b, t: b * t, "B*T"),
         (lambda b, t: t * t, "T*T"),
-        (lambda b, t: t // 2, "⌊T/2⌋"),
-        (lambda b, t: (t + 1) // 2, "⌈T/2⌉"),
-        (lambda b, t: b * (t // 4), "B*⌊T/4⌋"),
-        (lambda b, t: len(str(t**9)), "18?"),
+        (lambda b, t: t // 2, "T//2"),
+        (lambda b, t: (t + 1) // 2, "(T+1)//2"),
+        (lambda b, t: b * (t // 4), "B*(T//4)"),
+        (lambda b, t: t % 5 + 1, "5?"),
     ],
 )
 def test_how_formulas_are_written(function, text):

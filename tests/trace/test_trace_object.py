@@ -216,10 +216,10 @@ def test_loops_of_growing_shapes_fold():
 
 
 def test_tracing_collects_several_calls():
-    model = nn.Sequential(nn.Linear(3, 3))
+    model, x = nn.Sequential(nn.Linear(3, 3)), torch.zeros(2, 3)
     with tracing(model) as t:
         for _ in range(3):
-            model(torch.zeros(2, 3))
+            model(x)
     assert [row.name for row in t.root.children] == ["Sequential"] * 3
 
 
