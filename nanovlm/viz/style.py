@@ -178,9 +178,10 @@ def diverging(value: float) -> str:
 
 
 def ink_on(colour: str) -> str:
-    """Dark or white letters, whichever reads better on this "#rrggbb"."""
-    r, g, b = _rgb(PALETTE.get(colour, colour))
-    return "#1b1f24" if 0.299 * r + 0.587 * g + 0.114 * b > 140 else "#ffffff"
+    """Dark or white letters, whichever stands out more (contrast of WCAG 2) from a "#rrggbb" or a name of PALETTE."""
+    channels = (value / 255 for value in _rgb(PALETTE.get(colour, colour)))
+    r, g, b = (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    return "#14171a" if 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.19 else "#ffffff"
 
 
 def _element(tag: str, attributes: str, fill: str, stroke: str | None, more: dict[str, Any], content: str = "") -> str:
