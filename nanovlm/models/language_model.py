@@ -9,6 +9,9 @@ from torch.utils.checkpoint import checkpoint
 
 from nanovlm.config import LMConfig
 from nanovlm.models.vision_transformer import attend
+from nanovlm.shapes import Bool, Float, Int, Shaped
+
+Rope = tuple[Float[Tensor, "#batch 1 length head_dim"], Float[Tensor, "#batch 1 length head_dim"]]  # cos and sin
 
 
 class RMSNorm(nn.Module):
@@ -19,7 +22,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
 
 
@@ -33,7 +36,7 @@ class RotaryEmbedding(nn.Module):
         super().__init__()
         self.head_dim, self.base = head_dim, base
 
-    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, positions: Int[Tensor, "batch length"]) -> Rope:
         # float32 whatever the model's type: in bfloat16 position 257 would be position 256. No buffer, for the same
         # reason: model.to(bfloat16) would round it.
         pairs = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=positions.device)
@@ -43,7 +46,11 @@ class RotaryEmbedding(nn.Module):
         return angles.cos(), angles.sin()
 
 
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def apply_rope(
+    x: Float[Tensor, "batch num_heads length head_dim"],
+    cos: Float[Tensor, "#batch 1 length head_dim"],
+    sin: Float[Tensor, "#batch 1 length head_dim"],
+) -> Float[Tensor, "batch num_heads length head_dim"]:
     """Rotate each pair (x[i], x[i + head_dim / 2]) by its position's angle. [B, num_heads, T, head_dim], same out."""
     first, second = x.chunk(2, dim=-1)
     rotated = torch.cat([-second, first], dim=-1)
@@ -53,12 +60,14 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class BlockCache:
     """One block's keys and values, [B, num_kv_heads, max_length, head_dim] each; the first `length` are filled."""
 
-    def __init__(self, config: LMConfig, batch_size: int, max_length: int, like: Tensor) -> None:
+    def __init__(self, config: LMConfig, batch_size: int, max_length: int, like: Float[Tensor, "*any"]) -> None:
         shape = (batch_size, config.num_kv_heads, max_length, config.head_dim)
         self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
         self.length = 0
 
-    def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def update(
+        self, k: Float[Tensor, "batch num_kv_heads new head_dim"], v: Float[Tensor, "batch num_kv_heads new head_dim"]
+    ) -> tuple[Float[Tensor, "batch num_kv_heads seen head_dim"], Float[Tensor, "batch num_kv_heads seen head_dim"]]:
         """Store k, v [B, num_kv_heads, T, head_dim] behind what is there; return all of it."""
         end = self.length + k.shape[2]
         self.keys[:, :, self.length : end] = k
@@ -70,7 +79,7 @@ class BlockCache:
 class KVCache:
     """What the decoder has seen so far, in memory that is reserved once: one BlockCache a block."""
 
-    def __init__(self, config: LMConfig, batch_size: int, max_length: int, like: Tensor) -> None:
+    def __init__(self, config: LMConfig, batch_size: int, max_length: int, like: Float[Tensor, "*any"]) -> None:
         self.blocks = [BlockCache(config, batch_size, max_length, like) for _ in range(config.num_blocks)]
         self.real = torch.zeros(batch_size, max_length, dtype=torch.bool, device=like.device)  # False: padding
         self.all_real = True
@@ -79,7 +88,9 @@ class KVCache:
     def length(self) -> int:
         return self.blocks[0].length
 
-    def layout(self, attention_mask: Tensor | None, length: int) -> tuple[Tensor, Tensor | None]:
+    def layout(
+        self, attention_mask: Shaped[Tensor, "batch {length}"] | None, length: int
+    ) -> tuple[Int[Tensor, "#batch {length}"], Bool[Tensor, "#batch 1 {length} seen"] | None]:
         """Positions [B or 1, length] and mask of the next tokens; attention_mask [B, length] speaks of those alone."""
         start, end = self.length, self.length + length
         if end > self.real.shape[1]:
@@ -88,7 +99,7 @@ class KVCache:
         self.all_real = self.all_real and (attention_mask is None or bool(attention_mask.all()))
         return attention_layout(None if self.all_real else self.real[:, :end], None, end, self.real.device, start)
 
-    def select(self, rows: Tensor) -> None:
+    def select(self, rows: Int[Tensor, " new_batch"]) -> None:
         """Let row i go on from what row rows[i] has seen (beam search)."""
         self.real = self.real[rows]
         for block in self.blocks:
@@ -107,8 +118,12 @@ class GroupedQueryAttention(nn.Module):
         self.out_proj = nn.Linear(config.hidden_dim, config.hidden_dim, bias=False)
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: BlockCache | None = None
-    ) -> Tensor:
+        self,
+        x: Float[Tensor, "batch length dim"],
+        rope: Rope,
+        mask: Bool[Tensor, "#batch 1 length keys"] | None,
+        cache: BlockCache | None = None,
+    ) -> Float[Tensor, "batch length dim"]:
         """mask: bool [B, 1, T, keys], True where a query may look; None: causal, with nothing else to hide."""
         batch, length, dim = x.shape
         q = self.q_proj(x).view(batch, length, -1, self.head_dim).transpose(1, 2)  # [B, num_heads, T, head_dim]
@@ -130,7 +145,7 @@ class SwiGLU(nn.Module):
         self.up_proj = nn.Linear(config.hidden_dim, config.inter_dim, bias=False)
         self.down_proj = nn.Linear(config.inter_dim, config.hidden_dim, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch length dim"]:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -145,15 +160,23 @@ class DecoderBlock(nn.Module):
         self.mlp = SwiGLU(config)
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: BlockCache | None = None
-    ) -> Tensor:
+        self,
+        x: Float[Tensor, "batch length dim"],
+        rope: Rope,
+        mask: Bool[Tensor, "#batch 1 length keys"] | None,
+        cache: BlockCache | None = None,
+    ) -> Float[Tensor, "batch length dim"]:
         x = x + self.attn(self.norm1(x), rope, mask, cache)
         return x + self.mlp(self.norm2(x))
 
 
 def attention_layout(
-    attention_mask: Tensor | None, document_ids: Tensor | None, length: int, device: torch.device, start: int = 0
-) -> tuple[Tensor, Tensor | None]:
+    attention_mask: Shaped[Tensor, "batch {length}"] | None,
+    document_ids: Int[Tensor, "batch {length}"] | None,
+    length: int,
+    device: torch.device,
+    start: int = 0,
+) -> tuple[Int[Tensor, "#batch new"], Bool[Tensor, "#batch 1 new {length}"] | None]:
     """Who stands where, and who may look at whom.
 
     attention_mask [B, length] (nonzero: a real token) and document_ids [B, length] (packed rows; -1: padding) ->
@@ -192,12 +215,12 @@ class LanguageModel(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
-        attention_mask: Tensor | None = None,
-        document_ids: Tensor | None = None,
+        x: Float[Tensor, "batch length dim"],
+        attention_mask: Shaped[Tensor, "batch length"] | None = None,
+        document_ids: Int[Tensor, "batch length"] | None = None,
         cache: KVCache | None = None,
         hidden_states: list[Tensor] | None = None,
-    ) -> Tensor:
+    ) -> Float[Tensor, "batch length dim"]:
         """x: [B, T, dim]. With a cache, x is what comes after the cached positions. `hidden_states` collects the
         input of every block and the output."""
         if x.shape[1] + (0 if cache is None else cache.length) > self.config.max_positions:

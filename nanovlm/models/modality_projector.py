@@ -5,9 +5,12 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from nanovlm.config import ProjectorConfig
+from nanovlm.shapes import Float
 
 
-def pixel_shuffle(x: Tensor, factor: int) -> Tensor:
+def pixel_shuffle(
+    x: Float[Tensor, "batch num_patches dim"], factor: int
+) -> Float[Tensor, "batch num_patches//{factor}**2 dim*{factor}**2"]:
     """Trade length for width: every factor x factor tile of patches becomes one token.
 
     [B, grid * grid, dim] -> [B, (grid / factor) ** 2, dim * factor ** 2]. In the last dimension the tile is laid out
@@ -30,5 +33,7 @@ class ModalityProjector(nn.Module):
         self.factor = config.pixel_shuffle_factor
         self.proj = nn.Linear(config.vision_dim * self.factor**2, config.language_dim, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "batch num_patches vision_dim"]
+    ) -> Float[Tensor, "batch num_image_tokens language_dim"]:
         return self.proj(pixel_shuffle(x, self.factor))

@@ -14,6 +14,7 @@ from nanovlm.models.hub import HubMixin
 from nanovlm.models.language_model import KVCache, LanguageModel
 from nanovlm.models.modality_projector import ModalityProjector
 from nanovlm.models.vision_transformer import ViT
+from nanovlm.shapes import Bool, Float, Int, Shaped
 
 IGNORE = -100  # a target that is not supervised; torch's own default
 
@@ -24,7 +25,11 @@ class VLMOutput(NamedTuple):
     hidden_states: list[Tensor] | None  # the input of every block, then the output: num_blocks + 1 of [B, S, dim]
 
 
-def merge_image_tokens(embeddings: Tensor, image_tokens: Tensor, is_placeholder: Tensor) -> Tensor:
+def merge_image_tokens(
+    embeddings: Float[Tensor, "batch length dim"],
+    image_tokens: Float[Tensor, "pictures num_image_tokens dim"],
+    is_placeholder: Bool[Tensor, "batch length"],
+) -> Float[Tensor, "batch length dim"]:
     """Put image tokens [P, num_image_tokens, dim] where is_placeholder [B, T] is True in embeddings [B, T, dim]."""
     num_pictures, num_image_tokens = image_tokens.shape[:2]
     counts = is_placeholder.sum(dim=1).tolist()  # per row: the sum alone would let a picture run on into the next row
@@ -67,8 +72,11 @@ class VisionLanguageModel(GenerationMixin, HubMixin, nn.Module):
             block.compile()
 
     def embed(
-        self, input_ids: Tensor, images: Tensor | None, attention_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, int]:
+        self,
+        input_ids: Int[Tensor, "batch length"],
+        images: Float[Tensor, "pictures 3 height width"] | None,
+        attention_mask: Shaped[Tensor, "batch length"] | None,
+    ) -> tuple[Float[Tensor, "batch sequence dim"], Shaped[Tensor, "batch sequence"] | None, int]:
         """ids [B, T], pictures [P, 3, H, W] -> embeddings [B, S, dim], their mask [B, S], how many came in front.
 
         With placeholders in the ids, S = T. Without any, each row's picture goes in front: S = num_image_tokens + T.
@@ -100,11 +108,11 @@ class VisionLanguageModel(GenerationMixin, HubMixin, nn.Module):
 
     def forward(
         self,
-        input_ids: Tensor,
-        images: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        targets: Tensor | None = None,
-        document_ids: Tensor | None = None,
+        input_ids: Int[Tensor, "batch length"],
+        images: Float[Tensor, "pictures 3 height width"] | None = None,
+        attention_mask: Shaped[Tensor, "batch length"] | None = None,
+        targets: Int[Tensor, "batch length"] | None = None,
+        document_ids: Int[Tensor, "batch length"] | None = None,
         output_hidden_states: bool = False,
         cache: KVCache | None = None,
     ) -> VLMOutput:

@@ -8,9 +8,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nanovlm.config import ViTConfig
+from nanovlm.shapes import Bool, Float
 
 
-def resize_positions(positions: Tensor, grid_size: int) -> Tensor:
+def resize_positions(
+    positions: Float[Tensor, "1 old_patches dim"], grid_size: int
+) -> Float[Tensor, "1 {grid_size}*{grid_size} dim"]:
     """Stretch learned positions to another grid: [1, old * old, dim] -> [1, grid_size * grid_size, dim]."""
     _, num_patches, dim = positions.shape
     old = round(num_patches**0.5)
@@ -21,7 +24,13 @@ def resize_positions(positions: Tensor, grid_size: int) -> Tensor:
     return grid.flatten(2).transpose(1, 2)  # [1, grid_size * grid_size, dim]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+def attend(
+    q: Float[Tensor, "batch num_heads length head_dim"],
+    k: Float[Tensor, "batch num_kv_heads keys head_dim"],
+    v: Float[Tensor, "batch num_kv_heads keys head_dim"],
+    mask: Bool[Tensor, "#batch 1 #length keys"] | None = None,
+    is_causal: bool = False,
+) -> Float[Tensor, "batch num_heads length head_dim"]:
     """softmax(q k^T / sqrt(head_dim)) v, with as many query heads per key/value head as divide evenly.
 
     q [B, num_heads, T, head_dim], k and v [B, num_kv_heads, keys, head_dim] -> [B, num_heads, T, head_dim]
@@ -50,7 +59,7 @@ class PatchEmbedding(nn.Module):
         self.conv = nn.Conv2d(3, config.hidden_dim, config.patch_size, stride=config.patch_size)
         self.position_embedding = nn.Parameter(torch.randn(1, config.num_patches, config.hidden_dim) * 0.02)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch num_patches dim"]:
         size = self.config.image_size
         if images.ndim != 4 or images.shape[1:] != (3, size, size):
             raise ValueError(f"The ViT expects pictures of shape [B, 3, {size}, {size}]; got {list(images.shape)}.")
@@ -68,7 +77,7 @@ class ViTAttention(nn.Module):
         self.qkv_proj = nn.Linear(config.hidden_dim, 3 * config.hidden_dim)
         self.out_proj = nn.Linear(config.hidden_dim, config.hidden_dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "batch num_patches dim"]) -> Float[Tensor, "batch num_patches dim"]:
         batch, num_patches, dim = x.shape
         qkv = self.qkv_proj(x).view(batch, num_patches, 3, self.num_heads, dim // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, num_heads, N, head_dim]
@@ -84,7 +93,7 @@ class ViTMLP(nn.Module):
         self.fc1 = nn.Linear(config.hidden_dim, config.inter_dim)
         self.fc2 = nn.Linear(config.inter_dim, config.hidden_dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "batch num_patches dim"]) -> Float[Tensor, "batch num_patches dim"]:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
@@ -98,7 +107,7 @@ class ViTBlock(nn.Module):
         self.ln2 = nn.LayerNorm(config.hidden_dim, eps=config.layer_norm_eps)
         self.mlp = ViTMLP(config)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "batch num_patches dim"]) -> Float[Tensor, "batch num_patches dim"]:
         x = x + self.attn(self.ln1(x))
         return x + self.mlp(self.ln2(x))
 
@@ -114,7 +123,7 @@ class ViT(nn.Module):
         self.layer_norm = nn.LayerNorm(config.hidden_dim, eps=config.layer_norm_eps)
         self.gradient_checkpointing = False
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch num_patches dim"]:
         x = self.patch_embedding(images)
         for block in self.blocks:
             if self.gradient_checkpointing and self.training:
