@@ -26,13 +26,14 @@ def own_code(thing: Any) -> tuple[str, str]:
     return name, keeper.source()
 
 
-def revive(name: str, source: str, title: str) -> Any:
-    """The thing that own_code kept; `title` stands for the file name in error messages."""
+def revive(name: str, source: str, title: str) -> tuple[Any, dict[str, Any]]:
+    """The thing that own_code kept, and the names that it lives among; `title` stands for the file name in error
+    messages."""
     filename = f"<{title}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     space: dict[str, Any] = {"__name__": f"your {title}"}
     exec(compile(source, filename, "exec", dont_inherit=True), space)
-    return space[name]
+    return space[name], space
 
 
 class _Keeper:

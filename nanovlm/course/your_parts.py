@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nanovlm.course.checks.engine import judge
 from nanovlm.course.checks.exercise import REGISTRY, Exercise, load_exercises
@@ -27,7 +27,8 @@ def use(exercise_id: str, learner: Any = None) -> Any:
     reference, with a line that says so. The exercise must exist: ValueError names those that do."""
     exercise = _find(exercise_id)
     if learner is None:
-        own, reason = _kept(exercise)
+        kept, reason = _kept(exercise)
+        own = kept.thing if kept is not None else None
     else:
         result = judge(exercise, learner)
         record_check(result, learner)
@@ -60,19 +61,24 @@ def yours(replace: Mapping[str, Any] | None = None, directory: str | Path | None
 
         directory = asset_path("pocket")
     directory = Path(directory)
-    code = ModelCode()
     parts: dict[str, str] = {}
+    chosen: dict[str, Any] = {}
+    kept: dict[str, _Kept] = {}
     for exercise_id in part_ids():
-        exercise = REGISTRY[exercise_id]
         if exercise_id in replace:
-            learner, parts[exercise_id] = replace[exercise_id], "replaced"
-        else:
-            learner, reason = _kept(exercise)
-            parts[exercise_id] = "reference" if learner is None else "yours"
-            if learner is None and reason != "not passed yet":
-                print(f"{exercise_id}: {reason}; the reference stands in.")
+            parts[exercise_id], chosen[exercise_id] = "replaced", replace[exercise_id]
+            continue
+        found, reason = _kept(REGISTRY[exercise_id])
+        parts[exercise_id] = "reference" if found is None else "yours"
+        if found is not None:
+            kept[exercise_id], chosen[exercise_id] = found, found.thing
+        elif reason != NOT_PASSED:
+            print(f"{exercise_id}: {reason}; the reference stands in.")
+    _introduce(kept, chosen)
+    code = ModelCode()
+    for exercise_id, learner in chosen.items():
         if learner is not None:
-            exercise.install(code, learner)  # type: ignore[misc]
+            REGISTRY[exercise_id].install(code, learner)  # type: ignore[misc]
     code.link()
     own = [name for name, origin in parts.items() if origin != "reference"]
     values = read_json(directory / "config.json")
@@ -148,17 +154,40 @@ def _find(exercise_id: str) -> Exercise:
     return exercises[exercise_id]
 
 
-def _kept(exercise: Exercise) -> tuple[Any, str]:
-    """The learner's version from an earlier check and "", or None and why not."""
+class _Kept(NamedTuple):
+    """A learner's version from an earlier check."""
+
+    thing: Any
+    name: str
+    space: dict[str, Any]  # the names that it lives among, its helpers included
+
+
+NOT_PASSED = "not passed yet"
+
+
+def _kept(exercise: Exercise) -> tuple[_Kept | None, str]:
+    """The learner's version and "", or None and why not."""
     record = load()["exercises"].get(exercise.id, {})
     if not record.get("passed"):
-        return None, "not passed yet"
+        return None, NOT_PASSED
     if not isinstance(record.get("source"), str) or not isinstance(record.get("name"), str):
         return None, "it passed, but its code could not be kept"
     try:
-        learner = revive(record["name"], record["source"], exercise.id)
+        thing, space = revive(record["name"], record["source"], exercise.id)
     except Exception as error:
         return None, f"your kept version does not run any more ({type(error).__name__}: {error})"
-    if not judge(exercise, learner).passed:
+    if not judge(exercise, thing).passed:
         return None, "your kept version does not pass its check any more"
-    return learner, ""
+    return _Kept(thing, record["name"], space), ""
+
+
+def _introduce(kept: Mapping[str, _Kept], chosen: Mapping[str, Any]) -> None:
+    """Let kept parts call each other. A part was kept with copies of its helpers; where a helper is a part too, the
+    one that was chosen takes the copy's place: a projector runs the pixel shuffle that is in the model."""
+    for exercise_id, part in kept.items():
+        for other in part_ids():
+            exercise = REGISTRY[other]
+            names = {getattr(exercise.reference, "__name__", ""), kept[other].name if other in kept else ""}
+            for name in names & set(part.space):
+                if other != exercise_id and callable(part.space[name]):
+                    part.space[name] = chosen.get(other) or exercise.reference

@@ -69,7 +69,7 @@ def test_helpers_imports_and_constants_come_along(tmp_path: Path) -> None:
     )
     name, source = own_code(space["Part"])
     assert name == "Part" and "import math as m" in source and "pixel_shuffle as shuffle" in source
-    again = revive(name, source, "toy.part")
+    again, _ = revive(name, source, "toy.part")
     x = torch.ones(1, 4, 2)
     assert torch.equal(again()(x), space["Part"]()(x))
     assert abs(again()(x)[0, 0, 0].item() - (F.silu(torch.tensor(1.0)).item() / 2 + math.pi)) < 1e-5
@@ -188,6 +188,19 @@ def test_one_wrong_part_changes_the_answer_and_not_the_package(
         torch.testing.assert_close(right(**question(right)).logits, expected)
         assert (wrong(**question(wrong)).logits - expected).abs().max() > 1e-3
     assert pixel_shuffle.__module__ == "nanovlm.models.modality_projector"
+
+
+def test_own_parts_call_each_other_and_a_wrong_one_is_felt(model: VisionLanguageModel, saved: Path) -> None:
+    """A projector was kept with its own copy of pixel shuffle; swapping the shuffle must reach it."""
+    for exercise_id in (SHUFFLE.id, PROJECTOR.id):
+        assert check(exercise_id, handed_in("solutions", "03")[exercise_id]).passed
+    wrong = yours(replace={SHUFFLE.id: wrong_shuffle}, directory=saved)
+    assert wrong.parts[PROJECTOR.id] == "yours"
+    back = yours(replace={SHUFFLE.id: None}, directory=saved)
+    with torch.no_grad():
+        expected = model.eval()(**question(model)).logits
+        assert (wrong(**question(wrong)).logits - expected).abs().max() > 1e-3
+        torch.testing.assert_close(back(**question(back)).logits, expected)
 
 
 def test_weights_are_loaded_strictly(saved: Path) -> None:
