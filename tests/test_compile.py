@@ -28,20 +28,21 @@ def counter(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounterWithBacke
     torch._dynamo.reset()
 
 
-def loss_of(model: VisionLanguageModel, length: int, batch_size: int = 2) -> float:
+def loss_of(model: VisionLanguageModel, length: int, batch_size: int = 2, with_pictures: bool = True) -> float:
     """Forward and backward of a batch that depends on its shape only."""
     generator = torch.Generator().manual_seed(length)
     ids = torch.randint(FIRST_WORD, VOCAB_SIZE, (batch_size, length), generator=generator)
     targets = torch.where(ids % 2 == 0, ids, IGNORE)
-    ids[:, : model.config.num_image_tokens] = IMAGE
+    if with_pictures:
+        ids[:, : model.config.num_image_tokens] = IMAGE
     model.zero_grad()
-    loss = model(ids, pictures(batch_size), targets=targets).loss
+    loss = model(ids, pictures(batch_size) if with_pictures else None, targets=targets).loss
     loss.backward()
     return loss.item()
 
 
 def gradient_norm(model: VisionLanguageModel) -> float:
-    return torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()
+    return torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm().item()
 
 
 def test_compiled_blocks_share_their_graphs_and_reuse_them(counter: CompileCounterWithBackend) -> None:
@@ -73,11 +74,12 @@ def test_generation_with_compiled_blocks(counter: CompileCounterWithBackend) -> 
 
 @pytest.mark.skipif(compiler is None, reason="torch.compile's default backend needs a C++ compiler; none was found")
 def test_inductor_gives_the_same_loss_and_gradients() -> None:
+    """C++ takes its time: one decoder block, forward and backward, is all of it that is tried here."""
     torch._dynamo.reset()
     plain, compiled = tiny_model(num_blocks=1), tiny_model(num_blocks=1)
-    del plain.vision_encoder.blocks[1], compiled.vision_encoder.blocks[1]
     compiled.compile_blocks()
-    assert loss_of(compiled, 10) == pytest.approx(loss_of(plain, 10), abs=1e-4)
+    losses = [loss_of(model, 10, with_pictures=False) for model in (compiled, plain)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
     assert gradient_norm(compiled) == pytest.approx(gradient_norm(plain), rel=1e-4)
     assert compiled.state_dict().keys() == plain.state_dict().keys(), "a compiled model saves under the same names"
     torch._dynamo.reset()
