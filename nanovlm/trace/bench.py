@@ -12,6 +12,7 @@ import importlib.util
 import statistics
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -51,21 +52,28 @@ class Block(nn.Module):
         return x + self.fc2(nn.functional.gelu(self.fc1(self.norm2(x))))
 
 
-def measure(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, after one unmeasured round."""
+class Cost(NamedTuple):
+    """Median seconds by the clock, and of processor time (which other programs do not change)."""
+
+    wall: float
+    processor: float
+
+
+def measure(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, Cost]:
+    """What each costs, after one unmeasured round."""
     for run in runs.values():
         run()
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    seconds: dict[str, list[Cost]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
-            start = time.perf_counter()
+            wall, processor = time.perf_counter(), time.process_time()
             run()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            seconds[name].append(Cost(time.perf_counter() - wall, time.process_time() - processor))
+    return {name: Cost(*map(statistics.median, zip(*costs, strict=True))) for name, costs in seconds.items()}
 
 
-def compare(model: nn.Module, ids: torch.Tensor, repeats: int) -> dict[str, float]:
-    """Median seconds of a plain forward, a traced one, and torchinfo's summary of one."""
+def compare(model: nn.Module, ids: torch.Tensor, repeats: int) -> dict[str, Cost]:
+    """A plain forward, a traced one, and torchinfo's summary of one."""
     runs: dict[str, Callable[[], object]] = {"plain": lambda: model(ids), "nanovlm.trace": lambda: trace(model, ids)}
     if importlib.util.find_spec("torchinfo") is not None:
         from torchinfo import summary
@@ -91,8 +99,10 @@ def main() -> None:
         found = compare(model.eval(), ids, repeats)
         size = sum(p.numel() for p in model.parameters())
         print(f"{name}: {size / 1e6:.1f} M parameters, ids {list(ids.shape)}, median of {repeats}")
-        for tool, seconds in found.items():
-            print(f"  {tool:<14} {seconds * 1e3:9.2f} ms  {seconds / found['plain']:5.2f}x")
+        plain = found["plain"]
+        for tool, cost in found.items():
+            times = f"{cost.wall * 1e3:9.2f} ms {cost.wall / plain.wall:5.2f}x"
+            print(f"  {tool:<14} {times}   processor {cost.processor / plain.processor:5.2f}x")
 
 
 if __name__ == "__main__":

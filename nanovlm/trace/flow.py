@@ -25,9 +25,12 @@ def finish(root: Row) -> None:
         if row.kind == "module" or row is root:
             for info in row.outs:
                 left.setdefault(info.uid, []).append(row)
+    stats = {info.uid: row.stats for row in rows if row.stats is not None for info in row.outs[:1]}
     for row in rows:
         if row.kind == "function":
             _bound(row, born, used, left)
+        if row.stats is None and row.outs:
+            row.stats = stats.get(row.outs[0].uid)
 
 
 def _prune(row: Row) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import nn
 
+from nanovlm.trace.frames import BODY, FUNCTION, classify
 from nanovlm.trace.rows import Row
 
 SETTINGS = (
@@ -133,12 +134,23 @@ def find_modules(
         add(f"argument {i}", value)
     for name, value in kwargs.items():
         add(name, value)
-    inner = inspect.unwrap(fn) if callable(fn) and not isinstance(fn, nn.Module) else None
-    inner = getattr(inner, "__func__", inner)
-    if inspect.isfunction(inner):
-        scope = inspect.getclosurevars(inner)
-        for name, value in (*scope.nonlocals.items(), *scope.globals.items()):
-            add(name, value)
+    _in_scope(fn, add, set())
     inside = {id(child) for _, module in found.values() for child in module.modules() if child is not module}
     roots = [(name, module) for key, (name, module) in found.items() if key not in inside]
     return [("", roots[0][1])] if len(roots) == 1 else roots
+
+
+def _in_scope(fn: Any, add: Callable[[str, Any], None], seen: set[int]) -> None:
+    """Add the modules that a function's code names, and those that the functions it names use."""
+    if isinstance(fn, nn.Module) or not callable(fn) or id(fn) in seen or len(seen) > 50:
+        return
+    seen.add(id(fn))
+    inner = inspect.unwrap(fn)
+    inner = getattr(inner, "__func__", inner)
+    if not inspect.isfunction(inner) or classify(inner.__code__) not in (BODY, FUNCTION):
+        return
+    scope = inspect.getclosurevars(inner)
+    for name, value in (*scope.nonlocals.items(), *scope.globals.items()):
+        add(name, value)
+        if inspect.isfunction(value):
+            _in_scope(value, add, seen)

@@ -175,3 +175,11 @@ def test_a_scripted_module_is_one_step():
     scripted = torch.jit.script(nn.Linear(4, 2))
     t = trace(lambda x: scripted(x) + 1, torch.zeros(3, 4))
     assert t.find("add")[0].shape == (3, 2)
+
+
+def test_torch_itself_is_never_patched():
+    spaces = (torch, torch.nn.functional, torch.Tensor, nn.Module, nn.MultiheadAttention, torch.overrides)
+    before = [dict(vars(space)) for space in spaces]
+    trace(nn.MultiheadAttention(8, 2), *[seeded(3, 2, 8)] * 3, values=True, attention=[""], dims={"B": 2})
+    for space, old in zip(spaces, before, strict=True):
+        assert {name for name in old if vars(space).get(name) is not old[name]} == set(), space

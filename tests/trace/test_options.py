@@ -26,6 +26,11 @@ class TestValues:
         assert stats["mean"] == 4 and stats["min"] == 2 and stats["max"] == 6
         assert stats["std"] == pytest.approx(math.sqrt(8 / 3))
 
+    def test_a_layer_has_the_statistics_of_its_result(self):
+        t = trace(nn.Sequential(nn.Linear(2, 2)), torch.ones(1, 2), values=True)
+        assert t["0"].stats == t["linear"].stats == t.root.stats is not None
+        assert " ± " in str(t)
+
     def test_the_first_nan_is_found(self):
         def model(x):
             x = x - 1

@@ -88,6 +88,15 @@ def test_bound_methods_partials_and_lambdas(inputs):
     assert trace(lambda: model(*inputs))["MP.proj"].shape == (2, 4, 24)
 
 
+def test_a_model_behind_a_helper_function_is_found(inputs):
+    model = MiniVLM()
+
+    def helper():
+        return model(*inputs)
+
+    assert trace(lambda: helper())["MP.proj"].shape == (2, 4, 24)
+
+
 def test_several_models_get_their_names(inputs):
     first, second = nn.Linear(4, 3), nn.Linear(3, 2)
     t = trace(lambda x: second(first(x)), torch.zeros(1, 4))
