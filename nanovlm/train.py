@@ -181,6 +181,9 @@ def train(config: TrainConfig, model: VisionLanguageModel) -> Run:
     """Train `model` (with its tokenizer and image processor attached) as `config` says."""
     rank, world = distributed.start()
     device = find_device()
+    longest = model.config.language.max_positions
+    if config.max_length > longest:
+        raise ValueError(f"max_length {config.max_length} exceeds the model's {longest} positions.")
     precision = choose_precision(config.precision, device)
     torch.manual_seed(config.seed)
     random.seed(config.seed)
@@ -214,20 +217,24 @@ def train(config: TrainConfig, model: VisionLanguageModel) -> Run:
         }
         save_checkpoint(directory / "checkpoints", step, state)
 
-    began = time.perf_counter()
-    found = checkpoints(directory / "checkpoints")
-    if config.resume and found:
-        saved = load_checkpoint(found[-1])
+    def restore(path: Path) -> None:
+        nonlocal step, best, seconds
+        saved = load_checkpoint(path)
         shapes = {name: weight.shape for name, weight in optimizers.weights(model).items()}
-        check_tensors(shapes, saved["weights"], found[-1])
+        check_tensors(shapes, saved["weights"], path)
         optimizers.load_weights(model, saved["weights"])
         optimizers.load_state_dict(saved["optimizers"])
         scaler.load_state_dict(saved["scaler"])
         restore_random_state(saved["random"])
         step, best, seconds = saved["step"], saved["best_val_loss"], saved["seconds"]
-        say(f"resumed    at step {step} from {found[-1].name}")
+        say(f"resumed    at step {step} from {path.name}")
         if changed := changed_settings(saved["config"], asdict(config)):
             say(f"changed    {', '.join(changed)}")
+
+    began = time.perf_counter()
+    found = checkpoints(directory / "checkpoints")
+    if config.resume and found:
+        restore(found[-1])
     elif rank == 0:
         save()  # so that a kill in the first steps costs nothing, and a full disk shows before the work is done
 
@@ -238,48 +245,47 @@ def train(config: TrainConfig, model: VisionLanguageModel) -> Run:
     began = since = time.perf_counter()
     samples, tokens, stopping = 0, 0, False
     bar = tqdm(total=config.max_steps, initial=step, desc="training", disable=None if rank == 0 else True)
-    with bar as progress, Interrupt() as interrupt:
-        while step < config.max_steps and not stopping:
-            group = [next(batches) for _ in range(per_step)]
-            scale = get_lr(step, 1.0, config.max_steps, config.warmup_fraction, config.min_lr_fraction)
-            optimizers.set_lr(scale)
-            step += 1
-            try:
+    try:
+        with bar as progress, Interrupt() as interrupt:
+            while step < config.max_steps and not stopping:
+                group = [next(batches) for _ in range(per_step)]
+                scale = get_lr(step, 1.0, config.max_steps, config.warmup_fraction, config.min_lr_fraction)
+                optimizers.set_lr(scale)
+                step += 1
                 loss = train_step(model, group, optimizers, scaler, precision, device, config.max_grad_norm)
-            except FloatingPointError as error:
-                raise FloatingPointError(
-                    f"Step {step}: {error}. Sample indices of the batch: "
-                    f"{[i for batch in group for i in batch['sample_indices']]}. "
-                    f"Last good checkpoint: {checkpoints(directory / 'checkpoints')[-1]}. Lower the learning rate, or "
-                    "look at those samples."
-                ) from error
-            samples += world * sum(len(batch["sample_indices"]) for batch in group)
-            tokens += world * sum(int(batch["attention_mask"].sum()) for batch in group)
-            progress.update()
-            last = step == config.max_steps
-            if step % config.log_every == 0 or last:
-                now = time.perf_counter()  # the wait for data and evaluations is part of the time
-                speed = {"samples_per_second": samples / (now - since), "tokens_per_second": tokens / (now - since)}
-                progress.set_postfix(
-                    loss=f"{loss:.3f}", **{k.split("_")[0] + "/s": f"{v:,.0f}" for k, v in speed.items()}
-                )
-                if log:
-                    log.write(step, batch_loss=loss, lr_scale=scale, seconds=seconds + now - began, **speed)
-                since, samples, tokens = now, 0, 0
-            stopping = distributed.anywhere(interrupt.asked, device)
-            if rank == 0 and (step % config.eval_every == 0 or last):
-                values = {"val_loss": validation_loss(model, val_loader, precision, device)}
-                if questions:
-                    values["accuracy"] = answer_accuracy(model, questions, precision, device)
-                skipped = train_loader.skipped + val_loader.skipped
-                log.write(step, **values, skipped=len(skipped))
-                say(f"step {step:>6}  loss {loss:.4f}  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
-                if values["val_loss"] < best:
-                    best = values["val_loss"]
-                    weights = optimizers.weights(model)
-                    replace_directory(model.save_pretrained(directory / "best.new", weights), directory / "best")
-            if rank == 0 and (step % config.save_every == 0 or last or stopping):
-                save()
+                samples += world * sum(len(batch["sample_indices"]) for batch in group)
+                tokens += world * sum(int(batch["attention_mask"].sum()) for batch in group)
+                progress.update()
+                last = step == config.max_steps
+                if step % config.log_every == 0 or last:
+                    now = time.perf_counter()  # the wait for data and evaluations is part of the time
+                    speed = {"samples_per_second": samples / (now - since), "tokens_per_second": tokens / (now - since)}
+                    progress.set_postfix(
+                        loss=f"{loss:.3f}", **{k.split("_")[0] + "/s": f"{v:,.0f}" for k, v in speed.items()}
+                    )
+                    if log:
+                        log.write(step, batch_loss=loss, lr_scale=scale, seconds=seconds + now - began, **speed)
+                    since, samples, tokens = now, 0, 0
+                stopping = distributed.anywhere(interrupt.asked, device)
+                if rank == 0 and (step % config.eval_every == 0 or last):
+                    values = {"val_loss": validation_loss(model, val_loader, precision, device)}
+                    if questions:
+                        values["accuracy"] = answer_accuracy(model, questions, precision, device)
+                    skipped = train_loader.skipped + val_loader.skipped
+                    log.write(step, **values, skipped=len(skipped))
+                    say(f"step {step:>6}  loss {loss:.4f}  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
+                    if values["val_loss"] < best:
+                        best = values["val_loss"]
+                        weights = optimizers.weights(model)
+                        replace_directory(model.save_pretrained(directory / "best.new", weights), directory / "best")
+                if rank == 0 and (step % config.save_every == 0 or last or stopping):
+                    save()
+    except FloatingPointError as error:
+        raise FloatingPointError(
+            f"Step {step}: {error}. Sample indices of the batch: "
+            f"{[i for batch in group for i in batch['sample_indices']]}. Last good checkpoint: "
+            f"{checkpoints(directory / 'checkpoints')[-1]}. Lower the learning rate, or look at those samples."
+        ) from error
     seconds += time.perf_counter() - began
     if skipped := train_loader.skipped + val_loader.skipped:
         say(f"skipped    {len(skipped)} samples that could not be used, first: {skipped[0]}")

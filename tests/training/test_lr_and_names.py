@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import time
@@ -28,7 +29,7 @@ def test_up_in_a_straight_line_then_down_to_the_share(schedule):
     if warmup <= max_steps:
         assert rates[warmup - 1] == pytest.approx(max_lr), "the peak is reached"
     after = rates[warmup - 1 :]
-    assert all(later <= earlier + 1e-12 for earlier, later in zip(after, after[1:], strict=False))
+    assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(after))
     if warmup < max_steps:
         assert rates[max_steps] == pytest.approx(share * max_lr, abs=1e-12)
         middle = (warmup + max_steps) / 2

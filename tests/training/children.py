@@ -1,0 +1,77 @@
+"""Training runs in processes of their own, to be killed or to work together."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo  # optimizers import it, which takes a second: the server does so for all children
+from tqdm.auto import tqdm
+
+# Children are forked from a server that has imported everything already (Linux), or start from nothing.
+CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+if sys.platform == "linux":
+    CONTEXT.set_forkserver_preload(["tests.training.children", "tests.training.tiny_run"])
+KILLED = -signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM
+
+
+def die() -> None:
+    """kill -9, from within"""
+    os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+def die_after(seconds: float) -> None:
+    """kill -9 when this process has computed for so long. Processor time, so that a busy machine changes nothing."""
+    start = time.process_time()
+
+    def wait() -> None:
+        while time.process_time() - start < seconds:
+            time.sleep(0.0005)
+        die()
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def start(target: Callable[..., None], *arguments: Any, environment: Mapping[str, str] | None = None) -> Any:
+    process = CONTEXT.Process(target=_main, args=(target, arguments, dict(environment or {})))
+    process.start()
+    return process
+
+
+def wait(process: Any, seconds: float = 240) -> int:
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+        raise TimeoutError(f"The child still ran after {seconds} s.")
+    return process.exitcode
+
+
+def together(world: int, target: Callable[..., None], *arguments: Any) -> None:
+    """Call target(rank, *arguments) in `world` processes that find each other as under torchrun."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
+    processes = [
+        start(target, rank, *arguments, environment={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(world)
+    ]
+    assert [wait(process) for process in processes] == [0] * world
+
+
+def _main(target: Callable[..., None], arguments: tuple[Any, ...], environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # tqdm's own spans processes, and would outlive a killed one
+    # What a child says belongs to nobody.
+    sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+    target(*arguments)
