@@ -23,6 +23,7 @@ from nanovlm.cli import COMMANDS, main
 from nanovlm.commands import train as train_command
 from nanovlm.commands.options import parse
 from nanovlm.config import TrainConfig, presets
+from tests.tiny import loud
 
 Run = Callable[..., tuple[int, str, str]]
 SWITCHES = [f.name for f in fields(TrainConfig) if f.type == "bool"]
@@ -48,7 +49,9 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory with random weights: it answers, and what it says is noise."""
     preset = presets()["pocket"]
     preset.vlm.language.num_blocks = preset.vlm.vision.num_blocks = 1
-    return build_model(preset).save_pretrained(tmp_path_factory.mktemp("random") / "model")
+    model = loud(build_model(preset))
+    model.decoder.token_embedding.weight.data.mul_(0.1)  # tied: no token is nearly certain
+    return model.save_pretrained(tmp_path_factory.mktemp("random") / "model")
 
 
 @pytest.fixture
@@ -267,6 +270,32 @@ def test_generate_takes_several_pictures_and_brings_one_of_its_own(run: Run, dir
     assert status == 0 and "charts.png" in out and "red.png" in out
     status, out, _ = run(*ask)
     assert status == 0 and "shapes.png" in out
+
+
+def test_generate_asks_about_every_picture_of_a_folder(run: Run, directory: Path, picture: Path) -> None:
+    (picture.parent / "broken.png").write_bytes(picture.read_bytes()[:60])
+    ask = ("generate", "--model", directory, "--max-new-tokens", 2, "--batch", picture.parent)
+    status, out, err = run(*ask)
+    rows = {Path(row["image"]).name: row for row in map(json.loads, out.splitlines())}
+    assert status == 0
+    assert isinstance(rows["red.png"]["answer"], str) and "cut short" in rows["broken.png"]["error"]
+    assert "1 answered, 1 skipped" in err
+    run(*ask, "--out", picture.parent / "answers.jsonl")
+    assert (picture.parent / "answers.jsonl").read_text(encoding="utf-8") == out
+    assert "no picture" in complaint(run("generate", "--model", directory, "--batch", directory))
+    assert run(*ask, "--stream")[0] == 2
+
+
+@pytest.mark.parametrize(("preset", "combined"), [("pocket", "[2, 16+9, 128]"), ("222m", "[2, 49+9, 576]")])
+def test_trace_shows_the_way_from_picture_to_logits(run: Run, tmp_path: Path, preset: str, combined: str) -> None:
+    ask = ("trace", "--preset", preset, "--batch", 2, "--text", 9)
+    status, out, _ = run(*ask, "--html", tmp_path / "trace.html")
+    assert status == 0
+    total = re.sub(r"(\d+)\+(\d+)", lambda sum_: str(int(sum_[1]) + int(sum_[2])), combined)
+    assert re.search(rf"^combined +{re.escape(total)}$", out, re.MULTILINE)
+    assert "vision_encoder" in out and "FLOPs" in out
+    assert (tmp_path / "trace.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert re.search(r"^combined +\[B, (49\+)?T, \d+\]$", run(*ask, "--symbolic")[1], re.MULTILINE)
 
 
 def test_evaluate_writes_scores_and_pictures(run: Run, directory: Path, tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
-"""`nanovlm generate`: a question about a picture, and what a model answers."""
+"""`nanovlm generate`: a question about a picture, or about each of many, and what a model answers."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import UseAppendAction
 
@@ -18,8 +20,8 @@ SAMPLE_PICTURE = "pictures/shapes.png"
 class Options:
     """Ask a model about a picture.
 
-    Several answers are drawn, so that you see how sure it is. With --temperature 0, --stream or --num-beams there is
-    one: the most likely.
+    Several answers are drawn, so that you see how sure it is. With --temperature 0, --stream, --num-beams or --batch
+    there is one: the most likely. --batch asks about each of many pictures and writes lines of JSON.
     """
 
     model: str = "pocket"  # a model directory or a Hub id; pocket: the model that ships
@@ -33,35 +35,51 @@ class Options:
     max_new_tokens: int = 64
     seed: int | None = None  # the same draw every time
     stream: bool = False  # write the answer as it comes
+    batch: str | None = None  # a folder of pictures, or a pattern such as "photos/*.jpg"
+    batch_size: int = 32  # pictures of --batch that are answered together
+    out: Path | None = None  # where --batch writes (.jsonl); None: here
 
     def __post_init__(self) -> None:
-        most_likely = self.stream or self.num_beams > 1 or self.temperature == 0
+        if self.batch is not None and (self.image or self.stream):
+            raise ValueError("--batch asks about each picture on its own: leave --image and --stream out.")
+        if self.out is not None and self.batch is None:
+            raise ValueError("--out is for the answers of --batch.")
+        most_likely = self.stream or self.num_beams > 1 or self.temperature == 0 or self.batch is not None
         if self.generations is None:
             self.generations = 1 if most_likely else 5
         if self.temperature is None:
             self.temperature = 0.0 if self.generations == 1 else 0.5
 
+    def sampling(self) -> dict[str, Any]:
+        """What both forms hand to the decode loop."""
+        return {
+            "num_generations": self.generations,
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "num_beams": self.num_beams,
+            "max_new_tokens": self.max_new_tokens,
+            "seed": self.seed,
+        }
+
 
 def main(arguments: Sequence[str]) -> None:
     options = parse(Options, "generate", arguments)
+    if options.batch is None:
+        ask(options)
+    else:
+        ask_each(options)
+
+
+def ask(options: Options) -> None:
     from nanovlm.assets import asset_path
     from nanovlm.commands.models import load_model
 
     model = load_model(options.model)
     pictures = options.image or (asset_path(SAMPLE_PICTURE),)
     print(f"picture  {', '.join(map(str, pictures))}\nprompt   {options.prompt}\n")
-    answers = model.generate(
-        prompt=options.prompt,
-        image=list(pictures),
-        num_generations=options.generations,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        num_beams=options.num_beams,
-        max_new_tokens=options.max_new_tokens,
-        seed=options.seed,
-        on_text=write if options.stream else None,
-    )
+    on_text = write if options.stream else None
+    answers = model.generate(prompt=options.prompt, image=list(pictures), on_text=on_text, **options.sampling())
     if options.stream:
         print()
         return
@@ -71,3 +89,23 @@ def main(arguments: Sequence[str]) -> None:
 
 def write(piece: str) -> None:
     print(piece, end="", flush=True)
+
+
+def ask_each(options: Options) -> None:
+    """One line of JSON a picture on --out; what was skipped, and how many, on standard error."""
+    from nanovlm.batch_generate import find_pictures, generate_batch, write_answers
+    from nanovlm.commands.models import load_model
+    from nanovlm.commands.report import check_output
+
+    check_output(options.out, ".jsonl")
+    paths = find_pictures(options.batch)
+    rows = generate_batch(
+        load_model(options.model), paths, options.prompt, batch_size=options.batch_size, **options.sampling()
+    )
+    with nullcontext(sys.stdout) if options.out is None else options.out.open("w", encoding="utf-8") as out:
+        counts = write_answers(rows, out, report=complain)
+    complain(f"{counts.answered:,} answered, {counts.skipped:,} skipped")
+
+
+def complain(sentence: str) -> None:
+    print(f"nanovlm: {sentence}", file=sys.stderr)

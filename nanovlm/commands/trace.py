@@ -1,0 +1,58 @@
+"""`nanovlm trace`: the shapes of a model from picture to answer, without its weights or its memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from nanovlm.commands.options import parse
+
+
+@dataclass
+class Options:
+    """Follow the shapes through a model: the main stages, then every module with its parameters and FLOPs.
+
+    It runs on the meta device, which computes shapes and nothing else: no weights, no memory, any size.
+    """
+
+    preset: Literal["pocket", "222m"] = "pocket"
+    batch: int = 1  # rows, with one picture each
+    text: int = 16  # tokens of text per row
+    depth: int = 1  # levels of modules below the model
+    symbolic: bool = False  # shapes as formulas of B (rows) and T (tokens)
+    html: Path | None = None  # write the whole trace, foldable, to this file
+
+    def __post_init__(self) -> None:
+        if min(self.batch, self.text) < 1 or self.depth < 0:
+            raise ValueError("A trace needs a batch and a text of at least 1, and a depth of 0 or more.")
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = parse(Options, "trace", arguments)
+    import torch
+
+    from nanovlm.commands.report import check_output
+    from nanovlm.config import presets
+    from nanovlm.models.vision_language_model import VisionLanguageModel
+    from nanovlm.trace import trace
+
+    check_output(options.html, ".html")
+    config = presets()["pocket" if options.preset == "pocket" else "h100"].vlm
+    with torch.device("meta"):
+        model = VisionLanguageModel(config).eval()
+        images = torch.empty(options.batch, 3, config.vision.image_size, config.vision.image_size)
+    input_ids = torch.zeros(options.batch, options.text, dtype=torch.long)
+    if config.image_token_id is not None:
+        placeholders = input_ids.new_full((options.batch, config.num_image_tokens), config.image_token_id)
+        input_ids = torch.cat([placeholders, input_ids], dim=1)
+    dims = {"B": options.batch, "T": input_ids.shape[1]} if options.symbolic else None
+    traced = trace(model, input_ids, images, device="meta", dims=dims)
+    print(traced.stages())
+    print(f"\n{traced.table(options.depth)}")
+    if traced.remark:
+        print(f"\n{traced.remark}")
+    if options.html:
+        options.html.write_text(traced.html(), encoding="utf-8")
+        print(f"\nwhole trace  {options.html}")
