@@ -188,7 +188,7 @@ def test_check_never_raises_and_remembers(toy: Exercise, capsys: pytest.CaptureF
     unknown = check("toy.scalde", scaled)
     assert unknown.rung == "unknown" and "toy.scaled" in unknown.message
     assert check(None, None).rung == "unknown"  # type: ignore[arg-type]
-    assert "A toy: passed" in capsys.readouterr().out
+    assert "A toy · passed" in capsys.readouterr().out
 
 
 def test_an_exercise_lists_all_that_is_wrong_with_it() -> None:

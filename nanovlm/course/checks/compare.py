@@ -270,12 +270,14 @@ def _grid(leaf: Leaf, e: Tensor, y: Tensor, place: tuple[int, ...]) -> Grid | No
     top = max(0, min(row - 4, e.shape[0] - 8))
     left = max(0, min(column - 6, e.shape[1] - 12))
     window = (slice(top, top + 8), slice(left, left + 12))
-    cut = "" if e[window].shape == e.shape else f", rows from {top}, columns from {left}"
-    title = (
-        f"{leaf.name or 'result'}[{', '.join(map(str, lead))}{', ' if lead else ''}…]{cut}"
-        if lead or cut
-        else leaf.name
-    )
+    names = leaf.axes.split() if len(leaf.axes.split()) == len(place) else [f"axis {i}" for i in range(len(place))]
+    parts = [leaf.name] if leaf.name else []
+    parts += [f"{name} {index}" for name, index in zip(names, lead, strict=False)]
+    if len(place) >= 2:
+        parts.append(f"down: {names[-2]}, across: {names[-1]}")
+    if e[window].shape != e.shape:
+        parts.append(f"from row {top}, column {left}")
+    title = " · ".join(parts)
     return Grid(title, e[window], y[window])
 
 

@@ -36,7 +36,7 @@ class Result:
     @property
     def headline(self) -> str:
         verdict = {"passed": "passed", "not_written": "not written yet"}.get(self.rung, "not yet")
-        return f"{self.title or self.id}: {verdict}"
+        return f"{self.title or self.id} · {verdict}"
 
     @property
     def sentences(self) -> list[str]:
@@ -62,6 +62,8 @@ class Result:
         parts = [f"<b>{mark} {html.escape(self.headline)}</b>"]
         for i, sentence in enumerate(self.sentences):
             words = html.escape(sentence)
+            if self.place and sentence.endswith(self.place):
+                words = f"In your code, <code>{html.escape(self.place)}</code>"
             parts.append(f"<div>{f'<b>{words}</b>' if i == 0 and self.mistake else words}</div>")
         parts += [f'<div style="opacity:.8">✓ {html.escape(fact)}</div>' for fact in self.facts]
         if self.grid is not None:
