@@ -119,10 +119,11 @@ def clean(outputs: list[Any], places: dict[str, str]) -> list[Any]:
     cleaned: list[Any] = []
     for output in outputs:
         if output.output_type in ("display_data", "execute_result"):
+            live = any(kind in output.data for kind in WIDGET_VIEWS)
             for kind in WIDGET_VIEWS:
                 output.data.pop(kind, None)
                 output.metadata.pop(kind, None)
-            if not output.data:
+            if not output.data or (live and set(output.data) == {"text/plain"}):  # a progress bar: nothing to look at
                 continue
             output.data = {k: _scrub(v, places) if k.startswith("text/") else v for k, v in output.data.items()}
         elif output.output_type == "stream":

@@ -291,6 +291,7 @@ def test_outputs_are_cleaned() -> None:
         nbformat.v4.new_output("stream", name="stdout", text=f"1%\r50%\r100%\n{address}\n"),
         nbformat.v4.new_output("stream", name="stdout", text="in /home/me/clone/chapters\n"),
         nbformat.v4.new_output("display_data", {view: {"model_id": "a"}}),
+        nbformat.v4.new_output("display_data", {view: {"model_id": "c"}, "text/plain": "answering: 0%"}),
         nbformat.v4.new_output("execute_result", lever, execution_count=3),
     ]
     cleaned = clean(outputs, {"/home/me/clone": "…"})
