@@ -230,7 +230,7 @@ class ImageProcessor:
         return pixels.float().div_(255.0)
 
     def __repr__(self) -> str:
-        return f"ImageProcessor({', '.join(f'{key}={value!r}' for key, value in self.to_dict().items())})"
+        return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in self.to_dict().items())})"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ImageProcessor) and self.to_dict() == other.to_dict()

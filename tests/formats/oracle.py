@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import AddedToken, Tokenizer
 from transformers import (
     Idefics3Config,
@@ -84,7 +85,12 @@ def model(
         tie_word_embeddings=tied,
         pad_token_id=1,
     )
-    return loud(model_class(config))
+    model = loud(model_class(config), seed=grid + factor)
+    if tied:  # else every token's likeliest successor would be itself
+        with torch.no_grad():
+            model.model.text_model.embed_tokens.weight.mul_(0.2)
+            model.model.text_model.norm.weight.mul_(5)
+    return model
 
 
 def save(directory: Path, theirs: Any, their_processor: Idefics3Processor | None = None, **options: Any) -> Path:

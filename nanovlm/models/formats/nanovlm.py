@@ -64,6 +64,7 @@ OTHER_KEYS = (
     "hf_repo_name",
 )
 SMOLLM2_END = 2  # <|im_end|>, should there be no tokenizer to ask
+MOST_TILES = 8  # along a side: nanoVLM has tokens for no more
 INV_FREQ = "decoder.rotary_embd.inv_freq"
 
 
@@ -150,7 +151,7 @@ def extra_tokens(config: VLMConfig, tokenizer: ChatTokenizer | None) -> dict[str
         return tokens
     if tiling.global_view:
         tokens["global_image_token"] = NANOVLM_GLOBAL
-    side = -(-(tiling.max_side or config.vision.image_size) // config.vision.image_size)
+    side = min(-(-(tiling.max_side or config.vision.image_size) // config.vision.image_size), MOST_TILES)
     return tokens | {f"r{r + 1}c{c + 1}": place_token(r, c) for r in range(side) for c in range(side)}
 
 

@@ -1,0 +1,205 @@
+"""SmolVLM and Idefics3 from transformers' files: the same pixels, ids, logits and greedy tokens as transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nanovlm import VisionLanguageModel
+from nanovlm.config import TilingConfig
+from nanovlm.data.tiling import TiledImageProcessor
+from nanovlm.models.export import export_smolvlm
+from nanovlm.models.formats.smolvlm import patch_places
+from tests.formats import oracle
+from tests.tiny import max_difference
+
+QUESTIONS = ["What colour is the circle?", "How many?", "Describe the picture.\nIn one line."]
+SHAPES = [
+    (1, 1),
+    (4000, 300),
+    (300, 4000),
+    (64, 64),
+    (33, 100),
+    (512, 512),
+    (513, 512),
+    (700, 699),
+    (17, 2),
+    (1023, 77),
+]
+
+
+def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """Noise over a gradient: a shift by one pixel changes all of it."""
+    noise = np.random.default_rng(width * 10_000 + height).integers(0, 128, (height, width, 4))
+    noise[..., 0] += np.linspace(0, 127, width, dtype=np.int64)[None, :]
+    return Image.fromarray(noise.astype(np.uint8), "RGBA").convert(mode)
+
+
+def their_prompt(processor, question: str, num_pictures: int) -> str:
+    content = [*[{"type": "image"}] * num_pictures, {"type": "text", "text": question}]
+    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+
+def both(tmp_path: Path, grid: int, factor: int, tied: bool, kind: str = "smolvlm", **image_settings):
+    """transformers' model and processor, and ours from their files."""
+    theirs = oracle.model(grid, factor, tied, kind)
+    processor = oracle.processor(4 * grid, (grid // factor) ** 2, **image_settings)
+    return theirs, processor, VisionLanguageModel.from_pretrained(oracle.save(tmp_path, theirs, processor))
+
+
+def compare(theirs, processor, ours: VisionLanguageModel, questions: list[str], pictures: list[list]) -> set[int]:
+    """Ids, logits and 32 greedy tokens; returns which tokens there were, to see that they say something."""
+    prompts = [their_prompt(processor, q, len(p)) for q, p in zip(questions, pictures, strict=True)]
+    inputs = processor(text=prompts, images=pictures, padding=True, padding_side="left", return_tensors="pt")
+    batch = ours.prepare_prompts(questions, pictures)
+    real = inputs["attention_mask"].bool()
+    assert torch.equal(batch["attention_mask"].bool(), real)
+    assert torch.equal(batch["input_ids"][real], inputs["input_ids"][real])
+    with torch.no_grad():
+        expected = theirs(**inputs).logits
+        assert expected.std() > 0.5, "the weights are too quiet for the comparison to mean anything"
+        assert max_difference(ours(**batch).logits[real], expected[real]) < 1e-4
+    start = inputs["input_ids"].shape[1]
+    eos = ours.config.eos_token_id
+    greedy = theirs.generate(**inputs, max_new_tokens=32, do_sample=False, eos_token_id=eos, pad_token_id=eos)
+    tokens = ours.generate_ids(**batch, max_new_tokens=32)
+    assert tokens.tolist() == greedy[:, start:].tolist()
+    return set(tokens.flatten().tolist())
+
+
+@pytest.mark.parametrize(
+    ("grid", "factor", "tied", "kind"),
+    [(8, 2, False, "smolvlm"), (9, 3, True, "smolvlm"), (8, 4, False, "idefics3"), (8, 2, True, "idefics3")],
+)
+@pytest.mark.parametrize("split", [True, False], ids=["several tiles", "one tile"])
+def test_logits_and_greedy_tokens_are_those_of_transformers(tmp_path, grid, factor, tied, kind, split):
+    theirs, processor, ours = both(tmp_path, grid, factor, tied, kind, do_image_splitting=split)
+    said = compare(theirs, processor, ours, QUESTIONS[:1], [[picture(50, 30)]])
+    three = [picture(90, 20), picture(20, 90), picture(64, 64)]
+    said |= compare(theirs, processor, ours, QUESTIONS, [three, [picture(70, 40)], [picture(5, 5)]])  # padded
+    assert len(said) > 1, "one token over and over compares little"
+
+
+@pytest.mark.parametrize("size", SHAPES, ids=str)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_pixels_and_ids_are_those_of_transformers(size, mode):
+    tile = 64  # an eighth of SmolVLM-256M's, to be quick; the rules do not depend on it
+    theirs = oracle.processor(tile, 4)
+    image = picture(*size, mode)
+    expected = theirs(text=their_prompt(theirs, "What?", 1), images=[image], return_tensors="pt")
+    ours = TiledImageProcessor(tile, resample="lanczos", tiling=TilingConfig(max_side=4 * tile, upscale=True))
+    assert torch.equal(ours(image), expected["pixel_values"][0])
+    assert ours.num_tiles(image.size) == expected["pixel_values"].shape[1]
+    tokenizer = oracle.chat_tokenizer()
+    ids, _ = tokenizer.encode_chat(
+        [{"role": "user", "content": "What?"}],
+        num_images=1,
+        add_generation_prompt=True,
+        num_image_tokens=4,
+        image_texts=ours.image_texts([image], "<image>", 4),
+    )
+    assert ids == expected["input_ids"][0].tolist()
+
+
+@pytest.mark.parametrize("settings", [{"do_image_splitting": False}, {"do_resize": False}], ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (100, 33), (200, 400)], ids=str)
+def test_other_settings_of_the_processor(tmp_path, settings, size):
+    _, processor, ours = both(tmp_path, 8, 4, True, **settings)
+    image = picture(*size)
+    expected = processor(text=their_prompt(processor, "What?", 1), images=[image], return_tensors="pt")
+    batch = ours.prepare_prompts(["What?"], [image])
+    assert torch.equal(batch["images"], expected["pixel_values"][0])
+    assert torch.equal(batch["input_ids"], expected["input_ids"])
+
+
+def test_real_sizes_of_smolvlm_256m():
+    """512-pixel tiles, longest edge 2048: by hand from the rule."""
+    ours = TiledImageProcessor(512, tiling=TilingConfig(max_side=2048, upscale=True))
+    grids = {(64, 64): (4, 4), (4000, 300): (1, 4), (300, 4000): (4, 1), (1920, 1080): (3, 4), (1, 1): (4, 4)}
+    assert {size: ours.grid(size) for size in grids} == grids
+    assert [ours.num_tiles(size) for size in grids] == [17, 5, 5, 13, 17]
+
+
+def test_sharded_files(tmp_path):
+    theirs, processor, ours = both(tmp_path / "one", 8, 2, False)
+    sharded = oracle.save(tmp_path / "sharded", theirs, processor, max_shard_size="50KB")
+    assert len(list(sharded.glob("*.safetensors"))) > 2
+    for name, tensor in VisionLanguageModel.from_pretrained(sharded).state_dict().items():
+        assert torch.equal(tensor, ours.state_dict()[name])
+
+
+def test_files_of_transformers_4(tmp_path):
+    """preprocessor_config.json, rope_theta, the class in processor_config.json, chat_template.json."""
+    _, _, ours = both(tmp_path, 8, 2, True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"]["rope_theta"] = config["text_config"].pop("rope_parameters")["rope_theta"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    settings = json.loads((tmp_path / "processor_config.json").read_text())
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings.pop("image_processor")))
+    (tmp_path / "processor_config.json").write_text(json.dumps(settings))
+    template = (tmp_path / "chat_template.jinja").read_text()
+    (tmp_path / "chat_template.jinja").unlink()
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    again = VisionLanguageModel.from_pretrained(tmp_path)
+    assert again.config == ours.config
+    assert again.image_processor == ours.image_processor
+    args = (["What?"], [picture(40, 40)])
+    assert torch.equal(again.prepare_prompts(*args)["input_ids"], ours.prepare_prompts(*args)["input_ids"])
+
+
+def test_bfloat16_weights_are_read(tmp_path):
+    theirs, processor, _ = both(tmp_path / "float32", 8, 2, False)
+    ours = VisionLanguageModel.from_pretrained(oracle.save(tmp_path / "half", theirs.bfloat16(), processor))
+    assert ours.projector.proj.weight.dtype == torch.float32
+    assert torch.equal(ours.projector.proj.weight, theirs.model.connector.modality_projection.proj.weight.float())
+    half = VisionLanguageModel.from_pretrained(tmp_path / "half", torch.bfloat16)
+    assert half.projector.proj.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("grid", [25, 40])
+def test_grids_in_which_transformers_misplaces_patches(tmp_path, grid):
+    places = patch_places(grid)
+    assert not torch.equal(places, torch.arange(grid**2)), "transformers has mended it: this can go"
+    theirs = oracle.model(grid, 5, True)
+    ours = VisionLanguageModel.from_pretrained(oracle.save(tmp_path / "theirs", theirs))
+    images, ids = torch.rand(1, 3, 4 * grid, 4 * grid), torch.full((1, ours.config.num_image_tokens + 3), 7)
+    ids[0, : ours.config.num_image_tokens] = ours.config.image_token_id
+    with torch.no_grad():
+        assert max_difference(ours(ids, images).logits, theirs(ids, pixel_values=images[:, None]).logits) < 1e-4
+    with pytest.warns(UserWarning, match="without a tokenizer"):
+        back = VisionLanguageModel.from_pretrained(export_smolvlm(ours, tmp_path / "back"))
+    assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in back.state_dict().items())
+
+
+def test_patch_places_are_plain_where_published_models_are():
+    for grid in (8, 14, 16, 24, 26, 27, 28, 32):
+        assert torch.equal(patch_places(grid), torch.arange(grid**2))
+
+
+def test_a_picture_that_is_no_multiple_of_the_patch(tmp_path):
+    """As in SmolVLM 2.2B, where 384 pixels are 27 patches of 14: the rest at the edge is left out."""
+    theirs = oracle.model(9, 3, False, patch_size=4)
+    theirs.config.vision_config.image_size = 38
+    theirs = type(theirs)(theirs.config).eval()
+    ours = VisionLanguageModel.from_pretrained(oracle.save(tmp_path, theirs))
+    assert ours.config.vision.grid_size == 9
+    images, ids = torch.rand(1, 3, 38, 38), torch.full((1, 12), 7)
+    ids[0, :9] = ours.config.image_token_id
+    with torch.no_grad():
+        assert max_difference(ours(ids, images).logits, theirs(ids, pixel_values=images[:, None]).logits) < 1e-4
+
+
+def test_generate_in_words(tmp_path):
+    theirs, processor, ours = both(tmp_path, 8, 4, True)
+    image = picture(60, 40)
+    inputs = processor(text=their_prompt(processor, QUESTIONS[0], 1), images=[image], return_tensors="pt")
+    eos = ours.config.eos_token_id
+    expected = theirs.generate(**inputs, max_new_tokens=20, do_sample=False, eos_token_id=eos, pad_token_id=eos)
+    answer = processor.decode(expected[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    assert answer
+    assert ours.generate(image=image, prompt=QUESTIONS[0], max_new_tokens=20) == answer
