@@ -150,16 +150,14 @@ def outline(character: str, half_width: float) -> Outline:
 
 
 def draw(scene: Scene, draws: Draws, image_size: int) -> Image.Image:
-    """Render the sign; characters are 13 to 20 px tall at 64 px and stand on whole pixels, so that they stay crisp."""
+    """Render the sign; at 64 px characters are 15 to 18 px tall and stand on whole pixels, so that they stay crisp."""
     unit = image_size / 64
     canvas = backdrop(draws, image_size)
     number = len(scene.text)
-    tall = {2: 16, 3: 15, 4: 13}[number] + draws.below({2: 5, 3: 3, 4: 2}[number])
-    advance = round(0.62 * tall) + 4
-    wide = advance * number + 6
-    room = 62 - wide
-    x = 32 + (draws.below(min(room, 8) + 1) - min(room, 8) // 2 if room > 0 else 0)
-    y = 32 + draws.below(13) - 6
+    tall = 15 + draws.below(2) if number == 4 else 16 + draws.below(3)
+    advance = 15 if number == 4 else 16
+    wide = min(62, advance * number + 6)
+    x, y = 31 + draws.below(3), 29 + draws.below(7)
     half_width = (0.5, 0.6)[draws.below(2)]
     plate = vary(draws, PALETTE[scene.colour])
     stamp(canvas, rectangle(wide, tall + 12, 4.0), x * unit, y * unit, unit, plate)
