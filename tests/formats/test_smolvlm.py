@@ -106,6 +106,23 @@ def test_pixels_and_ids_are_those_of_transformers(size, mode):
     assert ids == expected["input_ids"][0].tolist()
 
 
+@pytest.mark.parametrize("size", SHAPES, ids=str)
+def test_smolvlm2_has_the_same_rules(size):
+    """Its processor class needs num2words and torchvision, for videos; what it does to pictures needs neither."""
+    from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+    from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
+
+    tile, image = 64, picture(*size)
+    theirs = SmolVLMImageProcessorPil(
+        size={"longest_edge": 4 * tile}, max_image_size={"longest_edge": tile}, return_row_col_info=True
+    )([image], return_tensors="pt")
+    ours = TiledImageProcessor(tile, tiling=TilingConfig(max_side=4 * tile, upscale=True))
+    assert torch.equal(ours(image), theirs["pixel_values"][0])
+    grid = (theirs["rows"][0][0], theirs["cols"][0][0])
+    expected = get_image_prompt_string(*grid, 4, "<fake_token_around_image>", "<image>", "<global-img>")
+    assert ours.image_texts([image], "<image>", 4) == [expected]
+
+
 @pytest.mark.parametrize("settings", [{"do_image_splitting": False}, {"do_resize": False}], ids=str)
 @pytest.mark.parametrize("size", [(1, 1), (100, 33), (200, 400)], ids=str)
 def test_other_settings_of_the_processor(tmp_path, settings, size):
