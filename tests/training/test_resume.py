@@ -14,6 +14,7 @@ import nanovlm.checkpoint
 import nanovlm.metrics
 import nanovlm.train
 from nanovlm.checkpoint import checkpoints, load_checkpoint
+from nanovlm.precision import Precision
 from tests.training import children
 from tests.training.tiny_run import equal, metrics, new_model, recipe, run
 
@@ -21,6 +22,7 @@ STEPS = 10
 RECIPES = {
     "fp32": {},
     "bf16": {"precision": "bf16"},
+    "fp16": {"precision": "fp16"},  # refused on a CPU; here it shows that the gradient scaler goes on as well
     "adamw, packed, accumulated": {"optimizer": "adamw", "packing": True, "gradient_accumulation_steps": 2},
 }
 MEASURED = {"seconds", "samples_per_second", "tokens_per_second"}
@@ -35,6 +37,17 @@ def train_in_child(
         children.die_after(seconds)
     if moment is not None:
         MOMENTS[moment]()
+    real = nanovlm.train.train_step
+
+    def noisy_step(*arguments: Any) -> float:
+        """Draws random numbers, as dropout would."""
+        with torch.no_grad():
+            arguments[0].decoder.norm.weight.mul_(1 + 0.01 * torch.rand(()) * random.random())
+        return real(*arguments)
+
+    nanovlm.train.train_step = noisy_step
+    if changes.get("precision") == "fp16":
+        nanovlm.train.choose_precision = lambda *_: Precision("fp16", "a test", autocast=torch.float16)
     resume = (output_dir / "run" / "checkpoints").is_dir()
     config = recipe(output_dir, max_steps=STEPS, resume=resume, **changes)
     nanovlm.train.train(config, new_model(seed))
@@ -116,6 +129,7 @@ def same_ending(one: Path, other: Path) -> None:
     for a, b in zip(ends[0]["optimizers"], ends[1]["optimizers"], strict=True):
         assert a["state"].keys() == b["state"].keys()
         assert all(equal(_tensors(a["state"][p]), _tensors(b["state"][p])) for p in a["state"])
+    assert ends[0]["scaler"] == ends[1]["scaler"]
     assert torch.equal(ends[0]["random"]["torch"], ends[1]["random"]["torch"])
     assert ends[0]["random"]["python"] == ends[1]["random"]["python"]
     assert ends[0]["best_val_loss"] == ends[1]["best_val_loss"]
