@@ -32,8 +32,9 @@ def expect_shape(x: Any, claim: str) -> str:
 
 
 def difference_from_package(source: str, dotted: str) -> str | None:
-    """Whether `source` defines the function or class `dotted` (nanovlm.models.x.name) exactly as the package does, but
-    for docstrings, comments and layout. None, or the sentence that says where they differ."""
+    """Whether `source` defines the function or class `dotted` (nanovlm.models.x.name) as the package does: the same
+    syntax tree, but for docstrings and annotations (jaxtyping is not everywhere that notebooks run). None, or the
+    sentence that says where they differ."""
     module_name, _, name = dotted.rpartition(".")
     try:
         file = import_module(module_name).__file__
@@ -53,11 +54,15 @@ def difference_from_package(source: str, dotted: str) -> str | None:
 
 
 def _definition(source: str, name: str) -> str | None:
-    """The normalised code of one top-level definition, without docstrings."""
+    """The normalised code of one top-level definition, without docstrings and annotations of functions."""
     for node in ast.parse(source).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name:
             for inner in ast.walk(node):
                 if isinstance(inner, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(inner) is not None:
                     inner.body = inner.body[1:] or [ast.Pass()]
+                if isinstance(inner, ast.FunctionDef):
+                    inner.returns = None
+                if isinstance(inner, ast.arg):
+                    inner.annotation = None
             return ast.unparse(node)
     return None

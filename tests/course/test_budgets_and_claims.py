@@ -68,12 +68,13 @@ def test_only_tensors_have_shapes() -> None:
         expect_shape([1, 2], "2")
 
 
-def test_docstrings_comments_and_layout_do_not_count() -> None:
+def test_docstrings_annotations_comments_and_layout_do_not_count() -> None:
     dotted = "nanovlm.course.outline.chapter"
     body = "return next(\n        (c for c in CHAPTERS if c.number == number),\n        None\n    )"
     same = f"def chapter(number: str) -> Chapter | None:\n    # a comment\n    {body}"
     assert difference_from_package(same, dotted) is None
     assert difference_from_package(f"import torch\n\n{same}", dotted) is None
+    assert difference_from_package(same.replace(": str", "").replace(" -> Chapter | None", ""), dotted) is None
     assert "differs: here" in (difference_from_package(same.replace("  None\n", "  0\n"), dotted) or "")
     assert "does not define 'chapter'" in (difference_from_package("x = 1", dotted) or "")
     assert "defines no 'nothing'" in (difference_from_package(same, "nanovlm.course.outline.nothing") or "")

@@ -2,80 +2,21 @@
 
 from __future__ import annotations
 
-import ast
-import json
-import shutil
-from collections.abc import Callable
+import re
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from nanovlm.course.builder import Report, build, find_root
-from nanovlm.course.notebooks import clean, keep_outputs, source_hashes, to_notebook, to_text
+from nanovlm.course.builder import build, find_root
 from nanovlm.course.percent import parse, render
 from tests.course.learners import ROOT
-
-STEM = "03_pixel_shuffle_and_projector"
-CHAPTER = """\
-# %% [markdown]
-# # 03 Pixel shuffle and the projector
-#
-# You build the joint. 30 minutes.
-
-# %%
-import torch
-from torch import Tensor
-
-x = torch.zeros(2, 3)
-
-# %% tags=["nbval-check-output"]
-print(list(x.shape))
-
-
-# %% tags=["package:nanovlm.models.modality_projector.pixel_shuffle"]
-{definition}
-
-
-# %% [markdown]
-# The end.
-"""
-
-
-def package_definition() -> str:
-    source = (ROOT / "nanovlm/models/modality_projector.py").read_text()
-    tree = ast.parse(source)
-    node = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "pixel_shuffle")
-    return ast.get_source_segment(source, node) or ""
+from tests.course.small_clone import STEM, edit, make_clone, snapshot
 
 
 @pytest.fixture
 def course(tmp_path: Path) -> Path:
-    """A clone with one chapter."""
-    root = tmp_path / "clone"
-    for folder in ("chapters", "solutions"):
-        (root / folder).mkdir(parents=True)
-    shutil.copy(ROOT / "pyproject.toml", root)
-    shutil.copy(ROOT / "solutions" / f"{STEM}.py", root / "solutions")
-    (root / "chapters" / f"{STEM}.py").write_text(CHAPTER.format(definition=package_definition()))
-    (root / "README.md").write_text("# A course\n\n<!-- chapters -->\n<!-- end chapters -->\n\nMore.\n")
-    assert not of_chapter_03(build(root=root)).problems
-    return root
-
-
-def of_chapter_03(report: Report) -> Report:
-    """Without what the other chapters' exercises lack in this small clone."""
-    return Report(report.written, [p for p in report.problems if "has no solution" not in p])
-
-
-def snapshot(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
-
-
-def edit(path: Path, change: Callable[[str], str]) -> None:
-    before = path.read_text()
-    path.write_text(change(before))
-    assert path.read_text() != before, "the edit changed nothing"
+    return make_clone(tmp_path / "clone")
 
 
 def test_building_twice_changes_no_byte(course: Path) -> None:
@@ -191,8 +132,6 @@ AUTHORING_ERRORS = [
 
 @pytest.mark.parametrize(("old", "new", "words"), AUTHORING_ERRORS, ids=[e[2][:24] for e in AUTHORING_ERRORS])
 def test_authoring_errors_say_where_and_write_nothing(course: Path, old: str, new: str, words: str) -> None:
-    import re
-
     edit(course / "solutions" / f"{STEM}.py", lambda text: text.replace(old, new, 1))
     before = snapshot(course)
     problems = build(root=course).problems
@@ -240,77 +179,6 @@ def test_chapters_are_held_to_what_they_claim(course: Path, old: str, new: str, 
 def test_a_file_that_the_outline_does_not_know_is_an_error(course: Path) -> None:
     (course / "chapters" / f"{STEM}.py").rename(course / "chapters" / "03_shuffle.py")
     assert any("outline.py expects 03_pixel_shuffle_and_projector.py" in p for p in build(root=course).problems)
-
-
-def test_outputs_are_kept_for_their_own_source_only(course: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    problems = build(check=True, root=course).problems
-    assert any("have no output of their present source" in p for p in problems)
-    monkeypatch.setenv("NANOVLM_BUDGET", "ci")
-    assert not of_chapter_03(build(execute=True, root=course)).problems
-    assert not of_chapter_03(build(check=True, root=course)).problems
-    target = course / "chapters" / f"{STEM}.ipynb"
-    cells = nbformat.read(target, as_version=4).cells
-    shown = next(cell for cell in cells if cell.source.startswith("print"))
-    assert shown.outputs[0].text == "[2, 3]\n" and shown.execution_count == 3
-    assert all("source_hash" in cell.metadata for cell in cells if cell.cell_type == "code")
-    before = target.read_bytes()
-    build(root=course)
-    assert target.read_bytes() == before, "outputs stay when nothing changed"
-
-    # A new version changes the set-up cell, which makes no output stale.
-    edit(course / "pyproject.toml", lambda text: text.replace('version = "0.1.0"', 'version = "0.1.1"'))
-    build(root=course)
-    assert not of_chapter_03(build(check=True, root=course)).problems
-
-    # An edit makes its own output and all later ones stale, and no earlier one.
-    edit(course / "chapters" / f"{STEM}.py", lambda text: text.replace("list(x.shape)", "tuple(x.shape)"))
-    problems = build(check=True, root=course).problems
-    assert any("2 cells, the first is number 5" in p for p in problems), problems
-    build(root=course)
-    cells = nbformat.read(target, as_version=4).cells
-    shown = next(cell for cell in cells if cell.source.startswith("print"))
-    assert shown.outputs == [] and shown.execution_count is None
-    assert sum("source_hash" in cell.metadata for cell in cells) == 2
-
-
-def test_a_chapter_that_fails_is_reported_and_keeps_its_outputs(course: Path) -> None:
-    edit(
-        course / "chapters" / f"{STEM}.py",
-        lambda text: text.replace("x = torch.zeros(2, 3)", "x = torch.zeros(2, 3) @ 1"),
-    )
-    problems = build(execute=True, root=course).problems
-    found = [p for p in problems if p.startswith(f"chapters/{STEM}.py does not run: TypeError")]
-    assert found and "import torch" in found[0] and "\x1b" not in found[0], problems
-
-
-def test_outputs_are_cleaned() -> None:
-    view = "application/vnd.jupyter.widget-view+json"
-    address = "<Thing at 0x7f3a5c2d1e90>"
-    lever = {view: {"model_id": "b"}, "image/svg+xml": "<svg/>", "text/plain": address}
-    outputs = [
-        nbformat.v4.new_output("stream", name="stdout", text=f"1%\r50%\r100%\n{address}\n"),
-        nbformat.v4.new_output("stream", name="stdout", text="in /home/me/clone/chapters\n"),
-        nbformat.v4.new_output("display_data", {view: {"model_id": "a"}}),
-        nbformat.v4.new_output("display_data", {view: {"model_id": "c"}, "text/plain": "answering: 0%"}),
-        nbformat.v4.new_output("execute_result", lever, execution_count=3),
-    ]
-    cleaned = clean(outputs, {"/home/me/clone": "…"})
-    assert [o.output_type for o in cleaned] == ["stream", "execute_result"]
-    assert cleaned[0].text == "100%\n<Thing at 0x…>\nin …/chapters\n"
-    assert cleaned[1].data == {"image/svg+xml": "<svg/>", "text/plain": "<Thing at 0x…>"}
-
-
-def test_cell_ids_depend_on_the_source_alone() -> None:
-    one = to_notebook("# %%\nx = 1\n\n# %%\nx = 1\n\n# %% [markdown]\n# Words.\n")
-    two = to_notebook("# %% [markdown]\n# New.\n\n# %%\nx = 1\n\n# %%\nx = 1\n\n# %% [markdown]\n# Words.\n")
-    assert [c.id for c in one.cells] == [c.id for c in two.cells][1:]
-    assert to_text(one) == to_text(to_notebook("# %%\nx = 1\n\n# %%\nx = 1\n\n# %% [markdown]\n# Words.\n"))
-    assert json.loads(to_text(one))["nbformat"] == 4
-
-
-def test_cells_that_need_a_gpu_are_asked_for_no_output() -> None:
-    notebook = to_notebook('# %%\nx = 1\n\n# %% tags=["skip-execution"]\ntrain()\n')
-    assert source_hashes(notebook)[1] is None and keep_outputs(notebook, None) == [0]
 
 
 def test_percent_text_survives_parsing(course: Path) -> None:
