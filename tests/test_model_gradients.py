@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanovlm.models.vision_language_model import IGNORE, VisionLanguageModel
+from nanovlm.models.vision_transformer import attend
 from tests.tiny import FIRST_WORD, PICTURE, VOCAB_SIZE, ids_of, max_difference, pictures, tiny_model
 
 
@@ -116,6 +117,24 @@ def test_bfloat16_keeps_its_type_and_stays_near_float32() -> None:
     assert output.logits.dtype == torch.bfloat16
     assert output.loss.dtype == torch.float32, "a mean of thousands of tokens needs float32"
     assert output.loss.item() == pytest.approx(expected.loss.item(), rel=0.05)
+
+
+@pytest.mark.parametrize("hide", ["nothing", "the future", "by mask"])
+def test_attention_for_training_in_bfloat16_is_the_same_attention(hide: str) -> None:
+    """It is computed in other steps; float32 takes the fused ones. 6 query heads share 2 key/value heads."""
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2, 6, 7, 8, generator=generator)
+    k, v = torch.randn(2, 2, 2, 7, 8, generator=generator)
+    mask = (torch.rand(2, 1, 7, 7, generator=generator) < 0.5) | torch.eye(7, dtype=torch.bool)
+    options = {"mask": mask if hide == "by mask" else None, "is_causal": hide == "the future"}
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        inputs = [x.clone().to(dtype).requires_grad_() for x in (q, k, v)]
+        output = attend(*inputs, **options)
+        output.float().square().sum().backward()
+        results.append([output.detach().float(), *(x.grad.float() for x in inputs)])
+    for expected, got in zip(*results, strict=True):
+        assert max_difference(got, expected) < 0.03 * expected.abs().max()
 
 
 def test_bfloat16_rounds_no_position() -> None:

@@ -27,9 +27,8 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
         return logits
     ordered, order = logits.sort(dim=-1, descending=True)
     probabilities = ordered.softmax(dim=-1)
-    # What stands before a token already reaches p: the token is not needed. The first one always stays.
+    # What stands before a token already reaches p: the token is not needed. Before the first one stands nothing.
     enough = probabilities.cumsum(dim=-1) - probabilities >= p
-    enough[:, 0] = False
     return logits.masked_fill(enough.scatter(-1, order, enough), float("-inf"))
 
 
