@@ -14,9 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nanovlm.data.processors import ImageProcessor
-from nanovlm.models.hub import find_directory
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from tests.tiny import PICTURE, ids_of, max_difference, pictures, tiny_config, tiny_model
+from tests.tiny import PICTURE, ids_of, max_difference, pictures, tiny_model
 from tests.tiny_tokenizer import tiny_tokenizer
 
 load = VisionLanguageModel.from_pretrained
@@ -208,47 +207,7 @@ def test_a_config_that_is_not_json(directory: Path, content: str) -> None:
         load(directory)
 
 
-# -- places that are not there ----------------------------------------------------------------------------------------
-
-
-def test_places_that_hold_no_model(tmp_path: Path, directory: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"is not a model directory: it has no config\.json"):
-        load(tmp_path)
-    with pytest.raises(NotADirectoryError, match="is a file"):
-        load(directory / "config.json")
-    (directory / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors"):
-        load(directory)
-    for name in ("nowhere", "./no/where", str(tmp_path / "no"), "a/b/c", "C:\\models\\mine"):
-        with pytest.raises(FileNotFoundError, match="does not look like a Hub id"):
-            load(name)
-    with pytest.raises(FileNotFoundError, match="the Hub has no model of that name"):
-        load("owner/not a name")
-
-
-@pytest.mark.parametrize("how", ["offline mode", "no connection"])
-def test_a_hub_id_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", how == "offline mode")
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
-    with pytest.raises(
-        ConnectionError, match="owner/model is neither a directory here nor in the local cache"
-    ) as error:
-        find_directory("owner/model")
-    assert "\n" not in str(error.value)
-
-
-def test_a_hub_id_in_the_local_cache_needs_no_network(
-    tmp_path: Path, directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    repository = tmp_path / "models--owner--model"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("0" * 40)
-    (repository / "snapshots").mkdir()
-    directory.rename(repository / "snapshots" / ("0" * 40))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert load("owner/model").config == tiny_config()
+# -- writing ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_full_disk_leaves_the_old_model_whole(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

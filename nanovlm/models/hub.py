@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -30,18 +31,21 @@ def find_directory(path_or_hub_id: str | Path, files: Sequence[str] = FILES) -> 
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or "/" not in name:
         raise FileNotFoundError(f"There is no directory {name}, and it does not look like a Hub id (owner/name).")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     try:
         return Path(snapshot_download(name, allow_patterns=list(files)))
+    except GatedRepoError as error:
+        raise PermissionError(
+            f"The Hub shows {name} only to those who accepted its terms: do so on its page, then `hf auth login`."
+        ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise FileNotFoundError(f"There is no directory {name}, and the Hub has no model of that name.") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise FileNotFoundError(
+            f"There is no directory {name}, and the Hub has no model of that name (if it is private: `hf auth login`)."
+        ) from error
+    except OSError as error:  # all of the Hub's own errors are OSErrors too
+        if error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS):
+            raise OSError(f"Cannot store {name}: {error}. Make room, or let HF_HOME name another place.") from error
         raise ConnectionError(
             f"{name} is neither a directory here nor in the local cache, and the Hub cannot be reached. "
             "Connect to the network once, or give a model directory."
