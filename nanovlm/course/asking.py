@@ -79,21 +79,19 @@ class Ask(Lever):
         """Picture and upload, question and examples, a button, and the card below."""
         import ipywidgets
 
-        wide = {"description_width": "70px"}
-        choice = ipywidgets.ToggleButtons(
-            options=list(self.pictures), description="picture", style={"button_width": "auto", **wide}
-        )
+        choice = ipywidgets.ToggleButtons(options=list(self.pictures), style={"button_width": "auto"})
         upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description=YOURS)
         # Not continuous: the question is complete when Enter is pressed or the field is left.
         question = ipywidgets.Text(
             value=self.questions[0],
-            description="question",
+            placeholder="your question",
             continuous_update=False,
-            style=wide,
-            layout=ipywidgets.Layout(width="420px"),
+            layout=ipywidgets.Layout(width="340px"),
         )
-        examples = ipywidgets.Dropdown(options=["examples …", *self.questions], layout=ipywidgets.Layout(width="280px"))
-        button = ipywidgets.Button(description="Ask", button_style="primary")
+        examples = ipywidgets.Dropdown(options=["examples …", *self.questions], layout=ipywidgets.Layout(width="220px"))
+        button = ipywidgets.Button(
+            description="Ask", button_style="primary", layout=ipywidgets.Layout(width="100px", flex="0 0 auto")
+        )
         card = ipywidgets.HTML(value=self.show())
         own: dict[str, bytes] = {}
         last = dict(self.defaults)
@@ -131,7 +129,8 @@ class Ask(Lever):
         examples.observe(example, names="value")
         button.on_click(lambda _: answer())
         rows = ([choice, upload], [question, examples, button])
-        return ipywidgets.VBox([*(ipywidgets.HBox(row) for row in rows), card])
+        wrap = ipywidgets.Layout(flex_flow="row wrap")
+        return ipywidgets.VBox([*(ipywidgets.HBox(row, layout=wrap) for row in rows), card])
 
 
 def ask(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
+from unicodedata import east_asian_width
 
 from PIL import Image
 
@@ -129,8 +130,10 @@ def printable(words: str) -> str:
 
 
 def wrapped(words: str, size: float, width: float) -> list[str]:
-    """Lines of about this many pixels, by the letters of a wide font."""
-    return textwrap.wrap(printable(words), max(4, int(width / (0.6 * size)))) or [""]
+    """Lines of about this many pixels, by the letters of a wide font; Chinese letters, say, are wider still."""
+    words = printable(words)
+    letter = 1.1 if any(c == "\ufffd" or east_asian_width(c) in "WF" for c in words) else 0.6
+    return textwrap.wrap(words, max(4, int(width / (letter * size)))) or [""]
 
 
 def _photo(picture: Image.Image, x: float, y: float, side: int) -> list[str]:
