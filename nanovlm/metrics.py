@@ -28,8 +28,13 @@ class MetricsLog:
             self.wandb = wandb.init(project="nanovlm", name=directory.name, config=asdict(config), dir=str(directory))
 
     def write(self, step: int, **values: float | int | str) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+        except OSError as error:
+            raise OSError(
+                f"Could not write {self.path}: {error.strerror}. Free some space, then go on with --resume."
+            ) from error
         if self.wandb is not None:
             self.wandb.log(values, step=step)
 

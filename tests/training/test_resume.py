@@ -192,6 +192,14 @@ def test_what_differs_from_the_run_before_is_said_and_holds(tmp_path, capsys):
     assert [line["step"] for line in lines] == [2, 3]
 
 
+def test_a_finished_run_stays_as_it_is(tmp_path):
+    done = run(tmp_path, max_steps=2)
+    before = {path: path.read_bytes() for path in done.directory.rglob("*") if path.is_file()}
+    again = run(tmp_path, max_steps=2, resume=True)
+    assert again.step == 2 and not again.interrupted and again.best_val_loss == done.best_val_loss
+    assert before == {path: path.read_bytes() for path in done.directory.rglob("*") if path.is_file()}
+
+
 def test_a_run_may_go_on_in_another_precision(tmp_path):
     """From Colab to a laptop: the checkpoint holds float32 weights whatever computed them."""
     run(tmp_path, max_steps=2, precision="bf16")

@@ -407,6 +407,21 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(how, tmp_path, monke
     assert run(tmp_path, max_steps=4, resume=True).step == 4
 
 
+def test_a_disk_that_fills_up_under_the_log(tmp_path):
+    pytest.importorskip("resource", reason="Windows has no limits on a process's files")
+    done = run(tmp_path, max_steps=2)
+    log = done.directory / "metrics.jsonl"
+    with (
+        files_of_at_most(log.stat().st_size + 5),
+        pytest.raises(
+            OSError, match=r"Could not write .*metrics\.jsonl: .*\. Free some space, then go on with --resume"
+        ),
+    ):
+        run(tmp_path, max_steps=4, resume=True)
+    assert run(tmp_path, max_steps=4, resume=True).step == 4
+    assert [line["step"] for line in metrics(done.directory) if "batch_loss" in line] == [1, 2, 3, 4]
+
+
 def test_a_full_disk_shows_before_the_work(tmp_path, monkeypatch, before_step):
     def full(state, path):
         raise OSError(28, "No space left on device")
