@@ -156,6 +156,31 @@ def test_beams_enough_for_everything_find_the_best_answer(seed: int, length_pena
     assert set(found[len(best) :]) <= {END}
 
 
+def plain_beam_search(model: VisionLanguageModel, prompt: list[int], num_beams: int, steps: int) -> list[int]:
+    """Beam search as one would write it down: every step reads every beam from its beginning."""
+    beams: list[tuple[list[int], float]] = [([], 0.0)]
+    for _ in range(steps):
+        candidates = [beam for beam in beams if END in beam[0]]
+        for answer, total in beams:
+            if END not in answer:
+                log_probs = model(torch.tensor([prompt + answer])).logits[0, -1].log_softmax(-1)
+                candidates += [([*answer, token], total + p) for token, p in enumerate(log_probs.tolist())]
+        beams = sorted(candidates, key=lambda beam: beam[1] / len(beam[0]), reverse=True)[:num_beams]
+    return beams[0][0]
+
+
+@pytest.mark.parametrize("num_beams", [2, 5])
+@torch.no_grad()
+def test_beams_go_on_from_what_they_have_seen_themselves(num_beams: int) -> None:
+    model = tiny_model(None)
+    model.decoder.token_embedding.weight *= 0.3  # closer to even, so that beams change places
+    for first in range(6, 14):
+        prompt = [first, first + 5, 2 * first]
+        found = model.generate(torch.tensor([prompt]), num_beams=num_beams, max_new_tokens=6)[0].tolist()
+        expected = plain_beam_search(model, prompt, num_beams, steps=6)
+        assert found[: len(expected)] == expected
+
+
 def test_length_penalty_chooses_between_short_and_long() -> None:
     """By its sum an answer of one token wins, by its mean one of two."""
     best = {}
