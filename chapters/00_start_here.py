@@ -38,7 +38,8 @@ except ImportError:
 # This course ships with a small vision-language model, a **VLM**: a picture and a question go in, an answer comes out.
 # In the chapters that follow you write every part of it with your own hands, and train it.
 #
-# Today you only use it. Everything here runs on a laptop's CPU, with no network.
+# Today you only use it. Everything here runs on a laptop's CPU, with no network. Bring some PyTorch: tensors,
+# `nn.Module`, a training loop seen once. Everything else is explained where it is needed.
 
 # %%
 import torch
@@ -286,7 +287,7 @@ quiz("ch00.tokens")
 from nanovlm.trace import trace
 
 steps = trace(model, torch.tensor([ids]), pixels)
-steps.stages()
+print(steps.stages())
 
 # %% [markdown]
 # Read it from the top, beside the drawing:
@@ -332,8 +333,7 @@ with torch.device("meta"):
     large = VisionLanguageModel(VLMConfig())
 question_ids, photo = torch.zeros(1, 79, dtype=torch.long), torch.zeros(1, 3, 224, 224)
 large_steps = trace(large, question_ids, photo, device="meta")
-print(f"{large_steps.num_params:,} parameters")
-large_steps.stages()
+print(f"{large_steps.num_params:,} parameters\n\n{large_steps.stages()}")
 
 # %% [markdown]
 # Compare the two lists, line by line. The steps are the same. Only the joint differs: this model puts its image tokens
@@ -426,9 +426,6 @@ print(report(examine()))
 #   begin with chapter 03; if you know decoders too, with 06. The checks will tell you whether you were right to skip.
 # - **In a terminal**: `nanovlm generate --image photo.jpg --prompt "Describe the picture." --stream` asks the pocket
 #   model. `nanovlm train` trains one of your own on the Thimble, in minutes.
-#
-# What you should bring is some PyTorch: tensors, `nn.Module`, a training loop seen once. Everything else is explained
-# where it is needed.
 
 # %% [markdown] tags=["stamped"]
 # ## Your turn
