@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nanovlm.config import TrainConfig, presets
+from nanovlm.data.thimble import SUBSETS
 
 LOG, RESULTS, CARD = "train_log.jsonl", "results.json", "README.md"
 NOT_OF_THE_RECIPE = ("run_name", "output_dir", "resume", "wandb")
@@ -60,11 +61,14 @@ def write_card(results: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> 
     test = results["test"]
     mean = sum(result["accuracy"] for result in test.values()) / len(test)
     samples = results["step"] * recipe["batch_size"] * recipe["gradient_accumulation_steps"]
+    names = recipe["dataset_names"]
+    untrained = [name for name in SUBSETS if name not in names]
+    left_out = f"; it was never shown the other subset, {untrained[0]}" if untrained else ""
     parts = [
         "# The pocket model",
         f"A vision-language model of {results['parameters'] / 1e6:.2f} M parameters that answers questions about "
-        "64-pixel pictures of the Thimble: coloured shapes, small bar charts, short signs. It is the model of chapter "
-        "00 and runs anywhere, without a network. It knows nothing but those pictures.",
+        f"64-pixel pictures of the Thimble ({', '.join(names)}). It is the model of chapter 00 and runs anywhere, without "
+        f"a network. It knows nothing but those pictures{left_out}.",
         "## How it was trained",
         f"From random weights, with seed {recipe['seed']}:",
         f"```\n{command(recipe)}\n```",
