@@ -67,8 +67,8 @@ def write_card(results: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> 
     parts = [
         "# The pocket model",
         f"A vision-language model of {results['parameters'] / 1e6:.2f} M parameters that answers questions about "
-        f"64-pixel pictures of the Thimble ({', '.join(names)}). It is the model of chapter 00 and runs anywhere, without "
-        f"a network. It knows nothing but those pictures{left_out}.",
+        f"64-pixel pictures of the Thimble ({', '.join(names)}). It is the model of chapter 00 and runs anywhere, "
+        f"without a network. It knows nothing but those pictures{left_out}.",
         "## How it was trained",
         f"From random weights, with seed {recipe['seed']}:",
         f"```\n{command(recipe)}\n```",
