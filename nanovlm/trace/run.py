@@ -18,6 +18,7 @@ from nanovlm.trace.meta import MetaMode, meta_inputs
 from nanovlm.trace.modules import find_modules
 from nanovlm.trace.recorder import Recorder
 from nanovlm.trace.result import Trace
+from nanovlm.trace.rows import Row
 from nanovlm.trace.watchers import AttentionCatcher, watch_values
 
 
@@ -79,10 +80,12 @@ def trace(
         result.attention = catcher.found
     if names:
         result.dims = base
+
+        def probe(sizes: symbolic.Sizes) -> Row:
+            return on_meta(symbolic.resize(call.inputs, names, sizes)).root
+
         try:
-            result.remark = symbolic.fit_rows(
-                result.root, lambda sizes: on_meta(symbolic.resize(call.inputs, names, sizes)).root, base
-            )
+            result.remark = symbolic.fit_rows(result.root, probe, base) or result.remark
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
             result.remark = f"no symbolic dims: at other sizes the model fails ({reason})"
