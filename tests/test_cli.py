@@ -329,6 +329,16 @@ def test_train_ends_with_the_proof(run: Run, tmp_path: Path, monkeypatch) -> Non
     assert status == 0, "the command that train names at its end works"
 
 
+def test_a_run_on_choices_alone_is_scored_on_choices(run: Run, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(train_command, "TEST_PICTURES", 2)
+    words = ("train", "--max-steps", 1, "--batch-size", 2, "--val-size", 2, "--dataset-size", 8, "--precision", "fp32")
+    run_name = ("--output-dir", tmp_path, "--run-name", "letters", "--dataset-names", "choice")
+    status, out, _ = run(*words, *run_name)
+    assert status == 0 and "multiple choice, test" in out
+    assert "multiple choice" in json.loads((tmp_path / "letters" / "results.json").read_text())
+    assert not (tmp_path / "letters" / "answers.png").exists()
+
+
 def test_export(run: Run, directory: Path, tmp_path: Path) -> None:
     status, out, _ = run("export", "--model", directory, "--out", tmp_path / "smolvlm")
     assert status == 0 and str(tmp_path / "smolvlm") in out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str]) -> int:
     run = train(options.recipe, build_model(preset))
     if run.interrupted:
         return 130
+    if int(os.environ.get("RANK", "0")) > 0:  # of torchrun's processes the first one goes on
+        return 0
     print(f"trained    {run.step:,} steps in {run.seconds:,.0f} s, best val_loss {run.best_val_loss:.4f}")
     print(f"model      {run.directory / 'best'}")
     if options.recipe.dataset_path == "thimble":
@@ -94,8 +97,8 @@ def examine(run: Run, recipe: TrainConfig) -> None:
         "recipe": asdict(recipe),
     }
     report.write_json(run.directory / "results.json", {**about, **results})
-    report.write_sheet(
-        run.directory / "answers.png", f"{', '.join(subsets)}: trained in {run.seconds / 60:.1f} minutes", test
-    )
     print(f"\nscores     {run.directory / 'results.json'}")
-    print(f"pictures   {run.directory / 'answers.png'}")
+    if test:
+        title = f"{', '.join(subsets)}: trained in {run.seconds / 60:.1f} minutes"
+        report.write_sheet(run.directory / "answers.png", title, test)
+        print(f"pictures   {run.directory / 'answers.png'}")
