@@ -43,8 +43,8 @@ from nanovlm.course import check, use
 # `pixel_shuffle.shuffle` · difficulty ●●○ · about 12 minutes
 #
 # **Why it matters.** It makes a picture four times shorter for the decoder at r = 2, without throwing a number
-# away. Get the order wrong and every shape still fits, every loss still falls, and the model sees a scrambled
-# picture.
+# away. Get the order wrong and every shape still fits, nothing complains, and weights trained for tiles see a
+# scrambled picture.
 
 # %% [markdown] tags=["exercise"]
 # The encoder hands over one vector for each patch, in reading order. Make every `factor` x `factor` tile of

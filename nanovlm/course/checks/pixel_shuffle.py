@@ -28,7 +28,7 @@ SHUFFLE = Exercise(
     difficulty=2,
     minutes=12,
     why="It makes a picture four times shorter for the decoder at r = 2, without throwing a number away. Get the order "
-    "wrong and every shape still fits, every loss still falls, and the model sees a scrambled picture.",
+    "wrong and every shape still fits, nothing complains, and weights trained for tiles see a scrambled picture.",
     hints=(
         "A tile is r rows of r neighbours. In reading order its patches do not stand next to each other: between the "
         "first row of a tile and its second lies the rest of the picture's row.",
@@ -241,5 +241,47 @@ Quiz(
         "Pooling averages and cannot be undone. Pixel shuffle only moves numbers; you wrote its inverse.",
         "It only moves numbers. What is lost is lost later, in the linear layer from 3,072 to 576.",
         "The order is another one, but a known one: patch_map tells it.",
+    ),
+)
+
+Quiz(
+    id="ch03.cost",
+    question="A prompt holds one picture and 64 text tokens. With r = 4 the picture's 1,024 patches become 64 image "
+    "tokens. How much less does SmolVLM-256M's decoder have to compute?",
+    choices=("4 times less", "about 8.5 times less", "about 11 times less", "16 times less"),
+    right=2,
+    because=(
+        "r = 4 shortens each side of the picture four times. Both sides count.",
+        "The line gets 8.5 times shorter, from 1,088 tokens to 128. But one part of the work, attention, grows with "
+        "the square of the length.",
+        "The linear layers do 8.5 times less, attention 72 times less. Together that is about 11.",
+        "There are 16 times fewer image tokens, but the text is as long as before.",
+    ),
+)
+
+Quiz(
+    id="ch03.reshape",
+    question="x is [1, 16, dim]: a 4 x 4 grid of patches, numbered 0 to 15. What does token 0 of "
+    "x.reshape(1, 4, 4 * dim) hold?",
+    choices=("patches 0, 1, 4, 5", "patches 0, 1, 2, 3", "patches 0, 4, 8, 12", "an error: the shapes do not fit"),
+    right=1,
+    because=(
+        "That is the tile. reshape knows nothing of a grid, only of one long line.",
+        "reshape takes numbers as they lie in memory: four patches that follow each other, the top row.",
+        "That would be a column, every fourth patch.",
+        "16 * dim numbers are as many as 4 * (4 * dim). That is all that reshape asks.",
+    ),
+)
+
+Quiz(
+    id="ch03.mix",
+    question="You change patch 0 of a 4 x 4 grid. Which image tokens of the projector's output change at r = 2?",
+    choices=("all four", "only token 0", "the tokens of the top row", "none"),
+    right=1,
+    because=(
+        "That would need attention, or another step that mixes tokens. There is none in the projector.",
+        "Patch 0 went into token 0, and the linear layer works on each token alone.",
+        "The top row of tokens is 0 and 1, but patch 0 lies in the tile of token 0.",
+        "Its numbers are among those that the linear layer weighs and adds.",
     ),
 )
