@@ -153,7 +153,7 @@ def test_killed_again_and_again_at_random(name, undisturbed, tmp_path):
     whole = float((reference / "seconds").read_text())
     draw = random.Random(name)
     for _ in range(3):
-        seconds = draw.uniform(0.1, 0.7) * whole
+        seconds = draw.uniform(0.25, 0.75) * whole
         code = children.wait(children.start(train_in_child, tmp_path, RECIPES[name], seconds))
         assert code in (children.KILLED, 0)
     assert children.wait(children.start(train_in_child, tmp_path, RECIPES[name])) == 0
