@@ -7,6 +7,7 @@
 # %% [markdown] tags=["stamped"]
 # [![Open in Colab][badge]][colab] ·
 # [on GitHub][github] ·
+# [03 Pixel shuffle and the projector →](03_pixel_shuffle_and_projector.ipynb) ·
 # [exercises](../exercises/00_start_here.ipynb)
 #
 # [badge]: https://colab.research.google.com/assets/colab-badge.svg
@@ -437,3 +438,5 @@ print(report(examine()))
 # | | exercise | difficulty | minutes |
 # |---|---|---|---|
 # | 0.1 | How many are right? (`start.score`) | ●○○ | 5 |
+#
+# Next: [03 Pixel shuffle and the projector](03_pixel_shuffle_and_projector.ipynb)
