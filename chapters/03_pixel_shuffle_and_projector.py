@@ -34,7 +34,6 @@ except ImportError:
     import_module("nanovlm.course")
 
 # %%
-# ruff: noqa: E501
 import numpy as np
 import torch
 from einops import rearrange
