@@ -104,7 +104,8 @@ class Evaluation:
                 f"{kind:<12}{score.accuracy:8.1%}{f'{low:.1%} - {high:.1%}':>17} {blind} {by_chance}{score.total:11,}"
             )
         blind = f"{self.blind_accuracy:8.1%}" if self.blind else f"{'':8}"
-        by_chance = f"{sum(chance[k] for k in self.scores) / len(self.scores):8.1%}" if chance else f"{'':8}"
+        known = chance and self.scores.keys() <= chance.keys()
+        by_chance = f"{sum(chance[k] for k in self.scores) / len(self.scores):8.1%}" if known else f"{'':8}"
         lines.append(f"{'mean':<12}{self.accuracy:8.1%}{'':17} {blind} {by_chance}")
         return "\n".join(lines)
 
