@@ -315,7 +315,7 @@ def presets() -> dict[str, Preset]:
                 dataset_names=("shapes",),
                 batch_size=64,
                 dataset_size=50_000,
-                max_steps=720,
+                max_steps=640,
                 optimizer="muon",
                 lr_projector=2e-3,
                 lr_backbones=2e-3,
