@@ -47,7 +47,7 @@ def start(target: Callable[..., None], *arguments: Any, environment: Mapping[str
     return process
 
 
-def wait(process: Any, seconds: float = 240) -> int:
+def wait(process: Any, seconds: float = 500) -> int:
     process.join(seconds)
     if process.is_alive():
         process.kill()
@@ -70,6 +70,8 @@ def together(world: int, target: Callable[..., None], *arguments: Any) -> None:
 
 def _main(target: Callable[..., None], arguments: tuple[Any, ...], environment: dict[str, str]) -> None:
     os.environ.update(environment)
+    if sys.platform == "linux":  # workers of a data loader are the child's own, and end with it
+        multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # tqdm's own spans processes, and would outlive a killed one
     # What a child says belongs to nobody.
