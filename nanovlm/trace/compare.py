@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable
-from html import escape
 from typing import NamedTuple
 
 from nanovlm.trace.formula import evaluate
+from nanovlm.trace.render_html import preformatted
 from nanovlm.trace.rows import Row
 from nanovlm.trace.source import locate
 
@@ -115,7 +115,7 @@ class Diff(list):
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return f"<pre>{escape(str(self))}</pre>"
+        return preformatted(str(self))
 
 
 def diff(here: Row, there: Row) -> Diff:

@@ -11,6 +11,8 @@ from html import escape
 import torch
 from torch import Tensor
 
+from nanovlm.trace.render_html import preformatted
+
 _COLOURS = ("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#edc948", "#76b7b2", "#9c755f")
 
 
@@ -80,6 +82,20 @@ class PatchMap:
             return "one patch"
         return f"a {height}x{width} " + ("strip" if 1 in (height, width) else "tile")
 
+    def spread(self, weights: Tensor) -> Tensor:
+        """What the tokens have, on the patches that they hold: [..., tokens] -> [..., grid, grid].
+
+        A token shares its weight evenly among its patches, so that the sum stays.
+        """
+        if weights.shape[-1] != len(self):
+            raise ValueError(
+                f"There are {len(self)} tokens, and weights is {list(weights.shape)}: its last dim differs."
+            )
+        patches = weights.new_zeros(*weights.shape[:-1], self.grid**2)
+        for token, held in enumerate(self.tokens):
+            patches[..., held] += weights[..., token, None] / len(held)
+        return patches.unflatten(-1, (self.grid, self.grid))
+
     def __str__(self) -> str:
         kinds: dict[str, int] = {}
         for token in range(len(self)):
@@ -115,4 +131,4 @@ class PatchMap:
         return "".join([*parts, "</svg>"])
 
     def _repr_html_(self) -> str:
-        return f"<div><pre>{escape(str(self))}</pre>{self.svg()}</div>"
+        return f"<div>{preformatted(str(self))}{self.svg()}</div>"

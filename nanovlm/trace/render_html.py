@@ -14,13 +14,19 @@ _STYLE = """<style>
 .vlm-trace details,.vlm-trace p{margin:0 0 0 1.1em;padding:0;white-space:nowrap}
 .vlm-trace summary{cursor:pointer;margin-left:-1.1em}
 .vlm-trace b{font-weight:600}
-.vlm-trace s{text-decoration:none;color:#0b6bcb;margin:0 .6em}
-.vlm-trace i{font-style:normal;color:#888;margin-right:.6em}
-.vlm-trace code{color:#777;background:none;font-size:12px}
-.vlm-trace .x{background:#fdd;color:#a00}
-@media(prefers-color-scheme:dark){.vlm-trace s{color:#6cb2ff}.vlm-trace .x{background:#511;color:#fbb}}
-</style>"""
+.vlm-trace s{text-decoration:none;color:var(--jp-content-link-color,#0b6bcb);margin:0 .6em}
+.vlm-trace i{font-style:normal;opacity:.65;margin-right:.6em}
+.vlm-trace code{color:inherit;opacity:.65;background:none;font-size:12px}
+.vlm-trace .x,.vlm-trace .x *{background:#fdd;color:#a00;opacity:1}
+@media(prefers-color-scheme:dark){.vlm-trace s{color:var(--jp-content-link-color,#6cb2ff)}}
+</style>"""  # JupyterLab's theme need not be the system's: its own colour comes first, and no text has a fixed grey
 _OPEN_LEVELS = 2
+
+
+def preformatted(text: str) -> str:
+    """Text whose columns stand, in the colours of the page around it."""
+    style = "font:13px/1.5 ui-monospace,Menlo,Consolas,monospace;white-space:pre;overflow-x:auto"
+    return f'<pre style="{style};color:inherit;background:none;margin:0">{escape(text)}</pre>'
 
 
 def render_html(root: Row, remark: str | None = None) -> str:

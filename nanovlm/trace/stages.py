@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from nanovlm.trace.flow import ancestry
+from nanovlm.trace.render_html import preformatted
 from nanovlm.trace.rows import Row, TensorInfo, tensors
 
 _JOINS = {"cat", "masked_scatter", "masked_scatter_", "index_put", "index_put_", "setitem", "where", "hstack"}
@@ -32,7 +33,7 @@ class Stages(list):
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return f"<pre>{self}</pre>"
+        return preformatted(str(self))
 
 
 def find_stages(root: Row, inputs: dict[str, Any]) -> Stages:

@@ -33,11 +33,13 @@ class Table(list):
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in self._cells()
-        )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        def line(tag: str, cells: tuple[str, ...]) -> str:  # words to the left, numbers to the right
+            sides = ["left"] * 4 + ["right"] * (len(cells) - 4)
+            pairs = zip(sides, cells, strict=True)
+            return "<tr>" + "".join(f'<{tag} style="text-align:{s}">{escape(c)}</{tag}>' for s, c in pairs) + "</tr>"
+
+        head, body = line("th", _COLUMNS), "".join(line("td", cells) for cells in self._cells())
+        return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
 
 
 def module_table(root: Row, depth: int | None, num_params: int, flops: int) -> Table:
