@@ -1,0 +1,242 @@
+"""Chapter 06: how far an answer moves with the picture, and how large the model is. And the chapter's quizzes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nanovlm.config import LMConfig, ProjectorConfig, ViTConfig, VLMConfig, pocket_vlm
+from nanovlm.course.checks.exercise import Case, Exercise, expect
+from nanovlm.course.checks.pixel_shuffle import noise
+from nanovlm.course.quizzes import Quiz
+
+# -- joint.moved -------------------------------------------------------------------------------------------------------
+
+
+def moved(logits: Tensor, other: Tensor) -> Tensor:
+    """Total variation distance of two next-token distributions. [B, vocab_size] twice -> [B], between 0 and 1"""
+    return (logits.softmax(dim=-1) - other.softmax(dim=-1)).abs().sum(dim=-1) / 2
+
+
+MOVED = Exercise(
+    id="joint.moved",
+    chapter="06",
+    title="How far did the answer move?",
+    difficulty=1,
+    minutes=6,
+    why="Right or wrong says little about one question. How much probability moves when the picture changes says "
+    "whether the model looked, even where the answer stays the same.",
+    hints=(
+        "Logits are no probabilities yet, and two sets of logits that differ by a constant mean the same.",
+        "Make probabilities of both. What one word loses another one gains: the absolute differences count every bit "
+        "of moved probability twice.",
+        "p, q = softmax of each, over the words\nhalf of the sum of |p - q|, over the words",
+    ),
+    reference=moved,
+    cases=lambda: [
+        Case(
+            torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]).log(),
+            torch.tensor([[0.2, 0.3, 0.5], [0.5, 0.3, 0.2]]).log(),
+            note="of three words the first and the last swap their 0.5 and 0.2; then a row that stays as it is",
+        ),
+        Case(noise(4, 6), noise(4, 6, seed=1) * 3, note="four pairs of random logits, six words"),
+        Case(noise(2, 5), noise(2, 5) + 7, note="the same logits, all of them higher by 7"),
+    ],
+    axes="batch",
+)
+
+
+@MOVED.property("from one certain answer to another is 1")
+def _(fn) -> None:
+    certain = torch.tensor([[100.0, 0.0, 0.0]])
+    far = fn(certain, certain.flip(1))
+    expect(torch.allclose(far, torch.ones(1)), f"All the probability moved, and the result is {float(far.mean()):.3g}.")
+
+
+@MOVED.property("both directions are the same distance")
+def _(fn) -> None:
+    a, b = noise(3, 5), noise(3, 5, seed=1)
+    expect(torch.allclose(fn(a.clone(), b.clone()), fn(b, a)), "There and back are not equally far.")
+
+
+@MOVED.mistake("Twice too large: what left one word arrived at another, and you counted both.")
+def _(logits, other):
+    return (logits.softmax(-1) - other.softmax(-1)).abs().sum(-1)
+
+
+@MOVED.mistake("These are differences of logits. Logits that are all higher by 7 mean the same answer: softmax first.")
+def _(logits, other):
+    return (logits - other).abs().sum(-1) / 2
+
+
+@MOVED.mistake(
+    "The softmax runs over the batch. The probabilities of one answer sum to 1 over the words, the last axis."
+)
+def _(logits, other):
+    return (logits.softmax(0) - other.softmax(0)).abs().sum(-1) / 2
+
+
+@MOVED.mistake("This is the Kullback-Leibler divergence: it has no upper end, and differs with the direction.")
+def _(logits, other):
+    return (logits.softmax(-1) * (logits.log_softmax(-1) - other.log_softmax(-1))).sum(-1)
+
+
+@MOVED.mistake("This is the mean over the words: it gets small with a large vocabulary. Sum over them.")
+def _(logits, other):
+    return (logits.softmax(-1) - other.softmax(-1)).abs().mean(-1) / 2
+
+
+# -- joint.parameters_222m ---------------------------------------------------------------------------------------------
+
+
+def counted(config: VLMConfig, wrong: str = "") -> dict[str, int]:
+    """The formula, with one thing at a time to get wrong."""
+    v, p, m = config.vision, config.projector, config.language
+    bias = 0 if wrong == "biases" else 1
+    norms = 0 if wrong == "norms" else 1
+    d = v.hidden_dim
+    block = 4 * d * d + 4 * bias * d + 2 * d * v.inter_dim + bias * (v.inter_dim + d) + 2 * norms * 2 * d
+    positions = 0 if wrong == "positions" else v.num_patches * d
+    vision = 3 * v.patch_size**2 * d + bias * d + positions + v.num_blocks * block + norms * 2 * d
+    d, kv = m.hidden_dim, m.hidden_dim if wrong == "kv" else m.num_kv_heads * m.head_dim
+    matrices = 2 if wrong == "gate" else 3
+    block = 2 * d * d + 2 * d * kv + matrices * d * m.inter_dim + 2 * norms * d
+    tables = 2 if wrong == "twice" or (not m.tie_weights and wrong != "head") else 1
+    decoder = tables * m.vocab_size * d + m.num_blocks * block + norms * d
+    wide = p.vision_dim * (1 if wrong == "narrow" else p.pixel_shuffle_factor**2)
+    return {"vision_encoder": vision, "projector": wide * p.language_dim, "decoder": decoder}
+
+
+def parameters_by_part(config: VLMConfig) -> dict[str, int]:
+    """By formula; a test holds it to the model (which takes a second to build, even without memory)."""
+    return counted(config)
+
+
+def untied() -> VLMConfig:
+    return VLMConfig(
+        ViTConfig(hidden_dim=6, inter_dim=10, num_blocks=2, num_heads=2, image_size=12, patch_size=3),
+        ProjectorConfig(vision_dim=6, language_dim=8, pixel_shuffle_factor=4),
+        LMConfig(
+            hidden_dim=8, inter_dim=20, num_blocks=3, num_heads=4, num_kv_heads=1, vocab_size=50, tie_weights=False
+        ),
+    )
+
+
+PARAMETERS = Exercise(
+    id="joint.parameters_222m",
+    chapter="06",
+    title="222 million, counted",
+    difficulty=2,
+    minutes=15,
+    why="Who can count a model knows it: every matrix, which of them have biases, what is shared. It is also the first "
+    "check of any checkpoint that you meet: a count that is off by one matrix shows a part that you did not know.",
+    hints=(
+        "Walk through each part once, as a vector does, and write down every layer on its way with its sizes.",
+        "Vision: Linear layers and LayerNorms have biases. Decoder: nothing has a bias, keys and values are narrower "
+        "than queries (num_kv_heads), the MLP has three matrices, an RMSNorm has one weight for each dimension. The "
+        "tied head is the token embedding: counted once.",
+        "conv: 3 * patch * patch * dim + dim       positions: num_patches * dim\n"
+        "ViT block: qkv (dim -> 3 dim) and out (dim -> dim) with biases, two MLP layers with biases, two LayerNorms\n"
+        "ViT: conv + positions + blocks + one LayerNorm\n"
+        "decoder block: q and out dim * dim, k and v dim * kv_dim, three times dim * inter_dim, two RMSNorms\n"
+        "decoder: vocab_size * dim + blocks + one RMSNorm, and another vocab_size * dim if not tied\n"
+        "projector: vision_dim * r * r * language_dim",
+    ),
+    reference=parameters_by_part,
+    cases=lambda: [
+        Case(VLMConfig(), note="nanoVLM's 222M model"),
+        Case(pocket_vlm(), note="the pocket model"),
+        Case(untied(), note="a tiny model with r = 4 whose head is a matrix of its own (tie_weights=False)"),
+    ],
+)
+
+
+@PARAMETERS.property("together they are 222 million")
+def _(count) -> None:
+    total = sum(count(VLMConfig()).values())
+    expect(round(total / 1e6) == 222, f"For the default config they add up to {total:,}.")
+
+
+for sentence, wrong in (
+    ("The head is counted although it is tied: it *is* the token embedding, the same memory.", "twice"),
+    ("An untied head (tie_weights=False) is a matrix of its own, and it is missing.", "head"),
+    ("The biases of the vision encoder are missing: SigLIP's linear layers and its convolution have them.", "biases"),
+    ("The position embeddings are missing: one vector for each patch, and they are learned.", "positions"),
+    ("The norms are missing: small, but learned. A LayerNorm has a weight and a bias, an RMSNorm a weight.", "norms"),
+    ("Keys and values are as wide as queries here. Grouped-query attention gives them num_kv_heads only.", "kv"),
+    ("The decoder's MLP has two matrices here. SwiGLU has three: gate, up and down.", "gate"),
+    ("The projector takes one patch here, but pixel shuffle hands it r * r of them side by side.", "narrow"),
+):
+    PARAMETERS.mistake(sentence)(lambda config, wrong=wrong: counted(config, wrong))
+
+
+# -- quizzes -----------------------------------------------------------------------------------------------------------
+
+Quiz(
+    id="ch06.order",
+    question="You shuffle the 16 image tokens before the decoder reads them, and ask where the red star is. Before, "
+    "every such answer was right. How often is it right now?",
+    choices=("a quarter of the time, by guessing", "most of the time", "never", "always, nothing changes"),
+    right=1,
+    because=(
+        "So it would be if a token's place in the line were all that tells where its part of the picture is.",
+        "The encoder added each patch's position to its vector: a token carries its place with it. The place in the "
+        "line (RoPE) is only a second hint, and now a wrong one.",
+        "It would have to know that it is being fooled.",
+        "The decoder does read places in the line, so a wrong order costs something.",
+    ),
+)
+
+Quiz(
+    id="ch06.behind",
+    question="The image tokens are moved from in front of the question to behind it. Which words of the question can "
+    "still look at the picture, in the decoder?",
+    choices=("all", "none", "only the last", "every second one"),
+    right=1,
+    because=(
+        "The decoder is causal: a token sees what stands before it.",
+        "The picture comes after them all. Only what follows the picture can see it.",
+        "The last word of the question too stands before the picture.",
+        "The mask is a triangle, not a comb.",
+    ),
+)
+
+Quiz(
+    id="ch06.counts",
+    question="A batch of two rows, 16 image tokens a picture. Row 0 has 17 placeholders, row 1 has 15, and two "
+    "pictures come. What happens if only the sum is checked?",
+    choices=(
+        "an error: the shapes do not fit",
+        "each row gets its own picture, but for one token",
+        "row 0 reads a token of row 1's picture, and nobody notices",
+        "both rows get the same picture",
+    ),
+    right=2,
+    because=(
+        "32 image tokens for 32 places: every shape fits.",
+        "Row 0 does get its own 16, but then it has a place left.",
+        "The places are filled in reading order. The first token of picture 1 lands in row 0, and row 1 gets the rest, "
+        "each one place too early.",
+        "The pictures are one line, used up once.",
+    ),
+)
+
+Quiz(
+    id="ch06.strict",
+    question="The projector's weight has another name in a file, and load_state_dict(strict=False) leaves it random. "
+    "Encoder and decoder are loaded. How often are the answers right?",
+    choices=(
+        "as often as before: it is one layer of many",
+        "about as often as by guessing",
+        "never: the output is noise",
+        "not at all, it raises an error",
+    ),
+    right=1,
+    because=(
+        "It is the only way from the picture to the words.",
+        "The decoder works: it reads the question and answers in good form. It only cannot see. That is why it is so "
+        "hard to notice.",
+        "The decoder still knows how answers look, and which are frequent.",
+        "That is what strict=False switches off.",
+    ),
+)
