@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train a model: the pocket preset in minutes, on a laptop",
     "generate": "ask a model about a picture",
     "evaluate": "score a model per kind of question, beside its blind score",
+    "bench": "time training and generation beside transformers' SmolVLM",
     "trace": "follow the shapes through a model, from picture to answer",
     "export": "write a model in the format of transformers or of nanoVLM",
     "course": "build the notebooks, show your progress, list the exercises",

@@ -219,11 +219,11 @@ class VLMConfig:
 
 @dataclass
 class TrainConfig:
-    """One training run. The defaults are the 222M recipe; presets change what differs."""
+    """One training run. A preset says what differs from these values."""
 
     # data
     dataset_path: str = "thimble"  # "thimble", a Hub id, or a directory of parquet files
-    dataset_names: tuple[str, ...] = ("shapes",)  # subsets, concatenated
+    dataset_names: tuple[str, ...] = ("shapes",)  # subsets, concatenated; the Thimble: shapes charts glyphs choice
     dataset_size: int = 100_000  # Thimble only: training pictures per subset
     val_size: int = 200  # Thimble only: validation pictures per subset
     val_ratio: float = 0.01  # other data: the share held out for validation
@@ -248,10 +248,10 @@ class TrainConfig:
     compile: bool = False
     gradient_checkpointing: bool = False
     # the run
-    seed: int = 0
-    log_every: int = 10
-    eval_every: int = 250
-    save_every: int = 250
+    seed: int = 0  # of the first weights and of the order of the data
+    log_every: int = 10  # steps between lines of metrics.jsonl
+    eval_every: int = 250  # steps between validations
+    save_every: int = 250  # steps between checkpoints
     accuracy_pictures: int = 32  # at each evaluation, ask the short questions about so many validation pictures
     output_dir: str = "runs"
     run_name: str | None = None  # default: made from sizes, rates and date
@@ -267,6 +267,13 @@ class TrainConfig:
         _require(self.accuracy_pictures >= 0, f"accuracy_pictures is 0 or more; it is {self.accuracy_pictures}.")
         for name in ("warmup_fraction", "min_lr_fraction"):
             _require(0 <= getattr(self, name) <= 1, f"{name} is a share between 0 and 1; it is {getattr(self, name)}.")
+        for name in ("lr_projector", "lr_backbones", "lr_muon", "weight_decay", "num_workers"):
+            _require(getattr(self, name) >= 0, f"{name} is 0 or more; it is {getattr(self, name)}.")
+        _require(self.max_grad_norm > 0, f"max_grad_norm must be more than 0; it is {self.max_grad_norm}.")
+        _require(
+            self.data_cutoff_idx is None or self.data_cutoff_idx >= 1,
+            f"data_cutoff_idx is a number of samples, 1 or more; it is {self.data_cutoff_idx}.",
+        )
 
 
 @dataclass

@@ -153,7 +153,8 @@ def device() -> Finding:
 
     found = find_device()
     precision = choose_precision("auto", found)
-    threads = f", {torch.get_num_threads()} threads" if found.type == "cpu" else ""
+    count = torch.get_num_threads()
+    threads = f", {count} thread{'s' * (count > 1)}" if found.type == "cpu" else ""
     return Finding("device", f"{found}{threads}; trains in {precision.name}: {precision.reason}")
 
 
@@ -168,5 +169,6 @@ def pocket_model() -> Finding:
         start = time.perf_counter()
         answer = model.generate(image=asset_path("pictures/shapes.png"), prompt=question)
     except (OSError, ValueError) as error:
-        return Finding("pocket model", str(error), "problem", "Install the package again.")
+        advice = "Install the package again; in a clone: git checkout assets"
+        return Finding("pocket model", str(error), "problem", advice)
     return Finding("pocket model", f"{question} {answer} ({(time.perf_counter() - start) * 1000:.0f} ms)")

@@ -88,7 +88,7 @@ class Evaluation:
 
         return {
             "accuracy": self.accuracy,
-            "blind_accuracy": self.blind_accuracy,
+            "blind_accuracy": self.blind_accuracy if self.blind else None,
             "kinds": rows(self.scores),
             "blind": rows(self.blind),
         }

@@ -102,7 +102,8 @@ def train_step(
     finite = math.isfinite(loss) and math.isfinite(norm)
     optimizers.step(scaler, leave_out=not finite)
     if not math.isfinite(loss) or (not finite and scaler.get_scale() <= 1):
-        raise FloatingPointError(f"the loss is {loss}, the length of its gradient {norm}")
+        samples = [i for batch in batches for i in batch.get("sample_indices", ())]
+        raise FloatingPointError(f"the loss is {loss}, the length of its gradient {norm}, on the samples {samples}")
     return loss
 
 
@@ -116,13 +117,14 @@ def validation_loss(
     for batch in batches:
         count = int((batch["targets"] != IGNORE).sum())
         with precision.context(device):
-            total += forward(model, batch, device).loss.item() * count
+            loss = forward(model, batch, device).loss.item()
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss} on the validation samples {batch['sample_indices']}")
+        total += loss * count
         tokens += count
     model.train()
     if tokens == 0:
         raise ValueError("Not one validation sample can be used, so no checkpoint can be called the best.")
-    if not math.isfinite(total):
-        raise FloatingPointError(f"the validation loss is {total}")
     return total / tokens
 
 
@@ -282,9 +284,8 @@ def train(config: TrainConfig, model: VisionLanguageModel) -> Run:
                     save()
     except FloatingPointError as error:
         raise FloatingPointError(
-            f"Step {step}: {error}. Sample indices of the batch: "
-            f"{[i for batch in group for i in batch['sample_indices']]}. Last good checkpoint: "
-            f"{checkpoints(directory / 'checkpoints')[-1]}. Lower the learning rate, or look at those samples."
+            f"Step {step}: {error}. Last good checkpoint: {checkpoints(directory / 'checkpoints')[-1]}. "
+            "Lower the learning rate, or look at those samples."
         ) from error
     seconds += time.perf_counter() - began
     if skipped := train_loader.skipped + val_loader.skipped:

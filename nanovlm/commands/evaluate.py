@@ -41,6 +41,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parse(Options, "evaluate", arguments)
     from nanovlm.commands import report
     from nanovlm.commands.models import load_model
+    from nanovlm.models.hub import write_json
 
     report.check_output(options.json, ".json")
     report.check_output(options.sheet, ".png")
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str]) -> None:
         print(choice.table(dict.fromkeys(choice.scores, LETTER_CHANCE)))
         results["multiple choice"] = choice.to_dict()
     if options.json:
-        report.write_json(options.json, results)
+        write_json(results, options.json)
         print(f"\nscores         {options.json}")
     if options.sheet:
         report.write_sheet(options.sheet, f"nanoVLM {Path(options.model).name}", scores)

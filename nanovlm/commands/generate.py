@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,6 +45,8 @@ class Options:
             raise ValueError("--batch asks about each picture on its own: leave --image and --stream out.")
         if self.out is not None and self.batch is None:
             raise ValueError("--out is for the answers of --batch.")
+        if self.stream and (self.generations or 1) > 1:
+            raise ValueError("--stream writes one answer as it comes: leave --generations out, or --stream.")
         most_likely = self.stream or self.num_beams > 1 or self.temperature == 0 or self.batch is not None
         if self.generations is None:
             self.generations = 1 if most_likely else 5
@@ -77,12 +80,15 @@ def ask(options: Options) -> None:
 
     model = load_model(options.model)
     pictures = options.image or (asset_path(SAMPLE_PICTURE),)
-    print(f"picture  {', '.join(map(str, pictures))}\nprompt   {options.prompt}\n")
-    on_text = write if options.stream else None
-    answers = model.generate(prompt=options.prompt, image=list(pictures), on_text=on_text, **options.sampling())
+    asked = f"picture  {', '.join(map(str, pictures))}\nprompt   {options.prompt}\n"
+    ask_model = partial(model.generate, prompt=options.prompt, image=list(pictures), **options.sampling())
     if options.stream:
+        print(asked)
+        ask_model(on_text=write)
         print()
         return
+    answers = ask_model()
+    print(asked)
     for number, answer in enumerate([answers] if isinstance(answers, str) else answers, start=1):
         print(f"{number}  {answer}")
 

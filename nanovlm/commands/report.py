@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nanovlm.data.thimble import Thimble, chance, multiple_choice_sample
 from nanovlm.evaluate import Evaluation, Question, evaluate, evaluate_multiple_choice
@@ -51,10 +50,6 @@ def check_output(path: Path | None, suffix: str) -> None:
         raise ValueError(f"{path} has to end in {suffix}.")
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"There is no directory {path.absolute().parent} to write {path.name} into.")
-
-
-def write_json(path: Path, values: Any) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def write_sheet(path: Path, title: str, scores: Mapping[str, Evaluation], count: int = 12) -> None:

@@ -34,12 +34,12 @@ def main(arguments: Sequence[str]) -> None:
     import torch
 
     from nanovlm.commands.report import check_output
-    from nanovlm.config import presets
+    from nanovlm.config import VLMConfig, pocket_vlm
     from nanovlm.models.vision_language_model import VisionLanguageModel
     from nanovlm.trace import trace
 
     check_output(options.html, ".html")
-    config = presets()["pocket" if options.preset == "pocket" else "h100"].vlm
+    config = pocket_vlm() if options.preset == "pocket" else VLMConfig()
     with torch.device("meta"):
         model = VisionLanguageModel(config).eval()
         images = torch.empty(options.batch, 3, config.vision.image_size, config.vision.image_size)

@@ -73,6 +73,7 @@ def examine(run: Run, recipe: TrainConfig) -> None:
     from nanovlm.commands.models import load_model
     from nanovlm.data.thimble import SUBSETS
     from nanovlm.doctor import processor
+    from nanovlm.models.hub import write_json
 
     names = recipe.dataset_names
     subsets = [name for name in SUBSETS if name in names or names == ("all",)]  # "choice" is scored with options
@@ -96,7 +97,7 @@ def examine(run: Run, recipe: TrainConfig) -> None:
         "machine": processor(),
         "recipe": asdict(recipe),
     }
-    report.write_json(run.directory / "results.json", {**about, **results})
+    write_json({**about, **results}, run.directory / "results.json")
     print(f"\nscores     {run.directory / 'results.json'}")
     if test:
         title = f"{', '.join(subsets)}: trained in {run.seconds / 60:.1f} minutes"

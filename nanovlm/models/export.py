@@ -47,6 +47,8 @@ def export_model(
         raise ValueError(f"A model is exported to {' or '.join(writers)}, not to {to!r}.")
     if Path(out_dir).exists() and Path(model_dir).exists() and Path(out_dir).samefile(model_dir):
         raise ValueError(f"{out_dir} holds the model itself: choose another directory for the export.")
+    if Path(out_dir).is_dir() and any(Path(out_dir).iterdir()):
+        raise FileExistsError(f"{out_dir} is not empty. Export into a new directory: files of two models do not mix.")
     return writers[to](VisionLanguageModel.from_pretrained(model_dir, dtype), out_dir)
 
 

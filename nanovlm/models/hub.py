@@ -169,7 +169,7 @@ class HubMixin:
             model: VisionLanguageModel = cls(config)  # no memory and no random numbers for weights that are replaced
         tensors = source.read_weights(directory, model)
         model.to_empty(device="cpu")
-        rebuild_what_is_not_stored(model)
+        tie_again(model)
         load_strictly(model, tensors, directory)
         source.attach_processors(model, directory, values)
         return model.to(dtype) if dtype is not None else model
@@ -240,13 +240,9 @@ def write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: Mapping[
         raise OSError(f"Could not write {path}: {error}. Free some space or choose another directory.") from error
 
 
-def rebuild_what_is_not_stored(model: VisionLanguageModel) -> None:
-    """`to_empty` left the rotary frequencies blank, and gave a tied head a tensor of its own."""
-    from nanovlm.models.language_model import RotaryEmbedding
-
-    language = model.config.language
-    model.decoder.rotary_embedding = RotaryEmbedding(language.head_dim, language.rope_base)
-    if language.tie_weights:
+def tie_again(model: VisionLanguageModel) -> None:
+    """`to_empty` gave a tied head a tensor of its own."""
+    if model.config.language.tie_weights:
         model.decoder.head.weight = model.decoder.token_embedding.weight
 
 

@@ -215,6 +215,10 @@ def test_export_model_from_a_directory(tmp_path):
     assert third.generate(image=picture(8, 8), prompt="What?", max_new_tokens=3) is not None
     with pytest.raises(ValueError, match="to smolvlm or nanovlm, not to 'gguf'"):
         export_model(tmp_path / "model", "gguf", tmp_path / "x")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="not empty"):
+        export_model(tmp_path / "model", "smolvlm", tmp_path / "full")
     with pytest.raises(ValueError, match="holds the model itself"):
         export_model(tmp_path / "model", "smolvlm", tmp_path / "model")
     (tmp_path / "file").write_text("")

@@ -322,7 +322,9 @@ def test_a_nan_on_validation_data_stops_too(tmp_path, change_batches):
         return batch
 
     change_batches(poison, which=1)
-    with pytest.raises(FloatingPointError, match=r"Step 3: the validation loss is nan.*step_000002\.pt"):
+    with pytest.raises(
+        FloatingPointError, match=r"Step 3: the loss is nan on the validation samples \[0, .*step_000002\.pt"
+    ):
         run(tmp_path)
     assert not (tmp_path / "run" / "best").exists()
 
