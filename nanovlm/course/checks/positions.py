@@ -110,11 +110,6 @@ def _(positions, grid_size):
     return stretched(positions, grid_size).unflatten(1, (grid_size, grid_size)).transpose(1, 2).flatten(1, 2)
 
 
-@RESIZE_POSITIONS.part
-def _(code, learner) -> None:
-    code.vision_transformer.resize_positions = learner
-
-
 # -- quizzes -----------------------------------------------------------------------------------------------------------
 
 Quiz(
