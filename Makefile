@@ -2,17 +2,19 @@
 # Another Python: make lab PYTHON=python3.12
 PYTHON ?= python3
 BIN := $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
+COLAB := $(subst .venv,.venv-colab,$(BIN))
 NOTEBOOKS := chapters solutions exercises
 # On Linux, PyPI's torch brings gigabytes of CUDA libraries. Without an NVIDIA GPU the CPU build will do; where its
 # server cannot be reached, PyPI's is taken after all.
 CPU_TORCH := $(shell [ "$$(uname -s)" != Linux ] || command -v nvidia-smi >/dev/null || echo --extra-index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: help lab train test notebooks
+.PHONY: help lab train test test-colab notebooks
 
 help:
 	@echo "make lab        open the course in JupyterLab, at chapter 00"
 	@echo "make test       check everything: style, tests, notebooks"
 	@echo "make train      train the pocket model on this machine and see what it answers"
+	@echo "make test-colab  run the notebooks with the older front end that Colab has"
 	@echo "make notebooks  rebuild and execute the notebooks after an edit in chapters/ or solutions/"
 
 lab: .venv/ready
@@ -31,6 +33,12 @@ test: .venv/ready
 	OMP_NUM_THREADS=1 NANOVLM_BUDGET=ci $(BIN)/pytest -n 2 --dist loadscope --nbval-lax --nbval-current-env \
 		--nbval-sanitize-with tests/nbval_sanitize.cfg $(NOTEBOOKS)
 
+# Colab's front end is years older than JupyterLab's. The same torch and packages, in an environment beside .venv.
+test-colab: .venv-colab/ready
+	@echo "Every notebook once more, with the versions of ipywidgets, IPython and ipykernel that Colab has."
+	OMP_NUM_THREADS=1 NANOVLM_BUDGET=ci $(COLAB)/pytest -n 2 --dist loadscope --nbval-lax --nbval-current-env \
+		--nbval-sanitize-with tests/nbval_sanitize.cfg $(NOTEBOOKS)
+
 notebooks: .venv/ready
 	@echo "Building the notebooks from chapters/ and solutions/, and running those that changed."
 	$(BIN)/nanovlm course build --execute
@@ -41,4 +49,12 @@ notebooks: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-deps torch -c constraints.txt $(CPU_TORCH)
 	$(BIN)/python -m pip install --quiet -e ".[dev]" -c constraints.txt
+	@$(PYTHON) -c "open('$@', 'w').close()"
+
+.venv-colab/ready: pyproject.toml constraints.txt .ci/colab.txt
+	$(PYTHON) -m venv .venv-colab
+	grep -v -i -E '^(ipywidgets|widgetsnbextension|jupyterlab-widgets|ipython|ipykernel)==' constraints.txt > .venv-colab/constraints.txt
+	cat .ci/colab.txt >> .venv-colab/constraints.txt
+	$(COLAB)/python -m pip install --quiet --no-deps torch -c constraints.txt $(CPU_TORCH)
+	$(COLAB)/python -m pip install --quiet -e ".[dev]" -c .venv-colab/constraints.txt
 	@$(PYTHON) -c "open('$@', 'w').close()"

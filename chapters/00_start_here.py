@@ -7,7 +7,7 @@
 # %% [markdown] tags=["stamped"]
 # [![Open in Colab][badge]][colab] ·
 # [on GitHub][github] ·
-# [03 Pixel shuffle and the projector →](03_pixel_shuffle_and_projector.ipynb) ·
+# [01 From pixels to patches →](01_patch_embedding.ipynb) ·
 # [exercises](../exercises/00_start_here.ipynb)
 #
 # [badge]: https://colab.research.google.com/assets/colab-badge.svg
@@ -425,13 +425,13 @@ print(report(examine()))
 # - **Five minutes**: the [exercise](../exercises/00_start_here.ipynb) of this chapter.
 # - **The way through**: chapter 01, in which a picture becomes a row of patches. If you know vision transformers well,
 #   begin with chapter 03; if you know decoders too, with 06. The checks will tell you whether you were right to skip.
-# - **In a terminal**: `nanovlm generate --image photo.jpg --prompt "Describe the picture." --stream` asks the pocket
+# - **In a terminal**: `nanovlm generate --prompt "Describe the picture." --stream` asks the pocket
 #   model. `nanovlm train` trains one of your own on the Thimble, in minutes.
 
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/00_start_here.ipynb) ([in Colab][exercises]): 1 of them, about 5 minutes.
+# [Open the exercises](../exercises/00_start_here.ipynb) ([in Colab][exercises]): there is one, about 5 minutes.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/00_start_here.ipynb
 #
@@ -439,4 +439,4 @@ print(report(examine()))
 # |---|---|---|---|
 # | 0.1 | How many are right? (`start.score`) | ●○○ | 5 |
 #
-# Next: [03 Pixel shuffle and the projector](03_pixel_shuffle_and_projector.ipynb)
+# Next: [01 From pixels to patches](01_patch_embedding.ipynb)

@@ -25,7 +25,7 @@ else:
     import tomli as tomllib  # pytest brings it
 
 ROOT = Path(__file__).parents[1]
-CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base", "playwright": "playwright-python"}
 CORE = ("vision_transformer", "modality_projector", "language_model", "vision_language_model")
 
 
@@ -121,10 +121,11 @@ def targets() -> list[str]:
 
 
 def test_make_targets_are_explained_and_those_of_the_readme_exist() -> None:
-    shown = re.findall(r'@echo "make (\w+) ', read("Makefile"))
+    shown = re.findall(r'@echo "make ([\w-]+) ', read("Makefile"))
     assert sorted([*shown, "help"]) == sorted(targets())
     named = re.findall(r"\bmake (\w+)$", "\n".join(commands("README.md") + commands("CONTRIBUTING.md")), re.MULTILINE)
     assert {"lab", "test", "train", "notebooks"} == set(named)
+    assert "test-colab" in read(".ci/run")
     assert all(re.search(rf"^{name}: \.venv/ready$", read("Makefile"), re.MULTILINE) for name in named)
 
 

@@ -113,11 +113,11 @@ def chapter_end(
     if exercises:
         path = f"exercises/{chapter.stem}.ipynb"
         minutes = sum(e.minutes for e in exercises)
+        how_many = "there is one" if len(exercises) == 1 else f"{len(exercises)} of them"
         lines += [
             "## Your turn",
             "",
-            f"[Open the exercises](../{path}) ([in Colab][exercises]): {len(exercises)} of them, "
-            f"about {minutes} minutes.",
+            f"[Open the exercises](../{path}) ([in Colab][exercises]): {how_many}, about {minutes} minutes.",
             "",
             f"[exercises]: {project.colab(path)}",
             "",
