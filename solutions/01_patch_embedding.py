@@ -340,7 +340,7 @@ check("patches.add_positions", PatchEmbedding)
 # `patches.resize_positions` · difficulty ●●○ · about 10 minutes
 #
 # **Why it matters.** Positions are learned for one grid. Without this, an encoder that learned at 224 pixels
-# could never read a picture of 512: SmolVLM and nanoVLM take one up to larger pictures in this way.
+# could not even begin to learn at 512: a thousand places would have no vector.
 
 # %% [markdown] tags=["exercise"]
 # Positions were learned for one grid, say 14 x 14 = 196 places. Your pictures are larger and make a grid of 32 x 32.

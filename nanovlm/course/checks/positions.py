@@ -27,8 +27,8 @@ RESIZE_POSITIONS = Exercise(
     title="Positions for another grid",
     difficulty=2,
     minutes=10,
-    why="Positions are learned for one grid. Without this, an encoder that learned at 224 pixels could never read a "
-    "picture of 512: SmolVLM and nanoVLM take one up to larger pictures in this way.",
+    why="Positions are learned for one grid. Without this, an encoder that learned at 224 pixels could not even begin "
+    "to learn at 512: a thousand places would have no vector.",
     hints=(
         "Read the line of vectors as a small picture: one pixel for each place, and dim channels.",
         "Pictures are resized with F.interpolate, which wants [batch, channels, rows, columns]. So unfold the line "
@@ -136,5 +136,20 @@ Quiz(
         "A star somewhere is a star. For this one place does not matter, and you will see how little it suffers.",
         "Without positions, a star at the top left and one at the bottom right are the same set of patches.",
         "Each kind needs place to another degree. That is what makes the experiment worth while.",
+    ),
+)
+
+Quiz(
+    id="ch01.neighbours",
+    question="The pocket model has learned one vector for each of its 8 x 8 places. Take the vectors of two patches "
+    "side by side, and those of two patches in opposite corners. Which two are more alike?",
+    choices=("those side by side", "those in opposite corners", "neither"),
+    right=2,
+    because=(
+        "So it is in large vision transformers, and so it looks further down in a model that has a reason to learn it. "
+        "Not in this one.",
+        "Nothing speaks for that: what would a model gain from it?",
+        "To tell 64 places apart, 64 names are enough. The vectors began as random numbers, which have next to nothing "
+        "in common, and training had no need to change that.",
     ),
 )
