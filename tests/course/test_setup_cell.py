@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 from nanovlm.course.stamps import read_project, setup_cell
@@ -53,3 +56,46 @@ def test_colab_installs_this_version_once(tmp_path: Path) -> None:
     project = read_project(ROOT)
     wanted = ["-m", "pip", "install", "-q", f"nanovlm[notebook] @ git+{project.repository}@v{project.version}"]
     assert done.stdout.strip() == f"{wanted} True"
+
+
+FIRST_CELLS = """
+import json, os, sys
+from pathlib import Path
+
+site, folders = sys.argv[1], sys.argv[2:]
+for folder in folders:
+    os.chdir(folder)
+    (notebook,) = Path().iterdir()
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    exec("".join(next(cell for cell in cells if cell["cell_type"] == "code")["source"]), {"__name__": "__main__"})
+
+import nanovlm.course
+from nanovlm.assets import asset_path
+
+assert nanovlm.__file__.startswith(site), nanovlm.__file__
+assert str(asset_path("pocket")).startswith(site) and asset_path("pictures/shapes.png").is_file()
+"""
+
+
+def test_the_first_cell_of_every_notebook_works_with_a_wheel_and_nothing_else(tmp_path: Path) -> None:
+    """Each notebook alone in a folder; the package comes from a wheel that is built here, not from the clone."""
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "wheel")]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = (tmp_path / "wheel").glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    folders = []
+    for notebook in (path for name in ("chapters", "exercises", "solutions") for path in (ROOT / name).glob("*.ipynb")):
+        folders.append(tmp_path / notebook.parent.name / notebook.stem)
+        folders[-1].mkdir(parents=True)
+        shutil.copy(notebook, folders[-1])
+    assert len(folders) >= 3
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_CELLS, str(tmp_path / "site"), *map(str, folders)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
