@@ -61,7 +61,7 @@ def write_card(results: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> 
     test = results["test"]
     mean = sum(result["accuracy"] for result in test.values()) / len(test)
     samples = results["step"] * recipe["batch_size"] * recipe["gradient_accumulation_steps"]
-    names = recipe["dataset_names"]
+    names = tuple(dict.fromkeys(recipe["dataset_names"]))  # one that is named twice was shown twice as often
     untrained = [name for name in SUBSETS if name not in names]
     left_out = f"; it was never shown the other subset, {untrained[0]}" if untrained else ""
     parts = [
