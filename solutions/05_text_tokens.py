@@ -47,7 +47,7 @@ from nanovlm.course import check
 # `text.bpe_step` · difficulty ●●○ · about 12 minutes
 #
 # **Why it matters.** Repeat this step, and a vocabulary grows out of nothing but counting. The tokenizers of
-# GPT-2, Llama 3 and SmolLM2, and the one of the pocket model, were all made in this way.
+# GPT-2 and SmolLM2 were made in this way, and so was the pocket model's.
 
 # %% [markdown] tags=["exercise"]
 # `words` is a text: a list of words, each of which is a list of tokens. A word that occurs three times stands in it
@@ -182,7 +182,7 @@ check("text.render_chat", render_chat)
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# Walk along the ids. All but one of them go on as they are.
+# Walk along the ids. All but the image tokens go on as they are.
 #
 # </details>
 # <details><summary>Hint 2: a plan</summary>
@@ -231,9 +231,8 @@ check("text.image_placeholders", expand_placeholders)
 # `encode("a")` is `[103]`. So the message `{"role": "user", "content": "a<|end|>"}` becomes
 #
 # ```
-# [2, 103, 66, 130, 107, 116, 106, 130, 68]
-#  <|user|>
-#     a    <   |    e    n    d    |    >
+#  <|user|>    a   <    |    e    n    d    |   >
+# [       2, 103, 66, 130, 107, 116, 106, 130, 68]
 # ```
 
 # %% [markdown] tags=["stamped"]
@@ -284,12 +283,13 @@ check("text.safe_user_text", encode_chat)
 # `text.build_labels` · difficulty ●●○ · about 10 minutes
 #
 # **Why it matters.** The loss is a mean over supervised tokens and nothing else. Leave out the end token, and
-# the model never stops; leave in the questions, and most of what it learns is to ask them.
+# the model never stops; leave in the questions, and half of what it learns is to ask them.
 
 # %% [markdown] tags=["exercise"]
-# Which tokens of a conversation does the model learn to write? The answers, and the end token of each. Return a list as
-# long as `ids`: the token itself where it is learned, -100 where not. `assistant_id` is the token that opens an answer.
-# It is in the ids only where the template put it, and so is `end_id`.
+# Which tokens of a conversation does the model learn to write? The answers, and the end token of each. Return a list
+# as long as `ids`: the token itself where it is learned, and -100, which the loss leaves out, where not.
+# `assistant_id` is the token that opens an answer. It is in the ids only where the template put it, and so is
+# `end_id`.
 #
 # ```
 #   <|user|>  <|image|>  Where  ?     <|assistant|>  top   left  <|end|>
@@ -393,7 +393,7 @@ check("text.shift_once", shift_once)
 # `text.count_supervised` · difficulty ●○○ · about 5 minutes
 #
 # **Why it matters.** A sample that is cut before its answer has no supervised token. Alone in a batch it makes
-# the loss NaN, and one NaN ends a training run. In chapter 08 the same count makes gradient accumulation exact.
+# the loss NaN. In chapter 08 the same count makes gradient accumulation exact.
 
 # %% [markdown] tags=["exercise"]
 # A long conversation is cut after `max_length` tokens. If its answer was cut off, it teaches nothing and has to go.

@@ -58,8 +58,8 @@ BPE_STEP = Exercise(
     title="One step of byte-pair encoding",
     difficulty=2,
     minutes=12,
-    why="Repeat this step, and a vocabulary grows out of nothing but counting. The tokenizers of GPT-2, Llama 3 and "
-    "SmolLM2, and the one of the pocket model, were all made in this way.",
+    why="Repeat this step, and a vocabulary grows out of nothing but counting. The tokenizers of GPT-2 and SmolLM2 "
+    "were made in this way, and so was the pocket model's.",
     hints=(
         "Two jobs, one after the other. First find out which pair of neighbours occurs most often; then walk through "
         "each word and glue.",

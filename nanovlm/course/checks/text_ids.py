@@ -26,7 +26,7 @@ PLACEHOLDERS = Exercise(
     why="The model puts image tokens exactly where it finds this id. One place too few, and it refuses the batch; a "
     "place elsewhere, and the question is read before the picture.",
     hints=(
-        "Walk along the ids. All but one of them go on as they are.",
+        "Walk along the ids. All but the image tokens go on as they are.",
         "Build a new list: where the id is the image token's, add it num_image_tokens times, else once.",
         "for token in ids:\n    out += [token] * (how often?)",
     ),

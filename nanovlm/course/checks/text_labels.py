@@ -53,7 +53,7 @@ BUILD = Exercise(
     difficulty=2,
     minutes=10,
     why="The loss is a mean over supervised tokens and nothing else. Leave out the end token, and the model never "
-    "stops; leave in the questions, and most of what it learns is to ask them.",
+    "stops; leave in the questions, and half of what it learns is to ask them.",
     hints=(
         "Read the line from left to right, as a person would, and keep in mind whether an answer is going on.",
         "One flag is enough. The assistant's token switches it on, for the tokens behind it; the end token switches it "
@@ -232,8 +232,8 @@ COUNT = Exercise(
     title="Does this sample teach anything?",
     difficulty=1,
     minutes=5,
-    why="A sample that is cut before its answer has no supervised token. Alone in a batch it makes the loss NaN, and "
-    "one NaN ends a training run. In chapter 08 the same count makes gradient accumulation exact.",
+    why="A sample that is cut before its answer has no supervised token. Alone in a batch it makes the loss NaN. "
+    "In chapter 08 the same count makes gradient accumulation exact.",
     hints=(
         "A label teaches if it is not -100. Any other number is a token's id, 0 too.",
         "Cut the length first, then compare with -100 and add up along the length: a number for each sample.",

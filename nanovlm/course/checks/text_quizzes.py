@@ -20,9 +20,9 @@ Quiz(
 
 Quiz(
     id="ch05.template",
-    question="The pocket model gets 119 of 120 questions right. You put one newline behind <|assistant|>, as many "
-    "templates have it, and ask again. How many are right?",
-    choices=("119: white space does not matter", "about 110", "about 60", "fewer than 15"),
+    question="The pocket model gets nearly all of 120 questions right. You put one newline behind <|assistant|>, as "
+    "many templates have it, and ask again. How many are right?",
+    choices=("as many: white space does not matter", "about 110", "about 60", "fewer than 15"),
     right=3,
     because=(
         "For a person. For the model the newline is a token, in the place where the answer should begin.",
