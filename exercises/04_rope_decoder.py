@@ -285,8 +285,9 @@ check("rope.apply", apply_rope)
 # ```
 #
 # The function has other arguments that later chapters need: `document_ids` for packed rows (chapter 07) and `start` for
-# generation with a cache (chapter 09). The lines for them are given. You write what stands before and after: first the
-# mask without the exception; then, from that, the positions; last the exception.
+# generation with a cache (chapter 09). The lines for them are given, and so is the last line, which adds an axis of
+# size 1 for the heads. You write what stands between: first `mask` without the exception; then, from that, `positions`;
+# last the exception. Without an `attention_mask` the batch axis of both has size 1.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
