@@ -156,7 +156,7 @@ check("patches.patchify", patchify)
 # %% [markdown] tags=["exercise"]
 # The way back: `[batch, num_patches, channels * patch_size ** 2]` becomes the pictures again,
 # `[batch, channels, height, width]`. The picture is a square, so the number of patches tells its side, and the width
-# of a patch tells the number of channels.
+# of a patch tells the number of channels. `unpatchify(patchify(images, p), p)` is `images` again.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -252,7 +252,8 @@ check("patches.conv_equals_linear", linear_from_conv)
 # where a patch was comes from the vectors that are added here.
 
 # %% [markdown] tags=["exercise"]
-# Now the part itself: pictures `[batch, 3, image_size, image_size]` become vectors `[batch, num_patches, hidden_dim]`.
+# Now the part itself: pictures `[batch, 3, image_size, image_size]` become vectors `[batch, num_patches, hidden_dim]`,
+# the patches in reading order.
 #
 # - `conv`: a convolution from 3 channels to `hidden_dim`, with bias, whose kernel and stride are `patch_size`.
 # - `position_embedding`: a learned vector for each place, `[1, num_patches, hidden_dim]`, that starts as small random
@@ -317,8 +318,9 @@ check("patches.add_positions", PatchEmbedding)
 # Positions were learned for one grid, say 14 x 14 = 196 places. Your pictures are larger and make a grid of 32 x 32.
 # Stretch the positions to it: `[1, old * old, dim]` becomes `[1, grid_size * grid_size, dim]`.
 #
-# Treat the positions as a picture with `dim` channels and resize that, bicubic, with `align_corners=False`. Both grids
-# are square. If the grid has the right size already, the positions come back as they are.
+# Treat the positions as a picture with `dim` channels and resize that with `F.interpolate`: `mode="bicubic"`, and
+# `align_corners=False`. Both grids are square. If the grid has the right size already, the positions come back as they
+# are.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
