@@ -162,7 +162,7 @@ def run_bench(
     grown = None
     if with_growth:
         size = known[names[0]]
-        grown = {"size": size.name, **growth(size, our_settings(compiled=False)[0], rounds=3 if quick else 5)}
+        grown = {"size": size.name, **growth(size, our_settings(compiled=False)[-1], rounds=3 if quick else 5)}
     after = machine()
     # The rates at the end may be lower: a machine that is warm or shared. The better one is what it can do.
     rates = {name: max(rate, after["matmul_rate"][name]) for name, rate in before["matmul_rate"].items()}

@@ -48,9 +48,11 @@ def best(trials: Sequence[Trial]) -> Setting:
 
 
 def our_settings(compiled: bool) -> list[Setting]:
-    """What `--precision auto` takes, and with `--compile` where that is asked for."""
-    name = choose_precision("auto", torch.device("cpu")).name
-    return [Setting(name), *([Setting(name, "blocks")] if compiled else [])]
+    """float32, which `nanovlm generate` takes on a CPU, and what `nanovlm train` takes there; and with `--compile`
+    where that is asked for."""
+    names = dict.fromkeys(("fp32", choose_precision("auto", torch.device("cpu")).name))
+    ways = ("eager", "blocks") if compiled else ("eager",)
+    return [Setting(name, way) for way in ways for name in names]
 
 
 def search_theirs(start: Start, ways: Iterable[str], rounds: int, note: Callable[[Trial], Any]) -> list[Trial]:
