@@ -198,7 +198,7 @@ check("joint.embed", embed)
 # `joint.answer_loss` · difficulty ●●○ · about 10 minutes
 #
 # **Why it matters.** The prompt is given and the picture has no words to predict, so only answers teach. And at
-# 49,152 words the head costs as much as ten decoder layers: run it where a target stands, and nowhere else.
+# 49,152 words the head costs as much as eight decoder blocks: run it where a target stands, and nowhere else.
 
 # %% [markdown] tags=["exercise"]
 # The loss, on the answer's tokens alone. `x` `[B, S, dim]` is what the decoder gives, `head` makes logits of vectors

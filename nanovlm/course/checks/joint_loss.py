@@ -49,7 +49,7 @@ LOSS = Exercise(
     difficulty=2,
     minutes=10,
     why="The prompt is given and the picture has no words to predict, so only answers teach. And at 49,152 words the "
-    "head costs as much as ten decoder layers: run it where a target stands, and nowhere else.",
+    "head costs as much as eight decoder blocks: run it where a target stands, and nowhere else.",
     hints=(
         "Pick first, multiply then: which positions have a target that is not -100?",
         "x may be longer than targets: then image tokens came in front, and the targets belong to the last T "
