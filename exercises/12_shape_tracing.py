@@ -416,7 +416,8 @@ check("trace.symbolic_shapes", shape_claims)
 # line = n // r**2 + num_text_tokens
 # vision = 2*n*d*3*patch_size**2 + num_blocks * (2*n*(4*d*d + 2*d*inter_dim) + 4*n*n*d)
 # projector = 2 * tokens * (d * r**2) * width
-# decoder = num_blocks * (2*line*(2*width*width + 2*width*kv + 3*width*inter_dim) + 4*line*line*width)
+# weights = 2*width*width + 2*width*kv + 3*width*inter_dim
+# decoder = num_blocks * (2*line*weights + 4*line*line*width)
 # head = 2 * line * width * vocab_size
 # ```
 #

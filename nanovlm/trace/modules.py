@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator
@@ -66,6 +67,16 @@ class ModuleIndex:
                 found |= self._count(child)
         self._params[id(module)] = sum(found.values())
         return found
+
+    def require(self, names: Iterable[str]) -> None:
+        """Raise ValueError for a path that no module has."""
+        known = [path for paths in self._paths.values() for path in paths]
+        for name in names:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=3) or known[1:4]
+                raise ValueError(
+                    f"There is no module {name!r}. Near it: {', '.join(map(repr, near)) or 'none at all'}."
+                )
 
     def paths(self, module: nn.Module) -> list[str]:
         return self._paths.get(id(module), [])

@@ -53,7 +53,7 @@ def _node(node: Node, depth: int, dtype: str | None, parts: list[str]) -> None:
 
 def _line(node: Node, dtype: str | None) -> str:
     row = node.row
-    costs = [f"{human(row.params)} params" if row.params else "", f"{human(row.flops)}FLOP" if row.flops else ""]
+    costs = [f"{human(row.params)} params" if row.params else "", human(row.flops, "FLOP") if row.flops else ""]
     if row.seconds is not None:
         costs.append(milliseconds(row.seconds))
     costs.append(node_notes(node, dtype))

@@ -76,6 +76,7 @@ def trace(
         catcher = AttentionCatcher(attention or ())
         watchers = [watch_values] * bool(values) + [catcher] * bool(attention)
         recorder = Recorder(modules, sys._getframe(0), watchers=watchers, timed=time, aten=level == "aten", where=where)
+        recorder.modules.require(filter(None, catcher.names))
         result = call.run(call.inputs, recorder)
         result.attention = catcher.found
     if names:
@@ -139,6 +140,7 @@ class tracing:
 
     def __enter__(self) -> Trace:
         recorder = Recorder(self._models, sys._getframe(1), watchers=self._watchers, timed=self._timed, aten=self._aten)
+        recorder.modules.require(filter(None, self._catcher.names))
         self._trace = Trace(recorder.root, recorder.modules.num_params)
         self._trace.attention = self._catcher.found
         self._context = _recording(recorder, self._trace)

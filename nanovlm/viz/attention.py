@@ -84,7 +84,7 @@ def _shade(weights: Sequence[float], tokens: Sequence[Sequence[int]], grid: int)
             # Over the middle of a tile; over the middle of the first patches where a token is torn apart.
             x = sum(x for x, _ in places) / len(places) + cell / 2
             y = sum(y for _, y in places) / len(places) + cell / 2
-            halo = {"stroke": "#0b0e11", "stroke_width": 3, "paint_order": "stroke", "stroke_linejoin": "round"}
+            halo = {"stroke": "#0b0e11", "stroke_width": 4, "paint_order": "stroke", "stroke_linejoin": "round"}
             marks.append(text(x, y + 4.5, f"{weights[token]:.0%}", 13, "#ffffff", "middle", font_weight="bold", **halo))
     told = "no image token gets half a percent"
     if weights[best] >= 0.005:

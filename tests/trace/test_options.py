@@ -119,6 +119,12 @@ class TestAttention:
             torch.testing.assert_close(weights.sum(-1), torch.ones(2, 2, 16))
             assert not weights.requires_grad and weights.device.type == "cpu"
 
+    def test_a_module_that_is_not_there_is_named(self):
+        with pytest.raises(ValueError, match=r"no module 'decoder\.block\.0'\. Near it: 'decoder\.blocks\.0'"):
+            trace(MiniVLM(), seeded(2, 3, 16, 16), token_ids(2, 5), attention=["decoder.block.0"])
+        with pytest.raises(ValueError, match="no module 'encoder'"), tracing(MiniVLM(), attention=["encoder"]):
+            pass
+
     def test_llama_with_sdpa_gives_what_its_eager_attention_gives(self):
         e = entry("Llama, padded")
         model = e.model()

@@ -41,6 +41,15 @@ def traced(i: int, num_text_tokens: int, batch_size: int = 1) -> Trace:
         return trace(VisionLanguageModel(SMALL[i]), ids, images)
 
 
+def on_meta(config: VLMConfig, num_text_tokens: int) -> Trace:
+    """The same of a model of any size, without its weights."""
+    with torch.device("meta"):
+        model = VisionLanguageModel(config)
+    size = config.vision.image_size
+    ids, images = torch.zeros(1, num_text_tokens, dtype=torch.long), torch.zeros(1, 3, size, size)
+    return trace(model, ids, images, device="meta")
+
+
 def read(t: Trace) -> dict[str, int]:
     """The same numbers, from rows of another kind where there is one."""
     decoder = [row for row in t.rows if row.kind == "module" and row.path.startswith("decoder.blocks.")]

@@ -6,7 +6,7 @@ from typing import Any
 
 from nanovlm.config import VLMConfig
 from nanovlm.course.checks.exercise import Case, Complaint, Exercise, expect
-from nanovlm.course.checks.tracing import SMALL, traced
+from nanovlm.course.checks.tracing import SMALL, on_meta, traced
 from nanovlm.trace.formula import evaluate
 
 # -- trace.symbolic_shapes ---------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ _LENGTHS = (5, 9, 40)
 
 def shares_of(config: VLMConfig, num_text_tokens: int) -> dict[str, float]:
     """Counted by the tracer, step by step."""
-    t = traced(SMALL.index(config), num_text_tokens)
+    t = traced(SMALL.index(config), num_text_tokens) if config in SMALL else on_meta(config, num_text_tokens)
     rows = (t["vision_encoder"], t["projector"], t["decoder"], t["decoder.head"])
     return {name: row.flops / t.flops for name, row in zip(PARTS, rows, strict=True)}
 
@@ -186,7 +186,8 @@ FLOPS = Exercise(
         "line = n // r**2 + num_text_tokens\n"
         "vision = 2*n*d*3*patch_size**2 + num_blocks * (2*n*(4*d*d + 2*d*inter_dim) + 4*n*n*d)\n"
         "projector = 2 * tokens * (d * r**2) * width\n"
-        "decoder = num_blocks * (2*line*(2*width*width + 2*width*kv + 3*width*inter_dim) + 4*line*line*width)\n"
+        "weights = 2*width*width + 2*width*kv + 3*width*inter_dim\n"
+        "decoder = num_blocks * (2*line*weights + 4*line*line*width)\n"
         "head = 2 * line * width * vocab_size",
     ),
     reference=shares_of,
