@@ -273,9 +273,10 @@ def cut_sentence(merges, text):
 lever(cut_sentence, merges=(0, len(learned), 1, 60), text="Where is the yellow triangle? Unbelievable!")
 
 # %% [markdown]
-# Three things to try:
+# Four things to try:
 #
 # - Which word is whole first?
+# - Type `写`. You see its three bytes, in the file's spelling.
 # - Type `starstar`, then `star star`. Merges never cross a space.
 # - Type `705 SIGN`. Digits and capitals stay alone here, on purpose: the Thimble has signs to be read letter by letter.
 #   Such rules are part of a tokenizer too.
@@ -722,13 +723,13 @@ from nanovlm.data.collators import pad
 
 conversations = [
     tokenizer.encode_chat(messages_of([sample["texts"][number]]), 1, num_image_tokens)
-    for sample in samples
+    for sample in samples[:12]
     for number in (0, 4)  # a question about a colour, and one about a place
 ]
 longest = max(len(ids) for ids, _ in conversations)
-input_ids = pad([torch.tensor(ids) for ids, _ in conversations], tokenizer.pad_token_id, longest)  # [40, T]
+input_ids = pad([torch.tensor(ids) for ids, _ in conversations], tokenizer.pad_token_id, longest)  # [24, T]
 attention_mask = pad([torch.ones(len(ids), dtype=torch.long) for ids, _ in conversations], 0, longest)
-images = pixels.repeat_interleave(2, dim=0)  # [40, 3, 64, 64]
+images = pixels[:12].repeat_interleave(2, dim=0)  # [24, 3, 64, 64]
 targets = {
     name: pad([torch.tensor(targets_of(*each)[name]) for each in conversations], IGNORE, longest)
     for name in ("once", "never", "twice")
@@ -763,7 +764,7 @@ def train_on(target, steps):
     return student.eval()
 
 
-steps = budget().pick(ci=25, laptop=40)
+steps = budget().pick(ci=21, laptop=41)
 students = {}
 for name in ("never", "twice"):
     print(f"shifted {name}")
