@@ -37,7 +37,7 @@ Quiz(
 
 Quiz(
     id="ch13.read",
-    question="The letters of a page are 16 pixels tall. The page is shrunk by 4 in both directions. Of the pixels on "
+    question="The letters of a page are 12 pixels tall. The page is shrunk by 4 in both directions. Of the pixels on "
     "which a letter stood, how many remain?",
     choices=("one in 2", "one in 4", "one in 8", "one in 16"),
     right=3,
@@ -45,7 +45,7 @@ Quiz(
         "That would be a shrinking by 1.4 in each direction.",
         "Rows become a quarter. Columns do so as well.",
         "Both directions shrink by the same factor, so the count falls by a square.",
-        "4 times fewer rows and 4 times fewer columns: the letter is 4 pixels tall.",
+        "4 times fewer rows and 4 times fewer columns: the letter is 3 pixels tall.",
     ),
 )
 
