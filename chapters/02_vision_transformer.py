@@ -1,0 +1,932 @@
+# %% [markdown]
+# # 02 The vision transformer
+#
+# Let the patches look at each other: attention by hand on three patches, then heads, the MLP, the block, and the whole
+# of SigLIP's encoder, checked against transformers. Forty minutes; the code runs in half a minute.
+
+# %% [markdown] tags=["stamped"]
+# [![Open in Colab][badge]][colab] ·
+# [on GitHub][github] ·
+# [← 01 From pixels to patches](01_patch_embedding.ipynb) ·
+# [03 Pixel shuffle and the projector →](03_pixel_shuffle_and_projector.ipynb) ·
+# [exercises](../exercises/02_vision_transformer.ipynb)
+#
+# [badge]: https://colab.research.google.com/assets/colab-badge.svg
+# [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/02_vision_transformer.ipynb
+# [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/02_vision_transformer.ipynb
+
+# %% tags=["stamped"]
+# Set-up, the same in every notebook: use the installed nanovlm; in Colab, install it once.
+import sys
+from importlib import import_module
+
+try:
+    import_module("nanovlm.course")
+except ImportError:
+    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@v0.1.0"
+    if "google.colab" not in sys.modules:
+        raise ModuleNotFoundError(
+            "This kernel has no nanovlm. In a clone of the repository `make lab` sets everything up; elsewhere run\n"
+            f'    pip install "{package}"\nand start the kernel again.'
+        ) from None
+    import subprocess
+
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", package], check=True)
+    import_module("nanovlm.course")
+
+# %%
+import math
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from nanovlm.assets import asset_path
+from nanovlm.config import ViTConfig
+from nanovlm.course import budget, expect_shape, lever, quiz, use
+
+# %% [markdown]
+# ## The question: what can one patch know?
+#
+# Chapter 01 cut the picture into patches and made a vector of each. Here is a picture as the pocket model gets it, 64
+# pixels wide, and one of its 64 patches. What shape does the patch belong to?
+
+# %%
+photo = Image.open(asset_path("pictures/shapes.png")).convert("RGB")
+
+from nanovlm.viz.pixel_shuffle import pictures_row
+
+picture = photo.resize((64, 64))
+patch = picture.crop((16, 8, 24, 16))  # row 1, column 2: patch 10
+pictures_row([picture, patch], ["the picture", "patch 10"])
+
+# %% [markdown]
+# Red, with a corner cut out. A star has such a patch, and so has a heart, or a triangle. To know more, it must ask the
+# others. That is what this chapter builds: an *encoder* in which patches ask each other, layer after layer, until each
+# vector knows where it belongs.
+#
+# The way to ask is called **attention**.
+
+# %% [markdown]
+# ## Attention by hand
+#
+# Three patches: the *middle* of a star, its *tip*, and a piece of the *background*. Each of them makes three vectors of
+# its own:
+#
+# - a **query**: what am I looking for?
+# - a **key**: what have I got to offer?
+# - a **value**: what do I hand over to whoever wants me?
+#
+# In a model they are learned. Here we write them ourselves, four numbers each. Say that the first number stands for
+# *red*, the second for *grey*, the third for *pointed*; the fourth is not used.
+
+# %%
+names = ["middle", "tip", "background"]
+
+q = torch.tensor([[0.0, 0, 4, 0], [2, 0, 0, 0], [0, 2, 0, 0]])  # looks for: pointed; red; grey
+k = torch.tensor([[2.0, 0, 0, 0], [2, 0, 2, 0], [0, 2, 0, 0]])  # offers: red; red and pointed; grey
+v = torch.tensor([[10.0, 0, 0, 0], [0, 10, 0, 0], [0, 0, 10, 0]])
+
+# %% [markdown]
+# **Step 1: scores.** How well does a query fit a key? Multiply number by number and add up: the dot product. The middle
+# asks the tip:
+
+# %% tags=["nbval-check-output"]
+sum(a * b for a, b in zip(q[0].tolist(), k[1].tolist(), strict=True))
+
+# %% [markdown]
+# All pairs at once are one matrix product. A row belongs to the patch that asks, a column to the one that is asked.
+
+# %% tags=["nbval-check-output"]
+scores = q @ k.T
+assert scores[0, 1] == 8
+scores
+
+# %% [markdown]
+# It is not symmetrical. The middle wants the tip very much. The tip wants anything red: the middle, or itself.
+#
+# **Step 2: scale.** Divide by the square root of the vectors' length. Why, we see in a moment; √4 is 2.
+
+# %% tags=["nbval-check-output"]
+scores = scores / math.sqrt(4)
+scores
+
+# %% [markdown]
+# **Step 3: shares.** Scores can be any numbers. We want shares: positive, and 100 % in all. The softmax makes them: it
+# takes `exp` of every score and divides by the sum. But the sum over what?
+
+# %%
+quiz("ch02.axis")
+
+# %% tags=["nbval-check-output"]
+weights = scores.softmax(dim=-1)
+assert torch.allclose(weights.sum(dim=-1), torch.ones(3))
+torch.set_printoptions(precision=2, sci_mode=False)
+weights
+
+# %% [markdown]
+# `dim=-1` is the last axis, the keys: each row sums to 1. The middle spends 96 % of its attention on the tip.
+#
+# **Step 4: mix.** Each patch takes the others' values, by its shares. The values above are chosen so that you can read
+# the shares off the result: ten times each.
+
+# %% tags=["nbval-check-output"]
+mixed = weights @ v
+mixed
+
+# %% [markdown]
+# The first row is the middle's new vector. It consists nearly all of what the tip handed over. The middle now knows
+# that there is a tip: a star begins to show.
+#
+# That is all of attention: two matrix products, a scale and a softmax. Move the levers. What happens to the shares when
+# you divide by more, or by less? And what if the softmax runs over the other axis?
+
+# %%
+from nanovlm.viz.vit import attention_tables
+
+
+def by_hand(divide_by, over):
+    table = q @ k.T / divide_by
+    return attention_tables(table, table.softmax(dim=-1 if over == "keys" else 0), names, over)
+
+
+lever(by_hand, divide_by=[2, 1, 0.5, 8, 100], over=["keys", "queries"])
+
+# %% [markdown]
+# Divide by much, and all shares become equal: everybody takes the average of everything. Divide by little, and the
+# largest score takes it all. In between lies a choice that can be learned.
+#
+# The wrong axis is a real mistake, and a quiet one. With `over = queries` the columns sum to 1 and the rows do not. The
+# shapes stay as they were, and nothing raises.
+#
+# ### In one function
+#
+# The same for any number of patches, with any axes in front:
+
+
+# %%
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q kᵀ / √head_dim) v. [..., num_queries, head_dim] -> the same shape"""
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # [..., num_queries, num_keys]
+    return scores.softmax(dim=-1) @ v
+
+
+assert attend(q, k, v).equal(mixed)
+
+# %% [markdown]
+# PyTorch has it built in, in versions that are faster and need less memory, because they never keep the whole table of
+# scores:
+
+# %%
+torch.testing.assert_close(F.scaled_dot_product_attention(q, k, v), attend(q, k, v))
+
+# %% [markdown]
+# ## Why the square root?
+#
+# A score adds up `head_dim` products. The longer the vectors, the larger the sum can get. How much larger?
+
+# %%
+quiz("ch02.scale")
+
+# %% tags=["nbval-check-output"]
+torch.manual_seed(0)
+spreads = {}
+for head_dim in (4, 16, 64, 256):
+    random_scores = (torch.randn(4000, head_dim) * torch.randn(4000, head_dim)).sum(dim=-1)
+    spreads[head_dim] = random_scores.std().item()
+    print(
+        f"head_dim {head_dim:3}: spread {spreads[head_dim]:4.1f}, divided by the root {spreads[head_dim] / head_dim**0.5:.1f}"
+    )
+assert all(abs(spread / head_dim**0.5 - 1) < 0.1 for head_dim, spread in spreads.items())
+
+# %% [markdown]
+# The spread is the square root of the length. Dividing by it brings scores of any length to spread 1. That is the whole
+# reason, and it is given in the paper that brought the transformer ([Vaswani et al.
+# 2017](https://arxiv.org/abs/1706.03762), section 3.2.1).
+#
+# What if we leave it out? Eight keys, all random, none of them better than the others:
+
+# %%
+from nanovlm.viz.vit import weight_bars
+
+
+def with_and_without(head_dim):
+    generator = torch.Generator().manual_seed(3)
+    query, keys = torch.randn(head_dim, generator=generator), torch.randn(8, head_dim, generator=generator)
+    return weight_bars(
+        {
+            "not scaled": (keys @ query).softmax(dim=0).tolist(),
+            "scaled": (keys @ query / math.sqrt(head_dim)).softmax(dim=0).tolist(),
+        }
+    )
+
+
+lever(with_and_without, head_dim=[64, 4, 16, 256])
+
+# %% [markdown]
+# Without the scale one or two keys win by accident, and take everything. Worse: the model can hardly unlearn it. Where one
+# share is nearly 100 % and the others are nearly 0, a small change of the scores changes nothing, so almost no gradient
+# comes back. Measured, as the mean over many scores:
+
+# %% tags=["nbval-check-output"]
+torch.manual_seed(0)
+flow = {}
+for head_dim in (16, 256):
+    queries, keys, values = torch.randn(2000, 1, head_dim), torch.randn(2000, head_dim, 8), torch.randn(2000, 8, 1)
+    for divide_by in (1, math.sqrt(head_dim)):
+        raw = (queries @ keys / divide_by).requires_grad_()
+        (raw.softmax(dim=-1) @ values).sum().backward()
+        flow[head_dim, divide_by] = raw.grad.abs().mean().item()
+        print(f"head_dim {head_dim:3}, divided by {divide_by:2.0f}: gradient {flow[head_dim, divide_by]:.2f}")
+assert flow[256, 1] < 0.5 * flow[256, 16]
+
+# %% [markdown]
+# With the root, long vectors get about the gradient that short ones get. Without it, the longer they are, the less comes
+# through.
+
+# %% [markdown]
+# ## Several heads
+#
+# One softmax gives one set of shares. But a patch has more than one question. The middle of the star may want to know
+# *is there a tip?* and *where does the background begin?* With one set of shares it would have to split its attention,
+# and would get the two answers blurred into one.
+#
+# So the vector is cut into pieces, the **heads**. Each attends on its own: own scores, own softmax, own shares. SigLIP-B
+# cuts 768 numbers into 12 heads of 64. What does it cost?
+
+# %%
+quiz("ch02.heads")
+
+# %% [markdown]
+# ### Cutting
+#
+# We want `[batch, num_patches, dim]` as `[batch, num_heads, num_patches, head_dim]`: the head stands in front, like a
+# second batch, and `attend` needs no change. Two patches, two heads of two numbers; the numbers of patch 1 start at 10:
+
+# %% tags=["nbval-check-output"]
+x = torch.tensor([[[0, 1, 2, 3], [10, 11, 12, 13]]])  # [1, 2 patches, 4]
+unfolded = x.view(1, 2, 2, 2)  # [batch, patch, head, head_dim]: the last axis becomes two; no number moves
+heads = unfolded.transpose(1, 2)  # [batch, head, patch, head_dim]: this step moves them
+print("head 0:", heads[0, 0].tolist())
+print("head 1:", heads[0, 1].tolist())
+
+# %% [markdown]
+# Head 0 holds the first half of each patch, head 1 the second half. Two steps. Would one not do?
+
+# %%
+quiz("ch02.reshape")
+
+# %% tags=["nbval-check-output"]
+wrong = x.reshape(1, 2, 2, 2)  # straight to [batch, head, patch, head_dim]
+print("head 0:", wrong[0, 0].tolist())
+print("head 1:", wrong[0, 1].tolist())
+
+# %% [markdown]
+# The shape is right. But head 0 holds all of patch 0, and nothing of patch 1: what it takes for two patches are the two
+# halves of one. No patch would ever look at another. We come back to this.
+#
+# ### And back
+#
+# Afterwards the heads of a patch are laid end to end again: the same steps, backwards. Here too the transpose cannot be
+# left out.
+
+# %%
+merged = heads.transpose(1, 2).reshape(1, 2, 4)
+assert merged.equal(x)
+assert not heads.reshape(1, 2, 4).equal(x)
+
+# %% [markdown]
+# ### The module
+#
+# Where do queries, keys and values come from? Each is a linear layer applied to every patch. In code it is one wide
+# layer that makes all three, `3 * dim` numbers for each patch: first all of q, then k, then v. A last linear layer,
+# `out_proj`, lets the heads' findings mix.
+
+
+# %% tags=["package:nanovlm.models.vision_transformer.ViTAttention"]
+class ViTAttention(nn.Module):
+    """Every patch looks at every patch. [B, N, dim] -> [B, N, dim]"""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.qkv_proj = nn.Linear(config.hidden_dim, 3 * config.hidden_dim)
+        self.out_proj = nn.Linear(config.hidden_dim, config.hidden_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, num_patches, dim = x.shape
+        qkv = self.qkv_proj(x).view(batch, num_patches, 3, self.num_heads, dim // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, num_heads, N, head_dim]
+        x = attend(q, k, v)  # [B, num_heads, N, head_dim]
+        return self.out_proj(x.transpose(1, 2).reshape(batch, num_patches, dim))
+
+
+# %% tags=["nbval-check-output"]
+config = ViTConfig()  # the defaults are SigLIP-B/16 at 224 pixels: 768 wide, 12 heads, 14 x 14 patches
+attention = ViTAttention(config)
+x = torch.randn(1, 196, 768)
+expect_shape(attention(x), "batch 196 768")
+
+# %% [markdown]
+# ### A test that no shape can give
+#
+# Attention asks *what* a patch holds and never *where* it is. (The place is in the vector: chapter 01 added it.) So if
+# the patches come in another order, the answers must be the same, in that order. The wrong ways of cutting and merging
+# fail here:
+
+
+# %%
+class WrongSplit(ViTAttention):
+    def forward(self, x):
+        batch, num_patches, dim = x.shape
+        parts = self.qkv_proj(x).chunk(3, dim=-1)
+        q, k, v = (part.reshape(batch, self.num_heads, num_patches, -1) for part in parts)  # no transpose
+        return self.out_proj(attend(q, k, v).reshape(batch, num_patches, dim))
+
+
+class WrongMerge(ViTAttention):
+    def forward(self, x):
+        batch, num_patches, dim = x.shape
+        qkv = self.qkv_proj(x).view(batch, num_patches, 3, self.num_heads, dim // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        return self.out_proj(attend(q, k, v).reshape(batch, num_patches, dim))  # no transpose
+
+
+# %% tags=["nbval-check-output"]
+order = torch.randperm(196)
+for cls in (ViTAttention, WrongSplit, WrongMerge):
+    module = cls(config)
+    module.load_state_dict(attention.state_dict())
+    expect_shape(module(x), "batch 196 768")
+    same = torch.allclose(module(x[:, order]), module(x)[:, order], atol=1e-5)
+    print(f"{cls.__name__:13} shape right; another order gives the same answers in that order: {same}")
+
+# %% [markdown]
+# ## Alone again: the MLP
+#
+# After the patches have looked at each other, each thinks about what it has got, on its own. Two linear layers with a
+# bend between them: four times wider, then back.
+#
+# The bend is GELU, a smooth relative of ReLU ([Hendrycks and Gimpel 2016](https://arxiv.org/abs/1606.08415)). It comes
+# in two versions: an exact one, and an approximation by tanh. SigLIP has the second.
+
+# %% tags=["nbval-check-output"]
+points = torch.tensor([-3.0, -1, 0, 1, 3])
+exact, by_tanh = F.gelu(points), F.gelu(points, approximate="tanh")
+for row in zip(points.tolist(), exact.tolist(), by_tanh.tolist(), strict=True):
+    print("x {:4.0f}   exact {:7.4f}   tanh {:7.4f}".format(*row))
+
+# %% [markdown]
+# They differ in the fourth decimal. Does that matter? For the answers, hardly ever. But a copy of a model that is right
+# to three decimals is a copy with a mistake in it, and you do not know how large the next one is. We will ask for five.
+
+
+# %% tags=["package:nanovlm.models.vision_transformer.ViTMLP"]
+class ViTMLP(nn.Module):
+    """Each patch on its own: widen, bend, narrow. [B, N, dim] -> [B, N, dim]"""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_dim, config.inter_dim)
+        self.fc2 = nn.Linear(config.inter_dim, config.hidden_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+# %% [markdown]
+# ## The block
+#
+# Attention and MLP make a **block**, and two more things hold it together.
+#
+# **The residual connection.** A sub-layer does not replace the vector. It *adds* something to it: `x + attention(x)`.
+# So what a patch already knew is kept, and a gradient finds a straight way back through all blocks ([He et al.
+# 2015](https://arxiv.org/abs/1512.03385)).
+#
+# **The layer norm.** Before a sub-layer reads a vector, its numbers are brought to mean 0 and spread 1, then weighed by
+# a learned number each, and a learned bias is added ([Ba et al. 2016](https://arxiv.org/abs/1607.06450)). So it does not
+# matter how large the vector has grown. By hand:
+
+# %%
+x = 5 * torch.randn(2, 3, 8) + 1
+norm = nn.LayerNorm(8, eps=1e-6)
+by_formula = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + 1e-6).sqrt()
+torch.testing.assert_close(norm(x), by_formula * norm.weight + norm.bias)
+
+# %% [markdown]
+# Each patch has its own mean and spread; no patch and no picture influences another's. The small number `eps` keeps a
+# vector without any spread from a division by zero. SigLIP has 1e-6, torch's default is 1e-5.
+#
+# Normalise, transform, add back. Twice:
+
+
+# %% tags=["package:nanovlm.models.vision_transformer.ViTBlock"]
+class ViTBlock(nn.Module):
+    """Pre-norm: normalise, transform, add back. [B, N, dim] -> [B, N, dim]"""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.ln1 = nn.LayerNorm(config.hidden_dim, eps=config.layer_norm_eps)
+        self.attn = ViTAttention(config)
+        self.ln2 = nn.LayerNorm(config.hidden_dim, eps=config.layer_norm_eps)
+        self.mlp = ViTMLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln1(x))
+        return x + self.mlp(self.ln2(x))
+
+
+# %% [markdown]
+# ### Before or after? What breaks
+#
+# The norm stands *before* each sub-layer, and nothing stands on the way from one addition to the next. This is called
+# **pre-norm**; the vision transformer has it ([Dosovitskiy et al. 2020](https://arxiv.org/abs/2010.11929)), and so has
+# SigLIP. The first transformer had it the other way round: add, then normalise the sum, **post-norm**.
+#
+# It looks like a matter of taste. Here are both, and a third that adds nothing back:
+
+
+# %%
+class PostNorm(ViTBlock):
+    def forward(self, x):
+        x = self.ln1(x + self.attn(x))
+        return self.ln2(x + self.mlp(x))
+
+
+class NoResidual(ViTBlock):
+    def forward(self, x):
+        x = self.attn(self.ln1(x))
+        return self.mlp(self.ln2(x))
+
+
+# %% [markdown]
+# The task needs attention and little else. Nine patches, each with one of four colours; patch 0 carries a mark. Every
+# patch must say the colour of the marked one. We stack 24 blocks and train at once with a learning rate of 0.002. Three
+# runs, some seconds each.
+
+
+# %%
+def train(block_class, learning_rate=2e-3, seed=0):
+    """The loss at each step, from new weights."""
+    torch.manual_seed(seed)
+    sizes = ViTConfig(hidden_dim=32, inter_dim=64, num_blocks=24, num_heads=2, image_size=24, patch_size=8)
+    net = nn.Sequential(*(block_class(sizes) for _ in range(sizes.num_blocks)), nn.LayerNorm(32), nn.Linear(32, 4))
+    optimizer, losses = torch.optim.AdamW(net.parameters(), lr=learning_rate), []
+    for _ in range(60):
+        colours = torch.randint(4, (32, 9))
+        patches = torch.zeros(32, 9, 32)
+        patches[..., :4] = 3 * F.one_hot(colours, 4)
+        patches[:, 0, 4] = 3  # the mark
+        loss = F.cross_entropy(net(patches).flatten(0, 1), colours[:, :1].expand(-1, 9).flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+# %%
+losses = {"pre-norm": train(ViTBlock)}
+
+# %%
+losses["post-norm"] = train(PostNorm)
+
+# %%
+losses["no residual"] = train(NoResidual)
+
+# %%
+from nanovlm.viz.vit import loss_curves
+
+assert losses["pre-norm"][-1] < 0.5 < 1 < min(losses["post-norm"][-1], losses["no residual"][-1])
+loss_curves(losses, chance=math.log(4))
+
+# %% [markdown]
+# Only pre-norm learns. Without the residual nothing gets through 24 blocks. Post-norm *can* learn: try
+# `train(PostNorm, learning_rate=1e-3)`, or fewer blocks. It needs a more careful start, since at the beginning of
+# training the gradients of its last blocks are large ([Xiong et al. 2020](https://arxiv.org/abs/2002.04745)). That is
+# what a warm-up of the learning rate is for. This is one small task; it shows the effect, not its size elsewhere.
+
+# %% [markdown]
+# ## The encoder
+#
+# Patches in, blocks one after another, a last norm. Why that one? In a pre-norm stack nobody ever normalises what is
+# handed on, and each block adds to it. So it is done once, at the end.
+#
+# One line below is about memory, not about what is computed. With `gradient_checkpointing` on, a block's inner values
+# are thrown away in the forward pass and computed again when the gradient needs them. It is off unless somebody
+# switches it on.
+
+# %%
+from torch.utils.checkpoint import checkpoint
+
+from nanovlm.models.vision_transformer import PatchEmbedding  # chapter 01
+
+
+# %% tags=["package:nanovlm.models.vision_transformer.ViT"]
+class ViT(nn.Module):
+    """Pictures to patch vectors. [B, 3, image_size, image_size] -> [B, num_patches, hidden_dim]"""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embedding = PatchEmbedding(config)
+        self.blocks = nn.ModuleList(ViTBlock(config) for _ in range(config.num_blocks))
+        self.layer_norm = nn.LayerNorm(config.hidden_dim, eps=config.layer_norm_eps)
+        self.gradient_checkpointing = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patch_embedding(images)
+        for block in self.blocks:
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return self.layer_norm(x)
+
+
+# %% tags=["nbval-check-output"]
+siglip = ViT(ViTConfig()).eval()
+with torch.inference_mode():
+    patches = siglip(torch.randn(2, 3, 224, 224))
+expect_shape(patches, "batch 196 768")
+
+# %% [markdown]
+# 196 patches in, 196 vectors out. There is no **class token**: the vision transformer of Dosovitskiy et al. has an
+# extra vector that collects what a classifier needs. SigLIP has none ([Zhai et al.
+# 2023](https://arxiv.org/abs/2303.15343)). For comparing pictures with texts it was trained with a small head that pools
+# the patches, and a VLM leaves that head away: it wants each patch, so that it can tell where things are.
+
+# %% [markdown]
+# ### Is this SigLIP?
+#
+# The next cells ask transformers' own code: random weights, carried over into our class, and the same picture. (They
+# need transformers: `pip install transformers`. Skip them if you have none; nothing below depends on them.)
+#
+# transformers has separate layers for q, k and v. We stack them by rows, in this order.
+
+# %%
+from transformers import SiglipVisionConfig, SiglipVisionModel
+
+theirs = SiglipVisionModel(
+    SiglipVisionConfig(
+        hidden_size=96,
+        intermediate_size=200,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        image_size=48,
+        patch_size=8,
+    )
+).eval()
+torch.manual_seed(0)
+with torch.no_grad():
+    for parameter in theirs.parameters():  # a new model is full of zeros and ones, which would hide mistakes
+        parameter.add_(0.1 * torch.randn(parameter.shape))
+
+
+def carried_over(state, num_blocks):
+    """transformers' tensors under our names."""
+    state = {name.removeprefix("vision_model."): tensor for name, tensor in state.items()}
+    ours = {"patch_embedding.position_embedding": state["embeddings.position_embedding.weight"][None]}
+    names = {"embeddings.patch_embedding": "patch_embedding.conv", "post_layernorm": "layer_norm"}
+    for i in range(num_blocks):
+        for there, here in {
+            "layer_norm1": "ln1",
+            "layer_norm2": "ln2",
+            "self_attn.out_proj": "attn.out_proj",
+            "mlp.fc1": "mlp.fc1",
+            "mlp.fc2": "mlp.fc2",
+        }.items():
+            names[f"encoder.layers.{i}.{there}"] = f"blocks.{i}.{here}"
+    for kind in ("weight", "bias"):
+        ours |= {f"{here}.{kind}": state[f"{there}.{kind}"] for there, here in names.items()}
+        for i in range(num_blocks):
+            parts = [state[f"encoder.layers.{i}.self_attn.{which}_proj.{kind}"] for which in "qkv"]
+            ours[f"blocks.{i}.attn.qkv_proj.{kind}"] = torch.cat(parts)
+    return ours
+
+
+# %% tags=["nbval-check-output"]
+ours = ViT(ViTConfig(hidden_dim=96, inter_dim=200, num_blocks=4, num_heads=6, image_size=48, patch_size=8)).eval()
+ours.load_state_dict(carried_over(theirs.state_dict(), num_blocks=4))  # strict: a missing name would raise
+
+images = torch.randn(2, 3, 48, 48)
+with torch.inference_mode():
+    mine, reference = ours(images), theirs(pixel_values=images).last_hidden_state
+torch.testing.assert_close(mine, reference, atol=1e-5, rtol=1e-5)
+expect_shape(mine, "batch 36 96")
+
+# %% [markdown]
+# Equal to five decimals. Would it have noticed a small mistake? Put the exact GELU in:
+
+# %%
+for block in ours.blocks:
+    block.mlp.forward = lambda x, mlp=block.mlp: mlp.fc2(F.gelu(mlp.fc1(x)))
+with torch.inference_mode():
+    error = (ours(images) - reference).abs().max().item()
+assert error > 1e-4
+print(f"largest difference {error:.5f}")
+
+# %% [markdown]
+# It would. A difference so small is easy to take for rounding. It is not: rounding stays below the fifth decimal here.
+#
+# One part of theirs found no place in ours, the pooling head. If you read elsewhere that this encoder has 93 million
+# parameters, that head is counted in:
+
+# %% tags=["nbval-check-output"]
+with torch.device("meta"):  # shapes without numbers
+    whole = SiglipVisionModel(SiglipVisionConfig())
+pooling = sum(p.numel() for name, p in whole.named_parameters() if "head." in name)
+rest = sum(p.numel() for p in siglip.parameters())
+assert sum(p.numel() for p in whole.parameters()) == rest + pooling
+print(f"{rest:,} + {pooling:,} = {rest + pooling:,}")
+
+# %% [markdown]
+# ## Where the weights are
+#
+# How many parameters has SigLIP-B/16? Count them by hand, part by part. A linear layer from a to b has a · b weights and
+# b biases; a norm over d numbers has d of each.
+
+# %% tags=["nbval-check-output"]
+dim, inter, num_patches = 768, 3072, 196
+
+
+def linear(inputs, outputs):
+    return inputs * outputs + outputs
+
+
+by_part = {
+    "patch embedding": linear(3 * 16 * 16, dim),
+    "positions": num_patches * dim,
+    "attention": 12 * (linear(dim, 3 * dim) + linear(dim, dim)),
+    "MLPs": 12 * (linear(dim, inter) + linear(inter, dim)),
+    "norms": (12 * 2 + 1) * 2 * dim,
+}
+total = sum(by_part.values())
+for part, count in by_part.items():
+    print(f"{part:16} {count:11,}  {count / total:5.1%}")
+print(f"{'together':16} {total:11,}")
+assert total == sum(p.numel() for p in siglip.parameters())
+
+# %% [markdown]
+# The MLPs hold two thirds, attention one third, and all the rest is small change. Notice what does not matter: the
+# number of heads, and (but for the positions) the size of the picture.
+#
+# ## See it: where a patch looks
+#
+# Time to look at an encoder that has learned something. The pocket model's has two blocks of four heads, 128 wide. Our
+# class takes its weights:
+
+# %%
+from nanovlm import VisionLanguageModel
+
+model = VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
+encoder = ViT(model.config.vision).eval()
+encoder.load_state_dict(model.vision_encoder.state_dict())
+
+model.vision_encoder = encoder
+model.generate(image=photo, prompt="Where is the red star?")
+
+# %% [markdown]
+# That was the chapter's code, seeing. Now we want the weights of its attention, which `attend` does not give away. So
+# walk through the encoder once more, and keep the shares. (`split_heads` is yours, if you have solved exercise 2.2.)
+
+# %%
+split_heads = use("vit.split_heads")
+
+
+# %%
+def attention_maps(encoder, images):
+    """Each patch's shares. [num_blocks, B, num_heads, N, N]"""
+    x, maps = encoder.patch_embedding(images), []
+    for block in encoder.blocks:
+        qkv = block.attn.qkv_proj(block.ln1(x))
+        q, k, _ = split_heads(qkv, block.attn.num_heads)
+        maps.append((q @ k.mT / math.sqrt(q.shape[-1])).softmax(dim=-1))
+        x = block(x)
+    return torch.stack(maps)
+
+
+# %% tags=["nbval-check-output"]
+_, pixels = model.prepare_prompt("Where is the red star?", photo)  # the picture as a tensor, [1, 3, 64, 64]
+with torch.inference_mode():
+    maps = attention_maps(encoder, pixels)
+assert torch.allclose(maps.sum(dim=-1), torch.tensor(1.0))
+expect_shape(maps, "2 1 4 64 64")
+
+# %% [markdown]
+# For each block and head a table of 64 x 64: too much to read. So choose a patch, and paint its row over the picture.
+# Patches are counted in reading order, eight in a row; so are blocks and heads, from 0.
+
+# %%
+from nanovlm.viz.vit import patch_attention
+
+
+def looks(block, head, patch):
+    return patch_attention(photo, maps[:, 0], block, head, patch)
+
+
+lever(looks, block=[1, 0], head=[2, 0, 1, 3], patch=(0, 63, 1, 10))
+
+# %% [markdown]
+# The patch is the red one from the beginning. In block 0 its four heads look widely about. In block 1, head 2 knows what
+# it wants: the circle. Move `patch`, to the triangle, to the square, to the empty middle: head 2 still looks at the
+# circle. On average over all patches, so much of its attention falls into the circle's quarter of the picture:
+
+# %%
+circles_quarter = maps[1, 0, 2].view(64, 2, 4, 2, 4)[:, 1, :, 0].sum(dim=(1, 2))  # lower half, left half
+assert circles_quarter.mean() > 0.9
+print(f"{circles_quarter.mean():.0%}")
+
+# %% [markdown]
+# What does this head look for?
+
+# %%
+quiz("ch02.blue")
+
+# %% [markdown]
+# Pull the explanations apart. First the place: mirror the picture, so that the circle is at the right.
+
+
+# %%
+def maps_of(*pictures):
+    pixels = torch.cat([model.prepare_prompt("?", each)[1] for each in pictures])
+    with torch.inference_mode():
+        return attention_maps(encoder, pixels)
+
+
+mirrored = ImageOps.mirror(photo)
+patch_attention(mirrored, maps_of(mirrored)[:, 0], block=1, head=2, patch=13)
+
+# %% [markdown]
+# It follows. So it is not the place. Shape or colour? Here is another picture, without a circle:
+
+# %%
+other = Image.open(asset_path("pictures/shapes_2.png")).convert("RGB")
+patch_attention(other, maps_of(other)[:, 0], block=1, head=2, patch=10)
+
+# %% [markdown]
+# A square, and blue. So colour? Three pictures are three pictures. The Thimble, the data set that comes with the course,
+# can draw as many as we like, and tells us what is where. How much of the head's attention goes to the quarter in which
+# a thing lies? If it did not care, a quarter would get 25 %.
+
+# %%
+import re
+
+from nanovlm.data.thimble import thimble_sample
+from nanovlm.viz.vit import share_bars
+
+PLACES = ("top left", "top right", "bottom left", "bottom right")
+samples = [thimble_sample("shapes", "test", i, image_size=64) for i in range(budget().pick(ci=120, laptop=400))]
+head_2 = maps_of(*(sample["images"][0] for sample in samples))[1, :, 2]  # [pictures, N, N]
+looked_at = head_2.mean(dim=1)  # [pictures, N]: on average over all patches that look
+quarters = looked_at.view(-1, 2, 4, 2, 4).sum(dim=(2, 4)).flatten(1)  # [pictures, 4], in the order of PLACES
+
+by_colour, by_shape = {}, {}
+for sample, shares in zip(samples, quarters, strict=True):
+    caption = sample["texts"][-1]["assistant"]  # "top left: red star. top right: nothing. …"
+    for place, colour, shape in re.findall(r"(\w+ \w+): (\w+) (\w+)\.", caption):
+        share = shares[PLACES.index(place)].item()
+        by_colour.setdefault(colour, []).append(share)
+        by_shape.setdefault(shape, []).append(share)
+
+by_colour = {name: sum(shares) / len(shares) for name, shares in sorted(by_colour.items())}
+by_shape = {name: sum(shares) / len(shares) for name, shares in sorted(by_shape.items())}
+assert all(by_colour["blue"] > 2 * share for colour, share in by_colour.items() if colour != "blue")
+share_bars(by_shape | by_colour, tick=0.25, tick_name="an even share")
+
+# %% [markdown]
+# First the shapes, then the colours. The shapes differ little; among the colours, one stands out. This head looks for **blue**. Nobody told it to: it is what
+# training found useful.
+#
+# A single picture would have had us believe in circles. Keep that in mind for all the attention maps that you see in
+# papers.
+
+# %% [markdown]
+# ## What attention maps cannot tell
+#
+# So the model knows what is blue *because* of head 2? That does not follow. A map shows where a head reads. It does not
+# show what the model does with it. There is only one way to find out: take it away, and look at the answers.
+#
+# We take away not one head but all attention of the encoder, in both blocks.
+
+
+# %%
+class NoAttention(ViTBlock):
+    def forward(self, x):
+        return x + self.mlp(self.ln2(x))
+
+
+# %%
+quiz("ch02.ablate")
+
+# %% [markdown]
+# Into the same table come blocks without the MLP, and the two wrong orders from above with the weights as they are:
+
+
+# %%
+class NoMLP(ViTBlock):
+    def forward(self, x):
+        return x + self.attn(self.ln1(x))
+
+
+quiz("ch02.norm")
+
+# %%
+from nanovlm.data.thimble import chance
+from nanovlm.evaluate import evaluate
+
+
+def score_with(block_class):
+    """The share of right answers about shapes, with other blocks and the same weights."""
+    broken = ViT(model.config.vision).eval()
+    broken.blocks = nn.ModuleList(block_class(model.config.vision) for _ in encoder.blocks)
+    broken.load_state_dict(encoder.state_dict())  # strict, and it raises nothing: all names and shapes fit
+    model.vision_encoder = broken
+    score = evaluate(model, samples[: budget().pick(ci=40, laptop=120)], blind=False).accuracy
+    model.vision_encoder = encoder
+    return score
+
+
+scores = {
+    "as it was trained": score_with(ViTBlock),
+    "no attention": score_with(NoAttention),
+    "no MLP": score_with(NoMLP),
+    "post-norm": score_with(PostNorm),
+    "no residual": score_with(NoResidual),
+}
+guessing = sum(chance("shapes").values()) / len(chance("shapes"))
+assert scores["no attention"] > 0.9 > 0.7 > max(scores["no MLP"], scores["post-norm"], scores["no residual"])
+share_bars(scores, tick=guessing, tick_name="guessing")
+
+# %% [markdown]
+# Two lessons.
+#
+# **Order counts.** Post-norm has the same parameters under the same names, loads without a complaint, and falls to near
+# guessing. No shape would have told you.
+#
+# **The pretty maps explain almost nothing here.** Without any attention the encoder serves these questions nearly as
+# well. The pocket model's pictures are simple: four large plain shapes. The projector joins neighbouring patches
+# (chapter 03), and the decoder's own attention reads all of the image tokens (chapter 04). Between them they find out
+# what the encoder did not. Do not conclude that encoders need no attention: it is a finding about this model and these
+# questions. Text, photos and small things ask for more, and we have not measured them here.
+#
+# What is known about maps in general:
+#
+# - Maps that look quite different can lead to the same answer, so a map is no proof of a reason ([Jain and Wallace
+#   2019](https://arxiv.org/abs/1902.10186)). That depends on what one calls an explanation, and on the task ([Wiegreffe
+#   and Pinter 2019](https://arxiv.org/abs/1908.04626)).
+# - After the first block a patch's vector holds something of all the others. To look *at patch 10* is no longer to look
+#   at what patch 10 shows ([Abnar and Zuidema 2020](https://arxiv.org/abs/2005.00928)).
+# - Large vision transformers use some patches of plain background as a place to store things about the whole picture.
+#   Their maps have bright spots where there is nothing to see ([Darcet et al.
+#   2023](https://arxiv.org/abs/2309.16588)).
+#
+# So: a map is a good way to get an idea, and a bad way to prove one.
+
+# %% [markdown]
+# ## Where this lives in the package
+#
+# The four classes are the package's, in `nanovlm/models/vision_transformer.py`; the builder of this notebook compares
+# them with that file. `attend` is its plainest form. The package's calls PyTorch's fast version, and it also takes a
+# mask, so that a word cannot look at what comes after it. A patch may look everywhere, so the encoder needs none. Masks
+# are the decoder's business: chapter 04.
+#
+# In the whole model the encoder comes first, and hands over what it computed, one vector for each patch:
+
+# %% tags=["nbval-check-output"]
+from nanovlm.trace import trace
+
+ids, pixels = model.prepare_prompt("Where is the red star?", photo)
+trace(model, torch.tensor([ids]), pixels).expect({"vision_encoder": "1 64 128", "pixel_shuffle": "1 16 512"})
+print("64 patches in, 64 vectors out")
+
+# %% [markdown]
+# What you take along:
+#
+# - Attention is two products, a scale and a softmax. The softmax runs over the keys, the scale is √head_dim.
+# - Heads are a cut and a transpose. A wrong cut has the right shape; shuffled patches find it out.
+# - A pre-norm block adds to the vector and never rewrites it. Where the norm stands is part of the weights' meaning.
+# - Parity with somebody else's code, to five decimals, is worth more than any number of right shapes.
+# - Look at maps to find questions. Take parts away to find answers.
+#
+# Now close this page and write it yourself. Each class that passes its check becomes a part of your own model.
+
+# %% [markdown] tags=["stamped"]
+# ## Your turn
+#
+# [Open the exercises](../exercises/02_vision_transformer.ipynb) ([in Colab][exercises]): 7 of them, about 68 minutes.
+#
+# [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/02_vision_transformer.ipynb
+#
+# | | exercise | difficulty | minutes |
+# |---|---|---|---|
+# | 2.1 | Attention in three lines (`vit.attention`) | ●●○ | 12 |
+# | 2.2 | One wide vector, many heads (`vit.split_heads`) | ●●○ | 12 |
+# | 2.3 | Every patch looks at every patch (`vit.attention_module`) | ●●○ | 12 |
+# | 2.4 | Each patch on its own (`vit.mlp`) | ●○○ | 6 |
+# | 2.5 | Normalise, transform, add back (`vit.block`) | ●●○ | 8 |
+# | 2.6 | The whole encoder (`vit.encoder`) | ●●○ | 8 |
+# | 2.7 | Where the weights are (`vit.count_parameters`) | ●●○ | 10 |
+#
+# Next: [03 Pixel shuffle and the projector](03_pixel_shuffle_and_projector.ipynb)
