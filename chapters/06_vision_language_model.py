@@ -55,7 +55,8 @@ from nanovlm.course import budget, expect_shape, lever, quiz, use, yours
 # other yet. What is missing between them is one short step, the **joint**. Everything that makes this a
 # *vision*-language model happens there.
 #
-# Start with what the two sides hand over. Here is the pocket model, a picture and a question.
+# Start with what the two sides hand over. Here is the pocket model, a picture and a question. `prepare_prompt` makes
+# token ids of the question, and a tensor of pixels of the picture.
 
 # %%
 model = nanovlm.VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
@@ -67,13 +68,23 @@ input_ids = torch.tensor([ids])
 picture
 
 # %% [markdown]
-# The words go through a table, the picture through encoder and projector:
+# What did the prompt become?
+
+# %% tags=["nbval-check-output"]
+print(ids)
+print(model.tokenizer.decode([i for i in ids if i != model.config.image_token_id], skip_special_tokens=False))
+
+# %% [markdown]
+# Eight ids are the question and its frame (chapter 05). The sixteen 4s between them mean nothing: they keep seats. To
+# those we come in a moment.
+#
+# Ids go through a table of vectors, the picture through encoder and projector:
 
 # %% tags=["nbval-check-output"]
 with torch.inference_mode():
     words = model.decoder.token_embedding(input_ids)
     image_tokens = model.projector(model.vision_encoder(pixels))
-print("words:       ", expect_shape(words, "1 24 128"))
+print("prompt:      ", expect_shape(words, "1 24 128"))
 print("image tokens:", expect_shape(image_tokens, "1 16 128"))
 
 # %% [markdown]
