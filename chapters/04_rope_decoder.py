@@ -230,9 +230,16 @@ with patch.object(language_model.RMSNorm, "forward", without_the_mean):
     assert score("the mean subtracted, as LayerNorm") > 0.9
 
 # %% [markdown]
-# Without the norm the model is dead. But subtract the mean, which it was *not* trained with, and nothing happens. In
-# this model the means are so small that they do not matter. That is the paper's claim, too: the scaling is what helps,
-# the centring is not needed.
+# Without the norm the model is dead. But subtract the mean, which it was *not* trained with, and nothing happens. Why?
+# Look at how large the mean is, beside the root mean square, in the vectors that the norms read:
+
+# %%
+shares = torch.cat([(x.mean(dim=-1).abs() / x.pow(2).mean(dim=-1).sqrt()).flatten() for x in states[:4]])
+print(f"the mean is {shares.mean():.0%} of the size on average, {shares.max():.0%} at most")
+assert shares.mean() < 0.2
+
+# %% [markdown]
+# There is little to subtract. That is the paper's claim, too: the scaling is what helps, the centring is not needed.
 
 # %% [markdown]
 # ## RoPE: a position is an angle
@@ -277,7 +284,7 @@ for q_position, k_position in ((10, 7), (110, 107), (3, 0), (10, 6)):
 #
 # ### Many pairs
 #
-# One pair is not enough: after 6.28 steps it has come full circle, so 1 and 7.28 look alike. A clock has the same
+# One pair is not enough: 6.28 radians are a full turn, so distance 1 and distance 7.28 look alike. A clock has the same
 # problem and solves it with several hands. RoPE cuts a vector of `head_dim` numbers into `head_dim / 2` pairs, and each
 # pair turns more slowly than the one before:
 #
@@ -297,7 +304,7 @@ def dials(position, distance, base):
     return rotation_figure(ones, ones, [base ** (-2 * i / 8) for i in range(4)], position, distance)
 
 
-lever(dials, position=(0, 64, 1, 12), distance=(0, 12, 1, 3), base=[100, 10, 10_000])
+lever(dials, position=(12, 64, 1, 12), distance=(0, 12, 1, 3), base=[100, 10, 10_000])
 
 # %% [markdown]
 # The fast pair tells neighbours apart. The slow pairs tell near from far. SmolLM2 has a base of 100,000 and 32 pairs.
@@ -313,7 +320,8 @@ for pair in (0, 1, 15, 31):
 # %% [markdown]
 # The slowest pairs do not get round once. That is on purpose: for them no two positions look alike.
 #
-# In code, first the angles. Each angle is laid down twice, since both numbers of a pair need it.
+# In code, first the angles. Each angle is laid down twice, since both numbers of a pair need it. B is the batch, T the
+# length of the text, and the axis of size 1 is for the heads: all of them turn alike.
 
 
 # %% tags=["package:nanovlm.models.language_model.RotaryEmbedding"]
@@ -653,7 +661,7 @@ quiz("ch04.cache")
 # %% [markdown]
 # Queries are not kept. So let several query heads share one key and one value: **grouped-query attention** ([Ainslie et
 # al. 2023](https://arxiv.org/abs/2305.13245)). One for all is *multi-query* attention ([Shazeer
-# 2019](https://arxiv.org/abs/1911.02150)), the smallest cache but somewhat worse answers, by the authors' measurements.
+# 2019](https://arxiv.org/abs/1911.02150)), the smallest cache, but by the measurements of Ainslie et al. worse answers.
 # SmolLM2-135M has 9 query heads and 3 key/value heads. Move the lever:
 
 # %%
@@ -687,8 +695,8 @@ print("repeat_interleave:", shared.repeat_interleave(2).tolist())
 print("repeat:           ", shared.repeat(2).tolist())
 
 # %% [markdown]
-# `attend` from chapter 02 does the sharing by itself (with torch's `enable_gqa`, which need not copy): you hand it fewer
-# key heads than query heads.
+# The package's `attend`, whose plainest form is chapter 02's, does the sharing by itself (with torch's `enable_gqa`, which
+# need not copy): you hand it fewer key heads than query heads.
 
 # %%
 from nanovlm.models.vision_transformer import attend
@@ -704,7 +712,8 @@ torch.testing.assert_close(attend(q, k, v, is_causal=True), copied)
 # %%
 def attend_in_the_wrong_order(q: Tensor, k: Tensor, v: Tensor, mask=None, is_causal: bool = False) -> Tensor:
     groups = q.shape[1] // k.shape[1]
-    return attend(q, k.repeat(1, groups, 1, 1), v.repeat(1, groups, 1, 1), mask, is_causal)
+    k, v = k.repeat(1, groups, 1, 1), v.repeat(1, groups, 1, 1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
 
 
 with patch.object(language_model, "attend", attend_in_the_wrong_order):
@@ -924,7 +933,9 @@ quiz("ch04.future")
 
 # %% tags=["nbval-check-output"]
 torch.manual_seed(0)
-small = LMConfig(32, 48, 2, 4, 2, vocab_size=70, max_positions=64, rope_base=10_000.0)
+small = LMConfig(
+    hidden_dim=32, inter_dim=48, num_blocks=2, num_heads=4, num_kv_heads=2, vocab_size=70, max_positions=64
+)
 decoder = LanguageModel(small).eval()
 
 
@@ -935,7 +946,7 @@ def logits_of(ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
 
 ids = torch.tensor([[3, 14, 15, 9, 26]])
 changed = torch.tensor([[3, 14, 15, 9, 53]])
-moved = (logits_of(ids) - logits_of(changed)).abs().amax(dim=-1)[0] > 0
+moved = (logits_of(ids) - logits_of(changed)).abs().amax(dim=-1)[0] > 1e-6
 print("predictions that changed:", moved.nonzero().flatten().tolist())
 
 # %% [markdown]
@@ -944,8 +955,8 @@ print("predictions that changed:", moved.nonzero().flatten().tolist())
 # The hardest check there is: another implementation. transformers builds a small Llama with random weights, we load the
 # same weights into the classes above, and ask both. Three texts of different lengths, padded on the left.
 #
-# The weights are made large on purpose. With the usual, small ones a mistake can hide below the tolerance. (The cell
-# needs transformers: `pip install transformers`. Skip it if you have none; nothing below depends on it.)
+# The weights are made large on purpose. With the usual, small ones a mistake can hide below the tolerance. (This cell
+# and the next need transformers: `pip install transformers`. Skip them if you have none; nothing else depends on them.)
 
 # %% tags=["nbval-check-output"]
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -985,8 +996,21 @@ assert difference < 1e-5
 print(f"{expect_shape(ours, 'batch length 70')}: equal to 1e-5")
 
 # %% [markdown]
-# Every part of this chapter had to be right for that: one sign in `apply_rope`, one head in the wrong order, and the
-# difference would be near 1.
+# Would it have noticed a mistake? Put two of this chapter's into our classes:
+
+
+# %% tags=["nbval-check-output"]
+def still_equal(**mistake) -> bool:
+    with patch.dict(globals(), mistake), torch.no_grad():
+        return bool((logits_of(ids, real) - expected)[real].abs().max() < 0.1)
+
+
+print("neighbours for halves:", still_equal(apply_rope=apply_rope_to_neighbours))
+print("shared in the wrong order:", still_equal(attend=attend_in_the_wrong_order))
+print("as it was:", still_equal())
+
+# %% [markdown]
+# Neither comes even close: not to a tenth.
 #
 # ## What breaks: a decoder that can see its answer
 #
@@ -999,7 +1023,8 @@ print(f"{expect_shape(ours, 'batch length 70')}: equal to 1e-5")
 def train(mask: Tensor | None, num_steps: int = 150, length: int = 16) -> float:
     """A tiny decoder on random tokens; the last loss. mask None: causal."""
     torch.manual_seed(0)
-    model = LanguageModel(LMConfig(32, 64, 2, 2, 1, vocab_size=16, max_positions=length, rope_base=100.0))
+    sizes = {"hidden_dim": 32, "inter_dim": 64, "num_blocks": 2, "num_heads": 2, "num_kv_heads": 1}
+    model = LanguageModel(LMConfig(**sizes, vocab_size=16, max_positions=length, rope_base=100.0))
     nn.init.normal_(model.token_embedding.weight, std=0.3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     rope = model.rotary_embedding(torch.arange(length)[None])
@@ -1019,11 +1044,13 @@ def train(mask: Tensor | None, num_steps: int = 150, length: int = 16) -> float:
 honest = train(None)
 peeking = train(torch.ones(1, 1, 16, 16, dtype=torch.bool))
 print(f"guessing: {math.log(16):.2f}    with the mask: {honest:.2f}    without: {peeking:.2f}")
+print(f"a sixteenth of guessing: {math.log(16) / 16:.2f}")
 assert abs(honest - math.log(16)) < 0.05 and peeking < 0.5
 
 # %% [markdown]
 # A loss far below what is possible. The model has learnt to look one token to the right and copy. It does not reach 0
-# because the last of the 16 tokens has no one to its right: that one it must guess, and a sixteenth of log 16 is 0.17.
+# because the last of the 16 tokens has no one to its right: that one it must guess, which costs a sixteenth of log 16 on
+# average.
 #
 # When a loss looks too good, this is the first thing to check. Change a late token and look at the early logits, as you
 # did above. It takes four lines.
@@ -1053,7 +1080,7 @@ with torch.no_grad():
 #   shape tells you.
 # - Norms and angles are computed in float32, and masks are bools.
 #
-# Now write it yourself. The first exercises are one line long, the last is a Llama.
+# Now write it yourself. The first exercises take a few lines, the last is a Llama.
 
 # %% [markdown] tags=["stamped"]
 # ## Your turn
