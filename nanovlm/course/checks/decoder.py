@@ -170,7 +170,7 @@ SWIGLU = Exercise(
     title="A gate in the MLP",
     difficulty=1,
     minutes=6,
-    why="Two thirds of a block's weights and more are in here. The three matrices look alike, so a wrong one in the "
+    why="Three quarters of SmolLM2's weights inside its blocks are in here. The three matrices look alike, so a wrong one in the "
     "wrong place fits every shape and makes loaded weights worthless.",
     hints=(
         "Two layers go up to inter_dim, one comes down. Only one of the two that go up passes through the activation.",
