@@ -517,7 +517,8 @@ print(f"letter by letter: {spelled} tokens; as a token of its own: {len(raw.enco
 #
 # ### nanoVLM's way
 #
-# nanoVLM (450M) cuts as well, with another rule and another text: **the whole first**, no fake tokens, no line breaks.
+# nanoVLM (450M, [code](https://github.com/huggingface/nanoVLM)) cuts as well, with another rule and another text: **the
+# whole first**, no fake tokens, no line breaks.
 
 # %% tags=["nbval-check-output"]
 nanovlm_style = TiledImageProcessor(64, tiling=TilingConfig("nanovlm", max_side=256))
