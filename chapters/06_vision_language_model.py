@@ -899,8 +899,8 @@ def wrong_reshape(x: Tensor, factor: int) -> Tensor:
 wrong = yours(replace={"pixel_shuffle.shuffle": wrong_reshape})
 
 # %% [markdown]
-# (It counts a part that you hand over as your own.) The model was built without a complaint, the weights fit, all
-# shapes are right. Four pictures, three questions about each:
+# The model was built without a complaint, the weights fit, all shapes are right. Four pictures, three questions about
+# each:
 
 # %%
 from nanovlm.viz.joint import Asked, side_by_side

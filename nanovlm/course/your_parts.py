@@ -95,7 +95,9 @@ def yours(replace: Mapping[str, Any] | None = None, directory: str | Path | None
     source.attach_processors(model, directory, values)
     model.eval()
     model.parts = parts  # type: ignore[assignment]
-    print(f"{len(own)} of {len(parts)} parts are your own{': ' + ', '.join(own) if own else ''}.")
+    kept_ids, tried = ([i for i, origin in parts.items() if origin == what] for what in ("yours", "replaced"))
+    line = f"{len(kept_ids)} of {len(parts)} parts are your own{': ' + ', '.join(kept_ids) if kept_ids else ''}."
+    print(line + (f" Tried this time: {', '.join(tried)}." if tried else ""))
     return model
 
 

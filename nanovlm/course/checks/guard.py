@@ -51,7 +51,7 @@ class Clock:
 
     def expired(self) -> bool:
         wall, work = time.monotonic() - self.wall, time.process_time() - self.work
-        idle = work < 0.05 * wall
+        idle = work < 0.02 * wall  # less than a busy machine leaves to a process
         return work >= self.seconds or (wall >= self.seconds and idle) or wall >= 8 * self.seconds
 
 
