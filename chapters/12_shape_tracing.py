@@ -678,7 +678,7 @@ for name, removed in quarters.items():
 # in transformers' own code, at full size on meta. (The cell needs transformers: `pip install transformers`. Skip it if
 # you have none. The import takes some seconds.)
 
-# %% tags=["nbval-check-output"]
+# %%
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 with torch.device("meta"):
@@ -715,7 +715,7 @@ print(
 # %% [markdown]
 # PyTorch's own transformer is no model of anybody's, but many start there:
 
-# %% tags=["nbval-check-output"]
+# %%
 layer = nn.TransformerEncoderLayer(d_model=32, nhead=4, dim_feedforward=64, batch_first=True)
 encoder = nn.TransformerEncoder(layer, num_layers=6, enable_nested_tensor=False).eval()
 theirs = trace(encoder, torch.randn(2, 7, 32))

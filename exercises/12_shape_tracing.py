@@ -37,7 +37,8 @@ except ImportError:
 import torch
 from torch import Tensor, nn
 
-from nanovlm.config import VLMConfig
+from nanovlm import VisionLanguageModel
+from nanovlm.config import LMConfig, ProjectorConfig, ViTConfig, VLMConfig
 from nanovlm.course import check
 from nanovlm.models.modality_projector import pixel_shuffle
 from nanovlm.trace import Trace, trace
@@ -62,13 +63,13 @@ from nanovlm.trace import Trace, trace
 # What you need: `t["module.path"]` is a row (the first step of that name); `t.find("name")` is the list of all rows
 # with that function name, module path or class name. A row has `.shape` (of what came out) and `.inputs` (of what went
 # in: a list, each with a `.shape`). `scaled_dot_product_attention` gets `[B, heads, length, head_dim]` three times:
-# queries, keys, values. The printed tree of chapter 12 shows all names: these models are built like that one.
+# queries, keys, values. The next cell prints such a trace, with all names. For it the answer is 16, 4, 9, 3 and 2.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
 #
 # Each of the five is the size of one dim of one tensor, or a count of rows. Which step's tensor? Look at the
-# printed tree of the chapter.
+# printed tree.
 #
 # </details>
 # <details><summary>Hint 2: a plan</summary>
@@ -87,6 +88,14 @@ from nanovlm.trace import Trace, trace
 # ```
 #
 # </details>
+
+# %%
+vision = ViTConfig(hidden_dim=16, inter_dim=24, num_blocks=2, num_heads=2, image_size=16, patch_size=4)
+language = LMConfig(hidden_dim=32, inter_dim=40, num_blocks=3, num_heads=4, num_kv_heads=2, vocab_size=23)
+joint = ProjectorConfig(vision_dim=16, language_dim=32, pixel_shuffle_factor=2)
+example_model = VisionLanguageModel(VLMConfig(vision, joint, language))
+example = trace(example_model, torch.zeros(1, 5, dtype=torch.long), torch.zeros(1, 3, 16, 16))
+print(example)
 
 
 # %%
@@ -381,7 +390,8 @@ check("trace.symbolic_shapes", shape_claims)
 # %% [markdown] tags=["exercise"]
 # Which share of the work does each part do? Count the FLOPs of one forward pass by formula, for one picture with
 # `num_text_tokens` behind it, and return the shares of `vision_encoder`, `projector`, `decoder` (its blocks) and
-# `head`, which sum to 1. Every position of the line goes through the head.
+# `head`, which sum to 1. Every position of the line goes through the head. (To try yours: `example.table(depth=1)`
+# has the FLOPs of each part of the model of exercise 12.1.)
 #
 # Count as the tracer does: products only, a multiplication and an addition as two.
 #

@@ -77,7 +77,10 @@ def _shade(weights: Sequence[float], tokens: Sequence[Sequence[int]], grid: int)
         dark = 0.82 * (1 - weights[token] / full)
         places = [(16 + patch % grid * cell, TOP + patch // grid * cell) for patch in patches]
         title = f"token {token}: {weights[token]:.1%}"
-        shade += [rect(x, y, cell, cell, "#0b0e11", fill_opacity=round(dark, 3), title=title) for x, y in places]
+        shade += [
+            rect(x, y, cell, cell, "#0b0e11", fill_opacity=round(dark, 3), shape_rendering="crispEdges", title=title)
+            for x, y in places
+        ]
         if token == best and weights[best] >= 0.005:
             marks += [path(_outline(patches, grid, cell), stroke="orange", width=3)]
         if weights[token] >= 0.045 and cell * math.sqrt(len(patches)) >= 26:

@@ -86,6 +86,26 @@ def test_what_does_not_fit_is_said_in_a_sentence(weights: list[float], word: int
         attention_over_picture(PICTURE, weights, LINE, word, TILES, first)
 
 
+def test_a_trace_of_the_pocket_model_becomes_a_picture_for_each_lever() -> None:
+    """The way that chapter 12 goes: weights of each layer and head, from each word."""
+    from nanovlm import VisionLanguageModel
+    from nanovlm.assets import asset_path
+    from nanovlm.trace import trace
+
+    model = VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
+    ids, pixels = model.prepare_prompt("Where is the red star?", Image.open(asset_path("pictures/shapes.png")))
+    layers = [f"decoder.blocks.{i}" for i in range(model.config.language.num_blocks)]
+    seen = trace(model, torch.tensor([ids]), pixels, attention=layers).attention
+    line = [model.tokenizer.decode([i], skip_special_tokens=False) for i in ids]
+    tokens, first = patch_map(lambda x: pixel_shuffle(x, 2), grid=8).tokens, line.index("<|image|>")
+    for layer in layers:
+        for head in range(model.config.language.num_heads):
+            for word in (0, first + len(tokens), len(line) - 1):
+                figure = attention_over_picture(PICTURE, seen[layer][0][0, head, word], line, word, tokens, first)
+                assert len(shades(drawn(figure))) == 64
+    assert set(shades(drawn(figure))) != {0.82}  # the last word of the last layer does look at the picture
+
+
 def test_tokens_give_their_weight_to_their_patches() -> None:
     spread = patch_map(lambda x: pixel_shuffle(x, 2), grid=4).spread(torch.tensor([[0.4, 0.0, 0.2, 0.4], [1, 0, 0, 0]]))
     assert spread.shape == (2, 4, 4)

@@ -86,7 +86,7 @@ READ = Exercise(
     "night.",
     hints=(
         "Each of the five is the size of one dim of one tensor, or a count of rows. Which step's tensor? Look at the "
-        "printed tree of the chapter.",
+        "printed tree.",
         'Module paths: t["vision_encoder"], t["projector"], t["decoder"]. What goes *into* a step is row.inputs. For '
         "the blocks, find them by their class; for the heads, take attention inside the decoder, not the encoder's.",
         't["vision_encoder"].shape[1], and the projector in the same way\n'
