@@ -93,8 +93,8 @@ trace(Joint(), patches, ids)
 # 6. what torch said.
 #
 # The bug is `dim=-1`. The two should stand one behind the other, along dim 1. The error is still a `RuntimeError`, so
-# code that catches it still does. (What stands above it is Python's usual list of calls. `%xmode Minimal` in a cell
-# makes Jupyter leave it out.)
+# code that catches it still does. (What stands above it is Python's usual list of calls; your line is its last
+# entry. `%xmode Minimal` in a cell makes Jupyter leave the list out.)
 #
 # That is the emergency. Now the ordinary use: looking at a model that works.
 
@@ -210,7 +210,7 @@ print(t.table(depth=1))
 
 # %% tags=["nbval-check-output"]
 assert t["projector"].flops == 2 * 16 * 512 * 128
-q = t.find("attend")[-1].inputs[0]  # [B, heads, length, head_dim]
+q = t.find("attend")[-1].inputs[0]  # attend is the package's function around attention; [B, heads, length, head_dim]
 heads, length, head_dim = q.shape[1:]
 assert t.find("attend")[-1].flops == 2 * (2 * heads * length * length * head_dim)
 print(f"{t['projector'].flops:,} in the projector, {t.find('attend')[-1].flops:,} in one attention of the decoder")

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import inspect
 import os
-from types import CodeType, FrameType
+from types import CodeType, FrameType, TracebackType
 
 import torch
 
@@ -43,6 +43,14 @@ def classify(code: CodeType) -> int:
     if code.co_freevars and (code.co_flags & _VARIADIC == _VARIADIC or code.co_name in ("wrapper", "wrapped")):
         return WRAPPER  # def wrapper(*args, **kwargs): return fn(*args, **kwargs)
     return FUNCTION
+
+
+def leave_out_tracer(tb: TracebackType | None) -> None:
+    """Unlink the tracer's frames from a traceback (but for its first), so that the learner's line is the last of it."""
+    while tb is not None:
+        while tb.tb_next is not None and tb.tb_next.tb_frame.f_code.co_filename.startswith(_HERE):
+            tb.tb_next = tb.tb_next.tb_next
+        tb = tb.tb_next
 
 
 def function_name(code: CodeType) -> str:

@@ -103,6 +103,19 @@ def test_the_way_there_is_shown():
     assert "x.flatten(1)" in message and "[1, 2, 8]" in message
 
 
+def test_the_learners_line_is_the_last_of_the_traceback():
+    def steps(x):
+        return x @ torch.zeros(3, 3)
+
+    with pytest.raises(RuntimeError) as caught:
+        trace(steps, torch.zeros(2, 4))
+    assert caught.traceback[-1].name == "steps"
+    with pytest.raises(RuntimeError) as caught:
+        trace(torch.nn.Sequential(torch.nn.Linear(2, 2)), torch.zeros(2, 3))
+    frames = [str(entry.path) for entry in caught.traceback]
+    assert "trace" not in frames[-1] and any(frame.endswith("run.py") for frame in frames)
+
+
 def test_an_error_is_explained_once():
     def inner():
         with tracing():
