@@ -41,10 +41,10 @@ from nanovlm.course import check, use
 
 # %% [markdown] tags=["stamped"]
 # ## Exercise 2.1 · Attention in three lines
-# `vit.attention` · difficulty ●●○ · about 12 minutes
+# `vit.attention` · difficulty ●●○ · about 10 minutes
 #
 # **Why it matters.** It is the only place in a transformer where one patch learns anything about another. A
-# softmax over the wrong axis, or a forgotten scale, runs without an error and trains to something worse.
+# softmax over the wrong axis, or a forgotten scale, runs without an error, and no shape gives it away.
 
 # %% [markdown] tags=["exercise"]
 # Attention, from its three inputs. Every query scores every key; a softmax turns its scores into shares that sum to 1;
@@ -96,7 +96,7 @@ check("vit.attention", attend)
 
 # %% [markdown] tags=["stamped"]
 # ## Exercise 2.2 · One wide vector, many heads
-# `vit.split_heads` · difficulty ●●○ · about 12 minutes
+# `vit.split_heads` · difficulty ●●○ · about 10 minutes
 #
 # **Why it matters.** Heads are nothing but a way to cut a vector. A cut with the right shape and the wrong
 # numbers gives each head pieces of several patches, and weights that somebody else trained mean nothing any
@@ -156,10 +156,10 @@ check("vit.split_heads", split_heads)
 
 # %% [markdown] tags=["stamped"]
 # ## Exercise 2.3 · Every patch looks at every patch
-# `vit.attention_module` · difficulty ●●○ · about 12 minutes
+# `vit.attention_module` · difficulty ●●○ · about 10 minutes
 #
 # **Why it matters.** This is the first part of your own vision encoder: it runs the shipped weights. The way
-# back from heads to one vector is where most home-made versions go wrong, in silence.
+# back from heads to one vector is easy to get wrong in silence: the shape fits either way.
 
 # %% [markdown] tags=["exercise"]
 # The attention of a block: `[batch, N, dim]` in, the same shape out. Four steps:
@@ -414,7 +414,7 @@ check("vit.encoder", ViT)
 
 # %% [markdown] tags=["stamped"]
 # ## Exercise 2.7 · Where the weights are
-# `vit.count_parameters` · difficulty ●●○ · about 10 minutes
+# `vit.count_parameters` · difficulty ●●○ · about 8 minutes
 #
 # **Why it matters.** Memory, download and much of the compute follow from this number. Whoever can count it by
 # hand has understood each part, and finds the layer that was not loaded.

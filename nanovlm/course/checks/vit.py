@@ -26,9 +26,9 @@ ATTENTION = Exercise(
     chapter="02",
     title="Attention in three lines",
     difficulty=2,
-    minutes=12,
+    minutes=10,
     why="It is the only place in a transformer where one patch learns anything about another. A softmax over the wrong "
-    "axis, or a forgotten scale, runs without an error and trains to something worse.",
+    "axis, or a forgotten scale, runs without an error, and no shape gives it away.",
     hints=(
         "Three steps: how well does each query fit each key, how much of each value does that earn, and the mixture.",
         "Scores: queries times keys, [num_queries, num_keys], divided by the square root of a query's length. Each row "
@@ -187,7 +187,7 @@ SPLIT_HEADS = Exercise(
     chapter="02",
     title="One wide vector, many heads",
     difficulty=2,
-    minutes=12,
+    minutes=10,
     why="Heads are nothing but a way to cut a vector. A cut with the right shape and the wrong numbers gives each head "
     "pieces of several patches, and weights that somebody else trained mean nothing any more.",
     hints=(

@@ -26,9 +26,9 @@ MODULE = Exercise(
     chapter="02",
     title="Every patch looks at every patch",
     difficulty=2,
-    minutes=12,
+    minutes=10,
     why="This is the first part of your own vision encoder: it runs the shipped weights. The way back from heads to "
-    "one vector is where most home-made versions go wrong, in silence.",
+    "one vector is easy to get wrong in silence: the shape fits either way.",
     hints=(
         "There and back: one wide layer, cut into heads, attend, put the heads together, one more layer.",
         "qkv_proj makes 3 * dim numbers of dim. After attention you hold [batch, num_heads, N, head_dim], and want "

@@ -22,7 +22,7 @@ COUNT = Exercise(
     chapter="02",
     title="Where the weights are",
     difficulty=2,
-    minutes=10,
+    minutes=8,
     why="Memory, download and much of the compute follow from this number. Whoever can count it by hand has understood "
     "each part, and finds the layer that was not loaded.",
     hints=(
