@@ -120,6 +120,7 @@ def test_every_preset_is_offered(run: Run) -> None:
         (("generate", "--temprature", "1"), "Unrecognized options: --temprature"),
         (("evaluate", "--split", "train"), "invalid choice 'train'"),
         (("evaluate", "--size", "1"), "size of at least 2"),
+        (("generate", "--stream", "--generations", "2"), "--stream writes one answer"),
         (("export",), "--out"),
     ],
 )
@@ -167,7 +168,6 @@ def test_pictures_and_prompts_that_cannot_be_used(run: Run, directory: Path, pic
         (("--generations", "0"), "must be at least 1"),
         (("--max-new-tokens", "0"), "must be at least 1"),
         (("--num-beams", "2", "--temperature", "1"), "Beam search is deterministic"),
-        (("--stream", "--generations", "2"), "--stream writes one answer"),
     ],
 )
 def test_settings_that_make_no_sense(

@@ -135,7 +135,8 @@ def test_bad_samples_are_replaced_and_counted_once(num_workers):
     source = loader(size=10, bad=bad, num_workers=num_workers)
     with pytest.warns(UserWarning, match="not a picture") as caught:
         batches = first(source, 10)
-    assert len(caught) == 1, "one warning, then counting"
+    # torch has warnings of its own, about workers on a machine with one core.
+    assert len([w for w in caught if "not a picture" in str(w.message)]) == 1, "one warning, then counting"
     seen = set(flat(indices(batches)))
     assert all(len(batch["sample_indices"]) == 4 for batch in batches)
     assert seen == set(range(10)) - bad
