@@ -16,7 +16,7 @@ _STYLE = """<style>
 .vlm-trace b{font-weight:600}
 .vlm-trace s{text-decoration:none;color:var(--jp-content-link-color,#0b6bcb);margin:0 .6em}
 .vlm-trace i{font-style:normal;opacity:.65;margin-right:.6em}
-.vlm-trace code{color:inherit;opacity:.65;background:none;font-size:12px}
+.vlm-trace.vlm-trace code{color:inherit;opacity:.65;background:none;padding:0;white-space:nowrap;font-size:12px}
 .vlm-trace .x,.vlm-trace .x *{background:#fdd;color:#a00;opacity:1}
 @media(prefers-color-scheme:dark){.vlm-trace s{color:var(--jp-content-link-color,#6cb2ff)}}
 </style>"""  # JupyterLab's theme need not be the system's: its own colour comes first, and no text has a fixed grey
