@@ -223,7 +223,7 @@ class TrainConfig:
 
     # data
     dataset_path: str = "thimble"  # "thimble", a Hub id, or a directory of parquet files
-    dataset_names: tuple[str, ...] = ("shapes",)  # subsets, concatenated; the Thimble: shapes charts glyphs choice
+    dataset_names: tuple[str, ...] = ("shapes",)  # subsets, concatenated; Thimble: shapes charts glyphs choice captions
     dataset_size: int = 100_000  # Thimble only: training pictures per subset
     val_size: int = 200  # Thimble only: validation pictures per subset
     val_ratio: float = 0.01  # other data: the share held out for validation

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from nanovlm.data.thimble.multiple_choice import choice_sample
-from nanovlm.data.thimble.samples import check, thimble_sample
+from nanovlm.data.thimble.samples import caption_sample, check, thimble_sample
 
-CHOICE = "choice"
+CHOICE, CAPTIONS = "choice", "captions"
 
 
 class Thimble:
     """`size` samples of one split as a map-style data set for `torch.utils.data.DataLoader`.
 
-    Beside the three subsets there is "choice": their pictures with multiple-choice questions, to learn the format from.
+    Beside the three subsets there are two of their pictures to train on: "choice", with multiple-choice questions, and
+    "captions", with nothing but the caption.
 
     It holds five values and no pictures, so it is cheap to send to workers.
     """
@@ -19,7 +20,7 @@ class Thimble:
     def __init__(
         self, subset: str = "shapes", split: str = "train", size: int = 10_000, seed: int = 0, image_size: int = 64
     ):
-        if subset != CHOICE:
+        if subset not in (CHOICE, CAPTIONS):
             check(subset, split, 0)
         if size < 0 or image_size < 1:
             raise ValueError(f"The Thimble needs size >= 0 and image_size >= 1, not {size} and {image_size}.")
@@ -34,6 +35,8 @@ class Thimble:
         index = int(index) % self.size
         if self.subset == CHOICE:
             return choice_sample(index, self.split, self.seed, self.image_size)
+        if self.subset == CAPTIONS:
+            return caption_sample(index, self.split, self.seed, self.image_size)
         return thimble_sample(self.subset, self.split, index, self.seed, self.image_size)
 
     def __repr__(self) -> str:

@@ -59,6 +59,12 @@ def thimble_sample(subset: str, split: str, index: int, seed: int = 0, image_siz
     }
 
 
+def caption_sample(index: int, split: str = "train", seed: int = 0, image_size: int = 64) -> dict:
+    """A picture and its caption, nothing else: what teaches to describe a picture unasked. The subsets take turns."""
+    sample = thimble_sample(SUBSETS[index % len(SUBSETS)], split, index, seed, image_size)
+    return {**sample, "texts": sample["texts"][-1:]}
+
+
 def _generate(subset: str, split: str, index: int, seed: int) -> tuple[Scene, list[Turn], Draws]:
     check(subset, split, index)
     module = _MODULES[subset]
