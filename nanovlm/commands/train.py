@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     print(f"model      {run.directory / 'best'}")
     if options.recipe.dataset_path == "thimble":
         examine(run, options.recipe)
-    question = "Describe the picture." if options.recipe.dataset_path == "thimble" else "What is this?"
+    question = "How many shapes are there?" if options.recipe.dataset_path == "thimble" else "What is this?"
     print(f'\nask it     nanovlm generate --model {run.directory / "best"} --prompt "{question}"')
     return 0
 

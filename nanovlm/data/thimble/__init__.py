@@ -5,7 +5,8 @@ is a pure function of (subset, split, index, seed), so random access, streaming 
 nothing is downloaded. `python -m nanovlm.data.thimble --sheet sheet.png` shows what is in it.
 
 A sample is `{"images": [PIL.Image], "texts": [{"user": str, "assistant": str, "source": str}, ...]}`. `source` is
-"thimble/<subset>/<kind>". The caption comes last: in front it would answer the questions without the picture.
+"thimble/<subset>/<kind>". The caption comes last: in front it would answer the questions without the picture. The
+training subset "captions" asks for it alone.
 
 Splits: `train`, `val` and `test` share no scene, whatever their seeds; `unseen` scenes hold something that no other
 split shows: a colour with a shape (nor does another split ask for it), two colours or characters side by side.
