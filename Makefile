@@ -19,6 +19,8 @@ help:
 
 lab: .venv/ready
 	@echo "Opening JupyterLab. Press Ctrl-C twice here to end it."
+	@# Without this JupyterLab hides stored drawings until you run their cells: it does not know who made them.
+	@$(BIN)/jupyter trust $(NOTEBOOKS:=/*.ipynb) >/dev/null
 	$(BIN)/jupyter lab chapters/00_start_here.ipynb
 
 train: .venv/ready
