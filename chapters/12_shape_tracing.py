@@ -93,8 +93,8 @@ trace(Joint(), patches, ids)
 # 6. what torch said.
 #
 # The bug is `dim=-1`. The two should stand one behind the other, along dim 1. The error is still a `RuntimeError`, so
-# code that catches it still does. (What stands above it is Python's usual list of calls; your line is its last
-# entry. `%xmode Minimal` in a cell makes Jupyter leave the list out.)
+# code that catches it still does. (What stands above it is Python's usual list of calls; your line is at its
+# end. `%xmode Minimal` in a cell makes Jupyter leave the list out.)
 #
 # That is the emergency. Now the ordinary use: looking at a model that works.
 
@@ -486,7 +486,10 @@ trace(Scores(), torch.randn(2, 5, 8))
 # There is something worse than this error. Give it a line of exactly 8 tokens, and it does not fail:
 
 # %% tags=["nbval-check-output"]
-print(expect_shape(Scores()(torch.randn(2, 8, 8)), "batch 8 8"), "and not one number is right")
+scores, x = Scores(), torch.randn(2, 8, 8)
+wrong, right = scores(x), (scores.q(x) @ scores.k(x).transpose(-2, -1)).softmax(dim=-1)
+assert (wrong - right).abs().gt(1e-4).all()
+print(expect_shape(wrong, "batch 8 8"), "and not one number is right")
 
 # %% [markdown]
 # So trace with sizes that are all different, and odd where you can. A batch of 2 with 5 tokens of width 8 hides less

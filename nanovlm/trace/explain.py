@@ -20,7 +20,7 @@ from nanovlm.trace import rules_shapes as shapes
 from nanovlm.trace import rules_values as values
 from nanovlm.trace.case import Advice, Case, shape
 from nanovlm.trace.fold import is_plain_layer
-from nanovlm.trace.frames import BODY, FUNCTION, classify, leave_out_tracer
+from nanovlm.trace.frames import BODY, FUNCTION, classify, leave_out_machinery
 from nanovlm.trace.rows import Row, show
 from nanovlm.trace.source import Source, locate
 
@@ -69,7 +69,7 @@ def explain(error: Exception, trace: Trace) -> None:
     said = str(error).strip()
     message = explanation(error, trace)
     if trace.failed is not None:  # a step of the model; anything else may be the tracer's own fault, and should show
-        leave_out_tracer(error.__traceback__)
+        leave_out_machinery(error.__traceback__)
     with suppress(AttributeError):  # an exception class with __slots__
         error.trace = trace
     error.args = (message, *error.args[1:])

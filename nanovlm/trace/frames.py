@@ -29,6 +29,7 @@ _LIBRARIES = (
 _EINOPS = f"{os.sep}einops{os.sep}"
 _VARIADIC = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 TORCH = _LIBRARIES[0]
+_MACHINERY = (_HERE, os.path.join(TORCH, "nn", "modules", "module.py"), os.path.join(TORCH, "overrides.py"))
 
 
 def classify(code: CodeType) -> int:
@@ -45,12 +46,15 @@ def classify(code: CodeType) -> int:
     return FUNCTION
 
 
-def leave_out_tracer(tb: TracebackType | None) -> None:
-    """Unlink the tracer's frames from a traceback (but for its first), so that the learner's line is the last of it."""
+def leave_out_machinery(tb: TracebackType | None) -> None:
+    """Unlink from a traceback (but for its first) the frames that only hand a call on: the tracer's, and torch's own
+    around each module. The learner's lines are left, and what of torch they called."""
     while tb is not None:
-        while tb.tb_next is not None and tb.tb_next.tb_frame.f_code.co_filename.startswith(_HERE):
-            tb.tb_next = tb.tb_next.tb_next
-        tb = tb.tb_next
+        following = kept = tb.tb_next
+        while kept is not None and kept.tb_frame.f_code.co_filename.startswith(_MACHINERY):
+            kept = kept.tb_next
+        tb.tb_next = kept
+        tb = following  # also those left out: contextlib goes back to one of them as the head
 
 
 def function_name(code: CodeType) -> str:
