@@ -81,15 +81,15 @@ model.generate(image=picture, prompt=question)
 # %% [markdown]
 # Do you agree with it?
 #
-# The answer does not come in one go. The model writes one token after the other, and you can watch it write.
+# The answer does not come in one go. The model writes one token after the other, and you can watch it write. Here it
+# reads a sign, of which each character is a token. (A bar between the pieces shows where one ends.)
 
 # %%
-caption = model.generate(
-    image=picture,
-    prompt="Describe the picture.",
-    max_new_tokens=40,
-    on_text=lambda piece: print(piece, end="", flush=True),
+sign = Image.open(asset_path("pictures/glyphs.png"))
+written = model.generate(
+    image=sign, prompt="What does the sign say?", on_text=lambda piece: print(piece, end="|", flush=True)
 )
+sign
 
 # %% [markdown]
 # Your turn. Run the next cell, choose a picture, type a question and press Enter. You can also upload a picture of your
@@ -104,16 +104,18 @@ ask(model)
 # ### What it cannot do
 #
 # Did you upload a photo? Then you probably got an answer about coloured shapes, bars or signs, whatever it shows. The
-# model has three limits. You should know them:
+# model has four limits. You should know them:
 #
 # - **It knows nothing else.** It was trained on the *Thimble*: pictures that this package draws itself, with questions
 #   and answers that go with them. No photo was among them.
 # - **It sees little.** Every picture is squashed to the small square on the card before it goes in.
+# - **It answers what it was asked in training, as it was asked.** There a picture was described only after questions
+#   about it. Begin with "Describe the picture." and it babbles.
 # - **It never says "I don't know".** Nobody taught it to. It always finds some next word more likely than the others,
 #   and says it.
 #
-# Chapter 11 takes the same code to a model of real size. That one learns from photos and sees more of them. The third
-# limit does not go away by itself.
+# Chapter 11 takes the same code to a model of real size. That one learns from photos and sees more of them. The last
+# two limits do not go away by themselves.
 
 # %% [markdown]
 # ## What a vision-language model is
@@ -425,7 +427,7 @@ print(report(examine()))
 # - **Five minutes**: the [exercise](../exercises/00_start_here.ipynb) of this chapter.
 # - **The way through**: chapter 01, in which a picture becomes a row of patches. If you know vision transformers well,
 #   begin with chapter 03; if you know decoders too, with 06. The checks will tell you whether you were right to skip.
-# - **In a terminal**: `nanovlm generate --prompt "Describe the picture." --stream` asks the pocket
+# - **In a terminal**: `nanovlm generate --prompt "How many shapes are there?"` asks the pocket
 #   model. `nanovlm train` trains one of your own on the Thimble, in minutes.
 
 # %% [markdown] tags=["stamped"]

@@ -219,7 +219,7 @@ for patch_size in (1, 16):
     print(f"patches of {patch_size:2} x {patch_size:2}: {tokens:6,} tokens, {tokens**2:13,} pairs")
 
 # %% [markdown]
-# Two and a half billion pairs, in every head of every layer, for one small picture. So a token has to be more than a
+# Two and a half billion pairs, in every layer, several times over, for one small picture. So a token has to be more than a
 # pixel. The vision transformer takes squares, **patches**: "An image is worth 16x16 words" ([Dosovitskiy et al.
 # 2020](https://arxiv.org/abs/2010.11929)). SigLIP-B/16 does the same with 224 pixels.
 #
@@ -565,7 +565,7 @@ for name, part in (("PatchEmbedding as it is", plain), ("the pocket recipe", bef
 # %% [markdown]
 # The first line is the class above as it starts: positions with a standard deviation of 0.02. *Where* is hardly there,
 # beside *what*. The second line is how the pocket model really started: its positions begin at 0.5. (The third is where
-# training ended.)
+# training ended. It has moved the two apart again; what follows is about the start.)
 #
 # That is no detail. This project's own log ([LOG.md](../LOG.md), "The pocket recipe") records what was tried. With
 # positions at 0.02 beside patches ten times as loud, "where" questions stayed at chance for 700 steps, with every other

@@ -51,12 +51,13 @@ from nanovlm.course import expect_shape, lever, quiz, use
 # 196 of them. SmolVLM-256M encodes pictures of 512 pixels, in patches of 16: that makes 32 x 32 = 1,024
 # ([Marafioti et al. 2025](https://arxiv.org/abs/2504.05299)).
 #
-# Your question is twenty tokens long. So nearly all that the decoder reads would be picture. What does that cost?
+# Your question is a few dozen tokens long. So nearly all that the decoder reads would be picture. What does that cost?
 #
 # A decoder does two kinds of products:
 #
 # - **linear layers**: each token goes through the same matrices. Twice the tokens, twice the work.
-# - **attention**: each token meets each other one. Twice the tokens, four times the work.
+# - **attention**: each token meets each other one. Twice the tokens, four times the work. (Chapter 04 hides the future,
+#   which is half of the pairs. We count all of them, as PyTorch's counter does.)
 #
 # That is easy to count. A product of `[n, a]` and `[a, b]` needs `n * a * b` multiplications and as many additions.
 
@@ -137,7 +138,8 @@ patches
 patches[0:2, 0:2].flatten()
 
 # %% [markdown]
-# Now all tiles at once, without a loop. The trick is to give each step its own axis. A row number from 0 to 3 is *which
+# Now all tiles at once, without a loop. You know the trick from `patchify` in chapter 01, where it was pixels; what is
+# new is only that each entry will be a whole vector. Give each step its own axis. A row number from 0 to 3 is *which
 # tile row* (0 or 1) and *which row inside the tile* (0 or 1). The same holds for columns. So two axes unfold to four:
 
 # %% tags=["nbval-check-output"]
@@ -206,7 +208,7 @@ for r in (1, 2, 3, 4):
 # - **nanoVLM-222M** ([code](https://github.com/huggingface/nanoVLM)): SigLIP-B/16 at 224 pixels, r = 2.
 # - **SmolVLM-256M**: SigLIP-B/16 at 512 pixels, r = 4.
 # - **SmolVLM-2.2B** ([blog](https://huggingface.co/blog/smolvlm)): SigLIP-SO400M at 384 pixels, 27 x 27 patches of 14
-#   pixels, r = 3. (27 is odd, so r = 2 cannot be.)
+#   pixels, r = 3. (27 x 14 is 378: the convolution leaves out the last 6 pixels. And 27 is odd, so r = 2 cannot be.)
 
 # %% tags=["nbval-check-output"]
 for name, grid, dim, r in (("nanoVLM-222M", 14, 768, 2), ("SmolVLM-256M", 32, 768, 4), ("SmolVLM-2.2B", 27, 1152, 3)):

@@ -141,7 +141,7 @@ print("LayerNorm:", nn.LayerNorm(4)(x).tolist())
 print("RMSNorm:  ", [round(v, 3) for v in (x / x.pow(2).mean().sqrt()).tolist()])
 
 # %% [markdown]
-# torch has it as a function, so the package's class is short:
+# torch has it as a function, so the package's class is short. (This is [exercise 4.1](../exercises/04_rope_decoder.ipynb). To write it yourself, do so before you read on.)
 
 
 # %% tags=["package:nanovlm.models.language_model.RMSNorm"]
@@ -318,10 +318,11 @@ for pair in (0, 1, 15, 31):
     print(f"pair {pair:2}: {frequency:.6f} radians a step, {turns:8.3f} turns in {smollm.max_positions:,} positions")
 
 # %% [markdown]
-# The slowest pairs do not get round once. That is on purpose: for them no two positions look alike.
+# The slowest pairs do not get round once: for them no two positions look alike.
 #
 # In code, first the angles. Each angle is laid down twice, since both numbers of a pair need it. B is the batch, T the
-# length of the text, and the axis of size 1 is for the heads: all of them turn alike.
+# length of the text, and the axis of size 1 is for the heads: all of them turn alike. (This is [exercise 4.3](../exercises/04_rope_decoder.ipynb). To write it yourself, do so before you read on.) The rotation itself,
+# `apply_rope`, is exercise 4.4.
 
 
 # %% tags=["package:nanovlm.models.language_model.RotaryEmbedding"]
@@ -496,7 +497,7 @@ torch.testing.assert_close(in_one_call, weights @ v)
 # read, but it must be a number.
 #
 # This is the package's function. It has more arguments than you need now. `document_ids` is for texts that share a row
-# (chapter 07), and `start` for generation with a cache (chapter 09).
+# (chapter 07), and `start` for generation with a cache (chapter 09). (This is [exercise 4.5](../exercises/04_rope_decoder.ipynb). To write it yourself, do so before you read on.)
 
 
 # %% tags=["package:nanovlm.models.language_model.attention_layout"]
@@ -572,7 +573,7 @@ for name, positions in (("two in front", [2, 3, 4, 5]), ("two in the middle", [0
 # %% [markdown]
 # ### What breaks: masks that bite
 #
-# Three bugs from real code. None of them changes a shape.
+# Three bugs that are easily made. None of them changes a shape.
 #
 # **A number instead of a bool.** Many programs *add* a mask: 0 where a query may look, and the smallest number of
 # float32 where it may not. Then somebody runs the model in half precision:
@@ -598,8 +599,9 @@ print("the row that is used:", out[1].tolist())
 print("its gradient:", x.grad.tolist())
 
 # %% [markdown]
-# The output is fine and the gradient is NaN, since 0 times NaN is NaN. The next optimiser step writes it into every
-# weight that it touches. That is why each token may look at itself, and why the mask is a bool.
+# The output is fine and the gradient is NaN. On the way back through `weights @ x.T`, row 0's weights, which are NaN,
+# are multiplied with the gradient of `out[0]`, which is 0, and summed into every number of x. And 0 times NaN is NaN.
+# The next optimiser step writes it into every weight that it touches. That is why each token may look at itself, and why the mask is a bool.
 #
 # The tempting repair is the smallest number of the type at hand, here float16's. It is not safe either: a score is
 # added to it, and the sum can fall out of the range.
@@ -721,7 +723,7 @@ with patch.object(language_model, "attend", attend_in_the_wrong_order):
 
 # %% [markdown]
 # Now all of it in one class: project, cut into heads, turn queries and keys, attend, join, project. Values are not
-# turned: they are only summed, and nobody compares them.
+# turned: they are only summed, and nobody compares them. (This is [exercise 4.6](../exercises/04_rope_decoder.ipynb). To write it yourself, do so before you read on.)
 
 
 # %% tags=["package:nanovlm.models.language_model.GroupedQueryAttention"]
@@ -768,7 +770,7 @@ for name, weight in attention.named_parameters():
 # 2020](https://arxiv.org/abs/2002.05202)). Where the gate is near 0, nothing passes, whatever the other says. The paper
 # tries many such pairs and finds most of them better than a plain MLP. It offers no reason.
 #
-# The activation is SiLU, `x * sigmoid(x)`: near 0 for negative numbers, near x for positive ones.
+# The activation is SiLU, `x * sigmoid(x)`: near 0 for negative numbers, near x for positive ones. (This is [exercise 4.2](../exercises/04_rope_decoder.ipynb). To write it yourself, do so before you read on.)
 
 # %% tags=["nbval-check-output"]
 for x in (-6.0, -1.0, 0.0, 1.0, 6.0):
@@ -817,7 +819,7 @@ with patch.object(language_model.SwiGLU, "forward", gate_and_up_swapped):
 #
 # A block has two halves. Each reads x through a norm, works, and *adds* its result to x. The x itself passes through
 # untouched, from the first block to the last: on this road the gradient reaches the early blocks ([Xiong et al.
-# 2020](https://arxiv.org/abs/2002.04745) on why the norm stands inside).
+# 2020](https://arxiv.org/abs/2002.04745) on why the norm stands inside). (This is [exercise 4.7](../exercises/04_rope_decoder.ipynb). To write it yourself, do so before you read on.)
 
 
 # %% tags=["package:nanovlm.models.language_model.DecoderBlock"]
@@ -853,7 +855,7 @@ quiz("ch04.tied")
 # Now the whole. It takes *vectors*, not ids, because the picture's tokens are vectors and have no id. Who calls it does
 # the embedding before and the head after.
 #
-# Some lines serve later chapters: `cache` (09), `document_ids` (07), `hidden_states`, which we used above to look at the
+# (This is [exercise 4.8](../exercises/04_rope_decoder.ipynb). To write it yourself, do so before you read on.) Some lines serve later chapters: `cache` (09), `document_ids` (07), `hidden_states`, which we used above to look at the
 # sizes, and `gradient_checkpointing`, which saves memory in training (08).
 
 # %%

@@ -36,7 +36,6 @@ QUESTIONS = (
     "Is the orange bar taller than the blue bar?",
     "What does the sign say?",
     "What is the first character?",
-    "Describe the picture.",
 )
 YOURS = "your own"
 

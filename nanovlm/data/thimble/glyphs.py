@@ -8,7 +8,6 @@ them, so each character has been read in every place, but never beside this neig
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -111,36 +110,28 @@ def make_scene(draws: Draws, split: str) -> Scene:
 
 
 def make_turns(scene: Scene, draws: Draws, split: str) -> list[tuple[str, str, str]]:
-    """(kind, question, answer) turns: one of each kind; for training in random order, and with more "exists".
-
-    Once the sign has been read out, "exists" is asked of the text alone. So half of the training samples ask it first,
-    four times.
-    """
+    """(kind, question, answer) turns: one of each kind, for training with a second "exists", in random order."""
     turns = [
         ("read", "What does the sign say?", scene.text),
         ("first", "What is the first character?", scene.text[0]),
         ("last", "What is the last character?", scene.text[-1]),
         ("count", "How many characters are there?", str(len(scene.text))),
     ]
-    if split != "train":
-        return [*turns, *_exists(scene, draws, 1)]
-    if draws.below(2):
-        return [*_exists(scene, draws, 4), *draws.some(turns, len(turns))]
-    turns += _exists(scene, draws, 2)
-    return draws.some(turns, len(turns))
-
-
-def _exists(scene: Scene, draws: Draws, count: int) -> Iterator[tuple[str, str, str]]:
-    """`count` questions about different characters."""
     pool = list(CHARACTERS)
-    for _ in range(count):
+    for _ in range(2 if split == "train" else 1):
         answer = draws.pick(YES_NO)
-        # A sign such as "77" has just one character to say yes to.
+        # The second question is about another character; a sign such as "77" has just one to say yes to.
         choices = [character for character in pool if (character in scene.text) == (answer == "yes")]
         character = draws.pick(choices or pool)
         pool.remove(character)
         article = "an" if character in "AEFHLMNRSX8" else "a"
-        yield "exists", f"Is there {article} {character}?", "yes" if character in scene.text else "no"
+        turns.append(("exists", f"Is there {article} {character}?", "yes" if character in scene.text else "no"))
+    if split != "train":
+        return turns
+    turns = draws.some(turns, len(turns))
+    if draws.below(2):
+        turns.sort(key=lambda turn: turn[0] != "exists")  # once the sign was read out, this is asked of the text alone
+    return turns
 
 
 def _rounded(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
