@@ -7,7 +7,8 @@
 # %% [markdown] tags=["stamped"]
 # [![Open in Colab][badge]][colab] ·
 # [on GitHub][github] ·
-# [← 00 Start here](00_start_here.ipynb) ·
+# [← 02 The vision transformer](02_vision_transformer.ipynb) ·
+# [04 The decoder →](04_rope_decoder.ipynb) ·
 # [exercises](../exercises/03_pixel_shuffle_and_projector.ipynb)
 #
 # [badge]: https://colab.research.google.com/assets/colab-badge.svg
@@ -566,3 +567,5 @@ print(f"{config.num_image_tokens} image tokens; the projector holds {share:.1%} 
 # | 3.3 | Which patches does a token hold? (`pixel_shuffle.patch_map`) | ●●○ | 8 |
 # | 3.4 | One linear layer between two worlds (`pixel_shuffle.projector`) | ●○○ | 8 |
 # | 3.5 | What a picture costs (`pixel_shuffle.token_budget`) | ●○○ | 5 |
+#
+# Next: [04 The decoder](04_rope_decoder.ipynb)
