@@ -257,7 +257,7 @@ check("patches.conv_equals_linear", linear_from_conv)
 #
 # - `conv`: a convolution from 3 channels to `hidden_dim`, with bias, whose kernel and stride are `patch_size`.
 # - `position_embedding`: a learned vector for each place, `[1, num_patches, hidden_dim]`, that starts as small random
-#   numbers (times 0.02) and is added to the patch at that place.
+#   numbers (`torch.randn` times 0.02) and is added to the patch at that place.
 #
 # The names must be these two, so that trained weights find them. `config` has `patch_size`, `hidden_dim` and
 # `num_patches`. In `forward`, the lines that refuse a picture of the wrong size are there already.

@@ -57,7 +57,7 @@ from nanovlm.course import check, use
 # `[..., dim]` stays `[..., dim]`. A weight of ones makes `[3, 4]` into about `[0.85, 1.13]`: the mean square is 12.5.
 #
 # Name the parameter `weight`. Compute the root in float32, also when `x` comes in half precision, and give back the
-# type that came in. Write it out, or look for what torch has.
+# type that came in. (`x` and the weight have the same type.) Write it out, or look for what torch has.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -270,9 +270,10 @@ check("rope.apply", apply_rope)
 # where it is padding. It may also be None: then all tokens are real. From it make two things:
 #
 # - `mask`, bool, `[batch, query, key]`, True where a query may look. A query sees itself and what stands before it, and
-#   only real tokens. One exception: every token may look at itself, padding too, so that no row is empty.
+#   only real tokens. A padding token's row follows the same rule: at the end of a row it sees the real tokens before
+#   it. One exception: every token may look at itself, padding too, so that no row is empty.
 # - `positions`, whole numbers, `[batch, length]`. A real token's position is the number of real tokens before it. What
-#   you give a padding token does not matter, as long as it is not negative.
+#   you give a padding token does not matter.
 #
 # One row `[0, 1, 1, 1]`, padded in front, gives the positions `[_, 0, 1, 2]` and the mask
 #
@@ -286,8 +287,9 @@ check("rope.apply", apply_rope)
 #
 # The function has other arguments that later chapters need: `document_ids` for packed rows (chapter 07) and `start` for
 # generation with a cache (chapter 09). The lines for them are given, and so is the last line, which adds an axis of
-# size 1 for the heads. You write what stands between: first `mask` without the exception; then, from that, `positions`;
-# last the exception. Without an `attention_mask` the batch axis of both has size 1.
+# size 1 for the heads. You write what stands round them. Before the lines for `document_ids`: `mask`, without the
+# exception. Behind them: the exception, and `positions`, counted from `mask`; their order does not matter. Without an
+# `attention_mask` the batch axis of both has size 1.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -299,8 +301,8 @@ check("rope.apply", apply_rope)
 # <details><summary>Hint 2: a plan</summary>
 #
 # mask[b, query, key] = (query >= key) and the key is real, as [1, T, T] and [B, 1, T]. A query sees as many
-# tokens as are real up to itself: that count, less 1, is its position. Only after counting, let each token see
-# itself.
+# tokens as are real up to itself: that count, less 1, is its position. Behind the given lines, let each token
+# see itself, padding too.
 #
 # </details>
 # <details><summary>Hint 3: almost code</summary>
@@ -308,7 +310,7 @@ check("rope.apply", apply_rope)
 # ```python
 # mask = (index[:, None] >= index[None, :])[None]
 # if attention_mask is not None: mask = mask & attention_mask.bool()[:, None, :]
-# positions = (sum of mask over the keys - 1), at least 0
+# positions = sum of mask over the keys - 1
 # mask = mask | (index[:, None] == index[None, :])
 # ```
 #
@@ -358,7 +360,8 @@ check("decoder.masks", attention_layout)
 # 4. Share: with 4 query heads and 2 key/value heads, query heads 0 and 1 use key/value head 0, and 2 and 3 use 1.
 # 5. Attend with `F.scaled_dot_product_attention`, which does the softmax and divides by $\sqrt{head\_dim}$ for you. Its
 #    `attn_mask` is the mask, and its `is_causal` must be True when the mask is None, with one exception: a single query
-#    (`length == 1`) is the newest token of all and may look at everything.
+#    (`length == 1`) is the newest token of all and may look at everything. Who passes None? The package's
+#    `attention_layout`, where there is nothing to hide but the future; so do the check's examples.
 # 6. Join the heads to `[batch, length, dim]` again, and `out_proj`.
 #
 # The cell below takes your `apply_rope` if it passes its check, and the package's otherwise.
@@ -482,7 +485,7 @@ check("decoder.block", DecoderBlock)
 # - `token_embedding`, an `nn.Embedding` of `vocab_size` rows of `hidden_dim` numbers;
 # - `rotary_embedding`, from `config.head_dim` and `config.rope_base`;
 # - `blocks`, an `nn.ModuleList` of `num_blocks` blocks;
-# - `norm`, an `RMSNorm`;
+# - `norm`, an `RMSNorm` with the arguments of exercise 4.7;
 # - `head`, a linear layer from `hidden_dim` to `vocab_size` without bias. With `config.tie_weights` its weight *is* the
 #   embedding's weight: one parameter with two names.
 #
@@ -491,7 +494,7 @@ check("decoder.block", DecoderBlock)
 # is called with `(x, rope, mask, its cache)`, where `rope` comes from the positions, and block `i`'s cache is
 # `cache.blocks[i]`, or None without a cache.
 #
-# If `hidden_states` is a list, append to it the input of every block, and last the output.
+# If `hidden_states` is a list, even an empty one, append to it the input of every block, and last the output.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>

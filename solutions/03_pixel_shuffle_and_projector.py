@@ -270,7 +270,8 @@ check("pixel_shuffle.projector", ModalityProjector)
 # %% [markdown] tags=["exercise"]
 # How many tokens does the decoder read for a picture of `image_size` x `image_size` pixels, cut into patches of
 # `patch_size` pixels and shuffled by `factor`? Some models cut a large picture into `num_tiles` tiles of that size and
-# encode each of them: count them all. 224 pixels in patches of 16 with `factor = 2` cost 49.
+# encode each of them: count them all. `num_tiles` counts every picture that is encoded, the view of the whole included.
+# 224 pixels in patches of 16 with `factor = 2` cost 49.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from nanovlm.course import check
+from nanovlm.course.checks.compare import first_difference
 from nanovlm.course.checks.engine import judge
-from nanovlm.course.checks.exercise import REGISTRY, Case, Complaint, Exercise, expect, with_weights
+from nanovlm.course.checks.exercise import REGISTRY, Case, Complaint, Exercise, expect, load_exercises, with_weights
 from nanovlm.course.progress import load, passed_ids
+from nanovlm.models.language_model import LanguageModel, attention_layout
+from nanovlm.models.vision_transformer import PatchEmbedding
 
 
 def scaled(x: Tensor, factor: float = 2.0) -> Tensor:
@@ -88,6 +91,17 @@ def test_values_come_with_a_grid_and_the_pattern(toy: Exercise) -> None:
     assert result._repr_html_().count("<table") == 3
     assert "expected" in str(result) and "difference" in str(result)
     assert "times the expected" in judge(toy, lambda x, factor=2.0: 3 * factor * x).message
+
+
+def test_of_many_fractions_a_corner_is_shown_and_of_whole_numbers_more() -> None:
+    def shown(right: Tensor) -> list[int]:
+        finding = first_difference(right, right + 1, "batch rows columns", 1e-5)
+        assert finding is not None and finding.grid is not None
+        return list(finding.grid.yours.shape)
+
+    assert shown(torch.rand(2, 20, 30)) == [4, 4]
+    assert shown(torch.rand(2, 3, 8)) == [3, 8]  # few enough
+    assert shown(torch.arange(1200.0).reshape(2, 20, 30)) == [8, 12]
 
 
 def test_changing_the_input_is_said_even_if_the_result_is_right(toy: Exercise) -> None:
@@ -220,7 +234,73 @@ def test_with_weights_depends_on_names_only_and_names_what_differs() -> None:
     assert all(torch.equal(p, two.state_dict()[name]) for name, p in one.state_dict().items())
     with pytest.raises(Complaint, match=r"no parameter a\.weight \[3, 2\]"):
         with_weights(torch.nn.Linear(2, 2), like=First())
+    with pytest.raises(Complaint, match=r"it has 0\.weight, 0\.bias, 1\.weight and 1 more\."):
+        with_weights(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)), like=First())
     with pytest.raises(Complaint, match=r"weight has shape \[4, 2\]; it should be \[2, 2\]"):
         with_weights(torch.nn.Linear(2, 4), like=torch.nn.Linear(2, 2))
     with pytest.raises(Complaint, match=r"bias .* is not needed"):
         with_weights(torch.nn.Linear(2, 2), like=torch.nn.Linear(2, 2, bias=False))
+
+
+# What learners met who tried the real exercises.
+
+
+def said(exercise_id: str, learner: object) -> str:
+    result = judge(load_exercises()[exercise_id], learner)
+    assert not result.passed
+    return str(result)
+
+
+def test_a_wrong_mask_is_shown_before_the_positions_that_are_counted_from_it() -> None:
+    def everywhere(*given):
+        positions, mask = attention_layout(*given)
+        return positions + 5, torch.ones_like(mask)
+
+    assert "numbers of mask differ" in said("decoder.masks", everywhere)
+
+
+def test_positions_by_cumsum_are_told_of_packed_rows() -> None:
+    def by_cumsum(attention_mask, document_ids, length, device, start=0):
+        mask = attention_layout(attention_mask, document_ids, length, device, start)[1]
+        positions = torch.arange(length)[None] if attention_mask is None else attention_mask.cumsum(dim=1) - 1
+        return positions[:, start:], mask
+
+    assert "Count the positions from `mask`" in said("decoder.masks", by_cumsum)
+
+
+def test_a_decoder_that_does_the_callers_work_is_told_so() -> None:
+    class Logits(LanguageModel):
+        def forward(self, *given, **more) -> Tensor:
+            return self.head(super().forward(*given, **more))
+
+    class Embeds(LanguageModel):
+        def forward(self, x: Tensor, *given, **more) -> Tensor:
+            x = self.token_embedding(x)
+            return super().forward(x, *given, **more)
+
+    assert "forward returned [1, 3, 7], logits. It should return vectors [1, 3, 8]" in said(
+        "decoder.language_model", Logits
+    )
+    words = said("decoder.language_model", Embeds)
+    assert "forward calls token_embedding" in words and "x = self.token_embedding(x)" in words
+
+
+def test_an_empty_list_of_hidden_states_is_a_list() -> None:
+    class Falsy(LanguageModel):
+        def forward(self, x, attention_mask=None, document_ids=None, cache=None, hidden_states=None) -> Tensor:
+            return super().forward(x, attention_mask, document_ids, cache, hidden_states or None)
+
+    assert "test `is not None`" in said("decoder.language_model", Falsy)
+
+
+@pytest.mark.parametrize(
+    ("start", "word"),
+    [(torch.zeros, "start alike"), (torch.randn, "drown"), (lambda shape: torch.rand(shape) * 0.02, "times 0.02")],
+)
+def test_positions_should_start_small_and_random(start, word: str) -> None:
+    class Started(PatchEmbedding):
+        def __init__(self, config) -> None:
+            super().__init__(config)
+            self.position_embedding = torch.nn.Parameter(start(self.position_embedding.shape))
+
+    assert word in said("patches.add_positions", Started)

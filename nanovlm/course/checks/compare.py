@@ -267,9 +267,12 @@ def _grid(leaf: Leaf, e: Tensor, y: Tensor, place: tuple[int, ...]) -> Grid | No
     e, y = (t.reshape(1, -1) if t.ndim < 2 else t for t in (e, y))
     row = place[-2] if len(place) >= 2 else 0
     column = place[-1] if place else 0
-    top = max(0, min(row - 4, e.shape[0] - 8))
-    left = max(0, min(column - 6, e.shape[1] - 12))
-    window = (slice(top, top + 8), slice(left, left + 12))
+    # Long rows of fractions cannot be read: of those a small corner says as much.
+    whole = bool((e == e.round()).all() and (y == y.round()).all())
+    high, wide = (8, 12) if whole or e.numel() <= 32 else (4, 4)
+    top = max(0, min(row - high // 2, e.shape[0] - high))
+    left = max(0, min(column - wide // 2, e.shape[1] - wide))
+    window = (slice(top, top + high), slice(left, left + wide))
     names = leaf.axes.split() if len(leaf.axes.split()) == len(place) else [f"axis {i}" for i in range(len(place))]
     parts = [leaf.name] if leaf.name else []
     parts += [f"{name} {index}" for name, index in zip(names, lead, strict=False)]

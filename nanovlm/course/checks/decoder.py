@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from nanovlm.config import LMConfig
 from nanovlm.course.checks.exercise import Case, Exercise, expect, with_weights
 from nanovlm.course.checks.pixel_shuffle import noise
-from nanovlm.course.quizzes import Quiz
 from nanovlm.models.language_model import RMSNorm, SwiGLU
 
 SMALL = LMConfig(
@@ -146,6 +145,21 @@ class _(_Norm):
         return (x.pow(2).mean(dim=(1, 2), keepdim=True) + self.eps).rsqrt()
 
 
+@RMS_NORM.mistake(
+    "One mean is taken over all of x, so that every vector's size depends on all the others. Each vector is scaled by "
+    "itself: the mean runs over the last axis alone."
+)
+class _(_Norm):
+    def scale(self, x: Tensor) -> Tensor:
+        return (x.pow(2).mean() + self.eps).rsqrt()
+
+
+@RMS_NORM.mistake("eps is left out. It counts for small vectors, and keeps a vector of zeros from becoming 0 / 0.")
+class _(_Norm):
+    def scale(self, x: Tensor) -> Tensor:
+        return x.pow(2).mean(dim=-1, keepdim=True).rsqrt()
+
+
 @RMS_NORM.mistake("The scaling is right, but the learned weight is not used: multiply by self.weight at the end.")
 class _(_Norm):
     def forward(self, x: Tensor) -> Tensor:
@@ -222,6 +236,18 @@ class _(_MLP):
         return gate * F.silu(up)
 
 
+@SWIGLU.mistake("Both branches pass through SiLU. Only the gate does; up_proj stays as it is.")
+class _(_MLP):
+    def inner(self, gate: Tensor, up: Tensor) -> Tensor:
+        return F.silu(gate) * F.silu(up)
+
+
+@SWIGLU.mistake("There is no activation: the gate passes through SiLU before it is multiplied with up_proj's numbers.")
+class _(_MLP):
+    def inner(self, gate: Tensor, up: Tensor) -> Tensor:
+        return gate * up
+
+
 @SWIGLU.mistake(
     "A plain sigmoid gate is the older GLU. SiLU is x * sigmoid(x): the gate lets its own size through as well."
 )
@@ -264,39 +290,3 @@ class _(_MLP):
 @SWIGLU.part
 def _(code, learner) -> None:
     code.language_model.SwiGLU = learner
-
-
-# -- quizzes -----------------------------------------------------------------------------------------------------------
-
-Quiz(
-    id="ch04.norm",
-    question="A vector holds the numbers 10, 10, 10 and 10. What do LayerNorm and RMSNorm make of it? (Both fresh: "
-    "weights 1, bias 0.)",
-    choices=(
-        "LayerNorm: zeros. RMSNorm: ones.",
-        "Both: ones.",
-        "Both: zeros.",
-        "LayerNorm: ones. RMSNorm: zeros.",
-    ),
-    right=0,
-    because=(
-        "LayerNorm subtracts the mean, 10, and nothing is left. RMSNorm only divides by the size, 10.",
-        "LayerNorm subtracts the mean before it divides.",
-        "RMSNorm subtracts nothing.",
-        "The other way round: it is LayerNorm that subtracts the mean.",
-    ),
-)
-
-Quiz(
-    id="ch04.tied",
-    question="SmolLM2-135M has a vocabulary of 49,152 and vectors of 576 numbers. Its head is its token embedding. How "
-    "many parameters would a head of its own add?",
-    choices=("576", "49,152", "about 28 million", "about 135 million"),
-    right=2,
-    because=(
-        "That is one vector. The head has one for each token of the vocabulary.",
-        "That would be one number for each token: the bias that the head does not have.",
-        "49,152 rows of 576 numbers are 28,311,552: a fifth as many as the whole model has.",
-        "That is the whole model.",
-    ),
-)

@@ -144,6 +144,15 @@ class _(_Attention):
 
 
 @GQA.mistake(
+    "The vectors are cut as [head_dim, heads]: a head gets every so-many-th number. A head is head_dim numbers in a "
+    "row, so [B, T, heads, head_dim]."
+)
+class _(_Attention):
+    def heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.head_dim, -1)).permute(0, 3, 1, 2)
+
+
+@GQA.mistake(
     "The heads are joined without swapping back: from [B, heads, T, head_dim] transpose to [B, T, heads, head_dim] "
     "before you reshape to [B, T, dim]."
 )
@@ -183,6 +192,12 @@ class _(_Attention):
 class _(_Attention):
     def causal(self, mask: Tensor | None, length: int) -> bool:
         return mask is None
+
+
+@GQA.mistake("The mask is not used, so padding can be seen: hand it to scaled_dot_product_attention as attn_mask.")
+class _(_Attention):
+    def forward(self, x: Tensor, rope, mask: Tensor | None, cache: BlockCache | None = None) -> Tensor:
+        return super().forward(x, rope, None, cache)
 
 
 @GQA.mistake("The scores are sqrt(head_dim) too large: divide them by it before the softmax.")

@@ -16,12 +16,19 @@ ONE_PADDED = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])  # two rows, the f
 
 
 def run_layout(layout, attention_mask: Tensor):
-    """What stands at a padding token's place in the positions does not matter: it becomes 0 here."""
-    out = layout(attention_mask, None, attention_mask.shape[1], attention_mask.device)
-    if not (isinstance(out, (tuple, list)) and len(out) == 2 and isinstance(out[0], Tensor)):
+    """What stands at a padding token's place in the positions does not matter: it becomes 0 here. And positions are
+    counted from the mask: as long as that is wrong they are not judged, and the right ones stand in."""
+    given = attention_mask, None, attention_mask.shape[1], attention_mask.device
+    out = layout(*given)
+    if not (isinstance(out, (tuple, list)) and len(out) == 2 and all(isinstance(part, Tensor) for part in out)):
         return out
     positions, mask = out
-    fits = positions.ndim == 2 and positions.shape[1] == attention_mask.shape[1]
+    right_positions, right_mask = attention_layout(*given)
+    if mask.dtype == torch.bool and mask.shape in (right_mask.shape, right_mask[:1].shape):
+        whole = mask.expand_as(right_mask)
+        if not whole.equal(right_mask):
+            positions, mask = right_positions, whole
+    fits = positions.shape == attention_mask.shape
     return (positions.masked_fill(attention_mask == 0, 0) if fits else positions), mask
 
 
@@ -37,11 +44,11 @@ MASKS = Exercise(
         "Two conditions, both of which must hold: the key is not later than the query, and the key is a real token. "
         "Compare index with itself, as a column and as a row.",
         "mask[b, query, key] = (query >= key) and the key is real, as [1, T, T] and [B, 1, T]. A query sees as many "
-        "tokens as are real up to itself: that count, less 1, is its position. Only after counting, let each token see "
-        "itself.",
+        "tokens as are real up to itself: that count, less 1, is its position. Behind the given lines, let each token "
+        "see itself, padding too.",
         "mask = (index[:, None] >= index[None, :])[None]\n"
         "if attention_mask is not None: mask = mask & attention_mask.bool()[:, None, :]\n"
-        "positions = (sum of mask over the keys - 1), at least 0\n"
+        "positions = sum of mask over the keys - 1\n"
         "mask = mask | (index[:, None] == index[None, :])",
     ),
     reference=attention_layout,
@@ -51,7 +58,7 @@ MASKS = Exercise(
         Case(torch.tensor([[1, 1, 0, 0, 1, 1]]), note="padding in the middle, between picture and text"),
         Case((noise(3, 8) > -0.5).long(), note="three rows with padding anywhere"),
     ],
-    axes={"positions": "batch length", "mask": "batch 1 query key"},
+    axes={"positions": "batch length", "mask": "batch heads query key"},
     call=run_layout,
 )
 
@@ -79,81 +86,123 @@ def _(layout) -> None:
     for start in (0, 2):
         positions, mask = layout(None, documents, 6, CPU, start)
         right = attention_layout(None, documents, 6, CPU, start)
-        same = positions[:, : 5 - start].equal(right[0][:, : 5 - start]) and mask.equal(right[1])
-        expect(same, "document_ids or start no longer do what they did. Leave the given lines as they were.")
+        expect(
+            mask.shape == right[1].shape and mask.equal(right[1]),
+            "In packed rows the mask is wrong. The given lines take your `mask` and hide the other documents in it: "
+            "make it before them, and let each token see itself behind them.",
+        )
+        expect(
+            positions[:, : 5 - start].equal(right[0][:, : 5 - start]),
+            "In packed rows each document begins at 0 again. Count the positions from `mask`, behind the given lines, "
+            "not from attention_mask.",
+        )
 
 
-def _mistaken(attention_mask: Tensor, documents: object, length: int, device: torch.device):
-    """The pieces: index, causal [1, T, T], real keys [B, 1, T], oneself [1, T, T]."""
-    index = torch.arange(length, device=device)
-    causal = (index[:, None] >= index[None, :])[None]
-    return index, causal, attention_mask.bool()[:, None, :], torch.eye(length, dtype=torch.bool)[None]
+def _pieces(attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The past and oneself [1, T, T], real keys [B, 1, T], oneself [1, T, T]."""
+    oneself = torch.eye(attention_mask.shape[1], dtype=torch.bool)[None]
+    return torch.ones_like(oneself).tril(), attention_mask.bool()[:, None, :], oneself
 
 
-def _count(mask: Tensor) -> Tensor:
-    return (mask.sum(dim=2) - 1).clamp(min=0)
+def _wrong_mask(sentence: str):
+    """Decorator: the mask [B or 1, T, T] made wrongly from the three pieces, whatever the positions then are."""
+
+    def add(make) -> None:
+        @MASKS.mistake(sentence)
+        def _(attention_mask, documents, length, device):
+            mask = make(*_pieces(attention_mask))
+            return mask.sum(dim=2) - 1, mask[:, None]
+
+    return add
 
 
-@MASKS.mistake("The padding is hidden, but the future is not: a query must not see keys that stand behind it.")
-def _(*given):
-    _, causal, real, self = _mistaken(*given)
-    return _count(causal & real), (real | self)[:, None]
+def _wrong_positions(sentence: str):
+    """Decorator: the mask is right, and the positions [B, T] are not."""
+
+    def add(make) -> None:
+        @MASKS.mistake(sentence)
+        def _(attention_mask, documents, length, device):
+            causal, real, oneself = _pieces(attention_mask)
+            return make(causal, real, oneself), (causal & real | oneself)[:, None]
+
+    return add
 
 
-@MASKS.mistake("The future is hidden, but the padding is not: a key must also be real, attention_mask nonzero.")
-def _(*given):
-    _, causal, real, _ = _mistaken(*given)
-    return _count(causal & real), causal[:, None].expand(real.shape[0], -1, -1, -1)
+@_wrong_mask("The padding is hidden, but the future is not: a query must not see keys that stand behind it.")
+def _(causal: Tensor, real: Tensor, oneself: Tensor) -> Tensor:
+    return real | oneself
 
 
-@MASKS.mistake("Past and future are swapped: this shows each token only what comes after it. The query is the row.")
-def _(*given):
-    _, causal, real, self = _mistaken(*given)
-    return _count(causal & real), (causal.mT & real | self)[:, None]
+@_wrong_mask("The future is hidden, but the padding is not: a key must also be real, attention_mask nonzero.")
+def _(causal: Tensor, real: Tensor, oneself: Tensor) -> Tensor:
+    return causal
 
 
-@MASKS.mistake("The positions count padding as well. A token's position is the number of *real* tokens before it.")
-def _(*given):
-    index, causal, real, self = _mistaken(*given)
-    return index.expand(real.shape[0], -1), (causal & real | self)[:, None]
+@_wrong_mask("Past and future are swapped: this shows each token only what comes after it. The query is the row.")
+def _(causal: Tensor, real: Tensor, oneself: Tensor) -> Tensor:
+    return causal.mT & real | oneself
 
 
-@MASKS.mistake("The positions begin at 1: the first real token has none before it, so it stands at 0.")
-def _(*given):
-    _, causal, real, self = _mistaken(*given)
-    return (causal & real).sum(dim=2), (causal & real | self)[:, None]
+@_wrong_mask("You hide the padding's rows instead of its columns: what matters is which *keys* are real.")
+def _(causal: Tensor, real: Tensor, oneself: Tensor) -> Tensor:
+    return causal & real.mT | oneself
 
 
-@MASKS.mistake(
-    "Each token is counted as seeing itself before the positions are taken: count the real tokens first, then let "
-    "padding see itself."
+@_wrong_mask(
+    "You hide the padding's rows as well as its columns. Only which *keys* are real matters: a padding token may look "
+    "at the real tokens before it."
 )
-def _(*given):
-    _, causal, real, self = _mistaken(*given)
-    mask = causal & real | self
-    positions = mask.sum(dim=2).cumsum(dim=1)
-    return positions - positions[:, :1], mask[:, None]
+def _(causal: Tensor, real: Tensor, oneself: Tensor) -> Tensor:
+    return causal & real & real.mT | oneself
 
 
-@MASKS.mistake("You hide the padding's rows instead of its columns: what matters is which *keys* are real.")
-def _(*given):
-    _, causal, real, self = _mistaken(*given)
-    return _count(causal & real), (causal & real.mT | self)[:, None]
+@_wrong_mask("You show the padding and hide the real tokens: attention_mask is nonzero where a token is real.")
+def _(causal: Tensor, real: Tensor, oneself: Tensor) -> Tensor:
+    return causal & ~real | oneself
 
 
-@MASKS.mistake(
+@_wrong_mask(
     "A padding token at the front has nothing to look at: its row is False throughout, and a softmax over nothing is "
     "0 / 0. Let every token see itself."
 )
-def _(*given):
-    _, causal, real, _ = _mistaken(*given)
-    return _count(causal & real), (causal & real)[:, None]
+def _(causal: Tensor, real: Tensor, oneself: Tensor) -> Tensor:
+    return causal & real
 
 
-@MASKS.mistake("The mask is upside down: here True means *may look*, as scaled_dot_product_attention has it.")
-def _(*given):
-    _, causal, real, self = _mistaken(*given)
-    return _count(causal & real), ~(causal & real | self)[:, None]
+@_wrong_mask("No token sees itself: a key may also stand where the query stands (>=, not >).")
+def _(causal: Tensor, real: Tensor, oneself: Tensor) -> Tensor:
+    return causal & real & ~oneself
+
+
+@_wrong_mask("The mask is upside down: here True means *may look*, as scaled_dot_product_attention has it.")
+def _(causal: Tensor, real: Tensor, oneself: Tensor) -> Tensor:
+    return ~(causal & real | oneself)
+
+
+@_wrong_positions("The positions count padding as well. A token's position is the number of *real* tokens before it.")
+def _(causal: Tensor, real: Tensor, oneself: Tensor) -> Tensor:
+    return torch.arange(causal.shape[1]).expand(real.shape[0], -1)
+
+
+@_wrong_positions("The positions begin at 1: the first real token has none before it, so it stands at 0.")
+def _(causal: Tensor, real: Tensor, oneself: Tensor) -> Tensor:
+    return (causal & real).sum(dim=2)
+
+
+@_wrong_positions(
+    "You count the tokens before a token, without itself (> for >=), and take 1 off besides. The first real token "
+    "stands at 0, the second at 1."
+)
+def _(causal: Tensor, real: Tensor, oneself: Tensor) -> Tensor:
+    return (causal & real & ~oneself).sum(dim=2) - 1
+
+
+@_wrong_positions(
+    "You count the tokens before a token, without itself (> for >=), and take 1 off besides, down to 0. The first "
+    "real token stands at 0, the second at 1."
+)
+def _(causal: Tensor, real: Tensor, oneself: Tensor) -> Tensor:
+    return ((causal & real & ~oneself).sum(dim=2) - 1).clamp(min=0)
 
 
 @MASKS.part

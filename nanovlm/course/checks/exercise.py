@@ -150,7 +150,8 @@ def with_weights(module: nn.Module, like: nn.Module | None = None) -> nn.Module:
 
 
 def _listed(names: dict[str, list[int]]) -> str:
-    return ", ".join(names) if names else "none"
+    first, more = list(names)[:3], len(names) - 3
+    return ", ".join(first) + (f" and {more} more" if more > 0 else "") if names else "none"
 
 
 BROKEN: dict[str, Exception] = {}  # module -> why it cannot be imported: one chapter's fault must not stop the others

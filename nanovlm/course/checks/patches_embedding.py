@@ -123,6 +123,22 @@ def _(conv):
 
 
 @CONV_EQUALS_LINEAR.mistake(
+    "Your layer's bias is not conv's: it was made where it should be, and kept the random numbers that it began with."
+)
+def _(conv):
+    linear = nn.Linear(conv.weight[0].numel(), conv.out_channels, bias=conv.bias is not None)
+    linear.weight = nn.Parameter(conv.weight.detach().flatten(1))
+    return linear
+
+
+@CONV_EQUALS_LINEAR.mistake(
+    "Your layer has the random numbers that it began with: nothing of conv's was copied into its weight and bias."
+)
+def _(conv):
+    return nn.Linear(conv.weight[0].numel(), conv.out_channels, bias=conv.bias is not None)
+
+
+@CONV_EQUALS_LINEAR.mistake(
     "You merge the axes colour last (row, column, channel). Patches here are channel first, as the weight is: no "
     "permute is needed."
 )
@@ -199,6 +215,16 @@ def _(cls) -> None:
     shape, count = list(module(torch.zeros(1, 3, 224, 224)).shape), sum(p.numel() for p in module.parameters())
     expect(shape == [1, 196, 768], f"A picture of 224 pixels gives {shape}; expected [1, 196, 768].")
     expect(count == 741_120, f"It holds {count:,} weights; expected 741,120.")
+
+
+@ADD_POSITIONS.property("positions start as small random numbers")
+def _(cls) -> None:
+    spread = cls(small_vit(32, 2, 16)).position_embedding.std().item()  # of 4,096 numbers
+    expect(
+        spread > 1e-6, "All positions start alike. Start them as random numbers, so that places differ: torch.randn."
+    )
+    expect(spread < 0.1, f"Your positions start at std {spread:.2g}: they drown the patches. Multiply them by 0.02.")
+    expect(0.015 < spread < 0.025, f"Your positions start at std {spread:.2g}. Take torch.randn's numbers times 0.02.")
 
 
 @ADD_POSITIONS.property("every weight gets a gradient")

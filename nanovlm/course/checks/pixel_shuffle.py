@@ -199,6 +199,17 @@ def _(x, factor):
 
 
 @UNSHUFFLE.mistake(
+    "The tiles are whole, but their grid is turned: rows of tiles have become columns. Of the axes that count tiles, "
+    "the row comes first."
+)
+def _(x, factor):
+    batch, num_tokens, _ = x.shape
+    side = round(num_tokens**0.5)
+    x = x.reshape(batch, side, side, factor, factor, -1).permute(0, 2, 3, 1, 4, 5)
+    return x.reshape(batch, num_tokens * factor**2, -1)
+
+
+@UNSHUFFLE.mistake(
     "F.pixel_shuffle undoes F.pixel_unshuffle, whose channels are in another order: here a token holds patch after "
     "patch, not channel after channel."
 )

@@ -42,9 +42,8 @@ RESIZE_POSITIONS = Exercise(
         Case(numbered(1, 4, 1), 4, note="a 2x2 grid, dim 1, stretched to 4x4"),
         Case(noise(1, 9, 5), 6, note="a 3x3 grid, dim 5, stretched to 6x6"),
         Case(noise(1, 25, 3), 2, note="a 5x5 grid, shrunk to 2x2"),
-        Case(noise(1, 16, 2), 4, note="the same grid, which must change nothing"),
     ],
-    axes="1 patches dim",
+    axes="batch patches dim",
     tolerance=1e-4,
 )
 
@@ -55,6 +54,13 @@ def _(resize) -> None:
     out = resize(torch.stack([row, column], dim=-1).reshape(1, 16, 2), 8).reshape(8, 8, 2)
     along, down = out[:, :, 0].std(dim=1).max(), out[:, :, 1].std(dim=0).max()
     expect(bool(along < 1e-4 and down < 1e-4), "Vectors that only say their row say something else after resizing.")
+
+
+@RESIZE_POSITIONS.property("a grid of the right size comes back as it is")
+def _(resize) -> None:
+    positions = noise(1, 16, 2)
+    same = torch.allclose(resize(positions.clone(), 4), positions, atol=1e-5)
+    expect(same, "A 4x4 grid, asked for as a 4x4 grid, comes back changed.")
 
 
 @RESIZE_POSITIONS.property("it can be learned through")
@@ -71,8 +77,6 @@ def _(resize) -> None:
 def _(positions, grid_size):
     _, num_patches, dim = positions.shape
     old = round(num_patches**0.5)
-    if old == grid_size:
-        return positions
     grid = positions.reshape(1, dim, old, old)
     return F.interpolate(grid, (grid_size, grid_size), mode="bicubic", align_corners=False).flatten(2).mT
 
@@ -105,7 +109,18 @@ def _(positions, grid_size):
     return stretched(positions, grid_size, "bicubic", True)
 
 
-@RESIZE_POSITIONS.mistake("The new grid is right, but it is read column by column. Merge rows and columns in order.")
+@RESIZE_POSITIONS.mistake(
+    "The new grid is right, but on the way out [1, dim, rows, columns] became [1, places, dim] by a plain reshape. "
+    "That cuts it as it lies in memory, dim first. Merge rows and columns, then bring dim to the end."
+)
+def _(positions, grid_size):
+    return stretched(positions, grid_size).mT.reshape(1, grid_size**2, -1)
+
+
+@RESIZE_POSITIONS.mistake(
+    "Rows and columns are swapped, on the way in or on the way out: the new grid is read column by column. Only dim "
+    "changes its place; rows stay before columns."
+)
 def _(positions, grid_size):
     return stretched(positions, grid_size).unflatten(1, (grid_size, grid_size)).transpose(1, 2).flatten(1, 2)
 

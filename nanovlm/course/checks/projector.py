@@ -82,6 +82,15 @@ def _(token, grid, factor):
     return [r * grid + c for r in rows for c in columns]
 
 
+@PATCH_MAP.mistake(
+    "The tile's row and column are taken for its first patch's. A tile is r patches high and wide: the tile at column "
+    "1 begins at patch column r."
+)
+def _(token, grid, factor):
+    row, column = divmod(token, grid // factor)
+    return [(row + i) * grid + column + j for i in range(factor) for j in range(factor)]
+
+
 @PATCH_MAP.mistake("This is the tile's top left patch alone. The token holds r * r patches.")
 def _(token, grid, factor):
     row, column = divmod(token, grid // factor)
@@ -165,6 +174,12 @@ class _(_Projector):
 class _(_Projector):
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(x.reshape(x.shape[0], -1, self.proj.in_features))
+
+
+@PROJECTOR.mistake("Shuffle first: proj reads the shuffled width, vision_dim * r * r, and not yet the patches.")
+class _(_Projector):
+    def forward(self, x: Tensor) -> Tensor:
+        return pixel_shuffle(self.proj(x), self.factor)
 
 
 @PROJECTOR.mistake(

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from nanovlm.course.checks.exercise import Case, Exercise, expect
 from nanovlm.course.checks.pixel_shuffle import noise
-from nanovlm.course.quizzes import Quiz
 from nanovlm.models.language_model import RotaryEmbedding, apply_rope
 
 # -- rope.angles -------------------------------------------------------------------------------------------------------
@@ -40,7 +39,7 @@ ANGLES = Exercise(
         Case(torch.tensor([[5, 0, 3], [1, 2, 300]]), 8, 10_000.0, note="two rows of positions that do not start at 0"),
         Case(torch.tensor([[7]]), 2, 10.0, note="one pair, one position"),
     ],
-    axes={"cos": "batch 1 length head_dim", "sin": "batch 1 length head_dim"},
+    axes={"cos": "batch heads length head_dim", "sin": "batch heads length head_dim"},
     call=run_angles,
 )
 
@@ -73,7 +72,7 @@ def _(cls) -> None:
 class _Angles(nn.Module):
     """A RotaryEmbedding to build wrong versions from."""
 
-    sign, step = -1, 2
+    sign, step, share = -1, 2, 2
 
     def __init__(self, head_dim: int, base: float) -> None:
         super().__init__()
@@ -86,7 +85,7 @@ class _Angles(nn.Module):
         return torch.cat([angles, angles], dim=-1)
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        pairs = torch.arange(self.head_dim // 2, dtype=torch.float32) * self.step
+        pairs = torch.arange(self.head_dim // self.share, dtype=torch.float32) * self.step
         angles = self.positions(positions)[:, None, :, None].float() * self.base ** (self.sign * pairs / self.head_dim)
         angles = self.twice(angles)
         return angles.cos(), angles.sin()
@@ -116,6 +115,32 @@ class _(_Angles):
     step = 1
 
 
+@ANGLES.mistake(
+    "The frequencies fall twice as fast as they should: 2 i is divided by head_dim, not by the number of pairs."
+)
+class _(_Angles):
+    step = 4
+
+
+@ANGLES.mistake(
+    "You make a frequency for each number of the vector and lay them twice, which is twice too many. There is one for "
+    "each pair: i ends at head_dim / 2 - 1."
+)
+class _(_Angles):
+    share = 1
+
+
+@ANGLES.mistake(
+    "Each number of the vector turns by an angle of its own. The two numbers of a pair turn together: half as many "
+    "frequencies, laid twice."
+)
+class _(_Angles):
+    share = 1
+
+    def twice(self, angles: Tensor) -> Tensor:
+        return angles
+
+
 @ANGLES.mistake("Sine and cosine are swapped: return the cosine first.")
 class _(_Angles):
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,8 +164,8 @@ class _(_Angles):
 
 
 @ANGLES.mistake(
-    "The axis for the heads is missing: [B, T, head_dim] would be added to [B, num_heads, T, head_dim] along the wrong "
-    "axes. Give it size 1: all heads turn alike."
+    "The axis for the heads is missing: [B, T, head_dim] would be multiplied with [B, num_heads, T, head_dim] along "
+    "the wrong axes. Give it size 1: all heads turn alike."
 )
 class _(_Angles):
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,6 +249,16 @@ def _(x, cos, sin):
     return x * cos + turned * sin
 
 
+@APPLY.mistake(
+    "You pair neighbours (0 with 1, 2 with 3), and deal the angles out for that. So the paper draws it; Llama's and "
+    "SmolLM2's weights in transformers' format, and the pocket model's, pair number i with number i + head_dim / 2."
+)
+def _(x, cos, sin):
+    cos, sin = (angles.chunk(2, dim=-1)[0].repeat_interleave(2, dim=-1) for angles in (cos, sin))
+    turned = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
+    return x * cos + turned * sin
+
+
 @APPLY.mistake("The rotation runs backwards: the minus sign is on the wrong half. With sin goes [-b, a], not [b, -a].")
 def _(x, cos, sin):
     a, b = x.chunk(2, dim=-1)
@@ -256,34 +291,3 @@ def _(x, cos, sin):
 @APPLY.part
 def _(code, learner) -> None:
     code.language_model.apply_rope = learner
-
-
-# -- quizzes -----------------------------------------------------------------------------------------------------------
-
-Quiz(
-    id="ch04.order",
-    question="Attention without a mask and without positions reads the tokens A B C. You swap A and B in the input. "
-    "What changes in the output of C?",
-    choices=("nothing", "its sign", "it moves to another place", "everything: the order matters"),
-    right=0,
-    because=(
-        "C sums over all tokens, weighted by products. A sum does not know in which order it was taken.",
-        "No number changes: the same products, the same weights, the same sum.",
-        "C did not move, and what it reads are the same two vectors.",
-        "It should matter, and that is why this chapter needs RoPE. Attention alone does not see it.",
-    ),
-)
-
-Quiz(
-    id="ch04.relative",
-    question="A query at position 10 and a key at position 7 have the product 0.42. The same two vectors stand at 110 "
-    "and 107 in another text. With RoPE their product is:",
-    choices=("smaller: they are further from the start", "0.42", "larger", "it depends on the base"),
-    right=1,
-    because=(
-        "How far they are from the start does not count, only how far from each other.",
-        "Both are turned by 100 more steps. The angle between them stays.",
-        "A rotation makes no vector longer, and both are turned by the same.",
-        "The base sets how fast each pair turns. But it turns both vectors, and the difference is 3 steps either way.",
-    ),
-)
