@@ -181,6 +181,7 @@ def mean(scores: dict[str, float]) -> float:
 
 assert mean(by_range["0 to 255"]) < mean(chance("shapes")) + 0.1  # guessing
 assert mean(by_range["0 to 255"]) < mean(by_range["0 to 1"]) < mean(by_range["-1 to 1, as trained"]) - 0.1
+assert by_range["0 to 1"]["count"] < 0.5 and mean(by_range["ImageNet's mean and std"]) > 0.9
 
 score_table(by_range, chance("shapes"))
 
@@ -188,9 +189,9 @@ score_table(by_range, chance("shapes"))
 # (*By guessing* is what one reaches who reads the question and never looks. Each number stands on few questions, so do
 # not read much into a few points.)
 #
-# Bytes leave nothing: the model guesses. But look at the two rows around it. With 0 to 1, or with the numbers of
-# another model's processor, most answers are still right. *Those* are the dangerous ones. Nothing raises, the demo
-# looks fine, and a good part of the model is gone.
+# Bytes leave nothing: the model guesses. But look at the two rows around it. With 0 to 1 most answers are still right.
+# *That* is the dangerous row. Nothing raises, the demo looks fine, and the model can hardly count any more. The numbers
+# of another model's processor cost hardly anything here: ImageNet's lie around zero as well, only wider.
 #
 # It happens to the best. [nanoVLM's processor](https://github.com/huggingface/nanoVLM/blob/main/data/processors.py)
 # resizes and makes tensors from 0 to 1, and never normalises, though its encoder comes from SigLIP. Its training then
@@ -520,16 +521,16 @@ by_place = {
     "shuffled positions": with_positions(trained[:, deal]),
 }
 for condition in ("no positions (zeros)", "shuffled positions"):
-    assert by_place[condition]["where"] < chance("shapes")["where"] + 0.15  # next to guessing
-    assert by_place[condition]["exists"] > 0.9
+    assert by_place[condition]["where"] < chance("shapes")["where"] + 0.2  # not far from guessing
+    assert by_place[condition]["exists"] > 0.85
 
 score_table(by_place, chance("shapes"))
 
 # %% [markdown]
 # Read it by columns:
 #
-# - **where** falls to the level of guessing. There are four answers, and the model picks one.
-# - **exists** does not notice. "Is there a star?" needs no places. A bag of patches holds a star or does not.
+# - **where** falls furthest, down to about guessing. There are four answers, and the model picks one.
+# - **exists** hardly notices. "Is there a star?" needs no places. A bag of patches holds a star or does not.
 # - The others are in between. To say what colour the star is, the patches of the star must find each other, and "next to
 #   me" is a matter of place.
 # - Wrong positions are about as bad as none.
@@ -759,13 +760,13 @@ wider.load_state_dict(weights)
 wider.tokenizer, wider.image_processor = model.tokenizer, ImageProcessor(96)
 
 at_96 = accuracies(wider.eval(), num_pictures // 2)  # more patches take longer
-assert mean(at_96) < 0.65
+assert mean(at_96) < 0.55
 assert (model.config.num_image_tokens, wider.config.num_image_tokens) == (16, 36)
 
 score_table({"64 pixels": by_place["as trained"], "96 pixels, resized": at_96}, chance("shapes"))
 
 # %% [markdown]
-# About half of the answers are right now, where nearly all were. To be fair, positions are not the only thing that
+# Fewer than half of the answers are right now, where nearly all were. To be fair, positions are not the only thing that
 # has changed. Shapes now cover more patches than any in training, and the decoder gets 36 image tokens where it was used
 # to 16. This table cannot say which of them weighs most.
 #

@@ -126,7 +126,7 @@ assert states[3].pow(2).mean() > 10 * states[0].pow(2).mean()
 
 # %% [markdown]
 # Text and picture start with very different sizes, and all of them grow. A linear layer that was trained on numbers
-# around 1 cannot work with numbers around 50. So each part first brings its input to size 1.
+# around 1 cannot work with numbers around 100. So each part first brings its input to size 1.
 #
 # The vision encoder did that with LayerNorm: subtract the mean, divide by the standard deviation, multiply by a weight,
 # add a bias. Llama leaves out half of it: **RMSNorm** divides by the root mean square and multiplies by a weight, that
@@ -168,7 +168,7 @@ torch.testing.assert_close(RMSNorm(8, eps=1e-5)(x), by_hand)
 # ### Why in float32
 #
 # Large models run in half precision: 16 bits a number. A float16 ends at 65,504. The pocket model's vectors have sizes
-# around 50, in larger models single numbers reach the hundreds and more ([Sun et al.
+# around 100, in larger models single numbers reach the hundreds and more ([Sun et al.
 # 2024](https://arxiv.org/abs/2402.17762)), and RMSNorm *squares* them:
 
 # %% tags=["nbval-check-output"]
@@ -812,7 +812,7 @@ def gate_and_up_swapped(self: nn.Module, x: Tensor) -> Tensor:
 
 
 with patch.object(language_model.SwiGLU, "forward", gate_and_up_swapped):
-    assert score("gate and up swapped") < 0.2
+    assert score("gate and up swapped") < as_shipped - 0.5
 
 # %% [markdown]
 # ## The block, and the decoder

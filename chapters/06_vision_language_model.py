@@ -565,7 +565,7 @@ grey = Image.new("RGB", (64, 64), (128, 128, 128))
 other = Image.open(asset_path("pictures/shapes_2.png")).convert("RGB")
 ASKED = {
     "Where is the red star?": ("where", "top left"),
-    "What colour is the square?": ("colour", "purple"),
+    "What colour is the triangle?": ("colour", "yellow"),
     "Which shape is yellow?": ("shape", "triangle"),
 }
 
@@ -637,9 +637,10 @@ seen = {
 with changed(model.projector, shuffled):
     seen["tokens out of order"] = scores(model, samples)
 
-assert mean(seen["its own picture"]) > 0.9 and mean(seen["tokens out of order"]) > 0.6
-assert min(seen["tokens out of order"], key=seen["tokens out of order"].get) == "shape"
-assert max(mean(seen["grey"]), mean(seen["another one's picture"])) < 0.5
+assert mean(seen["its own picture"]) > 0.9 and mean(seen["tokens out of order"]) > 0.7
+assert max(mean(seen["grey"]), mean(seen["another one's picture"])) < 0.45
+lost = {kind: right - seen["tokens out of order"][kind] for kind, right in seen["its own picture"].items()}
+assert min(lost[kind] for kind in ("shape", "count", "where")) > max(lost[kind] for kind in ("colour", "exists"))
 score_table(seen, guessing=chance("shapes"))
 
 # %% [markdown]
@@ -648,8 +649,24 @@ score_table(seen, guessing=chance("shapes"))
 #
 # And out of order? Most answers are still right. Each patch got its position added in chapter 01, before the encoder.
 # So an image token *says* where it belongs, wherever it stands. The order in the line is a second hint (RoPE, chapter
-# 04), now a false one, and it costs some answers, shapes above all. If you expected "where" to fall to guessing, you
-# are in good company. That is what ablations are for.
+# 04), now a false one, and it costs some answers: shapes, counts and places, while colours hardly notice. If you
+# expected "where" to fall to guessing, you are in good company. That is what ablations are for.
+#
+# Is the order only ever a hint, then? Do not take one ablation for a law. The same model reads signs. Shuffle *their*
+# image tokens:
+
+# %%
+signs = [thimble_sample("glyphs", "test", i, image_size=64) for i in range(len(samples))]
+by_order = {"in order": scores(model, signs)}
+with changed(model.projector, shuffled):
+    by_order["tokens out of order"] = scores(model, signs)
+assert by_order["in order"]["read"] > 0.9 and by_order["tokens out of order"]["read"] < 0.4
+score_table(by_order, guessing=chance("glyphs"))
+
+# %% [markdown]
+# To *read* a sign is to say its characters one after the other, and that falls to a fifth. (Whether a character is on
+# the sign needs no order, and does not suffer. The model is not good at it in any case.) For the same weights, the
+# order of the line is a side matter in one task and the heart of another.
 
 # %% [markdown]
 # ## What breaks
@@ -676,15 +693,18 @@ def behind(ids):
 
 broken = {"as it should be": seen["its own picture"], "behind the question": scores(model, samples, behind)}
 right, late = (mean(by_kind) for by_kind in broken.values())
-assert late < 0.2
+assert late < 0.4 and broken["behind the question"]["where"] < chance("shapes")["where"]
 print(f"{right:.0%} of the answers are right, and with the picture behind the question {late:.0%}")
 
-written = model.generate_ids(torch.tensor([behind(ids)]), pixels, max_new_tokens=12)[0].tolist()
-print(f"{question} - {model.tokenizer.decode(written, skip_special_tokens=False)}")
+colour_ids, _ = model.prepare_prompt("What colour is the triangle?", picture)
+for name, some_ids in ((question, ids), ("What colour is the triangle?", colour_ids)):
+    written = model.generate_ids(torch.tensor([behind(some_ids)]), pixels, max_new_tokens=12)[0].tolist()
+    print(f"{name} - {model.tokenizer.decode(written, skip_special_tokens=False)}")
 
 # %% [markdown]
-# Worse than guessing: asked where, it names a colour. The question's words are read before there is a picture, so they
-# cannot fetch anything from it. And the model has never met a prompt in this order.
+# Guessing would do as well. Worse than that, it does not even keep to the question: asked for a colour it says "no", and
+# the table below shows "where" and "colour" under the level of guessing. The question's words are read before there is
+# a picture, so they cannot fetch anything from it. And the model has never met a prompt in this order.
 #
 # A model *can* be trained with pictures at the end. But it has to be the same in training and in use: the weights know
 # one way to stand in line.
@@ -730,7 +750,7 @@ for padding in (3, 40):
     print(f"{padding:2} of padding: the logits differ by {lost:.2f} without the mask, with it by less than 0.001")
 
 # %% [markdown]
-# To be fair: our model bears it, as the table below shows. Most of its answers stay the same. But what it says to
+# To be fair: our model bears it, as the table below shows. Nearly all of its answers stay right. But what it says to
 # *your* question now depends on how long the *others'* questions in the batch are. Nobody finds such a bug by looking
 # at answers. A comparison finds it at once: ask alone, ask in a batch, and the logits must be the same.
 
@@ -764,8 +784,8 @@ with changed(model.projector, lambda image_tokens: image_tokens @ turn):
 assert mean(broken["three times as long"]) > 0.85 and mean(broken["turned"]) < 0.5
 
 # %% [markdown]
-# You see the numbers below. The length is forgiven, since each decoder block begins with a norm (chapter 04). The
-# direction is everything. In nanoVLM the projector starts from random numbers between two trained parts: at first,
+# You see the numbers below. The length is nearly forgiven, since each decoder block begins with a norm (chapter 04);
+# what it costs, it costs in counting. The direction is everything. In nanoVLM the projector starts from random numbers between two trained parts: at first,
 # every picture arrives in a language that the decoder does not speak.
 
 # %% [markdown]
@@ -926,13 +946,13 @@ side_by_side(own[:4], rows, ("your parts", "wrong reshape"))
 # %%
 both = {"your parts": scores(mine, samples), "wrong reshape": scores(wrong, samples)}
 assert mean(both["your parts"]) - mean(both["wrong reshape"]) > 0.3
-assert both["wrong reshape"]["colour"] > both["wrong reshape"]["shape"] + 0.3
+assert both["wrong reshape"]["colour"] > max(both["wrong reshape"][kind] for kind in ("shape", "count")) + 0.3
 score_table(both, guessing=chance("shapes"))
 
 # %% [markdown]
 # One line of one function. Look at which kinds suffer. *Colour* is hurt least: red is red, in a tile or in a strip.
-# *Shape* falls to guessing: what the layer takes for the patch below is the one two to the right. The model is not
-# blind. It sees a picture that nobody showed it.
+# *Shape* falls to about guessing, and *count* with it: what the layer takes for the patch below is the one two to the
+# right. The model is not blind. It sees a picture that nobody showed it.
 #
 # No shape, no error and no loss curve tells this bug from a model that needs more training. What finds it: a test with
 # numbers (your check in chapter 03), a comparison with a model that is known to be right, and an ablation.

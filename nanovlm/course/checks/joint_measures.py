@@ -175,7 +175,7 @@ for sentence, wrong in (
 Quiz(
     id="ch06.order",
     question="You shuffle the 16 image tokens before the decoder reads them, and ask where the red star is. Before, "
-    "every such answer was right. How often is it right now?",
+    "nearly every such answer was right. How often is it right now?",
     choices=("a quarter of the time, by guessing", "most of the time", "never", "always, nothing changes"),
     right=1,
     because=(

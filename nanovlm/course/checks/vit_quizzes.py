@@ -59,15 +59,15 @@ Quiz(
 )
 
 Quiz(
-    id="ch02.blue",
-    question="In this picture, head 2 of block 1 looks at the circle at the bottom left, whoever asks. What does this "
-    "head look for?",
-    choices=("circles", "the bottom left", "blue", "one picture cannot tell"),
+    id="ch02.head",
+    question="In this picture, head 2 of block 1 looks at the square at the bottom right, from nearly all of the "
+    "background. What does this head look for?",
+    choices=("squares", "the bottom right", "purple", "one picture cannot tell"),
     right=3,
     because=(
-        "It may be. But the circle is also the only blue thing, and the only thing at the bottom left.",
-        "It may be. But what lies there is also the only circle, and the only blue thing.",
-        "It may be. But the only blue thing is also the only circle, and lies at the bottom left.",
+        "It may be. But the square is also the only purple thing, and the only thing at the bottom right.",
+        "It may be. But what lies there is also the only square, and the only purple thing.",
+        "It may be. But the only purple thing is also the only square, and lies at the bottom right.",
         "Three explanations fit. Pictures that pull them apart can decide.",
     ),
 )
@@ -75,14 +75,19 @@ Quiz(
 Quiz(
     id="ch02.ablate",
     question="We take attention out of both blocks of the pocket model's encoder, so that no patch sees another there, "
-    "and ask it about shapes again. Guessing gets about a third right. What happens?",
-    choices=("it falls to guessing", "it loses about half of what it knew", "next to nothing"),
+    "and ask it about shapes and signs again. Guessing gets about a third of the questions about shapes right, and "
+    "fewer than a fifth of those about signs. What happens?",
+    choices=(
+        "both fall to guessing",
+        "the shapes stay, reading is lost: a character is spread over several patches",
+        "little is lost in either",
+    ),
     right=2,
     because=(
         "So one would think. But look at what comes after the encoder.",
-        "A fair guess. But look at what comes after the encoder.",
-        "The projector joins neighbouring patches, and the decoder's own attention reads all image tokens. For large "
-        "plain shapes that is enough.",
+        "It is spread over several patches. But the encoder is not the only place where patches meet.",
+        "The projector joins neighbouring patches, and the decoder's own attention reads all image tokens. That is "
+        "enough for most of these questions; only counting suffers.",
     ),
 )
 
@@ -90,7 +95,7 @@ Quiz(
     id="ch02.norm",
     question="The pocket model's weights, loaded without an error into blocks that normalise after each addition "
     "instead of before each sub-layer. What do its answers do?",
-    choices=("nothing changes", "it answers a little worse", "it falls back to near guessing"),
+    choices=("nothing changes", "it answers a little worse", "it falls back to guessing"),
     right=2,
     because=(
         "Every parameter finds a place of its own name and shape. But each then does its work on other numbers.",
