@@ -598,13 +598,13 @@ lever(look, block=(0, 3, 1, 3), head=(0, 3, 1, 1), mean_of_heads=False, word=lis
 
 # %% [markdown]
 # The first state is the position that writes the answer: what comes behind `<|assistant|>` is the answer's first word,
-# *top*. In the last block, head 1 looks at a corner of the red star, with nine tenths of its weight. It is a wonderful
+# *top*. In the last block, head 1 looks at a corner of the red star, with nearly all of its weight. It is a wonderful
 # picture. Now move the levers:
 #
-# - **block 3, head 0** looks at the star as well, at another of its tokens.
-# - **block 0, head 3** looks at the circle and the square. What for?
+# - **block 3, head 0** looks at the same corner.
+# - **block 0, head 3** looks at a corner of the circle, just as firmly. What for?
 # - **block 0, head 0** does not look at the picture at all: it reads *Where*. The picture stays dark, and the bars at the
-#   right say why.
+#   right say why. **Block 3, head 3** reads *red*.
 # - **mean of heads** is what many demos draw. What was sharp in one head is a blur.
 #
 # Which one *is* where the model looks? I chose the head with the star because I knew the answer. That is the first
@@ -612,9 +612,9 @@ lever(look, block=(0, 3, 1, 3), head=(0, 3, 1, 1), mean_of_heads=False, word=lis
 # all sixteen:
 
 # %% tags=["nbval-check-output"]
-assert weights[3][1, -1, 1 + 1] > 0.85  # block 3, head 1: image token 1 stands at position 2
-assert weights[0][3, -1, 1 + 8 : 1 + 12].sum() > 0.9  # block 0, head 3: the third row of tokens, circle and square
-assert weights[0][0, -1, positions["Where"]] > 0.9
+assert weights[3][:2, -1, 1 + 1].min() > 0.9  # block 3, heads 0 and 1: image token 1 stands at position 2
+assert weights[0][3, -1, 1 + 13] > 0.9  # block 0, head 3: token 13, in the lowest row, of the circle
+assert weights[0][0, -1, positions["Where"]] > 0.9 and weights[3][3, -1, positions[" red"]] > 0.9
 
 on_star = [0, 1, 4, 5]  # the image tokens of the star's quarter
 for layer in range(4):
@@ -624,7 +624,7 @@ for layer in range(4):
 # %% [markdown]
 # ### Does the answer depend on it?
 #
-# The second thing needs an experiment. If head 1 takes nine tenths of its weight from image token 1, then without that
+# The second thing needs an experiment. If head 1 takes nearly all of its weight from image token 1, then without that
 # token the answer should suffer. So we take it away: the mean of all image tokens goes in its place. Predict:
 
 # %%
@@ -655,7 +655,7 @@ for name, removed in quarters.items():
     print(f"without {name} quarter, four tokens: {probability:.2f}, says {says}")
 
 # %% [markdown]
-# No single token matters, not even the one with nine tenths of the weight. The four of the star together do: without
+# No single token matters, not even the one with nearly all of the weight. The four of the star together do: without
 # them the model says *bottom*. Without any other quarter nothing happens.
 #
 # The likely reason: in the encoder the patches have looked at each other. What token 1 knows of the star, its neighbours

@@ -88,6 +88,9 @@ def run(notebook: NotebookNode, root: Path) -> None:
     from nbclient import NotebookClient
     from nbformat import from_dict
 
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None  # so that the last cell with a count is the last that began
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "NANOVLM_HOME": str(Path(folder, "home")), "PYTHONHASHSEED": "0"}
         here = Path(folder, "here")

@@ -59,6 +59,18 @@ def test_a_chapter_that_fails_is_reported_and_keeps_its_outputs(course: Path) ->
     assert found and "from __future__" in found[0] and "\x1b" not in found[0], problems
 
 
+def test_the_failing_cell_is_named_though_nothing_was_edited(course: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chapter can stop being true because something else changed: here a variable of the environment."""
+    fails = "x = torch.zeros(2, 3) * int(__import__('os').environ['FAILS'])"
+    edit(course / "chapters" / f"{STEM}.py", lambda text: text.replace("x = torch.zeros(2, 3)", fails))
+    monkeypatch.setenv("FAILS", "1")
+    assert not build(execute=True, only=["03"], root=course).problems
+    monkeypatch.setenv("FAILS", "one")
+    problems = build(execute=True, only=["03"], root=course).problems
+    found = [p for p in problems if p.startswith(f"chapters/{STEM}.py does not run: ValueError")]
+    assert found and "from __future__" in found[0], problems
+
+
 def test_outputs_are_cleaned() -> None:
     view = "application/vnd.jupyter.widget-view+json"
     address = "<Thing at 0x7f3a5c2d1e90>"

@@ -124,6 +124,9 @@ class TestAttention:
             trace(MiniVLM(), seeded(2, 3, 16, 16), token_ids(2, 5), attention=["decoder.block.0"])
         with pytest.raises(ValueError, match="no module 'encoder'"), tracing(MiniVLM(), attention=["encoder"]):
             pass
+        for wrong in (True, "decoder.blocks.0"):  # a string would be taken for a list of letters
+            with pytest.raises(TypeError, match="a list of module paths"):
+                trace(MiniVLM(), seeded(2, 3, 16, 16), token_ids(2, 5), attention=wrong)
 
     def test_llama_with_sdpa_gives_what_its_eager_attention_gives(self):
         e = entry("Llama, padded")
