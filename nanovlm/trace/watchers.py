@@ -38,7 +38,7 @@ class AttentionCatcher:
     def __init__(self, names: Iterable[str]):
         if isinstance(names, str) or not isinstance(names, Iterable):
             raise TypeError(
-                f'attention= is a list of module paths, as ["decoder.blocks.0"] ([""] is the whole model); got {names!r}.'
+                f'attention= is a list of module paths, as ["decoder.blocks.0"] or [""] for all; got {names!r}.'
             )
         self.names = list(names)
         self.found: dict[str, list[Tensor]] = {name: [] for name in self.names}
