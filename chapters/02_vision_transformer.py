@@ -44,7 +44,7 @@ from torch import Tensor, nn
 
 from nanovlm.assets import asset_path
 from nanovlm.config import ViTConfig
-from nanovlm.course import budget, expect_shape, lever, quiz, use
+from nanovlm.course import Cells, budget, expect_shape, lever, quiz, use
 
 # %% [markdown]
 # ## The question: what can one patch know?
@@ -729,11 +729,11 @@ def looks(block, head, patch):
     return patch_attention(photo, maps[:, 0], block, head, patch)
 
 
-lever(looks, block=[1, 0], head=[2, 0, 1, 3], patch=(0, 63, 1, 36))
+lever(looks, block=[1, 0], head=[2, 0, 1, 3], patch=Cells(photo, 8, start=36))
 
 # %% [markdown]
 # Patch 36 lies in the middle of the picture, where nothing is. In block 0 its four heads look widely about. In block 1,
-# head 2 knows what it wants: the square. Move `patch` about over the empty parts, and it still looks at the square.
+# head 2 knows what it wants: the square. Click about in the empty parts, and it still looks at the square.
 # (Stay off the shapes for now.) So many of the 64 patches give it more than half of their attention:
 
 # %%
@@ -832,10 +832,10 @@ print("most to least:", ", ".join(f"{colour} {share:.0%}" for colour, share in b
 #
 # ### It depends on who asks
 #
-# Go back to the lever, and set `patch` to 10, the red one from the beginning. It does not look at the square. It looks at
-# the circle. So do its neighbours in the star; and the patches in the circle look at the star. It is the same head, and
-# the same keys. But a patch inside a shape asks with another query. Over all pictures with more than one shape, where do
-# the four patches in the middle of a quarter look, if a shape is there?
+# Go back and click on the star, say on patch 10, the red one from the beginning. It does not look at the square. It
+# looks at the circle. So do its neighbours in the star; and the patches in the circle look at the star. It is the same
+# head, and the same keys. But a patch inside a shape asks with another query. Over all pictures with more than one
+# shape, where do the four patches in the middle of a quarter look, if a shape is there?
 
 # %%
 star, circle = [9, 10, 17, 18], [41, 42, 49, 50]

@@ -9,13 +9,14 @@ if TYPE_CHECKING:
     from nanovlm.course.checks.engine import check
     from nanovlm.course.claims import expect_shape
     from nanovlm.course.hints import hint
-    from nanovlm.course.levers import lever
+    from nanovlm.course.levers import Cells, lever
     from nanovlm.course.overview import course_map, report
     from nanovlm.course.quizzes import quiz
     from nanovlm.course.your_parts import use, yours
 
 # No function shares its name with a module of this package: importing the module would replace the function.
 _HOMES = {
+    "Cells": "levers",
     "budget": "budgets",
     "check": "checks.engine",
     "course_map": "overview",
@@ -27,7 +28,7 @@ _HOMES = {
     "use": "your_parts",
     "yours": "your_parts",
 }
-__all__ = ["budget", "check", "course_map", "expect_shape", "hint", "lever", "quiz", "report", "use", "yours"]
+__all__ = ["Cells", "budget", "check", "course_map", "expect_shape", "hint", "lever", "quiz", "report", "use", "yours"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,11 +10,33 @@ import html
 import inspect
 import sys
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from nanovlm.viz.style import Figure, from_matplotlib
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Values for a lever that is set by a click: the cells of a picture cut into grid x grid, from 0 in reading order.
+
+    Each cell is a button in the mean colour of what it covers.
+    """
+
+    picture: Image.Image
+    grid: int
+    start: int = 0
+
+    def colours(self) -> list[str]:
+        from PIL import Image
+
+        digits = self.picture.convert("RGB").resize((self.grid,) * 2, Image.Resampling.BOX).tobytes().hex()
+        return [f"#{digits[i : i + 6]}" for i in range(0, len(digits), 6)]
 
 
 class Lever:
@@ -40,6 +62,7 @@ class Lever:
         import ipywidgets
 
         controls = {name: scale.control() for name, scale in self.levers.items()}
+        shown = [self.levers[name].around(control) for name, control in controls.items()]
         picture = ipywidgets.HTML(value=self.show())
 
         def moved(change: Any) -> None:
@@ -50,7 +73,7 @@ class Lever:
 
         for control in controls.values():
             control.observe(moved, names="value")
-        return ipywidgets.VBox([ipywidgets.HBox(list(controls.values())), picture])
+        return ipywidgets.VBox([ipywidgets.HBox(shown), picture])
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         shown = _as_figure(self.render(**self.defaults))
@@ -75,7 +98,7 @@ def lever(render: Callable[..., Any], **levers: Any) -> Lever:
     """A picture with controls. render(**state) is pure and returns a Figure, an HTML string or a matplotlib figure.
 
     Each lever is a list (a choice, the first is the default), a tuple (low, high[, step[, start]]) (a slider), a bool
-    (a check box) or a str (a text box).
+    (a check box), a str (a text box) or `Cells` (a picture whose cells are clicked).
     """
     return Lever(render, levers)
 
@@ -99,9 +122,13 @@ class _Scale:
             self.kind, self.default = "text", values
         elif isinstance(values, list) and values:
             self.kind, self.default = "choice", values[0]
+        elif isinstance(values, Cells):
+            self.kind, self.default, self.low, self.high, self.step = "cell", values.start, 0, values.grid**2 - 1, 1
+            if not 0 <= values.start <= self.high:
+                raise ValueError(f"The lever {name} starts at cell {values.start} of 0 to {self.high}.")
         else:
             raise TypeError(
-                f"The lever {name}={values!r} must be a list, (low, high[, step[, start]]), a bool or a str."
+                f"The lever {name}={values!r} must be a list, (low, high[, step[, start]]), a bool, a str or Cells."
             )
 
     def extremes(self) -> list[Any]:
@@ -127,8 +154,31 @@ class _Scale:
             return ipywidgets.ToggleButtons(
                 options=options, value=self.default, description=label, style={"button_width": "auto"}
             )
-        slider = ipywidgets.IntSlider if self.kind == "whole" else ipywidgets.FloatSlider
+        slider = ipywidgets.FloatSlider if self.kind == "real" else ipywidgets.IntSlider
         return slider(value=self.default, min=self.low, max=self.high, step=self.step, description=label)
+
+    def around(self, control: Any) -> Any:
+        """The control as it is shown: cells to click stand below the slider that holds their number."""
+        if self.kind != "cell":
+            return control
+        import ipywidgets
+
+        side = "24px"
+        buttons = []
+        for i, colour in enumerate(self.values.colours()):
+            layout = ipywidgets.Layout(width=side, height=side, margin="0", padding="0")
+            button = ipywidgets.Button(style={"button_color": colour}, layout=layout, tooltip=f"{self.name} {i}")
+            button.on_click(lambda _, i=i: setattr(control, "value", i))
+            buttons.append(button)
+
+        def mark(_: Any = None) -> None:
+            for i, button in enumerate(buttons):
+                button.layout.border = "3px solid #111" if i == control.value else "1px solid #8886"
+
+        mark()
+        control.observe(mark, names="value")
+        columns = ipywidgets.Layout(grid_template_columns=f"repeat({self.values.grid}, {side})", margin="0 0 0 90px")
+        return ipywidgets.VBox([control, ipywidgets.GridBox(buttons, layout=columns)])
 
 
 def _as_figure(shown: Any) -> Figure | str:

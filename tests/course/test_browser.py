@@ -164,6 +164,18 @@ def test_a_lever_moves_its_picture(page: Page, lab: str) -> None:
     assert "mod-active" in (other.get_attribute("class") or "") or box.locator(".mod-active").count() == 1
 
 
+def test_a_click_on_a_patch_shows_where_it_looks(page: Page, lab: str) -> None:
+    open_notebook(page, lab, "chapters/02_vision_transformer.ipynb")
+    run_all(page)
+    box = page.locator(".jp-OutputArea-output .widget-vbox").filter(has=page.locator(".widget-gridbox")).first
+    picture = box.locator(".widget-html-content")
+    assert "Patch 36 looks" in picture.inner_text()
+    patch = box.locator(".widget-gridbox button").nth(10)
+    patch.scroll_into_view_if_needed()
+    patch.click()
+    picture.get_by_text("Patch 10 looks").wait_for()
+
+
 def test_an_answer_typed_into_an_exercise_passes(page: Page, lab: str) -> None:
     exercise = "pixel_shuffle.shuffle"
     open_notebook(page, lab, "exercises/03_pixel_shuffle_and_projector.ipynb")

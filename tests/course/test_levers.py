@@ -8,8 +8,9 @@ import types
 from xml.dom import minidom
 
 import pytest
+from PIL import Image
 
-from nanovlm.course import lever
+from nanovlm.course import Cells, lever
 from nanovlm.course.levers import VIEW, Lever
 from nanovlm.viz.style import (
     CYCLE,
@@ -81,6 +82,27 @@ def test_moving_a_control_changes_the_picture() -> None:
     assert picture.value == squares(5, "orange", False, "new").markup
 
 
+def test_a_click_on_a_cell_of_a_picture_sets_the_lever() -> None:
+    picture = Image.new("RGB", (30, 30), "white")
+    picture.paste((200, 0, 0), (20, 10, 30, 20))  # the last cell of the second row
+
+    made = lever(lambda cell: f"cell {cell}", cell=Cells(picture, 3, start=4))
+    assert made.defaults == {"cell": 4} and made.levers["cell"].extremes() == [0, 8]
+    box = made.widget()
+    slider, cells = box.children[0].children[0].children
+    colours = [button.style.button_color for button in cells.children]
+    assert colours == ["#ffffff"] * 5 + ["#c80000"] + ["#ffffff"] * 3
+    outlined = [button.layout.border for button in cells.children]
+    assert outlined.count(outlined[4]) == 1
+
+    cells.children[5].click()
+    assert (slider.value, box.children[1].value) == (5, "cell 5")
+    moved = [button.layout.border for button in cells.children]
+    assert moved[5] == outlined[4] and moved.count(moved[5]) == 1
+    slider.value = 7  # the keyboard's way
+    assert box.children[1].value == "cell 7"
+
+
 def test_a_state_that_cannot_be_drawn_is_told_in_the_pictures_place() -> None:
     def picky(n: int) -> str:
         if n > 1:
@@ -114,6 +136,7 @@ def test_many_choices_become_a_menu_and_fractions_a_slider() -> None:
         ({"count": (1, 5, 0)}, "a step above 0"),
         ({"count": []}, "must be a list"),
         ({"count": 3}, "must be a list"),
+        ({"count": Cells(Image.new("RGB", (4, 4)), 2, start=4)}, "starts at cell 4 of 0 to 3"),
     ],
 )
 def test_wrong_levers_are_explained(levers: dict, words: str) -> None:
