@@ -363,7 +363,7 @@ print("mean of the row means:", f"{torch.stack([row.mean() for row in losses]).m
 #
 # Here it is. Three parts, `embed`, and `forward`, in which `answer_loss` is written out. (Not
 # yet explained: two mixins, which bring `generate` and `from_pretrained`; the cache, in chapter 09;
-# `gradient_checkpointing` and `compile_blocks`, which save memory and time in training; `document_ids`, in chapter 07.)
+# `gradient_checkpointing` and `compile_parts`, which save memory and time in training; `document_ids`, in chapter 07.)
 
 
 # %% tags=["package:nanovlm.models.vision_language_model.VLMOutput"]
@@ -400,9 +400,9 @@ class VisionLanguageModel(GenerationMixin, HubMixin, nn.Module):
     def gradient_checkpointing(self, on: bool = True) -> None:
         self.vision_encoder.gradient_checkpointing = self.decoder.gradient_checkpointing = on
 
-    def compile_blocks(self) -> None:
-        for block in (*self.vision_encoder.blocks, *self.decoder.blocks):
-            block.compile()
+    def compile_parts(self) -> None:
+        self.vision_encoder.compile()
+        self.decoder.compile()
 
     def embed(
         self, input_ids: Tensor, images: Tensor | None, attention_mask: Tensor | None

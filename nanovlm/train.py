@@ -199,7 +199,7 @@ def train(config: TrainConfig, model: VisionLanguageModel) -> Run:
     distributed.copy_from_first(model.parameters())
     model.gradient_checkpointing(config.gradient_checkpointing)
     if config.compile:
-        model.compile_blocks()
+        model.compile_parts()
     optimizers = Optimizers(model, config)
     scaler = precision.scaler(device)
     train_loader, val_loader = get_dataloaders(config, model.config, model.tokenizer, model.image_processor)

@@ -1,4 +1,4 @@
-"""torch.compile as a switch: the same numbers, one graph for all blocks of a kind, no new graph for what was seen."""
+"""torch.compile as a switch: the same numbers, one graph for each part, no new graph for what was seen."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 
 @pytest.fixture
 def counter(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounterWithBackend]:
-    """Makes compile_blocks trace for real, but run the graphs without compiling C++; counts the graphs."""
+    """Makes compile_parts trace for real, but run the graphs without compiling C++; counts the graphs."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend=counter))
@@ -45,13 +45,13 @@ def gradient_norm(model: VisionLanguageModel) -> float:
     return torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm().item()
 
 
-def test_compiled_blocks_share_their_graphs_and_reuse_them(counter: CompileCounterWithBackend) -> None:
+def test_the_encoder_and_the_decoder_are_one_graph_each_and_reused(counter: CompileCounterWithBackend) -> None:
     plain, compiled = tiny_model(num_blocks=3), tiny_model(num_blocks=3)
-    compiled.compile_blocks()
+    compiled.compile_parts()
     for length in (10, 10):
         assert loss_of(compiled, length) == pytest.approx(loss_of(plain, length), abs=1e-4)
         assert gradient_norm(compiled) == pytest.approx(gradient_norm(plain), rel=1e-4)
-    assert counter.frame_count == 2, "one graph for 2 ViT blocks, one for 3 decoder blocks"
+    assert counter.frame_count == 2, "one graph for the encoder, one for the decoder"
     assert loss_of(compiled, 12) == pytest.approx(loss_of(plain, 12), abs=1e-4)
     assert counter.frame_count == 3, "a second length makes one graph for any length"
     for length in (14, 11, 17):
@@ -60,9 +60,9 @@ def test_compiled_blocks_share_their_graphs_and_reuse_them(counter: CompileCount
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
-def test_generation_with_compiled_blocks(counter: CompileCounterWithBackend) -> None:
+def test_generation_with_compiled_parts(counter: CompileCounterWithBackend) -> None:
     plain, compiled = tiny_model(), tiny_model()
-    compiled.compile_blocks()
+    compiled.compile_parts()
     for model in (plain, compiled):
         model.config.eos_token_id = 0
     for prompt_length in (5, 9):
@@ -72,12 +72,29 @@ def test_generation_with_compiled_blocks(counter: CompileCounterWithBackend) -> 
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
+def test_compiled_with_padding_packing_and_checkpointing(counter: CompileCounterWithBackend) -> None:
+    plain, compiled = tiny_model(), tiny_model()
+    compiled.compile_parts()
+    ids = torch.arange(FIRST_WORD, FIRST_WORD + 12).view(2, 6)
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])
+    documents = torch.tensor([[0, 0, 0, 1, 1, -1], [0] * 6])
+    for options in ({"attention_mask": mask}, {"document_ids": documents}):
+        losses = [model.train()(ids, targets=ids.roll(-1, 1), **options).loss.item() for model in (plain, compiled)]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    for model in (plain, compiled):
+        model.gradient_checkpointing()
+    assert loss_of(compiled, 10) == pytest.approx(loss_of(plain, 10), abs=1e-4)
+    assert gradient_norm(compiled) == pytest.approx(gradient_norm(plain), rel=1e-4)
+    answers = [model.eval().generate(ids, None, mask, max_new_tokens=8).tolist() for model in (plain, compiled)]
+    assert answers[0] == answers[1]
+
+
 @pytest.mark.skipif(compiler is None, reason="torch.compile's default backend needs a C++ compiler; none was found")
 def test_inductor_gives_the_same_loss_and_gradients() -> None:
     """C++ takes its time: one decoder block, forward and backward, is all of it that is tried here."""
     torch._dynamo.reset()
     plain, compiled = tiny_model(num_blocks=1), tiny_model(num_blocks=1)
-    compiled.compile_blocks()
+    compiled.compile_parts()
     losses = [loss_of(model, 10, with_pictures=False) for model in (compiled, plain)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
     assert gradient_norm(compiled) == pytest.approx(gradient_norm(plain), rel=1e-4)

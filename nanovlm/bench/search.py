@@ -51,7 +51,7 @@ def our_settings(compiled: bool) -> list[Setting]:
     """float32, which `nanovlm generate` takes on a CPU, and what `nanovlm train` takes there; and with `--compile`
     where that is asked for."""
     names = dict.fromkeys(("fp32", choose_precision("auto", torch.device("cpu")).name))
-    ways = ("eager", "blocks") if compiled else ("eager",)
+    ways = ("eager", "parts") if compiled else ("eager",)
     return [Setting(name, way) for way in ways for name in names]
 
 

@@ -66,10 +66,10 @@ class VisionLanguageModel(GenerationMixin, HubMixin, nn.Module):
         """Forget activations in the forward pass and recompute them in the backward: less memory, a third more time."""
         self.vision_encoder.gradient_checkpointing = self.decoder.gradient_checkpointing = on
 
-    def compile_blocks(self) -> None:
-        """torch.compile, block by block: all blocks of a kind share one graph, which is compiled once."""
-        for block in (*self.vision_encoder.blocks, *self.decoder.blocks):
-            block.compile()
+    def compile_parts(self) -> None:
+        """torch.compile of the encoder and of the decoder. What joins them depends on the data, and stays as it is."""
+        self.vision_encoder.compile()
+        self.decoder.compile()
 
     def embed(
         self,
