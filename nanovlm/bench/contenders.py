@@ -31,8 +31,10 @@ class Setting:
     attention: Literal["sdpa", "eager", ""] = ""  # transformers' attn_implementation; ours has one way
 
     def __str__(self) -> str:
-        way = {"eager": "eager", "parts": "compiled", "blocks": "blocks compiled", "whole": "compiled whole"}[self.compiled]
-        return ", ".join([self.precision, way, *([f"{self.attention} attention"] if self.attention else [])])
+        ways = {"eager": "eager", "parts": "compiled", "blocks": "blocks compiled", "whole": "compiled whole"}
+        return ", ".join(
+            [self.precision, ways[self.compiled], *([f"{self.attention} attention"] if self.attention else [])]
+        )
 
     @property
     def weights(self) -> torch.dtype:

@@ -173,7 +173,7 @@ def test_a_click_on_a_patch_shows_where_it_looks(page: Page, lab: str) -> None:
     patch = box.locator(".widget-gridbox button").nth(10)
     patch.scroll_into_view_if_needed()
     patch.click()
-    picture.get_by_text("Patch 10 looks").wait_for()
+    picture.get_by_text("Patch 10 looks:").wait_for()
 
 
 def test_an_answer_typed_into_an_exercise_passes(page: Page, lab: str) -> None:
