@@ -123,7 +123,8 @@ def clean(outputs: list[Any], places: dict[str, str]) -> list[Any]:
     for output in outputs:
         if output.output_type in ("display_data", "execute_result"):
             live = any(kind in output.data for kind in WIDGET_VIEWS)
-            for kind in WIDGET_VIEWS:
+            drawn = ("text/html",) if "image/svg+xml" in output.data else ()  # viz/style.py
+            for kind in (*WIDGET_VIEWS, *drawn):
                 output.data.pop(kind, None)
                 output.metadata.pop(kind, None)
             if not output.data or (live and set(output.data) == {"text/plain"}):  # a progress bar: nothing to look at

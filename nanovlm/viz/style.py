@@ -65,7 +65,12 @@ class Figure:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, str], dict[str, Any]]:
         kind = "image/png" if self.png else "image/svg+xml" if self.is_svg else "text/html"
-        return {kind: self.png or self.markup, "text/plain": self.alt}, {kind: {"alt": self.alt}}
+        data = {kind: self.png or self.markup, "text/plain": self.alt}
+        if kind == "image/svg+xml":
+            # JupyterLab prefers HTML, and shrinks it with the page; an SVG alone it would cut off at the right. GitHub
+            # drops drawings out of HTML, so stored notebooks keep the SVG (course/notebooks.py).
+            data["text/html"] = self.markup
+        return data, {kind: {"alt": self.alt}}
 
     def __repr__(self) -> str:
         return self.alt

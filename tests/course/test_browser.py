@@ -45,6 +45,10 @@ CELLS = """() => jupyterapp.shell.currentWidget.content.widgets
         error: cell.model.outputs.toJSON().filter(output => output.output_type === 'error').map(o => o.evalue)[0],
         tags: cell.model.getMetadata('tags') || [],
     }))"""
+# Pictures that reach beyond the right edge of their output.
+CUT_OFF = """() => [...document.querySelectorAll('.jp-OutputArea-output svg, .jp-OutputArea-output img')]
+    .filter(x => x.getBoundingClientRect().right > x.closest('.jp-OutputArea-output').getBoundingClientRect().right + 1)
+    .map(x => x.getAttribute('aria-label') || x.outerHTML.slice(0, 100))"""
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +148,9 @@ def test_a_chapter_runs_from_top_to_bottom(page: Page, lab: str, number: str) ->
     for cell in cells:
         assert cell["error"] is None or "raises-exception" in cell["tags"], cell
         assert cell["count"] is not None or "skip-execution" in cell["tags"], f"this cell never ran: {cell['source']}"
+    page.set_viewport_size({"width": 800, "height": 900})
+    page.wait_for_timeout(500)
+    assert page.evaluate(CUT_OFF) == []
     keep_screenshots(page, notebook.stem)
 
 

@@ -199,7 +199,7 @@ def test_without_a_kernel_the_default_question_is_shown_with_its_answer(talker: 
 
 def test_without_ipywidgets_the_picture_remains(talker: Talker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ipywidgets", None)
-    assert set(ask(talker)._repr_mimebundle_()) == {"image/svg+xml", "text/plain"}  # type: ignore[arg-type]
+    assert set(ask(talker)._repr_mimebundle_()) == {"image/svg+xml", "text/html", "text/plain"}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", PICTURES)

@@ -63,7 +63,7 @@ def test_the_output_holds_the_default_state_for_readers_without_a_kernel() -> No
 
 def test_without_ipywidgets_the_picture_is_there_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
-    assert set(all_levers()._repr_mimebundle_()) == {"image/svg+xml", "text/plain"}
+    assert set(all_levers()._repr_mimebundle_()) == {"image/svg+xml", "text/html", "text/plain"}
 
 
 def test_colab_gets_the_widget_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,7 @@ def test_the_failing_cell_is_named_though_nothing_was_edited(course: Path, monke
 def test_outputs_are_cleaned() -> None:
     view = "application/vnd.jupyter.widget-view+json"
     address = "<Thing at 0x7f3a5c2d1e90>"
-    lever = {view: {"model_id": "b"}, "image/svg+xml": "<svg/>", "text/plain": address}
+    lever = {view: {"model_id": "b"}, "image/svg+xml": "<svg/>", "text/html": "<svg/>", "text/plain": address}
     outputs = [
         nbformat.v4.new_output("stream", name="stdout", text=f"1%\r50%\r100%\n{address}\n"),
         nbformat.v4.new_output("stream", name="stdout", text="in /home/me/clone/chapters\n"),
