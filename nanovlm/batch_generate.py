@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from nanovlm.models.vision_language_model import VisionLanguageModel
 
 WINDOW = 16  # batches that are sorted by work together: an answer waits for that many at most
-MAX_THREADS = 8
 
 
 def find_pictures(source: str | Path) -> list[Path]:
@@ -81,7 +80,8 @@ def generate_batch(
     batches = _plan(model, paths, batch_size)
     done: dict[int, dict[str, Any]] = {}
     emitted = 0
-    with ThreadPoolExecutor(min(MAX_THREADS, batch_size)) as threads:
+    on_gpu = model.decoder.token_embedding.weight.device.type != "cpu"
+    with ThreadPoolExecutor(min(8 if on_gpu else 2, batch_size)) as threads:  # a model on the CPU needs the cores
 
         def load(indices: Sequence[int]) -> list[tuple[int, Future]]:
             return [(i, threads.submit(_prepare, model, prompt, paths[i], max_new_tokens)) for i in indices]
@@ -90,7 +90,7 @@ def generate_batch(
         number = 0
         while loading:
             loaded = {i: future.result() for i, future in loading}
-            loading = load(next(batches, ()))  # while the GPU answers this batch
+            loading = load(next(batches, ()))  # while the model answers this batch
             done |= {i: {"image": paths[i], "error": error} for i, error in loaded.items() if isinstance(error, str)}
             usable = {i: prompt_ids for i, prompt_ids in loaded.items() if i not in done}
             draw = None if seed is None else seed + number

@@ -250,16 +250,15 @@ class GenerationMixin:
         """What prepare_prompt gave -> input_ids and attention_mask [B, T], padded on the left, and all pictures."""
         embedding = self.decoder.token_embedding.weight
         longest = max(len(ids) for ids, _ in prompts)
-        input_ids = torch.full((len(prompts), longest), self.tokenizer.pad_token_id)
-        attention_mask = torch.zeros_like(input_ids)
-        for i, (ids, _) in enumerate(prompts):
-            input_ids[i, longest - len(ids) :] = torch.tensor(ids)
-            attention_mask[i, longest - len(ids) :] = 1
+        padding = [longest - len(ids) for ids, _ in prompts]
+        pad = self.tokenizer.pad_token_id
+        rows = [[pad] * number + ids for number, (ids, _) in zip(padding, prompts, strict=True)]
+        real = [[0] * number + [1] * (longest - number) for number in padding]
         tensors = [pixels for _, pixels in prompts if pixels is not None]
         return {
-            "input_ids": input_ids.to(embedding.device),
+            "input_ids": torch.tensor(rows, device=embedding.device),
             "images": torch.cat(tensors).to(embedding.device, embedding.dtype) if tensors else None,
-            "attention_mask": attention_mask.to(embedding.device),
+            "attention_mask": torch.tensor(real, device=embedding.device),
         }
 
 
