@@ -170,8 +170,8 @@ def test_precision_by_device():
 
 
 def test_batches_are_faster_than_one_by_one(tmp_path):
-    """The claim is 3x on 64 pictures; how much more depends on the answers' length (LOG.md). Here the model always writes
-    8 tokens, and 2 is asked for, as other tests share the machine."""
+    """The claim is 3x on 64 pictures; how much more depends on the answers' length (LOG.md). Here the model writes
+    8 tokens always, and 2 is asked for, as other tests share the machine."""
     for i in range(64):
         Image.new("RGB", (40, 40), (4 * i, 0, 0)).save(tmp_path / f"{i:02}.png")
     result = measure_speed_up(model_of(), find_pictures(tmp_path), PROMPT, batch_size=32, max_new_tokens=8)
