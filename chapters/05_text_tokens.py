@@ -295,8 +295,8 @@ special
 
 # %% [markdown]
 # Their spelling is for you and me. `<|end|>` is a row of the table like any other. What it *means*, the model learns
-# from where it stood in training. Nothing in the code makes the model stop talking behind an end: it learns to write
-# one, and the program that calls it stops there.
+# from where it stood in training. No code makes the model fall silent at an end. It learns to write one, and the
+# program that calls it stops there.
 
 # %% [markdown]
 # ## The chat template
@@ -796,7 +796,7 @@ for text in ("Where is the red star?", "What colour is the star?", "Where is the
 
 # %% [markdown]
 # On the left the pocket model. The student that was **never** shifted learned to repeat what it reads: it begins with
-# something likely, and then says again and again what it has just said. The one shifted **twice** learned to leave out one
+# something likely, and then repeats itself. The one shifted **twice** learned to leave out one
 # token: of an answer of two words it says the second, of an answer of one word nothing.
 #
 # How does it happen? There are two customs. transformers' models take labels at their own places and shift them

@@ -636,7 +636,9 @@ seen = {
 }
 with changed(model.projector, shuffled):
     seen["tokens out of order"] = scores(model, samples)
+    fatal = [text for text, (_, truth) in ASKED.items() if model.generate(image=picture, prompt=text) != truth]
 
+assert fatal == ["What colour is the triangle?"]
 assert mean(seen["its own picture"]) > 0.9 and mean(seen["tokens out of order"]) > 0.7
 assert max(mean(seen["grey"]), mean(seen["another one's picture"])) < 0.45
 lost = {kind: right - seen["tokens out of order"][kind] for kind, right in seen["its own picture"].items()}
@@ -647,10 +649,11 @@ score_table(seen, guessing=chance("shapes"))
 # Read it from the bottom. Who guesses reaches the last line. Grey, or somebody else's picture, is about as good as
 # that: the model knows nothing then, and says something all the same.
 #
-# And out of order? Most answers are still right. Each patch got its position added in chapter 01, before the encoder.
-# So an image token *says* where it belongs, wherever it stands. The order in the line is a second hint (RoPE, chapter
-# 04), now a false one, and it costs some answers: shapes, counts and places, while colours hardly notice. If you
-# expected "where" to fall to guessing, you are in good company. That is what ablations are for.
+# And out of order? Of the three questions above the triangle's colour is lost, but over many pictures most answers are
+# still right. Each patch got its position added in chapter 01, before the encoder. So an image token *says* where it
+# belongs, wherever it stands. The order in the line is a second hint (RoPE, chapter 04), now a false one, and it costs
+# some answers: shapes, counts and places, while colours hardly notice. If you expected "where" to fall to guessing, you
+# are in good company. That is what ablations are for.
 #
 # Is the order only ever a hint, then? Do not take one ablation for a law. The same model reads signs. Shuffle *their*
 # image tokens:
@@ -729,7 +732,8 @@ lines_figure(
 # %% [markdown]
 # With a mask, that is harmless: nobody looks at padding, and the package counts positions over real tokens only, so
 # that the gap has no width. Without the mask, padding is read like words, and the distance to the picture grows. Look
-# at the logits of the answer's first word, without padding and with 3 and 40 of them behind the picture:
+# at the logits of the answer's first word. Behind the picture stand 3 tokens of padding, then 40; how far are the logits
+# from those without any?
 
 
 # %%
@@ -871,9 +875,9 @@ large_steps.expect(
 # %% [markdown]
 # ## Your own parts
 #
-# Every exercise of chapters 01 to 06 that is marked as a part of the model has been kept since you solved it. `yours()`
-# builds the pocket model from *your* code, wherever your version passes, and from the reference elsewhere. It loads the
-# shipped weights strictly: a weight that your part does not have, or has too many, is an error that names it.
+# Those of your answers to the exercises that are parts of the model were kept when they passed. `yours()` builds the
+# pocket model from *your* code, wherever your version passes, and from the reference elsewhere. It loads the shipped
+# weights strictly: a weight that your part does not have, or has too many, is an error that names it.
 
 # %%
 mine = yours()

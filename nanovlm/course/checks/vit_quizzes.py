@@ -60,8 +60,8 @@ Quiz(
 
 Quiz(
     id="ch02.head",
-    question="In this picture, head 2 of block 1 looks at the square at the bottom right, from nearly all of the "
-    "background. What does this head look for?",
+    question="In this picture, head 2 of block 1 looks at the square at the bottom right, from 48 of the 64 "
+    "patches. What does this head look for?",
     choices=("squares", "the bottom right", "purple", "one picture cannot tell"),
     right=3,
     because=(
