@@ -78,6 +78,7 @@ BPE_STEP = Exercise(
         Case([["x", "ta", "b"], ["a", "b"], ["a", "b"]], note='the pair is ("a", "b"), and "ta" is another token'),
         Case([["a"], ["b"], ["a"], ["b"], ["c", "d"]], note="words of a single token beside one of two"),
         Case([list("pq"), list("st")], note="a tie: the pair that comes first wins"),
+        Case([list("st"), list("pq")], note="a tie again, with the later letters first"),
         Case(
             [list("hi"), list("lo"), list("lo"), list("lo"), list("hit")], note="lo three times, hi and hit once each"
         ),
@@ -161,6 +162,24 @@ def _(words):
     return [replace(word, max(counts, key=counts.__getitem__, default=None)) for word in words]
 
 
+@BPE_STEP.mistake(
+    "Of pairs that occur equally often you take the first of the alphabet. Take the one that is met first in the text."
+)
+def _(words):
+    counts = count(words)
+    return [replace(word, max(sorted(counts), key=counts.__getitem__, default=None)) for word in words]
+
+
+@BPE_STEP.mistake(
+    "Of pairs that occur equally often you take the last of the alphabet, as max does with (count, pair). Compare "
+    "nothing but the counts."
+)
+def _(words):
+    counts = count(words)
+    best = max(counts, key=lambda pair: (counts[pair], pair), default=None)
+    return [replace(word, best) for word in words]
+
+
 @BPE_STEP.mistake("It merges until nothing is left to merge. One call is one step: one pair.")
 def _(words):
     while count(words):
@@ -189,7 +208,7 @@ RENDER = Exercise(
     difficulty=1,
     minutes=8,
     why="A model has only seen conversations in one spelling. One newline more than in training, and the pocket model "
-    "gets nine questions out of ten wrong.",
+    "gets nearly every question wrong.",
     hints=(
         "Read the example from left to right: which parts come from the messages, and which are always there?",
         "Each message is the token of its role, then its content as it is. Only an answer gets an end token: nobody "
@@ -206,6 +225,11 @@ RENDER = Exercise(
             note="a system message and two turns",
         ),
         Case([say("user", " two  spaces \n"), say("assistant", " yes ")], note="spaces and a newline in the content"),
+        Case(
+            [say("system", "Be brief."), *TALK, say("user", "And the blue one?")],
+            True,
+            note="a second question to be answered now",
+        ),
     ],
 )
 
@@ -258,6 +282,16 @@ def _(messages, add_generation_prompt=False):
 @RENDER.mistake("The token <|assistant|> always stands at the end, even if the last answer is already there.")
 def _(messages, add_generation_prompt=False):
     return rendered(messages, True)
+
+
+@RENDER.mistake("The prompt's <|assistant|> stands behind every message. It comes once, behind the loop over them.")
+def _(messages, add_generation_prompt=False):
+    return "".join(rendered([m], add_generation_prompt) for m in messages)
+
+
+@RENDER.mistake("The prompt's <|assistant|> stands behind every question, answered or not. It comes once, at the end.")
+def _(messages, add_generation_prompt=False):
+    return "".join(rendered([m], add_generation_prompt and m["role"] == "user") for m in messages)
 
 
 @RENDER.mistake("Only the first question and its answer are rendered. Every turn of the conversation belongs to it.")

@@ -212,6 +212,13 @@ def _(labels):
     return labels[:, 1:]
 
 
+@SHIFT.mistake("Rows have moved, not places: [1:] cuts along the batch. Slice the second axis, [:, 1:].")
+def _(labels):
+    targets = torch.full_like(labels, IGNORE)
+    targets[:-1] = labels[1:]
+    return targets
+
+
 @SHIFT.mistake("The last place holds 0, which is a token's id. Nothing is asked there: -100.")
 def _(labels):
     return torch.cat([labels[:, 1:], torch.zeros_like(labels[:, :1])], dim=1)
