@@ -107,8 +107,9 @@ check("joint.merge_image_tokens", merge_image_tokens)
 # `joint.embed` · difficulty ●●● · about 15 minutes
 #
 # **Why it matters.** One method serves two generations of models and every kind of batch: pictures in their
-# places, pictures in front, several of them, none. A mask that is forgotten here hides a part of the picture
-# later.
+# places, pictures in front, several of them, none. Where a picture goes in front, the attention mask must grow
+# in front as well: if it grows at its end, the zeros that mark padding fall on image tokens, and the decoder
+# never looks at these.
 
 # %% [markdown] tags=["exercise"]
 # From ids and pixels to what the decoder reads. This is a method of the model, so `self` is the model. You need:

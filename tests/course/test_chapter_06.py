@@ -130,3 +130,13 @@ def test_the_reference_of_the_loss_is_the_models(model_in_front: VisionLanguageM
         logits, loss = answer_loss(model_in_front.decoder.head, x, targets)
     torch.testing.assert_close(logits, out.logits)
     torch.testing.assert_close(loss, out.loss)
+
+
+def test_a_batch_without_a_target_has_a_loss_of_nan_and_no_gradient() -> None:
+    """What joint.answer_loss tells whoever lets it through."""
+    head = torch.nn.Linear(4, 5, bias=False)
+    x = torch.ones(1, 2, 4, requires_grad=True)
+    loss = torch.nn.functional.cross_entropy(head(x).flatten(0, 1), torch.tensor([-100, -100]))
+    loss.backward()
+    assert loss.isnan() and x.grad is not None and head.weight.grad is not None
+    assert not x.grad.any() and not head.weight.grad.any()

@@ -47,6 +47,10 @@ TOO_MANY = (
     "There were placeholders for one picture, and two pictures came. It went through, so one picture was dropped in "
     "silence. Raise ValueError."
 )
+TOO_FEW = (
+    "There were placeholders for two pictures, and one picture came. It went through, and the second picture's places "
+    "hold something else. Raise ValueError."
+)
 
 
 def run_merge(merge: Any, embeddings: Tensor, image_tokens: Tensor, is_placeholder: Tensor, refuse: str = "") -> Any:
@@ -103,6 +107,13 @@ MERGE = Exercise(
             refuse=TOO_MANY,
             note="placeholders for one picture, and two pictures: this must raise ValueError",
         ),
+        Case(
+            words([1, 0, 0, 0, 0]),
+            numbered_pictures(1, 2),
+            places("w####"),
+            refuse=TOO_FEW,
+            note="placeholders for two pictures, and one picture: this must raise ValueError",
+        ),
     ],
     axes="batch length dim",
     call=run_merge,
@@ -125,6 +136,16 @@ def _(merge) -> None:
 )
 def _(embeddings, image_tokens, is_placeholder):
     if int(is_placeholder.sum()) != image_tokens.shape[0] * image_tokens.shape[1]:
+        raise ValueError
+    return embeddings.masked_scatter(is_placeholder[:, :, None], image_tokens.to(embeddings.dtype))
+
+
+@MERGE.mistake(
+    "You refuse too few placeholders, but not too many: raise ValueError wherever the two counts are not equal."
+)
+def _(embeddings, image_tokens, is_placeholder):
+    size = image_tokens.shape[1]
+    if is_placeholder.sum() < len(image_tokens) * size or (is_placeholder.sum(dim=1) % size).any():
         raise ValueError
     return embeddings.masked_scatter(is_placeholder[:, :, None], image_tokens.to(embeddings.dtype))
 

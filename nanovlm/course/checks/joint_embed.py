@@ -18,26 +18,27 @@ IMAGE = 4  # the placeholder's id in all cases
 
 
 def toy(image_token_id: int | None) -> Any:
-    """Something with the parts of a VisionLanguageModel that one can follow by hand: the vector of token 7 is [7, 7],
-    and a picture becomes four image tokens, each the mean of a quarter of its red pixels."""
+    """Something with the parts of a VisionLanguageModel that one can follow by hand: the vector of token 7 is
+    [7, 7, 7, 7]. The encoder makes two numbers of a quarter of a picture, the mean of its red and of its green pixels;
+    the projector makes four of them, all of them the red one + 100."""
     config = VLMConfig(
         ViTConfig(hidden_dim=2, inter_dim=2, num_blocks=1, num_heads=1, image_size=4, patch_size=2),
-        ProjectorConfig(vision_dim=2, language_dim=2, pixel_shuffle_factor=1),
-        LMConfig(hidden_dim=2, inter_dim=2, num_blocks=1, num_heads=1, num_kv_heads=1, vocab_size=20),
+        ProjectorConfig(vision_dim=2, language_dim=4, pixel_shuffle_factor=1),
+        LMConfig(hidden_dim=4, inter_dim=2, num_blocks=1, num_heads=1, num_kv_heads=1, vocab_size=20),
         image_token_id=image_token_id,
     )
-    numbers = torch.arange(20.0)[:, None].expand(-1, 2).clone()
+    numbers = torch.arange(20.0)[:, None].expand(-1, 4).clone()
     return SimpleNamespace(
         config=config,
         vision_encoder=lambda images: F.avg_pool2d(images[:, :2], 2).flatten(2).transpose(1, 2),
-        projector=lambda x: x[:, :, :1].expand(-1, -1, 2),
+        projector=lambda x: x[:, :, :1].expand(-1, -1, 4) + 100,
         decoder=SimpleNamespace(token_embedding=nn.Embedding.from_pretrained(numbers)),
     )
 
 
 def toy_pictures(count: int) -> Tensor:
     """Picture 0 becomes the image tokens 100, 101, 102, 103, picture 1 becomes 104 …  [count, 3, 4, 4]"""
-    tokens = torch.arange(100.0, 100 + 4 * count).reshape(count, 1, 2, 2)
+    tokens = torch.arange(4.0 * count).reshape(count, 1, 2, 2)
     return tokens.repeat_interleave(2, 2).repeat_interleave(2, 3).expand(-1, 3, -1, -1).clone()
 
 
@@ -67,7 +68,8 @@ EMBED = Exercise(
     difficulty=3,
     minutes=15,
     why="One method serves two generations of models and every kind of batch: pictures in their places, pictures in "
-    "front, several of them, none. A mask that is forgotten here hides a part of the picture later.",
+    "front, several of them, none. Where a picture goes in front, the attention mask must grow in front as well: if "
+    "it grows at its end, the zeros that mark padding fall on image tokens, and the decoder never looks at these.",
     hints=(
         "Four cases: no picture; placeholders and pictures; pictures without placeholders; placeholders without a "
         "picture. Write the one that ends soonest first.",
@@ -113,15 +115,32 @@ EMBED = Exercise(
 )
 
 
-def _embed(self, ids, images, mask, *, before=True, merges=True, pad=(1, 0), value=1, counts=True, careful=True):
+def _embed(
+    self,
+    ids,
+    images,
+    mask,
+    *,
+    before=True,
+    merges=True,
+    pad=(1, 0),
+    value=1,
+    counts=True,
+    careful=True,
+    projects=True,
+    may_be_none=True,
+):
     """embed, with one thing at a time to get wrong."""
     embeddings = self.decoder.token_embedding(ids)
-    has_placeholder = self.config.image_token_id is not None and bool((ids == self.config.image_token_id).any())
+    token_id = self.config.image_token_id
+    has_placeholder = not (may_be_none and token_id is None) and bool((ids == token_id).any())
     if images is None or len(images) == 0:
         if has_placeholder and careful:
             raise ValueError
         return embeddings, mask, 0
-    image_tokens = self.projector(self.vision_encoder(images))
+    image_tokens = self.vision_encoder(images)
+    if projects:
+        image_tokens = self.projector(image_tokens)
     if has_placeholder and merges:
         return merge_image_tokens(embeddings, image_tokens, ids == self.config.image_token_id), mask, 0
     both = [image_tokens, embeddings] if before else [embeddings, image_tokens]
@@ -145,6 +164,16 @@ for sentence, wrong in (
     ("The mask says 0 for the image tokens: nobody may look at them. 1 means real.", {"value": 0}),
     ("How many came in front is 0 here, but image tokens did: the loss will read the wrong places.", {"counts": False}),
     ("Placeholders without a picture go through in silence. Raise ValueError.", {"careful": False}),
+    (
+        "The pictures reach the words in the encoder's width: after the encoder the projector makes image tokens as "
+        "wide as the words.",
+        {"projects": False},
+    ),
+    (
+        "image_token_id may be None, and comparing a tensor with None gives a plain False, not a mask: ask for None "
+        "first.",
+        {"may_be_none": False},
+    ),
 ):
     EMBED.mistake(sentence)(lambda self, ids, images, mask, wrong=wrong: _embed(self, ids, images, mask, **wrong))
 

@@ -14,6 +14,7 @@ from nanovlm.course.checks.exercise import Case, Complaint, Exercise, expect, wi
 from nanovlm.course.checks.joint import must_refuse
 from nanovlm.course.checks.joint_embed import IMAGE
 from nanovlm.course.checks.pixel_shuffle import noise
+from nanovlm.models.language_model import KVCache
 from nanovlm.models.vision_language_model import IGNORE, VisionLanguageModel, VLMOutput
 
 # -- joint.answer_loss -------------------------------------------------------------------------------------------------
@@ -39,8 +40,8 @@ def run_loss(loss: Any, head: nn.Module, x: Tensor, targets: Tensor, refuse: str
 
 
 NAN = (
-    "Every target is -100 here. The mean over no token is 0 / 0, NaN, and one such batch spoils every weight. Raise "
-    "ValueError."
+    "Every target is -100 here, and the mean over no token is 0 / 0: the gradient is zero, but the loss is NaN, and so "
+    "is every mean of losses that it enters, in the log and in any check on it. Raise ValueError."
 )
 LOSS = Exercise(
     id="joint.answer_loss",
@@ -163,8 +164,21 @@ def tiny_model(image_token_id: int | None) -> VisionLanguageModel:
         return with_weights(VisionLanguageModel(config)).eval()  # type: ignore[return-value]
 
 
-def run_forward(forward: Any, *args: Any, image_token_id: int | None = IMAGE, refuse: str = "", **kwargs: Any) -> Any:
+def run_forward(
+    forward: Any,
+    *args: Any,
+    image_token_id: int | None = IMAGE,
+    refuse: str = "",
+    read_before: Tensor | None = None,
+    **kwargs: Any,
+) -> Any:
+    """`read_before` [B, T]: ids that the model has read already, kept in a cache."""
     model = tiny_model(image_token_id)
+    if read_before is not None:
+        memory = KVCache(model.config.language, len(read_before), 32, like=model.decoder.token_embedding.weight)
+        with torch.no_grad():
+            model(read_before, cache=memory)
+        kwargs["cache"] = memory
     if refuse:
         return must_refuse(lambda: forward(model, *args, **kwargs), refuse)
     out = forward(model, *args, **kwargs)
@@ -224,6 +238,13 @@ FORWARD = Exercise(
             note="two documents packed into a row, no picture",
         ),
         Case(
+            ids([*ASKED, 2, 9]),
+            noise(1, 3, 4, 4),
+            document_ids=ids([*[0] * 8, 1, 1]),
+            note="two documents packed into a row, and a picture whose placeholders stand in the first: this is fine",
+        ),
+        Case(ids([8, 9]), read_before=ids([2, 7, 10]), note="two words more, after three that are in the cache"),
+        Case(
             ids([2, 7, 2, 9]),
             noise(1, 3, 4, 4),
             document_ids=ids([0, 0, 1, 1]),
@@ -263,11 +284,13 @@ def _forward(
 ):
     """forward, with one thing at a time to get wrong."""
     x, mask, in_front = self.embed(input_ids, images, attention_mask)
-    if document_ids is not None and in_front and wrong != "packed":
+    some_picture = images is not None if wrong == "any picture" else in_front and wrong != "packed"
+    if document_ids is not None and some_picture:
         raise ValueError
     states: list[Tensor] | None = [] if output_hidden_states else None
     documents = None if wrong == "documents" else document_ids
-    x = self.decoder(x, None if wrong == "mask" else mask, documents, cache, states)
+    mask = {"mask": None, "incoming": attention_mask}.get(wrong, mask)
+    x = self.decoder(x, mask, documents, None if wrong == "cache" else cache, states)
     if targets is None:
         return VLMOutput(self.decoder.head(x), None, states)
     if wrong == "everywhere":
@@ -287,6 +310,17 @@ for sentence, wrong in (
     ("With targets the head runs on every position. Run it on the supervised ones alone.", "everywhere"),
     ("document_ids does not reach the decoder: one document of a row reads the other.", "documents"),
     ("A picture in front of a packed row goes through. It would belong to every document: raise ValueError.", "packed"),
+    (
+        "You refuse every picture in a packed row. One that has placeholders stands in its own document: refuse only "
+        "image tokens in front.",
+        "any picture",
+    ),
+    (
+        "The decoder gets the mask that came in. Where a picture stands in front it is too short: hand on the one that "
+        "embed returned.",
+        "incoming",
+    ),
+    ("The cache does not reach the decoder: it forgets all that it has read before.", "cache"),
 ):
     FORWARD.mistake(sentence)(lambda *args, wrong=wrong, **kwargs: _forward(*args, wrong=wrong, **kwargs))
 

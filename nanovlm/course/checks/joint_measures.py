@@ -93,18 +93,22 @@ def counted(config: VLMConfig, wrong: str = "") -> dict[str, int]:
     """The formula, with one thing at a time to get wrong."""
     v, p, m = config.vision, config.projector, config.language
     bias = 0 if wrong == "biases" else 1
-    norms = 0 if wrong == "norms" else 1
+    layer_norms = 0 if wrong == "norms" else 1
+    rms_norms = 0 if wrong in ("norms", "rms norms") else 1
+    last_layer_norm = 0 if wrong in ("last layer norm", "last norms") else layer_norms
+    last_rms_norm = 0 if wrong in ("last rms norm", "last norms") else rms_norms
     d = v.hidden_dim
-    block = 4 * d * d + 4 * bias * d + 2 * d * v.inter_dim + bias * (v.inter_dim + d) + 2 * norms * 2 * d
+    block = 4 * d * d + 4 * bias * d + 2 * d * v.inter_dim + bias * (v.inter_dim + d) + 2 * layer_norms * 2 * d
     positions = 0 if wrong == "positions" else v.num_patches * d
-    vision = 3 * v.patch_size**2 * d + bias * d + positions + v.num_blocks * block + norms * 2 * d
+    vision = 3 * v.patch_size**2 * d + bias * d + positions + v.num_blocks * block + last_layer_norm * 2 * d
     d, kv = m.hidden_dim, m.hidden_dim if wrong == "kv" else m.num_kv_heads * m.head_dim
     matrices = 2 if wrong == "gate" else 3
-    block = 2 * d * d + 2 * d * kv + matrices * d * m.inter_dim + 2 * norms * d
+    block = 2 * d * d + 2 * d * kv + matrices * d * m.inter_dim + 2 * rms_norms * d
     tables = 2 if wrong == "twice" or (not m.tie_weights and wrong != "head") else 1
-    decoder = tables * m.vocab_size * d + m.num_blocks * block + norms * d
-    wide = p.vision_dim * (1 if wrong == "narrow" else p.pixel_shuffle_factor**2)
-    return {"vision_encoder": vision, "projector": wide * p.language_dim, "decoder": decoder}
+    decoder = tables * m.vocab_size * d + m.num_blocks * block + last_rms_norm * d
+    wide = p.vision_dim * p.pixel_shuffle_factor ** {"narrow": 0, "not squared": 1}.get(wrong, 2)
+    projector = (wide + (wrong == "projector bias")) * p.language_dim
+    return {"vision_encoder": vision, "projector": projector, "decoder": decoder}
 
 
 def parameters_by_part(config: VLMConfig) -> dict[str, int]:
@@ -166,6 +170,15 @@ for sentence, wrong in (
     ("Keys and values are as wide as queries here. Grouped-query attention gives them num_kv_heads only.", "kv"),
     ("The decoder's MLP has two matrices here. SwiGLU has three: gate, up and down.", "gate"),
     ("The projector takes one patch here, but pixel shuffle hands it r * r of them side by side.", "narrow"),
+    ("The projector takes r patches here. Pixel shuffle joins a square of them, r * r.", "not squared"),
+    ("The projector has a bias here, but it is a matrix alone.", "projector bias"),
+    (
+        "The decoder's RMSNorms are missing: two in each block and one at the end, with one weight a dimension.",
+        "rms norms",
+    ),
+    ("The encoder's last norm is missing: a LayerNorm stands behind all its blocks.", "last layer norm"),
+    ("The decoder's last norm is missing: an RMSNorm stands behind all its blocks.", "last rms norm"),
+    ("The norm behind the last block is missing, in the encoder and in the decoder.", "last norms"),
 ):
     PARAMETERS.mistake(sentence)(lambda config, wrong=wrong: counted(config, wrong))
 
