@@ -121,6 +121,13 @@ def _(q, k, v):
 
 
 @ATTENTION.mistake(
+    "You scale by the number of queries. What makes scores large is the number of products in each of them, head_dim."
+)
+def _(q, k, v):
+    return (q @ k.mT / q.shape[-2] ** 0.5).softmax(-1) @ v
+
+
+@ATTENTION.mistake(
     "The softmax runs over the queries, so each column sums to 1. A query shares out its attention over the keys: "
     "each row must."
 )

@@ -215,6 +215,12 @@ class _(_MLP):
         return F.relu(x)
 
 
+@MLP.mistake("This is tanh alone. GELU's tanh formula is x times a weight between 0 and 1 that tanh helps to compute.")
+class _(_MLP):
+    def bend(self, x: Tensor) -> Tensor:
+        return torch.tanh(x)
+
+
 @MLP.mistake("This is SiLU. You meet it in the decoder, chapter 04; the encoder has GELU with the tanh formula.")
 class _(_MLP):
     def bend(self, x: Tensor) -> Tensor:

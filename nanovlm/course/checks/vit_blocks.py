@@ -132,6 +132,23 @@ class _(_Block):
         return x + self.attn(self.ln1(x))
 
 
+@BLOCK.mistake("The MLP's input is not normalised: ln2 is built and never used there.")
+class _(_Block):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln1(x))
+        return x + self.mlp(x)
+
+
+@BLOCK.mistake(
+    "The MLP reads what attention left, but is added to the x from before it, so attention's own finding is lost. "
+    "Add to what the first half gave."
+)
+class _(_Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = x + self.attn(self.ln1(x))
+        return x + self.mlp(self.ln2(y))
+
+
 @BLOCK.mistake("The attention's input is not normalised: ln1 is built and never used there.")
 class _(_Block):
     def forward(self, x: Tensor) -> Tensor:
@@ -240,6 +257,16 @@ class _(_ViT):
 class _(_ViT):
     def forward(self, images: Tensor) -> Tensor:
         return self.run_blocks(self.layer_norm(self.patch_embedding(images)))
+
+
+@ENCODER.mistake(
+    "The last layer norm has torch's default eps. The config has one (layer_norm_eps); SigLIP's is ten times smaller "
+    "than torch's."
+)
+class _(_ViT):
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__(config)
+        self.layer_norm = nn.LayerNorm(config.hidden_dim)
 
 
 @ENCODER.mistake("The layer norm runs after every block. It comes once, behind the last one.")
