@@ -114,7 +114,7 @@ check("text.bpe_step", bpe_step)
 # `text.render_chat` · difficulty ●○○ · about 8 minutes
 #
 # **Why it matters.** A model has only seen conversations in one spelling. One newline more than in training,
-# and the pocket model gets nine questions out of ten wrong.
+# and the pocket model gets nearly every question wrong.
 
 # %% [markdown] tags=["exercise"]
 # Write a conversation in the form that the pocket model was trained on. A message is a dict with `"role"` (`"user"`,

@@ -171,6 +171,14 @@ def _(words):
 
 
 @BPE_STEP.mistake(
+    "Of equal pairs you take the first of the alphabet, not of the text; and where no pair is left, max raises."
+)
+def _(words):
+    counts = count(words)
+    return [replace(word, max(sorted(counts), key=counts.__getitem__)) for word in words]
+
+
+@BPE_STEP.mistake(
     "Of pairs that occur equally often you take the last of the alphabet, as max does with (count, pair). Compare "
     "nothing but the counts."
 )
@@ -225,11 +233,7 @@ RENDER = Exercise(
             note="a system message and two turns",
         ),
         Case([say("user", " two  spaces \n"), say("assistant", " yes ")], note="spaces and a newline in the content"),
-        Case(
-            [say("system", "Be brief."), *TALK, say("user", "And the blue one?")],
-            True,
-            note="a second question to be answered now",
-        ),
+        Case([*TALK, say("user", "And the blue one?")], True, note="a second question to be answered now"),
     ],
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 
 from nanovlm.course.checks.exercise import Case, Exercise, expect
-from nanovlm.course.checks.text import NAMES, SPECIAL, SPELLING, encode_bytes, rendered, say
+from nanovlm.course.checks.text import END, NAMES, SPECIAL, SPELLING, encode_bytes, rendered, say
 
 # -- text.image_placeholders -------------------------------------------------------------------------------------------
 
@@ -280,6 +280,16 @@ def _(messages, special, encode):
 @SAFE.mistake("The ids of the special tokens are built in. Other tokenizers have others: take them from the table.")
 def _(messages, special, encode):
     return safe_ids(messages, SPECIAL, encode)
+
+
+@SAFE.mistake("The ids of the roles are built in. Other tokenizers have others: take them from the table.")
+def _(messages, special, encode):
+    return safe_ids(messages, {**SPECIAL, "<|end|>": special["<|end|>"]}, encode)
+
+
+@SAFE.mistake("The id of <|end|> is built in. Other tokenizers have another one: take it from the table.")
+def _(messages, special, encode):
+    return safe_ids(messages, {**special, "<|end|>": END}, encode)
 
 
 @SAFE.mistake("The numbers of the bytes are built in. Other tokenizers have others: leave the content to encode.")

@@ -219,6 +219,16 @@ def _(labels):
     return targets
 
 
+@SHIFT.mistake("Rows have moved, not places, and the last row stays as it was. Slice the second axis, [:, 1:].")
+def _(labels):
+    return torch.cat([labels[1:], labels[-1:]])
+
+
+@SHIFT.mistake("The last place keeps its own label. Nothing follows it, so nothing is asked there: -100.")
+def _(labels):
+    return torch.cat([labels[:, 1:], labels[:, -1:]], dim=1)
+
+
 @SHIFT.mistake("The last place holds 0, which is a token's id. Nothing is asked there: -100.")
 def _(labels):
     return torch.cat([labels[:, 1:], torch.zeros_like(labels[:, :1])], dim=1)
