@@ -716,7 +716,9 @@ print(
 )
 
 # %% [markdown]
-# PyTorch's own transformer is no model of anybody's, but many start there:
+# PyTorch's own transformer is no model of anybody's, but many start there. (By default it leaves padding out of the
+# computation, in eval mode, and hands back 0 there. `enable_nested_tensor=False` makes it compute every position, as a
+# traced run does in any case.)
 
 # %%
 layer = nn.TransformerEncoderLayer(d_model=32, nhead=4, dim_feedforward=64, batch_first=True)
@@ -740,8 +742,8 @@ print(theirs.text(depth=1))
 # | to keep it | `t.html()`, `t.to_json()`, `t.mermaid()`, `t.svg()` |
 # | in a terminal | `nanovlm trace --preset 222m --batch 12 --text 79` |
 #
-# One promise should not be taken on trust. Does watching change what is watched? The output of a traced run is the same
-# to the last bit, and no hook stays behind:
+# One promise should not be taken on trust. Does watching change what is watched? For the pocket model it does not: the
+# output of the traced run is the same to the last bit, and no hook stays behind:
 
 # %%
 with torch.no_grad():
@@ -751,6 +753,24 @@ with torch.no_grad():
 assert once_more["projector.proj"].shape == (1, 16, 128)
 assert torch.equal(while_watched, plain)
 assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+# %% [markdown]
+# One thing does change. `nn.TransformerEncoderLayer` and `nn.MultiheadAttention` have a fused fast path for eval mode
+# without gradients, and torch itself switches it off while any torch-function mode listens. Then the result differs by
+# rounding, and padding rows that the fast path leaves at 0 get values:
+
+# %%
+import warnings
+
+encoder = nn.TransformerEncoder(layer, num_layers=6).eval()  # as it comes: nested tensors allowed
+x, padding = torch.randn(2, 7, 32), torch.arange(7) >= torch.tensor([[5], [7]])  # the first row ends with 2 of padding
+with torch.no_grad(), warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch: nested tensors are a prototype
+    plain = encoder(x, src_key_padding_mask=padding)
+    with tracing(encoder):
+        while_watched = encoder(x, src_key_padding_mask=padding)
+torch.testing.assert_close(while_watched[~padding], plain[~padding])  # equal up to rounding
+assert not plain[padding].any() and while_watched[padding].all()
 
 # %% [markdown]
 # What you take along:
