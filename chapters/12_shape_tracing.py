@@ -198,17 +198,25 @@ except ShapeMismatch as error:
 # %% [markdown]
 # ## Where does the work go?
 #
-# The table has one line a module. Parameters and FLOPs are added up from the steps inside.
+# The table has one line a module. Its parameters are those that it holds. Its FLOPs are added up from the steps that
+# run inside it.
 
 # %% tags=["nbval-check-output"]
 print(t.table(depth=1))
 
 # %% [markdown]
+# The two need not go together. The decoder holds the head, so its 844 k parameters include the head's 56.8 k (which are
+# the token embedding's: one matrix, tied). But the head runs behind the decoder, not in it: its 2.73 M FLOPs stand in
+# its own line and are not in the decoder's 38.9 M.
+#
 # Do not take the FLOPs on trust. The projector's linear layer takes 16 tokens from 512 numbers to 128. Each of its
 # weights costs a multiplication and an addition for each token. And in attention each position meets each other one,
 # twice: for the scores, and for the weighted sum.
 
 # %% tags=["nbval-check-output"]
+parts = ("vision_encoder", "projector", "decoder")
+assert sum(t[name].params for name in parts) == t.num_params  # the decoder's include the head's
+assert sum(t[name].flops for name in parts) + t["decoder.head"].flops == t.flops  # the decoder's do not
 assert t["projector"].flops == 2 * 16 * 512 * 128
 q = t.find("attend")[-1].inputs[0]  # attend is the package's function around attention; [B, heads, length, head_dim]
 heads, length, head_dim = q.shape[1:]
@@ -516,7 +524,9 @@ except RuntimeError as error:
 failed
 
 # %% [markdown]
-# Three more bugs wait for you in the exercises. There the quick repair makes the error go away and the result wrong.
+# Three more bugs wait for you in the exercises. What the message advises is right in the first, half of the repair in
+# the second, and in the third it leaves the choice to you. For each there is also a repair that makes the error go away
+# and the result wrong: the checks know several.
 
 # %% [markdown]
 # ## Where does a word look?

@@ -182,13 +182,13 @@ check("trace.bug_projector", Projector)
 # ## Exercise 12.3 · Bug 2: shared heads
 # `trace.bug_heads` · difficulty ●●○ · about 8 minutes
 #
-# **Why it matters.** Grouped-query attention is in nearly every decoder of today. The repair that makes the
-# error go away and the repair that is right have the same shapes: only one of them gives each head its own key.
+# **Why it matters.** Grouped-query attention is in nearly every decoder of today. Several repairs make the
+# error go away, with the same shapes: only one of them gives each head the key of its own group.
 
 # %% [markdown] tags=["exercise"]
 # Attention in which groups of query heads share a key/value head: with four query heads and two key/value heads, query
 # heads 0 and 1 use key/value head 0, query heads 2 and 3 use head 1. (No mask, so that the example stays short.) It
-# fails, and the message even says what to do. Read on before you do it.
+# fails. The message says what to do with the operand that failed; ask yourself what fails next.
 #
 # Write `SharedHeads`: copy the bodies and mend the bug. Keep the names `q`, `k` and `v`.
 

@@ -40,8 +40,8 @@ BUG_HEADS = Exercise(
     title="Bug 2: shared heads",
     difficulty=2,
     minutes=8,
-    why="Grouped-query attention is in nearly every decoder of today. The repair that makes the error go away and the "
-    "repair that is right have the same shapes: only one of them gives each head its own key.",
+    why="Grouped-query attention is in nearly every decoder of today. Several repairs make the error go away, with "
+    "the same shapes: only one of them gives each head the key of its own group.",
     hints=(
         "Which dim of the two operands clashes, and what does it count?",
         "Query heads 0 and 1 share key head 0, query heads 2 and 3 share key head 1. So each key head is needed twice, "

@@ -20,19 +20,21 @@ Quiz(
 
 Quiz(
     id="ch12.work",
-    question="The 222M model reads one picture and 79 text tokens. Which part has the most FLOPs?",
+    question="The 222M model reads one picture and 79 text tokens. Which of these has the most FLOPs? (The head is not "
+    "counted with the blocks.)",
     choices=(
         "the head: 49,152 words to choose from",
         "the projector: it is the joint",
-        "the decoder: it has the most parameters",
+        "the decoder's blocks: they have the most parameters",
         "the vision encoder: it runs on the most tokens",
     ),
     right=3,
     because=(
         "It is one matrix, though a large one: about a tenth of the work.",
         "One linear layer on 49 tokens: less than a hundredth.",
-        "It has, but each weight works once for each token, and the decoder sees 128 positions.",
-        "196 patches, against 128 positions in the decoder. With a longer text the decoder overtakes it.",
+        "They have, but each weight works once for each token, and the blocks see 128 positions.",
+        "196 patches, against 128 positions in the decoder's blocks. With a longer text they overtake it; "
+        "blocks and head together are just ahead already.",
     ),
 )
 
@@ -96,7 +98,7 @@ Quiz(
     because=(
         "Then this head would be the only way from picture to answer, and this token the only one that knows.",
         "Other heads look elsewhere, so one may hope for half. Try it.",
-        "The encoder has told the star's other tokens what token 1 knows.",
+        "As before. The likely reason: the encoder has told the star's other tokens what token 1 knows.",
         "Guessing is for who knows nothing of the star. Does this token alone hold all that the model knows of it?",
     ),
 )
