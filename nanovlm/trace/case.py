@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import Any, NamedTuple
 
-from nanovlm.trace.rows import Row, TensorInfo
+from nanovlm.trace.rows import Row, TensorInfo, tensors
 from nanovlm.trace.source import Source, elements, locate, operands
 
 
@@ -37,8 +38,12 @@ class Case:
         if before is not None:
             self._written = [f"the output of {before}"]
         elif above is None or above.kind != "op":  # inside a function of torch nothing is the learner's writing
-            called = self.layer.name if self.layer is not None else self.name
-            self._written, self._keywords = operands(self.source, called, self.layer is not None)
+            direct = _traced_directly(row)
+            called = "trace" if direct else self.layer.name if self.layer is not None else self.name
+            is_module = direct is not None or self.layer is not None
+            self._written, self._keywords = operands(self.source, called, is_module)
+            if direct is not None:
+                self._written = _handed_on(self._written, row, direct)
 
     @property
     def layer_name(self) -> str:
@@ -105,6 +110,25 @@ _ROLES = {
     ("cross_entropy", 1): "targets",
     **{(name, 0): "input" for name in ("linear", "conv1d", "conv2d", "conv3d", "embedding", "layer_norm", "rms_norm")},
 }
+
+
+def _traced_directly(row: Row) -> Row | None:
+    """The layer or function of torch that trace() itself called, where the step is written in no other line."""
+    top = row
+    while top.parent is not None and top.parent.kind != "root":
+        top = top.parent
+    is_written_there = top.parent is not None and top.parent.where is not None and top.parent.where == row.where
+    return top if is_written_there else None
+
+
+def _handed_on(written: list[str], row: Row, direct: Row) -> list[str]:
+    """Of trace(layer, x, ...) what is written for the arguments that the step itself takes; the layer is none."""
+    given = written[1:]
+    if len(given) != len(direct.args) or any(text.startswith("*") for text in given):
+        return []
+    both = zip(given, row.args, direct.args, strict=False)
+    is_same = ([i.uid for i in tensors(own)] == [i.uid for i in tensors(outer)] for _, own, outer in both)
+    return given[: sum(takewhile(bool, is_same))]
 
 
 def _before(layer: Row | None) -> str | None:

@@ -2,9 +2,11 @@
 
 import inspect
 import os
+from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
 from nanovlm.trace import Trace, trace, tracing
 from tests.trace.wrong_models import CASES
@@ -89,6 +91,47 @@ def test_a_failing_block_is_never_folded_away():
     text = str(caught.value.trace)
     assert "×3, first shown" in text
     assert "blocks.3: Sequential" in text
+
+
+class TestALayerTracedDirectly:
+    """What is written first in trace(layer, x) is the layer, not its input."""
+
+    @pytest.mark.parametrize("layer", [nn.Linear(3, 4), nn.Sequential(nn.Linear(3, 4))], ids=["itself", "its first"])
+    def test_the_input_is_named(self, layer):
+        longs = torch.ones(2, 3).long()
+        with pytest.raises(RuntimeError, match=r"(?s)^longs \[2, 3\] is int64.*first: longs\.to\(torch\.float32"):
+            trace(layer, longs)
+        with pytest.raises(RuntimeError, match=r"^longs \[2, 3\] is int64"):
+            trace(layer, input=longs)
+        with pytest.raises(RuntimeError, match=r"^input \[2, 3\] is int64"):
+            trace(layer, *[longs])
+
+    def test_a_layer_made_in_the_call(self):
+        floats = torch.rand(2, 3)
+        with pytest.raises(RuntimeError, match=r"use floats\.long\(\)"):
+            trace(nn.Embedding(3, 4), floats)
+
+    def test_a_function_of_torch(self):
+        x, w = torch.rand(2, 5), torch.rand(4, 3)
+        with pytest.raises(RuntimeError, match=r"^x is \[2, 5\]: its last dim is 5"):
+            trace(nn.functional.linear, x, w)
+        with pytest.raises(RuntimeError, match=r"^input is \[2, 5\]: its last dim is 5"):
+            trace(partial(nn.functional.linear, x), w)
+
+    @pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+    def test_an_input_of_another_part_of_a_layer_is_not_taken_for_the_first(self):
+        model = nn.Transformer(8, 2, 1, 1, 16, batch_first=True, norm_first=True)
+        model.decoder.layers[0].norm1 = nn.Linear(7, 8)
+        source, target = torch.rand(1, 4, 8), torch.rand(1, 3, 8)
+        with pytest.raises(RuntimeError, match=r"^(input|target) is \[1, 3, 8\]"):
+            trace(model, source, target)
+
+    def test_a_layer_called_elsewhere_keeps_its_own_line(self):
+        layer, x, y = nn.Linear(3, 4), torch.rand(2, 5), torch.rand(2, 3)
+        with pytest.raises(RuntimeError, match=r"^y\.mT is \[3, 2\]: its last dim is 2"):
+            trace(lambda y: layer(y.mT), y)
+        with pytest.raises(RuntimeError, match=r"^x is \[2, 5\]: its last dim is 5"), tracing(layer):
+            layer(x)
 
 
 def test_the_way_there_is_shown():
