@@ -48,6 +48,9 @@ class Trace:
         """The run is over. What follows from its rows is worked out when somebody looks at them."""
         self._is_finished = False
 
+    def add_remark(self, sentence: str | None) -> None:
+        self.remark = "; ".join(filter(None, (self.remark, sentence))) or None
+
     def _complete(self) -> None:
         root = self._root
         only = root.children[0] if len(root.children) == 1 else None

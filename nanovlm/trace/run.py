@@ -67,7 +67,7 @@ def trace(
             )
             result = call.run(meta_inputs(inputs, recorder.modules.num_params > 0), recorder)
         if mode.assumed:
-            result.remark = "a mask computed from values that meta does not have was taken to pick everything"
+            result.add_remark("a mask computed from values that meta does not have was taken to pick everything")
         return result
 
     if device == "meta":
@@ -79,6 +79,7 @@ def trace(
         recorder.modules.require(filter(None, catcher.names))
         result = call.run(call.inputs, recorder)
         result.attention = catcher.found
+        result.add_remark(catcher.remark())
     if names:
         result.dims = base
 
@@ -86,10 +87,10 @@ def trace(
             return on_meta(symbolic.resize(call.inputs, names, sizes)).root
 
         try:
-            result.remark = symbolic.fit_rows(result.root, probe, base) or result.remark
+            result.add_remark(symbolic.fit_rows(result.root, probe, base))
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
-            result.remark = f"no symbolic dims: at other sizes the model fails ({reason})"
+            result.add_remark(f"no symbolic dims: at other sizes the model fails ({reason})")
     return result
 
 
@@ -148,7 +149,9 @@ class tracing:
         return self._trace
 
     def __exit__(self, *exc: Any) -> bool | None:
-        return self._context.__exit__(*exc)
+        is_handled = self._context.__exit__(*exc)
+        self._trace.add_remark(self._catcher.remark())
+        return is_handled
 
 
 @contextmanager

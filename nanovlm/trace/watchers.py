@@ -32,7 +32,8 @@ class AttentionCatcher:
     """Collects the weights of F.scaled_dot_product_attention, which torch never shows, for the modules asked for.
 
     found[name]: one float32 CPU tensor [B, num_heads, queries, keys] a call. The weights are recomputed from the
-    arguments; attention that is written out is caught at its softmax over the last dim of four.
+    arguments; attention that is written out is caught at its softmax over the last dim of four, torch's own multi-head
+    attention also at its softmax of [B * num_heads, queries, keys].
     """
 
     def __init__(self, names: Iterable[str]):
@@ -51,13 +52,27 @@ class AttentionCatcher:
             return
         with torch.no_grad():
             if row.name == "softmax":
+                above = row.parent
+                if result.ndim == 3 and above is not None and above.name == "multi_head_attention_forward":
+                    num_heads = above.args[4] if len(above.args) > 4 else above.kwargs["num_heads"]
+                    result = result.unflatten(0, (-1, num_heads))
                 if result.ndim != 4:
                     return
-                weights = result.detach().float().cpu()
+                weights = result.detach().float().cpu().clone()  # the model may go on to write into its own
             else:
                 weights = attention_weights(*args, **kwargs).cpu()
         for name in wanted:
-            self.found[name].append(weights.clone() if weights is result else weights)
+            self.found[name].append(weights)
+
+    def remark(self) -> str | None:
+        """A sentence on the modules in which nothing was caught, if there are such."""
+        empty = [repr(name) if name else "the model" for name, found in self.found.items() if not found]
+        if not empty:
+            return None
+        return (
+            f"no attention weights were seen in {', '.join(empty)}: no scaled_dot_product_attention ran there, and no "
+            "softmax of [B, num_heads, queries, keys]"
+        )
 
 
 def attention_weights(

@@ -19,6 +19,15 @@ def entry(name):
     return next(e for e in ZOO if e.name == name)
 
 
+class MHA(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.attn(x, x, x)[0]
+
+
 class TestValues:
     def test_statistics_of_each_step(self):
         t = trace(lambda x: x * 2, torch.tensor([1.0, 2.0, 3.0]), values=True)
@@ -145,6 +154,39 @@ class TestAttention:
         model.set_attn_implementation("eager")
         t = trace(model, *e.args(), attention=["model.layers.0"])
         assert t.attention["model.layers.0"][0].shape == (2, 4, 7, 7)
+
+    def test_the_weights_are_those_before_the_model_writes_into_its_own(self):
+        t = trace(lambda x: x.softmax(-1).zero_(), seeded(1, 2, 3, 3), attention=[""])
+        torch.testing.assert_close(t.attention[""][0].sum(-1), torch.ones(1, 2, 3))
+
+    @pytest.mark.parametrize("need_weights", [True, False])
+    def test_torchs_own_multi_head_attention_is_caught_by_head(self, need_weights):
+        layer, x = nn.MultiheadAttention(8, 2, batch_first=True).eval(), seeded(3, 5, 8)
+        _, expected = layer(x, x, x, average_attn_weights=False)
+        t = trace(layer, x, x, x, need_weights=need_weights, attention=[""])
+        torch.testing.assert_close(t.attention[""], [expected.detach()])
+        assert t.remark is None
+        assert trace(layer, x[0], x[0], x[0], attention=[""]).attention[""][0].shape == (1, 2, 5, 5)
+
+    def test_where_nothing_is_caught_the_remark_says_so(self):
+        class OneHead(nn.Module):
+            def forward(self, x):
+                return (x @ x.mT).softmax(-1) @ x
+
+        model, x = nn.Sequential(nn.Linear(8, 8), OneHead(), OneHead(), MHA()), seeded(3, 5, 8)
+        t = trace(model, x, attention=["0", "1", "3"], dims={"B": 3})
+        assert t.attention["0"] == t.attention["1"] == [] and len(t.attention["3"]) == 1
+        assert t.remark == (
+            "no attention weights were seen in '0', '1': no scaled_dot_product_attention ran there, and no softmax of "
+            "[B, num_heads, queries, keys]"
+        )
+        assert str(t.stages()[-1].info) == "[B, 5, 8]"
+        with tracing(model, attention=["1"]) as t:
+            model(x)
+        assert "seen in '1':" in t.remark
+        with tracing(model[1], attention=[""]) as t:
+            model[1](x)
+        assert "seen in the model:" in t.remark
 
     def test_one_list_entry_a_generated_token(self):
         e = entry("Llama")
