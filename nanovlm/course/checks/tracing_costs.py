@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isclose, isfinite
+from numbers import Real
 from typing import Any
 
 from nanovlm.config import VLMConfig
@@ -146,18 +148,52 @@ def _shares(config: VLMConfig, num_text_tokens: int, **wrong: Any) -> dict[str, 
     line = wrong.get("line", n // r**2 + num_text_tokens)
     pairs = wrong.get("pairs", 1)
     width, kv = language.hidden_dim, language.num_kv_heads * language.head_dim
-    kv = width if wrong.get("all_heads") else kv
+    kv = wrong["kv"](language) if "kv" in wrong else kv
     conv = 0 if wrong.get("no_conv") else 2 * n * d * 3 * vision.patch_size**2
     block = 2 * n * (4 * d * d + 2 * d * vision.inter_dim) + pairs * 4 * n * n * d
     matrices = wrong.get("matrices", 3)
     weights = 2 * width * width + 2 * width * kv + matrices * width * language.inter_dim
     flops = (
-        conv + vision.num_blocks * block,
-        2 * (n // r**2) * d * r**2 * width,
-        language.num_blocks * (2 * line * weights + pairs * 4 * line * line * width),
-        2 * line * width * language.vocab_size,
+        conv + wrong.get("vision_blocks", vision.num_blocks) * block,
+        2 * n * d * width * wrong.get("projector", lambda r: 1)(r),
+        wrong.get("blocks", language.num_blocks) * (2 * line * weights + pairs * 4 * line * line * width),
+        2 * wrong.get("head_line", line) * width * language.vocab_size,
     )
     return {name: value / sum(flops) for name, value in zip(PARTS, flops, strict=True)}
+
+
+def _fitting(fn: Any, config: VLMConfig, num_text_tokens: int) -> Any:
+    """One wrong part moves all four shares. So ask which parts fit each other, and complain of the others."""
+    shares = fn(config, num_text_tokens)
+    if not isinstance(shares, dict) or set(shares) != set(PARTS):
+        return shares
+    if not all(isinstance(share, Real) and isfinite(share) for share in shares.values()):
+        return shares
+    total = float(sum(shares.values()))
+    kind = "FLOPs" if total > 1000 else "percent" if 99 < total < 101 else ""
+    expect(
+        abs(total - 1) < 1e-3,
+        f"{f'These are {kind}; return' if kind else 'Return'} shares that sum to 1: yours sum to {total:{',.0f' if kind else '.4g'}}.",
+    )
+    right = shares_of(config, num_text_tokens)
+    times = {part: float(shares[part]) / right[part] for part in PARTS}
+
+    def fit(part: str) -> list[str]:
+        return [other for other in PARTS if isclose(times[other], times[part], rel_tol=1e-4)]
+
+    fitting = max((fit(part) for part in PARTS if times[part] > 0), key=len)
+    wrong = [f"{part} has {times[part] / times[fitting[0]]:.4g}" for part in PARTS if part not in fitting]
+    means = "fit each other" if len(fitting) > 1 else "fits no other part"
+    expect(
+        not wrong,
+        f"Your {_and(fitting)} {means}. Measured by {'them' if len(fitting) > 1 else 'it'}, {_and(wrong)} times the "
+        "FLOPs that it should have.",
+    )
+    return shares
+
+
+def _and(words: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else ""
 
 
 def _flops_cases() -> list[Case]:
@@ -192,6 +228,7 @@ FLOPS = Exercise(
     ),
     reference=shares_of,
     cases=_flops_cases,
+    call=_fitting,
 )
 
 
@@ -229,7 +266,62 @@ def _(config, num_text_tokens):
 
 @FLOPS.mistake("k and v are as wide as q in your count. Key/value heads are shared: num_kv_heads * head_dim.")
 def _(config, num_text_tokens):
-    return _shares(config, num_text_tokens, all_heads=True)
+    return _shares(config, num_text_tokens, kv=lambda language: language.hidden_dim)
+
+
+@FLOPS.mistake("k and v have one number a head in your count. Each key/value head is head_dim wide: multiply.")
+def _(config, num_text_tokens):
+    return _shares(config, num_text_tokens, kv=lambda language: language.num_kv_heads)
+
+
+@FLOPS.mistake("k and v are one head wide in your count. There are num_kv_heads of them: num_kv_heads * head_dim.")
+def _(config, num_text_tokens):
+    return _shares(config, num_text_tokens, kv=lambda language: language.head_dim)
+
+
+@FLOPS.mistake(
+    "The projector's linear layer runs on every patch in your count. It runs on the tokens, r * r times fewer."
+)
+def _(config, num_text_tokens):
+    return _shares(config, num_text_tokens, projector=lambda r: r**2)
+
+
+@FLOPS.mistake(
+    "The projector's tokens are as wide as one patch in your count. Pixel shuffle makes them r * r times wider."
+)
+def _(config, num_text_tokens):
+    return _shares(config, num_text_tokens, projector=lambda r: 1 / r**2)
+
+
+@FLOPS.mistake("The head runs on the text alone in your count. Every position of the line goes through it.")
+def _(config, num_text_tokens):
+    return _shares(config, num_text_tokens, head_line=num_text_tokens)
+
+
+@FLOPS.mistake("The head runs on one position in your count. Here every position of the line goes through it.")
+def _(config, num_text_tokens):
+    return _shares(config, num_text_tokens, head_line=1)
+
+
+@FLOPS.mistake("Encoder and decoder have one block each in your count: multiply by num_blocks.")
+def _(config, num_text_tokens):
+    return _shares(config, num_text_tokens, vision_blocks=1, blocks=1)
+
+
+@FLOPS.mistake("The encoder has one block in your count: multiply by config.vision.num_blocks.")
+def _(config, num_text_tokens):
+    return _shares(config, num_text_tokens, vision_blocks=1)
+
+
+@FLOPS.mistake("The decoder has one block in your count: multiply by config.language.num_blocks.")
+def _(config, num_text_tokens):
+    return _shares(config, num_text_tokens, blocks=1)
+
+
+@FLOPS.mistake("The blocks of encoder and decoder are swapped in your count: each part has its own num_blocks.")
+def _(config, num_text_tokens):
+    blocks = {"vision_blocks": config.language.num_blocks, "blocks": config.vision.num_blocks}
+    return _shares(config, num_text_tokens, **blocks)
 
 
 @FLOPS.mistake("The patch convolution is missing: a linear layer on 3 * patch_size² pixels, for each patch.")
