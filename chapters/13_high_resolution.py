@@ -200,24 +200,37 @@ print(f"full size: {reads[1]:.0%} of the letters are read; shrunk by 8: {reads[8
 from nanovlm.viz.tiles import share_bars
 
 reads |= {shrink: probe(at_resolution(shrink), steps) for shrink in (2, 4)}
-assert reads[1] > 0.9 and reads[2] > 0.9 and 0.6 < reads[4] < reads[1] and reads[8] < 0.5
+in_the_table = budget().pick(ci=(0.79, 0.15), laptop=(0.95, 0.28))  # of the text below: a quarter, an eighth
+assert reads[2] > max(reads[4], 0.9) and reads[4] - reads[8] > reads[1] - reads[4] > 0
+assert abs(reads[4] - in_the_table[0]) < 0.08 and abs(reads[8] - in_the_table[1]) < 0.08
+assert read[4] < reads[4] ** 3
 
-print(f"three letters in a row, shrunk by 4: {reads[4] ** 3:.0%}; the pocket model's signs: {read[4]:.0%}")
+print(f"{steps} steps. Three letters in a row, shrunk by 4: {reads[4] ** 3:.0%}; ", end="")
+print(f"the pocket model's signs: {read[4]:.0%}")
 names = {1: "full size, 12 px tall", 2: "1/2, 6 px", 4: "1/4, 3 px", 8: "1/8, 1.5 px"}
 share_bars({name: reads[shrink] for shrink, name in names.items()}, chance=1 / 33, margin=660**-0.5)
 
 # %% [markdown]
-# Three things to take from this.
+# **Your eye is too strict.** A letter three pixels tall is mush to you, and the probe still reads most of them. To shrink
+# by 2 costs it next to nothing; the step from a quarter to an eighth costs most. But how much? That depends on how long
+# the probe has trained:
 #
-# - **Your eye is too strict.** A letter three pixels tall is mush to you, and the probe still reads most of them.
-# - **There is a cliff.** At a pixel and a half most is gone. No later layer brings it back.
-# - **So the pocket model's fall is mostly lost detail.** A sign has three letters on average, and all must be right. A
-#   probe that learned at a quarter of the size would read about half of such signs. The pocket model, which never saw
-#   one shrunk, is not far from that.
+# | steps | shrunk by 4 | shrunk by 8 | who runs it |
+# |---|---|---|---|
+# | 150 | 79 % | 15 % | the stored page (`NANOVLM_BUDGET=ci`) |
+# | 400 | 95 % | 28 % | your machine |
+# | 1,500 | 98 % | 56 % | we, once, with the same seed, 0 |
 #
-# And be careful with such numbers. The probe's letters are clean, alone, and it knows where they are. It has learned for
-# seconds only, and with more it reads some more of the small ones. The order of the bars is the finding, not their
-# length. (The thin line at a bar's end: with 660 letters, such a share is sure to 4 points.)
+# The pixels are the same in each row. So a bar does not say how much is *left* in few pixels. It says how much this
+# probe has learned to get out of them, and what is left is at least that. With more training it gets out more.
+#
+# **And the pocket model's fall?** A sign has three letters on average, and all must be right. So the cell cubes the
+# probe's share: 49 % after 150 steps, 85 % after 400. The pocket model, which never saw a sign shrunk, reads 41 %. Some
+# of its fall is lost detail, and some is blur that it never learned from. How much of each, this page cannot say. It can
+# for the probe, which did learn from blur: what that misses is detail that it could not get out in so many steps.
+#
+# Be careful with such numbers. The probe's letters are clean, alone, and it knows where they are. (The thin line at a
+# bar's end: with 660 letters, such a share is sure to 4 points.)
 #
 # ## Two ways out
 #
@@ -297,7 +310,7 @@ for side in (2, 4):
 by_view["its own tile"] = by_tile
 
 small, enlarged, smaller, blurred, _ = by_view.values()
-assert max(small, smaller) < 0.1 and enlarged > 0.9 and 0.2 < blurred < 0.7
+assert max(small, smaller) < 0.1 and enlarged > 0.9 and 0.2 < blurred < 0.5
 share_bars(by_view, chance("glyphs")["read"])
 
 # %% [markdown]
@@ -308,10 +321,10 @@ share_bars(by_view, chance("glyphs")["read"])
 #   as any that the model learned from, and the sign has a quarter of the image tokens. **Size and tokens** are
 #   missing, not detail. (Training on small letters would mend a part of that. The probe above did train on its
 #   resolution, but it always saw the letter enlarged.)
-# - On a page of 4 x 4 the **detail** is missing too. Enlarged, fewer than half of the signs come back. Even the probe
-#   that learned at this resolution lost letters there.
+# - On a page of 4 x 4 that is not enough. Enlarged, fewer than half of the signs come back. These are the signs shrunk by
+#   4 of above: some **detail** is missing, and what is left is blur that the model never learned from.
 #
-# A tile gives all three: detail, a size that the encoder knows, and its own tokens.
+# A tile gives all of it: detail, a size that the encoder knows, and its own tokens.
 #
 # ## What a tile does not see
 #
@@ -490,7 +503,7 @@ tiles_figure(small_smolvlm(page), *small_smolvlm.grid(page.size))
 
 # %% [markdown]
 # Back to the probe. Shrunk from 512 to 256, a letter in a tile is half its size. In the whole it is an eighth. So the
-# two bars of above, 1/2 and 1/8, are what this model would get from a tile and from the whole.
+# two bars of above, 1/2 and 1/8, are what this probe gets from a tile and from the whole.
 
 # %%
 print(f"letters that the probe reads: {reads[2]:.0%} in a tile, {reads[8]:.0%} in the view of the whole")
@@ -917,8 +930,9 @@ print("what the page meant:", 4 * 512)
 #
 # What you take along:
 #
-# - Detail that the resize drops is gone. Tiles keep it, and show it in a size that the encoder knows, with tokens of its
-#   own. The view of the whole keeps what is larger than a tile.
+# - A resize drops detail, and how much can still be read depends on who was trained to read it. Tiles keep the detail, and
+#   show it in a size that the encoder knows, with tokens of its own. The view of the whole keeps what is larger than a
+#   tile.
 # - The text says where a tile was. The wrong order fits every shape.
 # - Tokens fill the context, but the encoder's work is what you wait for. Do not enlarge what has nothing to show.
 # - Do not believe an article, nor us. Load both, and compare the numbers.
