@@ -151,6 +151,14 @@ def ordinal(dim: int, ndim: int) -> str:
     return "the last dim" if dim in (-1, ndim - 1) else f"dim {dim % ndim}"
 
 
+def ordinal_of_both(dim: int, a: TensorInfo, b: TensorInfo) -> str:
+    """The same for two tensors, `dim` counted in the larger one: of unequal ranks only places from the right agree."""
+    ndim = max(a.ndim, b.ndim)
+    words = ("", "last", "second-to-last", "third-to-last", "fourth-to-last")
+    from_right = ndim - dim
+    return ordinal(dim, ndim) if a.ndim == b.ndim or from_right >= len(words) else f"the {words[from_right]} dim"
+
+
 def broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...] | None:
     """The shape that two shapes broadcast to, or None."""
     n = max(len(a), len(b))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from nanovlm.trace.case import Advice, Case, broadcast, shape
+from nanovlm.trace.case import Advice, Case, broadcast, ordinal_of_both, shape
+from nanovlm.trace.rows import TensorInfo
 
 
 def linear(case: Case) -> Advice | None:
@@ -39,33 +40,32 @@ def matmul(case: Case) -> Advice | None:
         )
     inner = b.shape[-2] if b.ndim > 1 else b.shape[0]
     if a.shape[-1] != inner:
-        wrong = (
-            f"{both}: the last dim of {left} is {a.shape[-1]}, but {right} has {inner} rows (its second-to-last dim)."
-        )
+        rows = f"{inner} rows (its second-to-last dim)" if b.ndim > 1 else f"{inner} numbers"
+        wrong = f"{both}: the last dim of {left} is {a.shape[-1]}, but {right} has {rows}."
         if b.ndim > 1 and b.shape[-1] == a.shape[-1]:
             result = (*(broadcast(a.shape[:-2], b.shape[:-2]) or ()), *a.shape[-2:-1], b.shape[-2])
             return Advice(wrong, f"transpose it: {left} @ {right}.transpose(-2, -1) is {shape(result)}.")
         if a.ndim > 1 and a.shape[-2] == inner:
             return Advice(wrong, f"transpose the left one: {left}.transpose(-2, -1) @ {right}.")
-        return Advice(wrong, f"the last dim of {left} and the second-to-last of {right} must be one size.")
-    return heads(case, a.shape[:-2], b.shape[:-2], left, right, both)
+        other = f"the second-to-last of {right}" if b.ndim > 1 else f"the length of {right}"
+        return Advice(wrong, f"the last dim of {left} and {other} must be one size.")
+    return heads(a, b, left, right, both)
 
 
-def heads(
-    case: Case, a: tuple[int, ...], b: tuple[int, ...], left: str, right: str, both: str, fix: str = ""
-) -> Advice | None:
+def heads(a: TensorInfo, b: TensorInfo, left: str, right: str, both: str, fix: str = "") -> Advice | None:
     """Batch dims that do not broadcast; a whole multiple is a missing expansion of key/value heads."""
-    for dim in range(-1, -1 - min(len(a), len(b)), -1):
-        x, y = a[dim], b[dim]
+    for dim in range(-3, -1 - min(a.ndim, b.ndim), -1):
+        x, y = a.shape[dim], b.shape[dim]
         if x == y or 1 in (x, y):
             continue
-        at = dim + max(len(a), len(b))
-        wrong = f"{both}: dim {at} is {x} against {y}."
+        called = ordinal_of_both(dim + max(a.ndim, b.ndim), a, b)
+        wrong = f"{both}: {called} is {x} against {y}."
         small, few, many = (right, y, x) if y < x else (left, x, y)
-        if many % few == 0:
+        if few and many % few == 0:
+            at = dim + (b if y < x else a).ndim
             advice = f"{fix}repeat the {few} heads of {small}: {small}.repeat_interleave({many // few}, dim={at})."
             return Advice(wrong, advice)
-        return Advice(wrong, f"dim {at} of both must be the same size, or 1.")
+        return Advice(wrong, f"{called} of both must be the same size, or 1.")
     return None
 
 
@@ -128,7 +128,7 @@ def attention(case: Case) -> Advice | None:
     both = f"{names[0]} is {shape(q.shape)} and {names[1]} is {shape(k.shape)}"
     if q.shape[:-2] != k.shape[:-2] and not grouped:
         gqa = "pass enable_gqa=True, or " if q.ndim == 4 and k.ndim == 4 else ""
-        return heads(case, q.shape[:-2], k.shape[:-2], names[0], names[1], both, gqa)
+        return heads(q, k, names[0], names[1], both, gqa)
     if mask is None:
         return None
     text, scores = case.text(3, "attn_mask"), (*q.shape[:-2], q.shape[-2], k.shape[-2])

@@ -6,7 +6,7 @@ import math
 import re
 from itertools import pairwise
 
-from nanovlm.trace.case import Advice, Case, broadcast, ordinal, shape
+from nanovlm.trace.case import Advice, Case, broadcast, ordinal, ordinal_of_both, shape
 from nanovlm.trace.rows import TensorInfo
 
 
@@ -63,7 +63,8 @@ def broadcasting(case: Case) -> Advice | None:
     x, y = (1,) * (ndim - a.ndim) + a.shape, (1,) * (ndim - b.ndim) + b.shape
     dim = max(d for d in range(ndim) if x[d] != y[d] and 1 not in (x[d], y[d]))
     both = f"{left} is {shape(a.shape)} and {right} is {shape(b.shape)}"
-    wrong = f"{both}: {ordinal(dim, ndim)} is {x[dim]} against {y[dim]}."
+    called = ordinal_of_both(dim, a, b)
+    wrong = f"{both}: {called} is {x[dim]} against {y[dim]}."
     if a.ndim != b.ndim:
         wrong += " (Shapes are lined up at the right.)"
     for text, info, other in ((right, b, a), (left, a, b)):
@@ -72,15 +73,16 @@ def broadcasting(case: Case) -> Advice | None:
             return Advice(wrong, fix)
     few, many = sorted((x[dim], y[dim]))
     small, large = (left, right) if x[dim] == few else (right, left)
+    small_dim, large_dim = (dim - ndim + (a if text == left else b).ndim for text in (small, large))
     if many == few + 1:
-        cut = ", ".join([":"] * dim + [f":{few}"]) if (b if large == right else a).ndim == ndim else f":{few}"
+        cut = ", ".join([":"] * large_dim + [f":{few}"])
         fix = f"one too many (a class token, or an off-by-one): take {large}[{cut}], or build {small} with {many}."
         return Advice(wrong, fix)
     if few and many % few == 0 and ndim == 4 and dim == 1:
-        return Advice(wrong, f"repeat the {few} heads: {small}.repeat_interleave({many // few}, dim=1).")
+        return Advice(wrong, f"repeat the {few} heads: {small}.repeat_interleave({many // few}, dim={small_dim}).")
     if dim == ndim - 1 and a.ndim == b.ndim:
         return Advice(wrong, f"bring both to one width first, for example nn.Linear({few}, {many}) on {small}.")
-    return Advice(wrong, f"make {ordinal(dim, ndim)} the same size in both, or 1.")
+    return Advice(wrong, f"make {called} the same size in both, or 1.")
 
 
 def _rearranged(text: str, info: TensorInfo, other: TensorInfo) -> str | None:

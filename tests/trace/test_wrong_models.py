@@ -134,6 +134,37 @@ class TestALayerTracedDirectly:
             layer(x)
 
 
+class TestShapesOfDifferentRank:
+    """A dim that is called by its place from the left would be another one in each of the two."""
+
+    def test_addition(self):
+        line, positions = torch.zeros(1, 7, 8), torch.zeros(3, 8)
+        with pytest.raises(RuntimeError) as caught:
+            trace(lambda: line + positions)
+        message = str(caught.value)
+        assert message.startswith(
+            "line is [1, 7, 8] and positions is [3, 8]: the second-to-last dim is 7 against 3. (Shapes are lined up at "
+            "the right.)"
+        )
+        assert "Try: make the second-to-last dim the same size in both, or 1." in message
+
+    def test_the_fix_names_the_dim_of_the_tensor_that_it_changes(self):
+        line, positions = torch.zeros(5, 4, 7, 8), torch.zeros(4, 8, 8)
+        with pytest.raises(RuntimeError, match=r"take positions\[:, :7\], or build line with 8"):
+            trace(lambda: line + positions)
+        q, k = torch.zeros(2, 6, 8, 8), torch.zeros(3, 8, 8)
+        for step in (lambda: q + k, lambda: q @ k):
+            with pytest.raises(RuntimeError, match="third-to-last dim is 6 against 3") as caught:
+                trace(step)
+            assert "k.repeat_interleave(2, dim=0)" in str(caught.value)
+
+    def test_a_vector_has_numbers_and_no_rows(self):
+        a, b = torch.zeros(2, 3), torch.zeros(4)
+        with pytest.raises(RuntimeError, match=r"the last dim of a is 3, but b has 4 numbers\.") as caught:
+            trace(lambda: a @ b)
+        assert "second-to-last" not in str(caught.value)
+
+
 def test_the_way_there_is_shown():
     def steps(x):
         x = x.flatten(1)
