@@ -1,8 +1,8 @@
 """Floating-point operations of a step, by formula, from shapes alone: a multiplication and an addition are two.
 
 Only products count (linear, matmul, convolution, attention), as in torch's FlopCounterMode and in papers; what is
-left out (norms, activations, softmax) is about one percent of a transformer. Two differences from FlopCounterMode:
-it counts a matrix times a *vector* as 0, and nn.LSTM and nn.GRU are counted by neither.
+left out (norms, activations, softmax) is about one percent of a transformer. One difference from FlopCounterMode: it
+counts a matrix times a *vector* as 0.
 """
 
 from __future__ import annotations
@@ -102,6 +102,19 @@ def _bilinear(row: Row) -> int:
     return 2 * rows * weight.shape[0] * left.shape[-1] * (right.shape[-1] + 1)
 
 
+def _recurrent(row: Row) -> int:
+    """nn.LSTM, nn.GRU, nn.RNN: each weight matrix meets each token once. Packed sequences: [tokens, features]."""
+    x = row.args[0]
+    tokens = x.numel // x.shape[-1]
+    lists = [part for part in row.args if isinstance(part, (list, tuple))]
+    return 2 * tokens * sum(info.numel for part in lists for info in part if info.ndim == 2)
+
+
+def _recurrent_cell(row: Row) -> int:
+    x, weights = row.args[0], row.args[2:4]
+    return 2 * (x.numel // x.shape[-1]) * sum(weight.numel for weight in weights)
+
+
 _FORMULAS: dict[str, Callable[[Row], int]] = {
     "linear": _linear,
     **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "inner", "vdot"), _matmul),
@@ -114,4 +127,6 @@ _FORMULAS: dict[str, Callable[[Row], int]] = {
     "einsum": _einsum,
     "tensordot": _tensordot,
     "bilinear": _bilinear,
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
+    **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), _recurrent_cell),
 }

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nanovlm.trace import trace
@@ -10,6 +11,10 @@ from nanovlm.trace import trace
 
 def meta(*shape):
     return torch.empty(*shape, device="meta")
+
+
+def recurrent(kind, **options):
+    return lambda: kind(4, 5, device="meta", **options)(meta(7, 2, 4))
 
 
 CASES = {
@@ -39,6 +44,15 @@ CASES = {
     "einsum ellipsis": lambda: torch.einsum("...id,dj->...ij", meta(2, 3, 4, 5), meta(5, 6)),
     "einsum implicit": lambda: torch.einsum("ij,jk", meta(3, 4), meta(4, 5)),
     "tensordot": lambda: torch.tensordot(meta(3, 4, 5), meta(4, 5, 6), dims=2),
+    "lstm": recurrent(nn.LSTM, num_layers=2),
+    "lstm both ways": recurrent(nn.LSTM, num_layers=2, bidirectional=True, batch_first=True),
+    "lstm projected": recurrent(nn.LSTM, proj_size=3),
+    "gru": recurrent(nn.GRU, num_layers=2),
+    "gru without bias": recurrent(nn.GRU, bias=False, bidirectional=True),
+    "rnn": recurrent(nn.RNN, nonlinearity="relu"),
+    "lstm cell": lambda: nn.LSTMCell(4, 5, device="meta")(meta(7, 4)),
+    "gru cell": lambda: nn.GRUCell(4, 5, device="meta")(meta(7, 4)),
+    "rnn cell": lambda: nn.RNNCell(4, 5, device="meta")(meta(7, 4)),
     "no product": lambda: (meta(3, 4) + 1).softmax(-1).sum(),
 }
 
@@ -59,6 +73,12 @@ def test_matrix_times_vector_is_counted_though_the_counter_does_not():
 
 def test_bilinear():
     assert trace(lambda: F.bilinear(meta(7, 3), meta(7, 4), meta(5, 3, 4))).flops == 2 * 7 * 5 * (3 * 4 + 3)
+
+
+def test_packed_sequences_count_their_tokens_without_padding():
+    packed = nn.utils.rnn.pack_padded_sequence(torch.zeros(7, 2, 4), [7, 3])
+    lstm = nn.LSTM(4, 5)
+    assert trace(lstm, packed).flops == trace(lstm, torch.zeros(10, 1, 4)).flops > 0
 
 
 def test_a_failed_step_costs_nothing():
