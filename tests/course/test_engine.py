@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +14,14 @@ from nanovlm.course import check
 from nanovlm.course.checks.compare import first_difference
 from nanovlm.course.checks.engine import judge
 from nanovlm.course.checks.exercise import REGISTRY, Case, Complaint, Exercise, expect, load_exercises, with_weights
+from nanovlm.course.checks.guard import learners_place
+from nanovlm.course.checks.result import Result
+from nanovlm.course.checks.text_ids import expand
+from nanovlm.course.checks.vit_blocks import SMALL
 from nanovlm.course.progress import load, passed_ids
 from nanovlm.models.language_model import LanguageModel, attention_layout
-from nanovlm.models.vision_transformer import PatchEmbedding
+from nanovlm.models.vision_language_model import VisionLanguageModel, merge_image_tokens
+from nanovlm.models.vision_transformer import PatchEmbedding, ViTBlock
 
 
 def scaled(x: Tensor, factor: float = 2.0) -> Tensor:
@@ -304,3 +310,122 @@ def test_positions_should_start_small_and_random(start, word: str) -> None:
             self.position_embedding = torch.nn.Parameter(start(self.position_embedding.shape))
 
     assert word in said("patches.add_positions", Started)
+
+
+def toy_said(right: object, wrong: object, *args: object, **changes: object) -> Result:
+    """What is said of somebody who returns `wrong` where `right` is expected."""
+    exercise = make(id="toy.said", reference=lambda *a: right, cases=lambda: [Case(*args)], axes="", **changes)
+    try:
+        return judge(exercise, lambda *a: wrong)
+    finally:
+        del REGISTRY["toy.said"]
+
+
+def test_whole_numbers_are_compared_exactly_and_shown_with_all_digits() -> None:
+    result = toy_said({"decoder": 134_515_008}, {"decoder": 134_515_007})
+    assert result.message == "decoder is 134,515,007; expected 134,515,008 (1 too few)."
+    assert "is 85,798,656; expected 248 (85,798,408 too many)." in toy_said(248, 85_798_656).message
+    assert "yours 134,515,007, expected 134,515,008" in toy_said(*torch.tensor([[134515008], [134515007]])).message
+    assert not toy_said(3, 10**5000).passed and not toy_said(3.5, 10**5000).passed
+    assert toy_said(0.5, 0.5000001).passed and toy_said(float("inf"), float("inf")).passed
+
+
+def test_a_loop_over_a_list_that_grows_is_an_endless_loop() -> None:
+    def wrong(ids, image_token_id, num_image_tokens):
+        for k, _ in enumerate(ids):  # the jump back to this line belongs to no line
+            ids[k : k + 1] = [image_token_id] * num_image_tokens
+        return ids
+
+    words = said("text.image_placeholders", wrong)
+    assert "a loop that never ends" in words and "In your code, line" in words
+
+
+def test_a_moment_without_a_line_is_told_as_the_line_before_it() -> None:
+    def wrong() -> None:
+        raise ValueError
+
+    with pytest.raises(ValueError) as caught:
+        wrong()
+    last = caught.tb.tb_next
+    assert last is not None
+    lineless = SimpleNamespace(tb_frame=last.tb_frame, tb_lasti=last.tb_lasti, tb_lineno=None, tb_next=None)
+    place = learners_place(lineless)  # type: ignore[arg-type]
+    assert place is not None and place.code == "raise ValueError"
+
+
+def test_the_input_that_was_changed_is_named_as_the_learner_knows_it() -> None:
+    class Adds(ViTBlock):
+        def forward(self, x: Tensor) -> Tensor:
+            x += self.attn(self.ln1(x))
+            x += self.mlp(self.ln2(x))
+            return x
+
+    words = said("vit.block", Adds)
+    assert "changes its input x in place" in words and "Make a new tensor" in words
+
+    def forward(self, input_ids, *args, **kwargs):
+        out = VisionLanguageModel.forward(self, input_ids, *args, **kwargs)
+        input_ids.zero_()
+        return out
+
+    assert "changes its input input_ids in place" in said("joint.forward", forward)
+
+
+def test_a_list_that_was_changed_is_to_become_a_new_list() -> None:
+    def wrong(ids, image_token_id, num_image_tokens):
+        ids[:] = expand(ids, image_token_id, num_image_tokens)
+        return ids
+
+    words = said("text.image_placeholders", wrong)
+    assert "changes its input ids in place" in words and "Make a new list" in words and "tensor" not in words
+
+
+def test_short_lists_are_shown_with_their_input() -> None:
+    words = said("text.image_placeholders", lambda ids, image_token_id, num_image_tokens: ids[:-1])
+    assert "input     ids = [2, 4, 93, 42, 3], image_token_id = 4, num_image_tokens = 3" in words
+    assert "expected  [2, 4, 4, 4, 93, 42, 3]" in words and "yours     [2, 4, 93, 42]" in words
+    result = toy_said([["re", "d"], ["g"]], [["re", "d"], ["g", "<b>"]])
+    assert "expected  [['re', 'd'], ['g']]" in str(result) and "yours     [['re', 'd'], ['g', '<b>']]" in str(result)
+    assert "[[&#x27;re&#x27;, &#x27;d&#x27;], [&#x27;g&#x27;, &#x27;&lt;b&gt;&#x27;]]" in result._repr_html_()
+    # Of long ones, the items round the first difference.
+    words = str(toy_said(list(range(100)), [*range(50), -1, *range(51, 100)]))
+    assert "expected  [… 44, 45, 46, 47, 48, 49, 50, 51, 52, 53" in words and "49, -1, 51" in words
+    endless: list = []
+    endless.append(endless)
+    assert "yours     [[[...]]]" in str(toy_said([["a", "b"]], endless))
+    assert "expected  " not in str(toy_said([torch.ones(2)], [torch.zeros(2)])).split("\n\n")[0]
+
+
+def test_numbers_that_differ_do_not_print_alike() -> None:
+    message = toy_said(torch.tensor([1.92, 3.0]), torch.tensor([1.9202, 3.0003])).message
+    assert "yours 1.9202, expected 1.92" in message and "times" not in message
+    assert "is 1.9202; expected 1.92." in toy_said(1.92, 1.9202).message
+    assert "times" not in toy_said(torch.tensor([2.0, 1.0]), torch.tensor([2.001, 1.0005])).message
+    assert "1.25 times" in toy_said(torch.tensor([2.0, 1.0]), torch.tensor([2.5, 1.25])).message
+    same_start = "word " * 100
+    message = toy_said(same_start + "end", same_start + "END").message
+    assert "END" in message and "end" in message
+
+
+def test_a_number_on_the_edge_of_the_tolerance_does_not_break_the_check() -> None:
+    one = torch.ones(1, dtype=torch.float64)
+    assert toy_said(one, one - 1.9999e-5).passed
+
+
+def test_an_exception_that_is_returned_is_told_so() -> None:
+    def wrong(embeddings, image_tokens, is_placeholder):
+        try:
+            return merge_image_tokens(embeddings, image_tokens, is_placeholder)
+        except ValueError:
+            return ValueError("counts disagree")
+
+    words = said("joint.merge_image_tokens", wrong)
+    assert "returns a ValueError" in words and "raise ValueError" in words
+    assert "went through" not in words
+
+
+def test_an_instance_in_place_of_a_class_is_told_so() -> None:
+    words = said("vit.block", ViTBlock(SMALL))
+    assert "instance" in words and 'check("vit.block", ViTBlock)' in words
+    assert "This is a ViTConfig, not a class" in said("vit.block", SMALL)
+    assert "This is a tensor, not a function" in said("vit.attention", torch.ones(2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numbers
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ class Finding:
     rung: str
     message: str
     grid: Grid | None = None
+    lists: tuple[tuple[str, str], ...] = ()  # (what it is, a short list in words)
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,14 @@ class Leaf:
 
 def first_difference(expected: Any, yours: Any, axes: str | dict[str, str], tolerance: float) -> Finding | None:
     """Rung by rung over the whole output: types before shapes, shapes before dtypes, dtypes before values."""
+    finding = _first_difference(expected, yours, axes, tolerance)
+    if finding is None or not (_is_plain_list(expected) and isinstance(yours, (list, tuple))):
+        return finding
+    theirs, own = _lists_in_words(expected, yours)
+    return replace(finding, lists=(("expected", theirs), ("yours", own)))
+
+
+def _first_difference(expected: Any, yours: Any, axes: str | dict[str, str], tolerance: float) -> Finding | None:
     pieces: list[Leaf] = []
     for piece in _leaves(expected, yours, axes, ""):
         if isinstance(piece, Finding):
@@ -65,13 +74,20 @@ def same(a: Any, b: Any, tolerance: float) -> bool:
         a, b = a.detach(), b.detach()
         if not (a.is_floating_point() or b.is_floating_point()):
             return torch.equal(a, b)
-        return torch.allclose(a.double(), b.double(), rtol=tolerance, atol=tolerance, equal_nan=True)
+        # The expected one comes second: its size is what the tolerance is relative to, here and in _values.
+        return torch.allclose(b.double(), a.double(), rtol=tolerance, atol=tolerance, equal_nan=True)
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(same(x, y, tolerance) for x, y in zip(a, b, strict=True))
     if isinstance(a, dict) and isinstance(b, dict):
         return set(a) == set(b) and all(same(a[key], b[key], tolerance) for key in a)
+    if _is_whole(a) and _is_whole(b):
+        return bool(a == b)  # a count that is nearly right is wrong
     if _is_number(a) and _is_number(b):
-        return bool(abs(a - b) <= tolerance * max(1.0, abs(a))) or (a != a and b != b)
+        try:
+            a, b = float(a), float(b)
+        except OverflowError:
+            return False
+        return a == b or abs(a - b) <= tolerance * max(1.0, abs(a)) or (a != a and b != b)
     return type(a) is type(b) and isinstance(a, (str, bool, int, types.NoneType)) and a == b
 
 
@@ -81,6 +97,8 @@ def kind(value: Any) -> str:
         return "a generator (use return, not yield)"
     if isinstance(value, types.CoroutineType):
         return "a coroutine (use def, not async def)"
+    if isinstance(value, BaseException):
+        return f"a {type(value).__name__} (raise it, do not return it)"
     if isinstance(value, type):
         return f"the class {value.__name__} itself"
     names = {Tensor: "a tensor", bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
@@ -110,7 +128,8 @@ def _leaves(expected: Any, yours: Any, axes: str | dict[str, str], name: str) ->
             parts = f"{len(expected)} things ({', '.join(names)})" if names else kind(expected)
             yield Finding("none" if yours is None else "type", f"It returned {kind(yours)}{where}; expected {parts}.")
         elif len(yours) != len(expected):
-            yield Finding("type", f"It returned {len(yours)} things{where}; expected {len(expected)}.")
+            count = f"{len(yours)} thing{'s' if len(yours) != 1 else ''}"
+            yield Finding("type", f"It returned {count}{where}; expected {len(expected)}.")
         else:
             for i, (e, y) in enumerate(zip(expected, yours, strict=True)):
                 label = names[i] if names else f"{name}[{i}]"
@@ -140,6 +159,17 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _is_plain_list(value: Any) -> bool:
+    """A list of numbers and strings, or of such lists."""
+    return isinstance(value, (list, tuple)) and all(
+        item is None or isinstance(item, (str, bool)) or _is_number(item) or _is_plain_list(item) for item in value
+    )
+
+
 def _type(leaf: Leaf) -> Finding | None:
     expected, yours = leaf.expected, leaf.yours
     if isinstance(expected, Tensor):
@@ -147,7 +177,7 @@ def _type(leaf: Leaf) -> Finding | None:
     elif isinstance(expected, (bool, str)) or expected is None:
         fits = type(yours) is type(expected)
     elif isinstance(expected, int):
-        fits = isinstance(yours, numbers.Integral) and not isinstance(yours, bool)
+        fits = _is_whole(yours)
     elif _is_number(expected):
         fits = _is_number(yours)
     else:
@@ -205,7 +235,8 @@ def _values(leaf: Leaf, tolerance: float) -> Finding | None:
     if same(expected, yours, tolerance):
         return None
     if not isinstance(expected, Tensor):
-        return Finding("values", f"{_of(leaf)}is {_short(yours)}; expected {_short(expected)}.")
+        own, wanted = apart(yours, expected)
+        return Finding("values", f"{_of(leaf)}is {own}; expected {wanted}{_too_many(leaf)}.")
     e, y = expected.detach(), yours.detach()
     wide = torch.complex128 if e.is_complex() else torch.float64
     e, y = e.to(wide), y.to(wide)
@@ -214,13 +245,17 @@ def _values(leaf: Leaf, tolerance: float) -> Finding | None:
             f"{_of(leaf)}holds NaN in {int(y.isnan().sum())} of {y.numel()} places (0 / 0, or infinity minus infinity)."
         )
         return Finding("values", message, _grid(leaf, e, y, _first(y.isnan())))
-    off = ~torch.isclose(y, e, rtol=tolerance, atol=tolerance, equal_nan=True)
+    if expected.is_floating_point():
+        off = ~torch.isclose(y, e, rtol=tolerance, atol=tolerance, equal_nan=True)
+    else:
+        off = yours != expected
     place = _first(off)
     spot = f"[{', '.join(map(str, place))}]" if place else "the only number"
     of_what = f" of {leaf.name}" if leaf.name else ""
+    own, wanted = apart(*(int(v) if isinstance(v, bool) else v for v in (yours[place].item(), expected[place].item())))
     message = (
         f"{int(off.sum())} of {off.numel()} numbers{of_what} differ; the first at {spot}: "
-        f"yours {number(y[place])}, expected {number(e[place])}.{_pattern(e, y, tolerance)}"
+        f"yours {own}, expected {wanted}.{_pattern(e, y, tolerance)}"
     )
     return Finding("values", message, _grid(leaf, e, y, place))
 
@@ -237,6 +272,8 @@ def _pattern(e: Tensor, y: Tensor, tolerance: float) -> str:
 
     if not (e.isfinite().all() and y.isfinite().all()) or e.is_complex():
         return ""
+    if close(y, e):
+        return ""  # then nearly every regularity would hold
     if not y.any():
         return " All of yours are zero."
     if close(y, -e):
@@ -244,7 +281,7 @@ def _pattern(e: Tensor, y: Tensor, tolerance: float) -> str:
     largest = e.abs().argmax()
     if e.flatten()[largest] != 0:
         factor = float(y.flatten()[largest] / e.flatten()[largest])
-        if close(y, factor * e):
+        if abs(factor - 1) > 1e-3 and close(y, factor * e):
             return f" All of yours are {factor:.4g} times the expected ones."
     if close(y - e, (y - e).mean().expand_as(e)):
         return f" All of yours are off by the same {float((y - e).mean()):.4g}."
@@ -291,9 +328,63 @@ def number(value: Any) -> str:
     return str(int(value)) if value == int(value) and abs(value) < 1e6 else f"{value:.3g}"
 
 
-def _short(value: Any) -> str:
+def apart(yours: Any, expected: Any) -> tuple[str, str]:
+    """Both in words, with as much of them as it takes to tell them apart."""
+    own, wanted = short(yours), short(expected)
+    if own != wanted:
+        return own, wanted
+    if isinstance(yours, str) and isinstance(expected, str):
+        start = max(0, _first_apart(yours, expected) - 40)
+        return short("…" + yours[start:]), short("…" + expected[start:])
+    if _is_number(yours) and _is_number(expected):
+        for digits in range(4, 18):
+            own, wanted = f"{float(yours):.{digits}g}", f"{float(expected):.{digits}g}"
+            if own != wanted:
+                break
+    return own, wanted
+
+
+def _first_apart(a: Any, b: Any) -> int:
+    """The first place where two lists, or two strings, differ."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if not same(x, y, 0)), min(len(a), len(b)))
+
+
+def _too_many(leaf: Leaf) -> str:
+    """How far a count is off; an item of a list may be an id, which is not too many of anything."""
+    expected, yours = leaf.expected, leaf.yours
+    if "[" in leaf.name or not (_is_whole(expected) and _is_whole(yours) and expected >= 0 and yours >= 0):
+        return ""
+    return f" ({short(abs(yours - expected))} too {'few' if yours < expected else 'many'})"
+
+
+def _lists_in_words(expected: Any, yours: Any) -> tuple[str, str]:
+    """Long ones are cut to the items round the first difference."""
+    start = max(0, _first_apart(expected, yours) - 6) if max(len(expected), len(yours)) > ITEMS else 0
+    return in_words(expected, start), in_words(yours, start)
+
+
+ITEMS = 16  # of a list that are shown
+
+
+def in_words(value: Any, start: int = 0) -> str:
+    if isinstance(value, (list, tuple)):
+        items = ", ".join(_item(v, 100) for v in value[start : start + ITEMS])
+        words = f"{'… ' if start else ''}{items}{' …' if len(value) > start + ITEMS else ''}"
+        return f"[{words}]" if isinstance(value, list) else f"({words})"
+    return _item(value, 60)
+
+
+def _item(value: Any, length: int) -> str:
+    """Without the commas in whole numbers, which would look like those between the items of a list."""
+    return short(value, length).replace(",", "") if _is_whole(value) else short(value, length)
+
+
+def short(value: Any, length: int = 200) -> str:
     try:
-        words = number(value) if _is_number(value) else repr(value)
+        if _is_whole(value):
+            words = f"{value:,}"
+        else:
+            words = number(value) if _is_number(value) else repr(value)
     except Exception:
         words = kind(value)
-    return words if len(words) <= 200 else words[:197] + "…"
+    return words if len(words) <= length else words[: length - 1] + "…"

@@ -12,14 +12,18 @@ import inspect
 import sys
 from typing import Any
 
-from nanovlm.course.checks.compare import Finding, first_difference, same
+from torch import Tensor, nn
+
+from nanovlm.course.checks.compare import Finding, first_difference, in_words, kind, same
 from nanovlm.course.checks.exercise import BROKEN, Case, Complaint, Exercise, load_exercises
 from nanovlm.course.checks.guard import (
     Clock,
     Outcome,
     OutOfTime,
     call_within,
+    input_names,
     learners_place,
+    not_returned,
     own_randomness,
     parameter_names,
     run_case,
@@ -73,13 +77,17 @@ def judge(exercise: Exercise, learner: Any) -> Result:
     def result(rung: str, message: str, **more: Any) -> Result:
         return Result(exercise.id, exercise.title, rung, message, **more)
 
-    if not callable(learner):
+    wanted = "class" if isinstance(exercise.reference, type) else "function"
+    # A module that is already built can be called, but not built again.
+    if not callable(learner) or (wanted == "class" and isinstance(learner, nn.Module)):
         name = getattr(exercise.reference, "__name__", "your_function")
+        came = f"an instance of {type(learner).__name__}" if isinstance(learner, nn.Module) else kind(learner)
         return result(
             "not_callable",
-            f'This is not a function: hand over the function itself, as in check("{exercise.id}", {name}), '
-            "not what it returns.",
+            f'This is {came}, not a {wanted}: hand over the {wanted} itself, as in check("{exercise.id}", {name}), '
+            f"not what it {'builds' if wanted == 'class' else 'returns'}.",
         )
+    watched = not_returned(learner)
     clock = Clock(SECONDS)
     cases = list(exercise.cases())
     finding = _signature(exercise, learner, cases[0])
@@ -87,7 +95,7 @@ def judge(exercise: Exercise, learner: Any) -> Result:
         return result(finding.rung, finding.message)
     outcomes: list[Outcome] = []
     for i, case in enumerate(cases):
-        outcomes.append(run_case(exercise, learner, case, clock, quiet=i > 0))
+        outcomes.append(run_case(exercise, watched, case, clock, quiet=i > 0))
         error = outcomes[-1].error
         if isinstance(error, NotImplementedError) and str(error) in ("", exercise.id):
             return result(
@@ -110,11 +118,12 @@ def judge(exercise: Exercise, learner: Any) -> Result:
                 mistake=recognise(exercise, cases, outcomes),
                 place=_place(outcome.error),
                 grid=finding.grid,
+                lists=_lists(exercise, case, finding),
                 note=note,
             )
     facts: list[str] = []
     for fact in exercise.properties:
-        error = _test(fact.test, learner, clock)
+        error = _test(fact.test, watched, clock)
         if error is None:
             facts.append(fact.name)
             continue
@@ -145,9 +154,36 @@ def _climb(exercise: Exercise, case: Case, outcome: Outcome) -> Finding | None:
         return Finding(
             "in_place",
             f"It changes its input {', '.join(changed)} in place: whoever called it still needs that. "
-            "Make a new tensor instead (x = x + 1, not x += 1 or x[…] = …).",
+            f"{_new(_inputs(exercise, case)[changed[0]])}.",
         )
     return finding
+
+
+def _inputs(exercise: Exercise, case: Case) -> dict[str, Any]:
+    return dict(zip(input_names(exercise, len(case.args)), case.args, strict=True)) | case.kwargs
+
+
+def _new(value: Any) -> str:
+    """What to do instead of changing this in place."""
+    if isinstance(value, list):
+        return "Make a new list instead (x = x + [1], not x += [1], x.append(1) or x[…] = …)"
+    if isinstance(value, dict):
+        return "Make a new dict instead (x = {**x, key: 1}, not x[key] = 1)"
+    return "Make a new tensor instead (x = x + 1, not x += 1 or x[…] = …)"
+
+
+def _lists(exercise: Exercise, case: Case, finding: Finding) -> list[tuple[str, str]]:
+    """Lists that differ, behind the input that they were made from."""
+    if not finding.lists:
+        return []
+    given = ", ".join(f"{name} = {_input(value)}" for name, value in _inputs(exercise, case).items())
+    return [*([("input", given)] if given else []), *finding.lists]
+
+
+def _input(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return str(value.tolist()) if value.numel() <= 32 else f"a tensor {list(value.shape)}"
+    return value.__name__ if inspect.isfunction(value) else in_words(value)
 
 
 def recognise(exercise: Exercise, cases: list[Case], outcomes: list[Outcome]) -> str | None:

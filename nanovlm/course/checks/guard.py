@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
+import functools
 import inspect
 import io
 import linecache
@@ -24,6 +25,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from nanovlm.course.checks.exercise import Complaint
 
 
 class OutOfTime(BaseException):
@@ -158,6 +161,22 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a, b)
 
 
+def not_returned(function: Any) -> Any:
+    """The same function, but a Complaint where it returns an exception. A class stays as it is."""
+    if not inspect.isfunction(function):
+        return function
+
+    @functools.wraps(function)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        out = function(*args, **kwargs)
+        if isinstance(out, BaseException):
+            name = type(out).__name__
+            raise Complaint(f"It returns a {name}, which stops nobody: write raise {name}(…), not return {name}(…).")
+        return out
+
+    return watched
+
+
 def run_case(exercise: Any, learner: Any, case: Any, clock: Clock | None, quiet: bool = True) -> Outcome:
     """One call on copies of the case's inputs. Only KeyboardInterrupt gets out. No clock: a trusted function."""
     args, kwargs = copied(case.args), copied(case.kwargs)
@@ -175,18 +194,34 @@ def run_case(exercise: Any, learner: Any, case: Any, clock: Clock | None, quiet:
         return Outcome(error=error)
     if inspect.iscoroutine(value):
         value.close()  # nobody will await it; without this Python complains later, somewhere else
-    names = parameter_names(exercise.reference, len(args))
+    names = input_names(exercise, len(args))
     changed = [n for n, b, a in zip(names, case.args, args, strict=True) if not unchanged(b, a)]
     changed += [name for name in kwargs if not unchanged(case.kwargs[name], kwargs[name])]
     return Outcome(value=value, changed=tuple(changed))
 
 
+def input_names(exercise: Any, count: int) -> list[str]:
+    """What a case's inputs are called. Where there is a `call`, they are its inputs, behind the learner's object."""
+    names = _positional(exercise.reference)
+    if exercise.call is not None:
+        names = _positional(exercise.call)[1:] or [name for name in names if name != "self"]
+    return _filled(names, count)
+
+
 def parameter_names(function: Any, count: int) -> list[str]:
     """The names of the first `count` parameters, as far as they can be known."""
+    return _filled(_positional(function), count)
+
+
+def _positional(function: Any) -> list[str]:
     try:
-        names = list(inspect.signature(function).parameters)
+        parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
-        names = []
+        return []
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def _filled(names: list[str], count: int) -> list[str]:
     return (names + [f"argument {i + 1}" for i in range(len(names), count)])[:count]
 
 
@@ -221,12 +256,22 @@ class Place:
         return f"line {self.line}: {self.code}{shapes}"
 
 
+def _line(trace: TracebackType) -> int:
+    """Some instructions, such as a loop's jump back, belong to no line: then the last line before them."""
+    number: int | None = trace.tb_lineno
+    if number is not None:
+        return number
+    code = trace.tb_frame.f_code
+    before = [line for start, _, line in code.co_lines() if line is not None and start <= trace.tb_lasti]
+    return before[-1] if before else code.co_firstlineno
+
+
 def learners_place(trace: TracebackType | None) -> Place | None:
     """The deepest line of a traceback that is not in a library."""
     found: tuple[FrameType, int] | None = None
     while trace is not None:
         if not _is_library(trace.tb_frame.f_code.co_filename):
-            found = trace.tb_frame, trace.tb_lineno
+            found = trace.tb_frame, _line(trace)
         trace = trace.tb_next
     if found is None:
         return None

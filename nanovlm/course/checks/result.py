@@ -26,6 +26,7 @@ class Result:
     mistake: str | None = None  # the sentence of the mistake table, where the outputs were recognised
     place: str = ""  # the learner's own line
     grid: Grid | None = None
+    lists: list[tuple[str, str]] = field(default_factory=list)  # (input, expected or yours; the same in words)
     facts: list[str] = field(default_factory=list)  # what was seen to hold
     note: str = ""
 
@@ -49,6 +50,8 @@ class Result:
         mark = "✓" if self.passed else "○" if self.rung == "not_written" else "✗"
         lines = [f"{mark} {self.headline}", *(f"  {sentence}" for sentence in self.sentences)]
         lines += [f"  ✓ {fact}" for fact in self.facts]
+        if self.lists:
+            lines += ["", *(f"  {name:8}  {words}" for name, words in self.lists)]
         if self.grid is not None:
             lines += ["", *_text_grids(self.grid)]
         return "\n".join(lines)
@@ -66,6 +69,9 @@ class Result:
                 words = f"In your code, <code>{html.escape(self.place)}</code>"
             parts.append(f"<div>{f'<b>{words}</b>' if i == 0 and self.mistake else words}</div>")
         parts += [f'<div style="opacity:.8">✓ {html.escape(fact)}</div>' for fact in self.facts]
+        if self.lists:
+            rows = (f"<tr><td>{name}</td><td><code>{html.escape(w)}</code></td></tr>" for name, w in self.lists)
+            parts.append(f'<table style="margin:.4em 0 0;text-align:left">{"".join(rows)}</table>')
         if self.grid is not None:
             parts.append(_html_grids(self.grid))
         return (
