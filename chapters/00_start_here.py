@@ -37,7 +37,7 @@ except ImportError:
 # ## A model that you will build
 #
 # This course ships with a small vision-language model, a **VLM**: a picture and a question go in, an answer comes out.
-# In the chapters that follow you write every part of it with your own hands, and train it.
+# In the chapters that follow you write every part of it with your own hands.
 #
 # Today you only use it. Everything here runs on a laptop's CPU, with no network. Bring some PyTorch: tensors,
 # `nn.Module`, a training loop seen once. Everything else is explained where it is needed.
@@ -110,12 +110,13 @@ ask(model)
 #   and answers that go with them. No photo was among them.
 # - **It sees little.** Every picture is squashed to the small square on the card before it goes in.
 # - **It answers what it was asked in training, as it was asked.** There a picture was described only after questions
-#   about it. Begin with "Describe the picture." and it babbles.
+#   about it. Begin with "Describe the picture.", and shapes it describes all the same, but bars and signs it takes for
+#   shapes, or babbles.
 # - **It never says "I don't know".** Nobody taught it to. It always finds some next word more likely than the others,
 #   and says it.
 #
-# Chapter 11 takes the same code to a model of real size. That one learns from photos and sees more of them. The last
-# two limits do not go away by themselves.
+# The same code builds a model of real size, nanoVLM's 222M (chapter 06). That one learns from photos and sees more of
+# them. The last two limits do not go away by themselves.
 
 # %% [markdown]
 # ## What a vision-language model is
@@ -277,7 +278,7 @@ for subset, result in results.items():
     )
 
 # %% [markdown]
-# Chapter 10 is about such numbers, and about the ways in which they mislead.
+# Chapter 10 will be about such numbers, and about the ways in which they mislead. (Chapters 07 to 11 are not written yet.)
 
 # %% [markdown]
 # ## From pixels to answer, in shapes

@@ -68,6 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nnanovlm: stopped.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `nanovlm … | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at the end
+        return 1
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if os.environ.get("NANOVLM_DEBUG") == "1":
             raise

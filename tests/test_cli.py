@@ -234,6 +234,15 @@ def test_ctrl_c(run: Run, monkeypatch) -> None:
     assert (status, err.strip()) == (130, "nanovlm: stopped.")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pipe that breaks like this one")
+def test_a_reader_that_has_seen_enough() -> None:
+    """`nanovlm course report | head -1`"""
+    command = [sys.executable, "-m", "nanovlm", "course", "report"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
 def test_the_traceback_on_request(run: Run, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NANOVLM_DEBUG", "1")
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from nanovlm import VisionLanguageModel
 from nanovlm.assets import asset_path
 from nanovlm.build import build_model
 from nanovlm.config import presets
@@ -305,3 +306,15 @@ def test_the_red_star_is_where_the_chapter_says() -> None:
 def test_the_sample_that_the_chapter_shows_is_the_one_it_describes() -> None:
     *_, caption = thimble_sample("shapes", "test", 610)["texts"]
     assert caption["assistant"].startswith("top left: orange triangle. top right: blue square. bottom left: red star.")
+
+
+def test_it_describes_shapes_and_nothing_else() -> None:
+    """README and chapter 00 say so."""
+    model = VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
+    right = {}
+    for subset in ("shapes", "charts", "glyphs"):
+        samples = [thimble_sample(subset, "test", i) for i in range(12)]
+        pictures = [sample["images"] for sample in samples]
+        said = model.generate(prompt=["Describe the picture."] * 12, image=pictures, max_new_tokens=48)
+        right[subset] = sum(a == s["texts"][-1]["assistant"] for a, s in zip(said, samples, strict=True))
+    assert right["shapes"] >= 10 and right["charts"] + right["glyphs"] <= 4, right
