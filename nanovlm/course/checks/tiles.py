@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +59,14 @@ GRID = Exercise(
         Case(800, 900, note="a portrait of 800 x 900"),
         Case(50, 30, tile=16, longest=64, note="50 x 30, tiles of 16, longest 64"),
         Case(1280, 960, tile=384, longest=1536, note="1280 x 960 with SmolVLM-2.2B's settings"),
+        Case(929, 3711, note="929 x 3711: step 1 makes it 512 x 2048"),
+        Case(4000, 1, note="a line, 4000 x 1"),
+        Case(1, 4000, note="a line upright, 1 x 4000"),
+        Case(152, 600, tile=512, longest=2000, note="152 x 600, tiles of 512, longest 2000: no multiple of the tile"),
+        Case(122, 600, tile=15, longest=64, note="122 x 600, tiles of 15, longest 64"),
+        Case(161, 600, tile=16, longest=50, note="161 x 600, tiles of 16, longest 50"),
+        Case(452, 600, tile=16, longest=50, note="452 x 600, tiles of 16, longest 50"),
+        Case(470, 600, tile=16, longest=50, note="470 x 600, tiles of 16, longest 50"),
     ],
     axes={"rows": "", "columns": ""},
 )
@@ -78,13 +88,43 @@ def _(grid) -> None:
     expect(wide == tall[::-1], f"900 x 500 becomes {wide}, 500 x 900 becomes {tall}: one is not the other, turned.")
 
 
-def _filled(width: float, height: float, tile: int, up=math.ceil) -> tuple[int, int]:
-    return max(up(height / tile), 1), max(up(width / tile), 1)
+def _rule(
+    width: float,
+    height: float,
+    tile: int = 512,
+    longest: int = 2048,
+    *,
+    enlarge: bool = True,
+    whole: Callable[[float], float] = int,
+    even: Callable[[Any], Any] = lambda length: length + length % 2,
+    least: int = 1,
+    first_shape: bool = False,
+    whole_again: Callable[[float], float] = int,
+    up: Callable[[float], int] = math.ceil,
+    width_leads: bool = False,
+) -> tuple[int, int]:
+    """SmolVLM's rule in its two steps, or with the options a wrong one."""
+    shape = width / height
+    if enlarge or max(width, height) > longest:
+        if width >= height or width_leads:
+            width, height = longest, max(even(whole(longest / shape)), least)
+        else:
+            width, height = max(even(whole(longest * shape)), least), longest
+    shape = shape if first_shape else width / height
+    if width >= height or width_leads:
+        columns = up(width / tile)
+        return max(up(whole_again(columns * tile / shape) / tile), least), columns
+    rows = up(height / tile)
+    return rows, max(up(whole_again(rows * tile * shape) / tile), least)
 
 
-def _scaled(width: int, height: int, longest: int) -> tuple[int, int]:
-    scale = longest / max(width, height)
-    return round(width * scale), round(height * scale)
+def _wrong(**options: Any) -> Callable[..., tuple[int, int]]:
+    return lambda width, height, tile=512, longest=2048: _rule(width, height, tile, longest, **options)
+
+
+def _filled(width: float, height: float, tile: int) -> tuple[int, int]:
+    """Each side alone, rounded up."""
+    return max(math.ceil(height / tile), 1), max(math.ceil(width / tile), 1)
 
 
 @GRID.mistake("Columns first: the answer is (rows, columns), and rows come from the height.")
@@ -92,14 +132,10 @@ def _(width, height, tile=512, longest=2048):
     return grid_of_the_package(width, height, tile, longest)[::-1]
 
 
-@GRID.mistake(
+GRID.mistake(
     "A small picture stays small here. That is sensible, and it is what our own default does; SmolVLM's rule enlarges "
     "every picture until its longer side is `longest`."
-)
-def _(width, height, tile=512, longest=2048):
-    if max(width, height) > longest:
-        width, height = _scaled(width, height, longest)
-    return _filled(width, height, tile)
+)(_wrong(enlarge=False))
 
 
 @GRID.mistake("The picture is cut at its own size. First its longer side is brought to `longest`.")
@@ -107,35 +143,98 @@ def _(width, height, tile=512, longest=2048):
     return _filled(width, height, tile)
 
 
+@GRID.mistake("Step 1 is missing: you fill the tiles from the picture's own size, and `longest` is not used.")
+def _(width, height, tile=512, longest=2048):
+    return _rule(width, height, tile, 10**9, enlarge=False)
+
+
 @GRID.mistake(
-    "The sides are rounded down to whole tiles, which would cut off what is left over. They are rounded up: the "
-    "picture is stretched a little to fill its last tile."
+    "The picture is resized once here, and each side is rounded up by itself. SmolVLM resizes twice: whole, even "
+    "pixels come first, and step 2 computes the shorter side from those."
 )
 def _(width, height, tile=512, longest=2048):
-    return _filled(*_scaled(width, height, longest), tile, up=math.floor)
+    scale = longest / max(width, height)
+    return _filled(width * scale, height * scale, tile)
 
 
-@GRID.mistake("The sides are rounded to the nearest number of tiles. They are rounded up.")
+@GRID.mistake(
+    "In step 2 you round each side up by itself. Round the longer side up, then compute the shorter one from that and "
+    "the shape."
+)
 def _(width, height, tile=512, longest=2048):
-    return _filled(*_scaled(width, height, longest), tile, up=round)
+    shape = width / height
+    long, short = longest, int(longest / max(shape, 1 / shape))
+    short = max(short + short % 2, 1)
+    return _filled(long, short, tile) if width >= height else _filled(short, long, tile)
+
+
+GRID.mistake(
+    "The sides are rounded down to whole tiles, which would cut off what is left over. They are rounded up: the "
+    "picture is stretched a little to fill its last tile."
+)(_wrong(up=math.floor))
+GRID.mistake("The sides are rounded to the nearest number of tiles. They are rounded up.")(_wrong(up=round))
 
 
 @GRID.mistake("Every picture becomes a square. Only the longer side becomes `longest`; the shorter keeps the shape.")
 def _(width, height, tile=512, longest=2048):
-    return longest // tile, longest // tile
+    return math.ceil(longest / tile), math.ceil(longest / tile)
 
 
-@GRID.mistake(
+GRID.mistake(
     "You take the width for the longer side. In an upright picture the height is, and the width follows from it."
-)
-def _(width, height, tile=512, longest=2048):
-    return _filled(longest, height * longest / width, tile)
+)(_wrong(width_leads=True))
 
 
 @GRID.mistake("You bring the *shorter* side to `longest`, so that the longer one gets even longer.")
 def _(width, height, tile=512, longest=2048):
     scale = longest / min(width, height)
     return _filled(width * scale, height * scale, tile)
+
+
+GRID.mistake("In step 1 an odd shorter side loses a pixel. It is made even by adding one.")(
+    _wrong(even=lambda length: length - length % 2)
+)
+GRID.mistake("In step 1 an odd shorter side stays odd. One pixel is added to make it even.")(
+    _wrong(even=lambda length: length)
+)
+GRID.mistake("In step 1 the shorter side is rounded. It is cut down with `int`, as the processor does.")(
+    _wrong(whole=round)
+)
+GRID.mistake("In step 2 the shorter side is not cut down with `int` before it is rounded up to tiles.")(
+    _wrong(whole_again=float)
+)
+GRID.mistake(
+    "Step 2 uses the shape that the picture had at first. Take it anew, from the whole, even pixels of step 1."
+)(_wrong(first_shape=True))
+GRID.mistake("A side can become 0 here. A line is a pixel wide after step 1, and fills one tile: never less than 1.")(
+    _wrong(least=0)
+)
+
+
+@GRID.mistake("You guard against 0 at the end only, but step 2 divides by that side before. Never let step 1 give 0.")
+def _(width, height, tile=512, longest=2048):
+    rows, columns = _rule(width, height, tile, longest, least=0)
+    return max(rows, 1), max(columns, 1)
+
+
+@GRID.mistake("`tile` is not used: you write 512 where it should stand.")
+def _(width, height, tile=512, longest=2048):
+    return grid_of_the_package(width, height, 512, longest)
+
+
+@GRID.mistake("`longest` is not used: you write 2048 where it should stand.")
+def _(width, height, tile=512, longest=2048):
+    return grid_of_the_package(width, height, tile, 2048)
+
+
+@GRID.mistake("`longest` is taken to be 4 tiles. That holds for SmolVLM's own settings, and not for others.")
+def _(width, height, tile=512, longest=2048):
+    return grid_of_the_package(width, height, tile, 4 * tile)
+
+
+@GRID.mistake("Neither `tile` nor `longest` is used: you write 512 and 2048 where they should stand.")
+def _(width, height, tile=512, longest=2048):
+    return grid_of_the_package(width, height)
 
 
 # -- tiles.split -------------------------------------------------------------------------------------------------------
