@@ -146,6 +146,20 @@ def _(t):
 # -- trace.bug_projector -----------------------------------------------------------------------------------------------
 
 
+def named_as(module: nn.Module, original: nn.Module) -> nn.Module:
+    """The module with equal parameters under equal names, once it is sure that it has the names of the original."""
+    if not isinstance(module, nn.Module):
+        return with_weights(module)  # says what is wrong
+    wanted, own = dict(original.named_children()), dict(module.named_children())
+    for name, part in wanted.items():
+        kind = type(part).__name__
+        others = [other for other, like in own.items() if other not in wanted and isinstance(like, type(part))]
+        instead = f"yours is called `{others[0]}`" if others else "your module has none"
+        expect(name in own, f"Keep the name `{name}`: {instead}.")
+        expect(isinstance(own[name], type(part)), f"`{name}` was a {kind}; yours is {type(own[name]).__name__}.")
+    return with_weights(module)
+
+
 class Projector(nn.Module):
     """The right one; `wide` and `tokens` are what wrong versions change."""
 
@@ -185,7 +199,7 @@ BUG_PROJECTOR = Exercise(
         Case((4, 3, 2), noise(1, 36, 4, seed=2), note="a 6x6 grid, r = 2"),
     ],
     axes="batch tokens language_dim",
-    call=lambda cls, sizes, x: with_weights(cls(*sizes))(x),
+    call=lambda cls, sizes, x: named_as(cls(*sizes), Projector(*sizes))(x),
 )
 
 
@@ -228,6 +242,12 @@ class _(Projector):
 class _(Projector):
     def tokens(self, x: Tensor) -> Tensor:
         return x.reshape(x.shape[0], -1, self.proj.in_features)
+
+
+@BUG_PROJECTOR.mistake("The norm is forgotten: self.norm(x) comes first, before pixel_shuffle.")
+class _(Projector):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(self.tokens(x))
 
 
 @BUG_PROJECTOR.mistake(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from nanovlm.course.checks.exercise import Case, Exercise, expect, with_weights
 from nanovlm.course.checks.pixel_shuffle import noise
+from nanovlm.course.checks.tracing import named_as
 
 # -- trace.bug_heads ---------------------------------------------------------------------------------------------------
 
@@ -34,6 +39,38 @@ class SharedHeads(nn.Module):
         return (weights @ v).transpose(1, 2).flatten(2)
 
 
+class _KeysMet(TorchFunctionMode):
+    """Whether the keys have met the queries: what fails after that is the product with the values."""
+
+    done = False
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__ == "scaled_dot_product_attention" and len(args) > 2:
+            self.done = args[0].shape[-3] == args[1].shape[-3] != args[2].shape[-3]
+        out = func(*args, **(kwargs or {}))
+        self.done = self.done or func.__name__ == "softmax"
+        return out
+
+
+def _attend(cls: Callable[..., nn.Module], sizes: tuple[int, int, int], x: Tensor) -> Tensor:
+    module = named_as(cls(*sizes), SharedHeads(*sizes))
+    dim, num_heads, num_kv_heads = sizes
+    for name in ("k", "v"):
+        weight, rows = getattr(module, name).weight, num_kv_heads * (dim // num_heads)
+        expect(
+            weight.shape == (rows, dim),
+            f"{name}.weight is {list(weight.shape)} and should be [{rows}, {dim}]: {num_kv_heads} key/value heads of "
+            f"{dim // num_heads}. Keep the layer as it was, and copy its heads in forward.",
+        )
+    with _KeysMet() as keys:
+        try:
+            return module(x)
+        except RuntimeError as error:
+            values = "The keys fit now, and the product with v fails: the values need the same copies as the keys."
+            expect(not keys.done, f"{values} torch said: {error}")
+            raise
+
+
 BUG_HEADS = Exercise(
     id="trace.bug_heads",
     chapter="12",
@@ -57,7 +94,7 @@ BUG_HEADS = Exercise(
         Case((12, 6, 3), noise(1, 4, 12, seed=2), note="six query heads, three key/value heads"),
     ],
     axes="batch length dim",
-    call=lambda cls, sizes, x: with_weights(cls(*sizes))(x),
+    call=_attend,
 )
 
 
@@ -170,7 +207,7 @@ BUG_POSITIONS = Exercise(
         Case((7, 3, 8), noise(1, 5, 3, seed=2), _ids(1, 1), note="five image tokens, one word"),
     ],
     axes="batch line dim",
-    call=lambda cls, sizes, image, ids: with_weights(cls(*sizes))(image, ids),
+    call=lambda cls, sizes, image, ids: named_as(cls(*sizes), Line(*sizes))(image, ids),
 )
 
 
@@ -205,6 +242,13 @@ class _(Line):
     def positioned(self, image: Tensor, words: Tensor) -> Tensor:
         own = [part + self.positions.weight[: part.shape[1]] for part in (image, words)]
         return torch.cat(own, dim=1)
+
+
+@BUG_POSITIONS.mistake("Positions are counted from 1 here. The first image token stands at position 0.")
+class _(Line):
+    def positioned(self, image: Tensor, words: Tensor) -> Tensor:
+        line = torch.cat([image, words], dim=1)
+        return line + self.positions.weight[1 : line.shape[1] + 1]
 
 
 @BUG_POSITIONS.mistake(

@@ -171,10 +171,9 @@ def _fitting(fn: Any, config: VLMConfig, num_text_tokens: int) -> Any:
         return shares
     total = float(sum(shares.values()))
     kind = "FLOPs" if total > 1000 else "percent" if 99 < total < 101 else ""
-    expect(
-        abs(total - 1) < 1e-3,
-        f"{f'These are {kind}; return' if kind else 'Return'} shares that sum to 1: yours sum to {total:{',.0f' if kind else '.4g'}}.",
-    )
+    asked = f"These are {kind}; return shares" if kind else "Return shares"
+    given = f"{total:,.0f}" if kind else f"{total:.4g}"
+    expect(abs(total - 1) < 1e-3, f"{asked} that sum to 1: yours sum to {given}.")
     right = shares_of(config, num_text_tokens)
     times = {part: float(shares[part]) / right[part] for part in PARTS}
 
