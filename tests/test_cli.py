@@ -187,6 +187,7 @@ def test_models_that_cannot_be_loaded(run: Run, directory: Path, tmp_path: Path,
     broken.mkdir()
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "processor_config.json"):
         (broken / name).write_bytes((directory / name).read_bytes())
+    assert f"Did you mean {broken}?" in ask(tmp_path)
     assert "no model.safetensors" in ask(broken)
     (broken / "model.safetensors").write_bytes((directory / "model.safetensors").read_bytes()[:-100])
     assert "not a whole safetensors file" in ask(broken)

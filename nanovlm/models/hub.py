@@ -54,7 +54,9 @@ def find_directory(path_or_hub_id: str | Path, files: Sequence[str] = FILES) -> 
 
 def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} is not a model directory: it has no {path.name}.")
+        below = sorted(path.parent.glob(f"*/{path.name}"))  # a run's directory holds best/ and the checkpoints
+        meant = f" Did you mean {below[0].parent}?" if below else ""
+        raise FileNotFoundError(f"{path.parent} is not a model directory: it has no {path.name}.{meant}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
