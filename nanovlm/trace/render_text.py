@@ -25,6 +25,10 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.3g} ms"
 
 
+def with_remark(text: str, remark: str | None) -> str:
+    return f"{text}\nRemark: {remark}" if remark else text
+
+
 def node_title(node: Node) -> str:
     """`blocks.0: ViTBlock` with `×12, first shown` behind it where it stands for others."""
     row = node.row

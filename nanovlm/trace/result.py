@@ -12,7 +12,7 @@ from nanovlm.trace.compare import Diff, diff, expect
 from nanovlm.trace.flow import finish
 from nanovlm.trace.render_graph import mermaid, svg
 from nanovlm.trace.render_html import render_html
-from nanovlm.trace.render_text import render_tree
+from nanovlm.trace.render_text import render_tree, with_remark
 from nanovlm.trace.rows import Row
 from nanovlm.trace.stages import Stages, find_stages
 from nanovlm.trace.tables import Table, as_json, module_table
@@ -72,7 +72,7 @@ class Trace:
 
     def stages(self) -> Stages:
         """The few lines that matter: inputs, top modules, changes of shape between them, where streams meet."""
-        return find_stages(self.root, self.inputs)
+        return find_stages(self.root, self.inputs, self.remark)
 
     def find(self, name: str) -> list[Row]:
         """All rows with this function name, module path, module class or pattern ("blocks.*.attn"), in order."""
@@ -89,7 +89,7 @@ class Trace:
 
     def text(self, depth: int | None = None, fold: bool = True) -> str:
         """The tree as text. depth: levels below the root; fold=False shows every repetition."""
-        return render_tree(self.root, depth, fold)
+        return with_remark(render_tree(self.root, depth, fold), self.remark)
 
     def __str__(self) -> str:
         return self.text()

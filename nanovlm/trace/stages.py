@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from nanovlm.trace.flow import ancestry
 from nanovlm.trace.render_html import preformatted
+from nanovlm.trace.render_text import with_remark
 from nanovlm.trace.rows import Row, TensorInfo, tensors
 
 _JOINS = {"cat", "masked_scatter", "masked_scatter_", "index_put", "index_put_", "setitem", "where", "hstack"}
@@ -24,11 +25,15 @@ class Stage(NamedTuple):
 
 
 class Stages(list):
-    """A list of `Stage` that prints as one line each."""
+    """A list of `Stage` that prints as one line each, and the trace's remark below them."""
+
+    def __init__(self, stages: Iterable[Stage] = (), remark: str | None = None):
+        super().__init__(stages)
+        self.remark = remark
 
     def __str__(self) -> str:
         width = max([20, *(len(stage.label) for stage in self)]) + 7
-        return "\n".join(f"{stage.label:<{width}}{stage.info}" for stage in self)
+        return with_remark("\n".join(f"{stage.label:<{width}}{stage.info}" for stage in self), self.remark)
 
     __repr__ = __str__
 
@@ -36,7 +41,7 @@ class Stages(list):
         return preformatted(str(self))
 
 
-def find_stages(root: Row, inputs: dict[str, Any]) -> Stages:
+def find_stages(root: Row, inputs: dict[str, Any], remark: str | None = None) -> Stages:
     """Inputs, the top modules, shape-changing functions between them, and the step where two inputs' streams meet."""
     floats = {name: info for name, value in inputs.items() for info in tensors(value) if info.dtype.is_floating_point}
     ids = {name: info for name, value in inputs.items() for info in tensors(value) if not info.dtype.is_floating_point}
@@ -75,7 +80,7 @@ def find_stages(root: Row, inputs: dict[str, Any]) -> Stages:
     once: dict[tuple[str, str], Stage] = {}
     for stage in every:  # a decoding loop says the same for each token
         once.setdefault((stage.label, str(stage.info)), stage)
-    return Stages(once.values())
+    return Stages(once.values(), remark)
 
 
 def _input_label(name: str, info: TensorInfo) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -83,6 +84,31 @@ def probe_sizes(base: Sizes) -> list[Sizes]:
     probes = [{**base, name: grown[name]} for name in base]
     probes += [{**base, a: grown[a], b: grown[b]} for a, b in itertools.combinations(base, 2)]
     return [*probes, {name: size + 2 * (i + 1) for i, (name, size) in enumerate(base.items())}]
+
+
+def name_rows(root: Row, run: Callable[[Sizes], Row], base: Sizes) -> str | None:
+    """Fit all names, or else those at whose other sizes the model runs; returns what a reader should know of it."""
+    try:
+        return fit_rows(root, run, base)
+    except Exception as error:  # whatever the model raises
+        reason = _first_line(error)
+    failing: dict[str, str] = {}
+    for name, sizes in zip(base, probe_sizes(base), strict=False):  # the first probes grow one name each
+        try:
+            run(sizes)
+        except Exception as error:
+            failing[name] = _first_line(error)
+    working = {name: size for name, size in base.items() if name not in failing}
+    if failing and working:
+        with suppress(Exception):
+            remark = fit_rows(root, lambda sizes: run({**base, **sizes}), working)
+            kept = f"no symbolic {', '.join(failing)}: at other sizes the model fails ({next(iter(failing.values()))})"
+            return f"{kept}; {remark}" if remark else kept
+    return f"no symbolic dims: at other sizes the model fails ({reason})"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def fit_rows(root: Row, run: Callable[[Sizes], Row], base: Sizes) -> str | None:

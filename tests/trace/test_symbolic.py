@@ -121,6 +121,41 @@ def test_a_model_that_takes_one_size_only_says_so():
     assert t.root.shape == (2,)
 
 
+class EvenHeight(nn.Module):
+    def forward(self, images):
+        batch, height, width = images.shape
+        return images.view(batch, height // 2, 2, width).mean(2)
+
+
+def test_names_of_sizes_that_work_are_kept():
+    t = trace(EvenHeight(), torch.zeros(2, 16, 6), dims={"B": 2, "H": 16, "W": 6})
+    assert str(t["view"].out) == "[B, 8, 2, W]" and str(t.root.out) == "[B, 8, W]"
+    assert t.remark.startswith("no symbolic H: at other sizes the model fails (images is [2, ")
+    assert t.dims == {"B": 2, "H": 16, "W": 6}
+
+
+def test_sizes_that_cannot_grow_together_leave_no_names():
+    def model(a, b):
+        if a.shape[0] > 3 and b.shape[0] > 3:
+            raise ValueError("Too much at once.")
+        return a * b.sum()
+
+    t = trace(model, torch.zeros(3, 4), torch.zeros(3, 4), dims={"a": "A 4", "b": "B 4"})
+    assert t.remark == "no symbolic dims: at other sizes the model fails (Too much at once.)"
+    assert str(t.root.out) == "[3, 4]"
+    t = trace(lambda a, b: a + b, torch.zeros(3, 4), torch.zeros(3, 4), dims={"a": "A 4", "b": "B 4"})
+    assert t.remark.startswith("no symbolic dims: at other sizes the model fails (a is [8, 4] and b is [3, 4]")
+
+
+def test_the_remark_is_the_last_line_of_what_is_shown():
+    t = trace(nn.Sequential(nn.Flatten(0), nn.Linear(12, 2)), torch.zeros(3, 4), dims={"T": 3})
+    for text in (str(t), t.text(depth=1), str(t.stages())):
+        assert text.splitlines()[-1] == f"Remark: {t.remark}"
+    assert t.remark.split("'")[0] in t.stages()._repr_html_() and t.remark.split("'")[0] in t._repr_html_()
+    assert "Remark" not in str(t.table())
+    assert "Remark" not in str(trace(nn.Linear(4, 4), torch.zeros(3, 4)))
+
+
 def test_random_state_is_untouched_by_the_probes():
     state = torch.get_rng_state()
     trace(nn.Dropout(), torch.zeros(3, 4), device="meta", dims={"B": 3})
