@@ -46,6 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     print(f"trained    {run.step:,} steps in {run.seconds:,.0f} s, best val_loss {run.best_val_loss:.4f}")
     print(f"model      {run.directory / 'best'}")
     if options.recipe.dataset_path == "thimble":
+        print(f"now        it is asked about new pictures. Stopped here? nanovlm evaluate --model {run.directory / 'best'}")
         examine(run, options.recipe)
     question = "How many shapes are there?" if options.recipe.dataset_path == "thimble" else "What is this?"
     print(f'\nask it     nanovlm generate --model {run.directory / "best"} --prompt "{question}"')
