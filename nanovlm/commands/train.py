@@ -44,12 +44,13 @@ def main(arguments: Sequence[str]) -> int:
     if int(os.environ.get("RANK", "0")) > 0:  # of torchrun's processes the first one goes on
         return 0
     print(f"trained    {run.step:,} steps in {run.seconds:,.0f} s, best val_loss {run.best_val_loss:.4f}")
-    print(f"model      {run.directory / 'best'}")
+    best = run.directory / "best"
+    print(f"model      {best}")
     if options.recipe.dataset_path == "thimble":
-        print(f"now        it is asked about new pictures. Stopped here? nanovlm evaluate --model {run.directory / 'best'}")
+        print(f"now        it is asked about new pictures. Stopped here? nanovlm evaluate --model {best}")
         examine(run, options.recipe)
     question = "How many shapes are there?" if options.recipe.dataset_path == "thimble" else "What is this?"
-    print(f'\nask it     nanovlm generate --model {run.directory / "best"} --prompt "{question}"')
+    print(f'\nask it     nanovlm generate --model {best} --prompt "{question}"')
     return 0
 
 
