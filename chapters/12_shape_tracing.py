@@ -287,8 +287,9 @@ for part, path in (
 # %% [markdown]
 # ## Shapes with names
 #
-# `[12, 128, 576]`. What is the 128? The shape of a sequence, yes. But what will it be with another picture, another
-# text? A number does not say where it comes from. Say so yourself:
+# The decoder of the 222M model gets a tensor of shape `[12, 128, 576]`. You have met its 128: it is the number of
+# positions, 49 of the picture and 79 of the text. But that stands nowhere in the number 128. With a text of 100 tokens it
+# would be another number, and which one you could not tell from this shape. Is it any better with the 12?
 
 # %%
 quiz("ch12.names")

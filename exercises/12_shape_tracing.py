@@ -344,8 +344,8 @@ check("trace.bug_positions", Line)
 # `vision_encoder`, `pixel_shuffle`, `projector.proj`, `cat` (picture and text joined), `decoder.head`.
 #
 # A claim is a string with one word for each dim. Sizes that follow from the config are numbers; the batch is `B`, the
-# text's length is `T`, and a formula has no spaces: `"B 7+T 12"`. This is what `t.expect` takes. You need
-# `config.vision.num_patches`, `config.vision.hidden_dim`, `config.projector.pixel_shuffle_factor`,
+# text's length is `T`, and a formula has no spaces: `"B 7+T 12"`, without brackets and commas. `t.expect` takes such
+# strings. You need `config.vision.num_patches`, `config.vision.hidden_dim`, `config.projector.pixel_shuffle_factor`,
 # `config.language.hidden_dim` and `config.language.vocab_size`.
 
 # %% [markdown] tags=["stamped"]

@@ -39,10 +39,12 @@ def _claimed(fn: Any, config: VLMConfig) -> Any:
 def _sizes(name: Any, claim: Any) -> Any:
     if not isinstance(claim, str):
         return claim
+    right = 'Write "B 7+T 12": one word for each dim, spaces between, no brackets and no commas.'
+    expect(not any(sign in claim for sign in "[],"), f"The claim for {name} is {claim!r}. {right}")
     shown = []
     for sizes in _AT:
         values = []
-        for word in claim.replace(",", " ").strip("[] ").split():
+        for word in claim.split():
             try:
                 value = evaluate(word, dict(sizes))
             except ValueError as error:

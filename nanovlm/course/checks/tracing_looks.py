@@ -102,6 +102,36 @@ def _(weights, word, first_image_token, grid, factor):
     return _tiles(_tokens(weights, word, first_image_token, grid, factor), grid, factor) * factor**2
 
 
+@WORD_ATTENTION.mistake(
+    "Each token's weight is divided by factor. Its tile has two sides, factor * factor patches: divide by factor**2."
+)
+def _(weights, word, first_image_token, grid, factor):
+    return _tiles(_tokens(weights, word, first_image_token, grid, factor), grid, factor) * factor
+
+
+@WORD_ATTENTION.mistake(
+    "repeat lays the whole map of tokens down again, side by side. Here each token grows into a tile: "
+    "repeat_interleave, along rows and along columns."
+)
+def _(weights, word, first_image_token, grid, factor):
+    side = grid // factor
+    tokens = _tokens(weights, word, first_image_token, grid, factor).reshape(side, side)
+    return tokens.repeat(factor, factor) / factor**2
+
+
+@WORD_ATTENTION.mistake(
+    "This takes the largest of the heads for each token. Take their mean: then the map can sum to 1."
+)
+def _(weights, word, first_image_token, grid, factor):
+    most = weights.amax(0, keepdim=True)
+    return _tiles(_tokens(most, word, first_image_token, grid, factor), grid, factor)
+
+
+@WORD_ATTENTION.mistake("This is the first head alone. Take the mean over all of them.")
+def _(weights, word, first_image_token, grid, factor):
+    return _tiles(_tokens(weights[:1], word, first_image_token, grid, factor), grid, factor)
+
+
 @WORD_ATTENTION.mistake("The heads are added. Each of them spends 1, so take their mean.")
 def _(weights, word, first_image_token, grid, factor):
     return _tiles(_tokens(weights, word, first_image_token, grid, factor), grid, factor) * weights.shape[0]

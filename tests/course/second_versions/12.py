@@ -71,16 +71,16 @@ class Line(nn.Module):
 
 
 def shape_claims(config) -> dict[str, str]:
-    """The text first in the sum, and commas."""
+    """The text first in the sum, and spaces round the words."""
     r = config.projector.pixel_shuffle_factor
     grid = config.vision.grid_size // r
     width, dim = config.vision.hidden_dim, config.language.hidden_dim
     return {
-        "vision_encoder": f"[B, {(grid * r) ** 2}, {width}]",
-        "pixel_shuffle": f"[B, {grid}*{grid}, {width * r * r}]",
-        "projector.proj": f"[B, {grid}*{grid}, {dim}]",
-        "cat": f"[B, T+{grid}*{grid}, {dim}]",
-        "decoder.head": f"[B, T+{grid}*{grid}, {config.language.vocab_size}]",
+        "vision_encoder": f" B  {(grid * r) ** 2}  {width} ",
+        "pixel_shuffle": f"B {grid}*{grid} {width * r * r}",
+        "projector.proj": f"B {grid}*{grid} {dim}",
+        "cat": f"B T+{grid}*{grid} {dim}",
+        "decoder.head": f"B T+{grid}*{grid} {config.language.vocab_size}",
     }
 
 
