@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from nanovlm.trace.frames import BODY, FUNCTION, classify
+from nanovlm.trace.names import near
 from nanovlm.trace.rows import Row
 
 SETTINGS = (
@@ -73,9 +73,9 @@ class ModuleIndex:
         known = [path for paths in self._paths.values() for path in paths]
         for name in names:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=3) or known[1:4]
+                found = near(name, known) or known[1:4]
                 raise ValueError(
-                    f"There is no module {name!r}. Near it: {', '.join(map(repr, near)) or 'none at all'}."
+                    f"There is no module {name!r}. Near it: {', '.join(map(repr, found)) or 'none at all'}."
                 )
 
     def paths(self, module: nn.Module) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from types import FunctionType
 from typing import Any
 
@@ -36,6 +38,15 @@ def op_name(func: Any) -> str | None:
         return None
     name = name.strip("_")
     return _ALIASES.get(name, name)
+
+
+def near(name: str, known: Iterable[str]) -> list[str]:
+    """Up to three known names that somebody who wrote `name` may have meant, the likeliest first."""
+    known = list(dict.fromkeys(known))
+    small = {own.lower(): own for own in reversed(known)}
+    close = [small[own] for own in difflib.get_close_matches(name.lower(), small, n=3)]
+    ends = [own for own in known if own.endswith(("." + name, "_" + name))]  # a path whose beginning was left out
+    return list(dict.fromkeys([*close, *ends]))[:3]
 
 
 _CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nanovlm.trace.compare import Diff, diff, expect
 from nanovlm.trace.flow import finish
+from nanovlm.trace.names import near
 from nanovlm.trace.render_graph import mermaid, svg
 from nanovlm.trace.render_html import render_html
 from nanovlm.trace.render_text import render_tree, with_remark
@@ -82,9 +83,11 @@ class Trace:
         """The first row of that name: a module path, else the outermost function or class of that name."""
         found = [row for row in self.rows if row.kind == "module" and row.path == name] or self.find(name)
         if not found:
-            near = sorted({row.path for row in self.rows if row.kind == "module" and row.path})
-            shown = ", ".join(near[:8]) + (", …" if len(near) > 8 else "")
-            raise KeyError(f"The trace has no step named {name!r}. Modules that ran: {shown or 'none'}.")
+            paths = sorted({row.path for row in self.rows if row.kind == "module" and row.path})
+            shown = ", ".join(paths[:8]) + (", …" if len(paths) > 8 else "")
+            like = ", ".join(map(repr, near(name, [*paths, *(own for row in self.rows for own in _names(row))])))
+            hint = f"Near it: {like}. " if like else ""
+            raise KeyError(f"The trace has no step named {name!r}. {hint}Modules that ran: {shown or 'none'}.")
         return min(found, key=_depth)
 
     def text(self, depth: int | None = None, fold: bool = True) -> str:
@@ -148,10 +151,14 @@ class Trace:
 
 
 def _matches(row: Row, name: str) -> bool:
+    return any(fnmatch.fnmatchcase(own, name) for own in _names(row))
+
+
+def _names(row: Row) -> list[str]:
     names = [row.name, row.cls or "", (row.cls or "").removeprefix("torch.nn.")]
     if row.kind == "module":
         names.append(row.path)
-    return any(fnmatch.fnmatchcase(own, name) for own in names if own)
+    return [name for name in names if name]
 
 
 def _depth(row: Row) -> int:

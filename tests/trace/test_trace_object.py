@@ -58,6 +58,29 @@ def test_item_access_prefers_the_outermost(t):
         t["projector"]
 
 
+@pytest.mark.parametrize(
+    "name, near",
+    [
+        ("decoder.block.0", "'decoder.blocks.0'"),
+        ("encoder", "'vision_encoder'"),
+        ("blocks.0.qkv", "'decoder.blocks.0.qkv'"),
+        ("pixel_shufle", "'pixel_shuffle'"),
+        ("layernorm", "'LayerNorm'"),
+    ],
+)
+def test_a_missing_step_is_told_what_is_near(t, name, near):
+    with pytest.raises(KeyError) as caught:
+        t[name]
+    message = caught.value.args[0]
+    assert message.startswith(f"The trace has no step named {name!r}. Near it: ") and near in message
+    assert len(message) < 300
+
+
+def test_where_nothing_is_near_the_modules_are_listed(t):
+    with pytest.raises(KeyError, match=r"no step named 'xyz'\. Modules that ran: MP, MP\.proj, decoder, .*…"):
+        t["xyz"]
+
+
 def test_dict_outputs_and_inputs_have_names(t):
     assert t.root.out["logits"].shape == (2, 9, 50)
     assert t.root.out["num_image_tokens"] == 4
