@@ -409,7 +409,7 @@ def test_numbers_that_differ_do_not_print_alike() -> None:
 
 def test_a_number_on_the_edge_of_the_tolerance_does_not_break_the_check() -> None:
     one = torch.ones(1, dtype=torch.float64)
-    assert toy_said(one, one - 1.9999e-5).passed
+    assert toy_said(one, one - 1.99999e-5).passed
 
 
 def test_an_exception_that_is_returned_is_told_so() -> None:
