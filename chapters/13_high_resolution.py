@@ -148,7 +148,7 @@ def one_letter(number: int) -> Image.Image:
 
 letters = [one_letter(number) for number in range(many + 660)]  # the last 660 are for the test
 labels = torch.arange(many + 660) % 33
-shrunk_row(letters[:4], [f"the character {CHARACTERS[i]}" for i in range(4)])
+shrunk_row(letters[:4], [f"the character {CHARACTERS[i]}" for i in range(4)], "Four grey signs of 64 x 64 pixels")
 
 
 # %%
@@ -417,8 +417,12 @@ for size in ((1920, 1080), (4000, 300), (300, 4000)):
 quiz("ch13.icon")
 
 # %% [markdown]
-# Now move the sliders: width and height of the picture, and whose rule. Find a picture that costs as little as possible
-# under each. (Without a kernel you see an icon of 64 x 64 under SmolVLM's rule.)
+# Not everybody enlarges. **nanoVLM** resizes once: the longer side goes up to the next multiple of the tile (or down to
+# `max_side`), the shorter one keeps the shape and is rounded up to a multiple. **Our default** is SmolVLM's rule, but a
+# picture whose longer side is at most `max_side` skips the first step.
+#
+# Now move the sliders: width and height of the picture, and whose rule. Find a picture that costs as few tokens as
+# possible under each; the next section has the answer. (Without a kernel you see an icon of 64 x 64 under SmolVLM's rule.)
 
 # %%
 from nanovlm.viz.tiles import Plan, plan_figure
@@ -449,13 +453,23 @@ lever(draw_plan, width=(64, 4096, 64, 64), height=(64, 4096, 64, 64), rule=list(
 # ## An icon in 17 tiles
 #
 # SmolVLM's rule *always* enlarges. An icon of 64 x 64 becomes 2,048 x 2,048: 16 tiles and the whole, each of which
-# shows nothing that was not in the 4,096 pixels before. The cost is the same for a postage stamp and for a newspaper:
+# shows nothing that was not in the 4,096 pixels before. The cost is the same for a postage stamp and for a newspaper.
+#
+# So the cheapest picture is not a small one but a thin one: a strip, four times as long as wide or more, is one row of
+# four tiles and the whole, 331 tokens. Under the other two rules it is any picture up to 512 x 512: one view.
 
 # %% tags=["nbval-check-output"]
 print("views of a square picture")
 for name in RULES:
     counts = [f"{side} px: {plan(side, side, name).views:2}" for side in (64, 512, 513, 1024, 2048, 4000)]
     print(f"{name:>11}  {'   '.join(counts)}")
+
+lengths = range(64, 4097, 64)
+fewest = {name: min(plan(width, height, name).tokens for width in lengths for height in lengths) for name in RULES}
+assert fewest["SmolVLM"] == plan(256, 64, "SmolVLM").tokens == plan(64, 4096, "SmolVLM").tokens == 331
+assert plan(1499, 1000, "nanoVLM")[2:4] == (3, 3) and plan(1499, 1000, "our default")[2:4] == (2, 3)
+assert all(fewest[name] == plan(512, 512, name).tokens == plan(64, 64, name).tokens for name in list(RULES)[1:])
+print("fewest tokens of any picture:", ", ".join(f"{name} {tokens}" for name, tokens in fewest.items()))
 
 # %%
 from nanovlm.viz.tiles import cost_figure
@@ -469,9 +483,10 @@ cost_figure(
 )
 
 # %% [markdown]
-# Our own default (`TilingConfig()`) skips the first step for pictures below `max_side`. An icon stays one view, a
-# picture of 513 pixels becomes 2 x 2 tiles and the whole. It is one setting, `upscale`, and it must be what the model
-# was trained with: load SmolVLM, and `upscale` is on, because that is what its weights know.
+# Under our own default (`TilingConfig()`) an icon stays one view, and a picture of 513 pixels becomes 2 x 2 tiles and
+# the whole. It is one setting, `upscale`, and it must be what the model was trained with: load SmolVLM, and `upscale`
+# is on, because that is what its weights know. (nanoVLM's row is equal here. But 1,499 x 1,000 is 3 x 3 tiles to it
+# and 2 x 3 to us: it does not cut lengths down to whole pixels in between.)
 #
 # ## Cut
 #
@@ -523,10 +538,11 @@ halves = at_resolution(2)
 halves[..., 16:] = 0  # the right half lies in the neighbouring tile
 half = probe(halves, steps)
 print(f"whole letters: {reads[2]:.0%}; left halves alone: {half:.0%}")
-assert 0.5 < half < reads[2] - 0.05
+assert 0.6 < half < reads[2] - 0.05
 
 # %% [markdown]
-# Worse, and yet far from nothing. The view of the whole has no seams, which is one more reason to keep it.
+# Worse, and yet far from nothing. B and E have the same left half here, F and P as well, and 9 and S: no training tells
+# those apart. The view of the whole has no seams, which is one more reason to keep it.
 #
 # ### And back to one map
 #
@@ -597,8 +613,8 @@ print(f"letter by letter: {spelled} tokens; as a token of its own: {len(raw.enco
 #
 # ### nanoVLM's way
 #
-# nanoVLM (450M, [code](https://github.com/huggingface/nanoVLM)) cuts as well, with another rule and another text: **the
-# whole first**, no fake tokens, no line breaks.
+# nanoVLM (450M, [code](https://github.com/huggingface/nanoVLM)) cuts as well, by the rule that you met at the sliders.
+# Its text is another one, too: **the whole first**, no fake tokens, no line breaks.
 
 # %% tags=["nbval-check-output"]
 nanovlm_style = TiledImageProcessor(64, tiling=TilingConfig("nanovlm", max_side=256))
@@ -710,7 +726,7 @@ print(f"equal pixels, equal ids, equal logits, {expect_shape(logits, '1 tokens v
 #
 # ## What breaks: the right tiles in the wrong order
 #
-# Now the quiz. Put the view of the whole first, and leave the text as it is. Then swap two neighbouring tiles.
+# Now the quiz. Put the pixels of the whole first, and leave the text as it is. Then swap two neighbouring tiles.
 
 # %% tags=["nbval-check-output"]
 right_order = our_inputs["images"]
@@ -723,8 +739,8 @@ with torch.no_grad():
         print(f"{name}: {expect_shape(changed, '1 tokens vocabulary')}, last logits {'moved' if moved else 'the same'}")
 
 # %% [markdown]
-# No error, no NaN, and all shapes fit. With trained weights this model would look for the top of the page at the
-# bottom. Only a comparison of numbers shows it, which is why every loader needs a cell like the one above.
+# No error, no NaN, and all shapes fit. But the text says `<row_1_col_1>`, and the pixels behind it are of another place.
+# Only a comparison of numbers shows it, which is why every loader needs a cell like the one above.
 #
 # ## What a picture costs
 #

@@ -44,13 +44,15 @@ def picture_figure(picture: Image.Image, alt: str) -> Figure:
     return svg_figure(wide + 32, tall + 32, image(16, 16, wide, tall, png_bytes(picture.convert("RGB"))), alt)
 
 
-def shrunk_row(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Figure:
-    """One to four square pictures of different resolutions, all enlarged to one size, pixels left as squares."""
+def shrunk_row(
+    pictures: Sequence[Image.Image], captions: Sequence[str], what: str = "The same picture with ever fewer pixels"
+) -> Figure:
+    """One to four square pictures, all enlarged to one size, pixels left as squares. what: said of them all."""
     side, body = (WIDTH - 32 - 3 * 14) / 4, []
     for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         x = 16 + i * (side + 14)
         body += [image(x, 16, side, side, png_bytes(picture.convert("RGB"))), text(x, 16 + side + 20, caption, 12)]
-    alt = "The same picture with ever fewer pixels, from left to right: " + "; ".join(captions) + "."
+    alt = f"{what}, from left to right: " + "; ".join(captions) + "."
     return svg_figure(WIDTH, side + 50, body, alt)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from itertools import combinations
 
 import pytest
 import torch
 from PIL import Image
 
 from nanovlm.config import TilingConfig
+from nanovlm.data.thimble.drawing import stamp
+from nanovlm.data.thimble.glyphs import CHARACTERS, outline
 from nanovlm.data.tiling import TiledImageProcessor
 from nanovlm.viz.style import MAX_WIDTH, PALETTE, Figure
 from nanovlm.viz.tiles import Plan, cost_figure, picture_figure, plan_figure, share_bars, shrunk_row, tiles_figure
@@ -86,6 +89,9 @@ def test_a_row_of_shrunk_pictures_has_its_captions() -> None:
     pictures = [Image.new("RGB", (n, n)) for n in (512, 64, 32, 8)]
     root = drawn(shrunk_row(pictures, ["512 pixels", "64 pixels", "32 pixels", "8 pixels"]))
     assert words(root) == "512 pixels 64 pixels 32 pixels 8 pixels"
+    two = [Image.new("RGB", (64, 64))] * 2
+    assert shrunk_row(two, ["an A", "a B"]).alt.startswith("The same picture with ever fewer pixels, from left")
+    assert shrunk_row(two, ["an A", "a B"], "Two letters").alt == "Two letters, from left to right: an A; a B."
 
 
 @pytest.mark.parametrize("size", [(8, 8), (512, 512), (4000, 30)], ids=str)
@@ -116,3 +122,17 @@ def test_the_quiz_about_the_icon_is_right() -> None:
     quiz = QUIZZES["ch13.icon"]
     assert int(quiz.choices[quiz.right]) == plan((64, 64), True).views
     assert plan((64, 64), False).views == 1
+
+
+@pytest.mark.parametrize("tall", [12, 13])
+def test_the_characters_whose_left_halves_are_equal_are_those_that_the_chapter_names(tall) -> None:
+    """Drawn as the chapter's probe sees them, the seam in the middle."""
+
+    def left_half(character: str) -> bytes:
+        canvas = Image.new("RGB", (64, 64))
+        stamp(canvas, outline(character, 0.55), 32, 32, tall / 6, (252, 252, 252), rim=False)
+        return canvas.crop((0, 0, 32, 64)).tobytes()
+
+    halves = {character: left_half(character) for character in CHARACTERS}
+    twins = {"".join(sorted(pair)) for pair in combinations(CHARACTERS, 2) if halves[pair[0]] == halves[pair[1]]}
+    assert twins == {"BE", "FP", "9S"}

@@ -19,7 +19,8 @@ Quiz(
 
 Quiz(
     id="ch13.order",
-    question="With SmolVLM's weights you put the view of the whole first, as nanoVLM does. What happens?",
+    question="With SmolVLM's weights you hand over the pixels of the whole first, as nanoVLM does. You leave the text "
+    "as it is: there the whole stands last. What happens?",
     choices=(
         "an error: the shapes do not fit",
         "an error: a placeholder stays empty",
@@ -30,8 +31,9 @@ Quiz(
     because=(
         "All views have one shape, so they can stand in any order.",
         "There are as many placeholders as before, and as many views.",
-        "Every tile now stands behind the position token of its neighbour. No shape tells.",
-        "The decoder has positions, and the tokens around the tiles say which tile comes. The cell below measures it.",
+        "The text still names the first tile first, but now the whole is seen there, and each tile behind the place of "
+        "the next one. No shape tells.",
+        "The decoder has positions, and the tokens around the tiles say which tile comes. A cell below measures it.",
     ),
 )
 
@@ -51,11 +53,12 @@ Quiz(
 
 Quiz(
     id="ch13.cut",
-    question="The probe reads nearly every letter at full size. Tiles do not overlap, so some letters lie on the "
-    "border between two of them. How well does a probe read left halves, if it has learned from left halves?",
+    question="In a tile, letters are half their size, and the probe reads nearly all of them. Tiles do not overlap, so "
+    "some letters lie on the border between two. How well does a probe read left halves of this size, if it has "
+    "learned from left halves?",
     choices=(
         "by chance, 1 in 33",
-        "about half of them",
+        "about a third of them",
         "clearly worse than whole letters, but most of them",
         "as well",
     ),
@@ -63,7 +66,7 @@ Quiz(
     because=(
         "Half a letter rules out a lot: no left half of an A looks like that of an L.",
         "That is too low: look at the letters. Most of them already differ on the left.",
-        "Some pairs, such as E and F or P and R, differ on the right only. The rest can be told.",
-        "Some pairs of letters differ on their right side only, so this cannot be.",
+        "B and E, F and P, 9 and S differ in their right halves only. Most others can be told.",
+        "B and E, F and P, 9 and S differ in their right halves only, so this cannot be.",
     ),
 )
