@@ -40,11 +40,16 @@ def trace(
     dims: names for input sizes, {"B": 12, "T": 79}; the shapes are then formulas of them. The model is run again on
         meta at other sizes. Where a size is ambiguous name the dims of an argument: {"images": "B 3 224 224"}.
     values: mean, standard deviation, NaN and Inf of every step. time: seconds of every step.
-    attention: module paths whose attention weights are kept, in `t.attention[path]`.
+    attention: module paths whose attention weights are kept, in `t.attention[path]`; `t.remark` names those in which
+        none were seen.
     level="aten": also the operations that torch's dispatcher sees, under the step they belong to.
 
     A model's own keyword arguments of these names go through functools.partial. If the run fails, the error is raised
     again, explained, with the trace so far as its `trace`.
+
+    nn.TransformerEncoderLayer and nn.MultiheadAttention have a fused fast path in eval mode without gradients, which
+    torch itself switches off while anything watches: their outputs then differ by rounding, and rows of padding, which
+    nn.TransformerEncoder leaves at zero on that path, may be filled.
     """
     if not callable(fn):
         raise TypeError(f"trace() needs a model or a function to call; got {type(fn).__name__}.")
@@ -117,6 +122,9 @@ class tracing:
 
     models: the modules whose calls become rows (functions are seen anyway). The options are those of `trace`.
     `t` is filled as the block runs.
+
+    As with `trace`, torch switches the fused fast path of nn.TransformerEncoderLayer and nn.MultiheadAttention (eval
+    mode, no gradients) off while anything watches: outputs then differ by rounding, and rows of padding may be filled.
     """
 
     def __init__(
