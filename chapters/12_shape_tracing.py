@@ -781,7 +781,8 @@ with torch.no_grad(), warnings.catch_warnings():
     with tracing(encoder):
         while_watched = encoder(x, src_key_padding_mask=padding)
 torch.testing.assert_close(while_watched[~padding], plain[~padding])  # equal up to rounding
-assert not plain[padding].any() and while_watched[padding].all()
+largest = [f"{x[padding].abs().max():.1f}" for x in (plain, while_watched)]
+print(f"the largest number in the padding: {largest[0]} as it is, {largest[1]} while watched")
 
 # %% [markdown]
 # What you take along:
