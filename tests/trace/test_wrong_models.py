@@ -127,9 +127,13 @@ class TestALayerTracedDirectly:
             trace(model, source, target)
 
     def test_a_layer_called_elsewhere_keeps_its_own_line(self):
-        layer, x, y = nn.Linear(3, 4), torch.rand(2, 5), torch.rand(2, 3)
+        layer, x = nn.Linear(3, 4), torch.rand(2, 5)
+
+        def steps(y):
+            return layer(y.mT)
+
         with pytest.raises(RuntimeError, match=r"^y\.mT is \[3, 2\]: its last dim is 2"):
-            trace(lambda y: layer(y.mT), y)
+            trace(steps, torch.rand(2, 3))
         with pytest.raises(RuntimeError, match=r"^x is \[2, 5\]: its last dim is 5"), tracing(layer):
             layer(x)
 
@@ -138,9 +142,8 @@ class TestShapesOfDifferentRank:
     """A dim that is called by its place from the left would be another one in each of the two."""
 
     def test_addition(self):
-        line, positions = torch.zeros(1, 7, 8), torch.zeros(3, 8)
         with pytest.raises(RuntimeError) as caught:
-            trace(lambda: line + positions)
+            trace(add, torch.zeros(1, 7, 8), torch.zeros(3, 8))
         message = str(caught.value)
         assert message.startswith(
             "line is [1, 7, 8] and positions is [3, 8]: the second-to-last dim is 7 against 3. (Shapes are lined up at "
@@ -149,20 +152,25 @@ class TestShapesOfDifferentRank:
         assert "Try: make the second-to-last dim the same size in both, or 1." in message
 
     def test_the_fix_names_the_dim_of_the_tensor_that_it_changes(self):
-        line, positions = torch.zeros(5, 4, 7, 8), torch.zeros(4, 8, 8)
         with pytest.raises(RuntimeError, match=r"take positions\[:, :7\], or build line with 8"):
-            trace(lambda: line + positions)
-        q, k = torch.zeros(2, 6, 8, 8), torch.zeros(3, 8, 8)
-        for step in (lambda: q + k, lambda: q @ k):
+            trace(add, torch.zeros(5, 4, 7, 8), torch.zeros(4, 8, 8))
+        for step in (add, multiply):
             with pytest.raises(RuntimeError, match="third-to-last dim is 6 against 3") as caught:
-                trace(step)
-            assert "k.repeat_interleave(2, dim=0)" in str(caught.value)
+                trace(step, torch.zeros(2, 6, 8, 8), torch.zeros(3, 8, 8))
+            assert "positions.repeat_interleave(2, dim=0)" in str(caught.value)
 
     def test_a_vector_has_numbers_and_no_rows(self):
-        a, b = torch.zeros(2, 3), torch.zeros(4)
-        with pytest.raises(RuntimeError, match=r"the last dim of a is 3, but b has 4 numbers\.") as caught:
-            trace(lambda: a @ b)
+        with pytest.raises(RuntimeError, match=r"the last dim of line is 3, but positions has 4 numbers\.") as caught:
+            trace(multiply, torch.zeros(2, 3), torch.zeros(4))
         assert "second-to-last" not in str(caught.value)
+
+
+def add(line, positions):
+    return line + positions
+
+
+def multiply(line, positions):
+    return line @ positions
 
 
 def test_the_way_there_is_shown():
