@@ -328,6 +328,23 @@ def _(picture, tile):
 
 
 @SPLIT.mistake(
+    "Two things: the tiles come column by column, and the view of the whole is missing. They are in reading order, "
+    "along the rows, and the whole follows."
+)
+def _(picture, tile):
+    rows, columns = picture.shape[1] // tile, picture.shape[2] // tile
+    return split(picture, tile)[[row * columns + column for column in range(columns) for row in range(rows)]]
+
+
+@SPLIT.mistake(
+    "Two things: a plain reshape takes pixels that follow each other in memory, so that a tile holds strips of rows, "
+    "and the view of the whole is missing."
+)
+def _(picture, tile):
+    return picture.reshape(-1, picture.shape[0], tile, tile)
+
+
+@SPLIT.mistake(
     "A picture that is one tile is shown twice here, as a tile and as the whole. One view is all there is to see."
 )
 def _(picture, tile):

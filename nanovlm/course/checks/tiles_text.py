@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nanovlm.config import TilingConfig
-from nanovlm.course.checks.exercise import Case, Exercise, expect
+from nanovlm.course.checks.exercise import Case, Complaint, Exercise, expect
 from nanovlm.course.checks.tiles import noise
 from nanovlm.data.tiling import FAKE, SMOLVLM_GLOBAL, TiledImageProcessor
 
@@ -26,7 +26,30 @@ def text_of_the_package(rows: int, columns: int, num_image_tokens: int) -> str:
     return processor.image_texts([picture], IMAGE, num_image_tokens)[0]
 
 
-TOKENS = Exercise(
+class TextExercise(Exercise):
+    """Its output is a long text: of a wrong one the learner is told where it begins to differ."""
+
+    def run(self, learner: Any, case: Case) -> Any:
+        yours, right = super().run(learner, case), self.reference(*case.args, **case.kwargs)
+        if type(yours) is str and yours != right:
+            raise Complaint(parting(yours, right))
+        return yours
+
+
+def parting(yours: str, right: str) -> str:
+    """Where two texts part, from the beginning of the token in which they do."""
+    same = next((i for i, (y, r) in enumerate(zip(yours, right, strict=False)) if y != r), min(len(yours), len(right)))
+    if right.rfind("<", 0, same) > right.rfind(">", 0, same):
+        same = right.rindex("<", 0, same)
+    own, wanted = (repr(text[same : same + 45]) + "…" * (len(text) > same + 45) for text in (yours, right))
+    so_far = f"The first {same} characters are right" if same else "It differs from the start"
+    expected = f"then comes {wanted}" if right[same:] else "then the text is at its end"
+    found = f"yours goes on with {own}" if yours[same:] else "yours ends there"
+    lengths = f" ({len(yours)} characters in all, expected {len(right)})" if len(yours) != len(right) else ""
+    return f"{so_far}; {expected}, but {found}{lengths}."
+
+
+TOKENS = TextExercise(
     id="tiles.tokens",
     chapter="13",
     title="What stands for a picture in the text",
@@ -108,6 +131,9 @@ TOKENS.mistake("The line breaks are missing: one after each row of tiles, and on
 )
 TOKENS.mistake("Each row ends with its line break, but the empty line before the view of the whole is missing.")(
     _wrong(last="")
+)
+TOKENS.mistake("The rows have no line break of their own: one follows each row, and then comes the empty line.")(
+    _wrong(row_end="")
 )
 TOKENS.mistake("The text stops with the last image token. SmolVLM closes the whole with the fake token once more.")(
     _wrong(close="")
@@ -211,7 +237,24 @@ def numbered_features(rows: int, columns: int, side: int) -> Tensor:
     return torch.cat([tiles, torch.full((1, side * side, 1), -1.0)])
 
 
-REJOIN = Exercise(
+class RejoinExercise(Exercise):
+    """Who unfolds all views at once is stopped by torch; here it is said which view is too many."""
+
+    def run(self, learner: Any, case: Case) -> Any:
+        try:
+            return super().run(learner, case)
+        except RuntimeError as error:
+            features, rows, columns = case.args
+            tiles = rows * columns
+            if len(features) == tiles or f"invalid for input of size {features.numel()}" not in str(error):
+                raise
+            raise Complaint(
+                f"You unfold all {len(features)} views, but the map has {tiles} tiles, {rows} x {columns}: the view of "
+                "the whole is still there. Take the first rows * columns views."
+            ) from error
+
+
+REJOIN = RejoinExercise(
     id="tiles.rejoin",
     chapter="13",
     title="One map from many tiles",
@@ -269,6 +312,27 @@ def _(features, rows, columns):
     for tile, place in enumerate(order):
         swapped[place] = features[tile]
     return rejoin_by_slices(swapped, rows, columns)
+
+
+@REJOIN.mistake(
+    "The map has rows for columns: it is [rows * side, columns * side, dim], and rows come first everywhere."
+)
+def _(features, rows, columns):
+    side, dim = round(features.shape[1] ** 0.5), features.shape[2]
+    tiles = features[: rows * columns].reshape(columns, rows, side, side, dim)
+    return tiles.transpose(1, 2).reshape(columns * side, rows * side, dim)
+
+
+@REJOIN.mistake("You unfold the tiles into (columns, rows). The tiles come row by row, so rows are the first axis.")
+def _(features, rows, columns):
+    side, dim = round(features.shape[1] ** 0.5), features.shape[2]
+    tiles = features[: rows * columns].reshape(columns, rows, side, side, dim)
+    return tiles.transpose(1, 2).reshape(rows * side, columns * side, dim)
+
+
+@REJOIN.mistake("The map lies on its side: down go the rows of tiles and their tokens, across the columns.")
+def _(features, rows, columns):
+    return rejoin_by_slices(features, rows, columns).transpose(0, 1)
 
 
 @REJOIN.mistake("Inside each tile rows and columns are swapped: its tokens are in reading order.")
