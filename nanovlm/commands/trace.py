@@ -51,8 +51,6 @@ def main(arguments: Sequence[str]) -> None:
     traced = trace(model, input_ids, images, device="meta", dims=dims)
     print(traced.stages())
     print(f"\n{traced.table(options.depth)}")
-    if traced.remark:
-        print(f"\n{traced.remark}")
     if options.html:
         options.html.write_text(traced.html(), encoding="utf-8")
         print(f"\nwhole trace  {options.html}")
