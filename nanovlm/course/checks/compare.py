@@ -334,7 +334,7 @@ def apart(yours: Any, expected: Any) -> tuple[str, str]:
     if own != wanted:
         return own, wanted
     if isinstance(yours, str) and isinstance(expected, str):
-        start = max(0, _first_apart(yours, expected) - 40)
+        start = max(0, first_apart(yours, expected) - 40)
         return short("…" + yours[start:]), short("…" + expected[start:])
     if _is_number(yours) and _is_number(expected):
         for digits in range(4, 18):
@@ -344,7 +344,7 @@ def apart(yours: Any, expected: Any) -> tuple[str, str]:
     return own, wanted
 
 
-def _first_apart(a: Any, b: Any) -> int:
+def first_apart(a: Any, b: Any) -> int:
     """The first place where two lists, or two strings, differ."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if not same(x, y, 0)), min(len(a), len(b)))
 
@@ -359,7 +359,7 @@ def _too_many(leaf: Leaf) -> str:
 
 def _lists_in_words(expected: Any, yours: Any) -> tuple[str, str]:
     """Long ones are cut to the items round the first difference."""
-    start = max(0, _first_apart(expected, yours) - 6) if max(len(expected), len(yours)) > ITEMS else 0
+    start = max(0, first_apart(expected, yours) - 6) if max(len(expected), len(yours)) > ITEMS else 0
     return in_words(expected, start), in_words(yours, start)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nanovlm.config import TilingConfig
+from nanovlm.course.checks.compare import first_apart
 from nanovlm.course.checks.exercise import Case, Complaint, Exercise, expect
 from nanovlm.course.checks.tiles import noise
 from nanovlm.data.tiling import FAKE, SMOLVLM_GLOBAL, TiledImageProcessor
@@ -38,7 +39,7 @@ class TextExercise(Exercise):
 
 def parting(yours: str, right: str) -> str:
     """Where two texts part, from the beginning of the token in which they do."""
-    same = next((i for i, (y, r) in enumerate(zip(yours, right, strict=False)) if y != r), min(len(yours), len(right)))
+    same = first_apart(yours, right)
     if right.rfind("<", 0, same) > right.rfind(">", 0, same):
         same = right.rindex("<", 0, same)
     own, wanted = (repr(text[same : same + 45]) + "…" * (len(text) > same + 45) for text in (yours, right))
