@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from nanovlm.trace.describe import Describer, facts
 from nanovlm.trace.frames import EINOPS, FUNCTION, Chain, function_name
+from nanovlm.trace.fused import has_fused_path, unwatched, would_be_fused
 from nanovlm.trace.modules import ModuleIndex
 from nanovlm.trace.names import NO_OPS, QUIET, op_name, opened_up
 from nanovlm.trace.rows import Row, Where
@@ -68,6 +69,9 @@ class Recorder:
         self._open: list[tuple[Row, FrameType | None, FrameType | None]] = [(self.root, None, boundary)]
         self._quiet = 0  # inside backward or an optimizer: rows of their own, what is inside them is not shown
         self._resumed = 0
+        self._fused: set[str] = set()  # paths of modules that torch may run through one fused kernel
+        self._hook_ids: set[int] = set()
+        self._is_blind = False  # while such a module is called once more, unwatched
         self._began: dict[int, float] = {}
         self._stack = ExitStack()
 
@@ -79,8 +83,13 @@ class Recorder:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             handles: list[RemovableHandle] = []
             stack.callback(lambda: [handle.remove() for handle in handles])
+            fused = [module for module in self.modules if has_fused_path(module)]
+            self._fused = {path for module in fused for path in self.modules.paths(module)}
+            for module in fused:  # before the model's own hooks, which get what they would get unwatched
+                handles.append(module.register_forward_hook(self._as_unwatched, with_kwargs=True, prepend=True))
             for module in self.modules:
                 handles += self._hook(module)
+            self._hook_ids = {handle.id for handle in handles}
             stack.callback(register_optimizer_step_pre_hook(self._before_step).remove)
             stack.callback(register_optimizer_step_post_hook(self._after_step).remove)
             for mode in self.modes:
@@ -170,6 +179,8 @@ class Recorder:
 
     def on_aten(self, func: Any, args: tuple, kwargs: dict) -> Any:
         """Run a dispatcher's operation and write its row under the step that called it."""
+        if self._is_blind:
+            return func(*args, **kwargs)
         above = self._current or self._open[-1][0]
         row = Row("aten", str(func).removesuffix(".default"), above, above.where, above.path)
         row.args, row.kwargs = self.describer(args), self.describer(kwargs)
@@ -195,7 +206,7 @@ class Recorder:
     def _after_module(self, module: nn.Module, args, kwargs, result) -> None:
         if self._quiet:
             return
-        depth = next((i for i in range(len(self._open) - 1, 0, -1) if self._is_open(i, module)), None)
+        depth = self._depth(module)
         if depth is None:
             return
         row = self._open[depth][0]
@@ -208,9 +219,31 @@ class Recorder:
         with torch._C.DisableTorchFunction():
             row.out = self.describer(result)
 
-    def _is_open(self, depth: int, module: nn.Module) -> bool:
-        row = self._open[depth][0]
-        return row.kind == "module" and row.path in self.modules.paths(module)
+    def _depth(self, module: nn.Module) -> int | None:
+        for depth in range(len(self._open) - 1, 0, -1):
+            row = self._open[depth][0]
+            if row.kind == "module" and row.path in self.modules.paths(module):
+                return depth
+        return None
+
+    def _as_unwatched(self, module: nn.Module, args, kwargs, result) -> Any:
+        """What torch's fused kernel gives, in place of what the watched steps gave."""
+        depth = self._depth(module)
+        if self._quiet or depth is None or not would_be_fused(module, result):
+            return None
+        if any(row.kind == "module" and row.path in self._fused for row, *_ in self._open[:depth]):
+            return None  # the module that this one is part of is called again as a whole
+        began = time.perf_counter()
+        self._is_blind = True
+        try:
+            with unwatched(module, self._hook_ids):
+                again = module.forward(*args, **kwargs)
+        finally:
+            self._is_blind = False
+        self.describer.same(result, again)
+        spent = time.perf_counter() - began
+        self._began = {key: start + spent for key, start in self._began.items()}
+        return again
 
     def _before_step(self, optimizer, args, kwargs) -> None:
         row = self._start("optimizer", f"{type(optimizer).__name__}.step", sys._getframe(1))

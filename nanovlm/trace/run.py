@@ -47,9 +47,9 @@ def trace(
     A model's own keyword arguments of these names go through functools.partial. If the run fails, the error is raised
     again, explained, with the trace so far as its `trace`.
 
-    nn.TransformerEncoderLayer and nn.MultiheadAttention have a fused fast path in eval mode without gradients, which
-    torch itself switches off while anything watches: their outputs then differ by rounding, and rows of padding, which
-    nn.TransformerEncoder leaves at zero on that path, may be filled.
+    nn.TransformerEncoder, its layers and nn.MultiheadAttention run fused kernels in eval mode without gradients, which
+    torch switches off while anything watches. Their steps are shown as watched; the result that goes on is the fused
+    one, of a second call (trace/fused.py).
     """
     if not callable(fn):
         raise TypeError(f"trace() needs a model or a function to call; got {type(fn).__name__}.")
@@ -122,9 +122,6 @@ class tracing:
 
     models: the modules whose calls become rows (functions are seen anyway). The options are those of `trace`.
     `t` is filled as the block runs.
-
-    As with `trace`, torch switches the fused fast path of nn.TransformerEncoderLayer and nn.MultiheadAttention (eval
-    mode, no gradients) off while anything watches: outputs then differ by rounding, and rows of padding may be filled.
     """
 
     def __init__(

@@ -48,20 +48,6 @@ def test_ctrl_c_keeps_its_type_and_text():
     assert caught.value.args == ()
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_without_torchs_fused_path_outputs_differ_by_rounding_but_for_padding():
-    """What the docstring of trace() says."""
-    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    model, x = nn.TransformerEncoder(layer, 2).eval(), seeded(2, 5, 8)
-    padding, found = torch.zeros(2, 5, dtype=torch.bool), []
-    padding[0, 3:] = True
-    with torch.no_grad():
-        expected = model(x, src_key_padding_mask=padding)
-        trace(lambda: found.append(model(x, src_key_padding_mask=padding)))
-    torch.testing.assert_close(found[0][~padding], expected[~padding])
-    assert (expected[padding] == 0).all() and (found[0][padding] != 0).any()
-
-
 def test_own_hooks_of_the_model_stay_and_run():
     model, seen = nn.Sequential(nn.Linear(3, 3)), []
     model[0].register_forward_hook(lambda module, args, out: seen.append(out.shape))
