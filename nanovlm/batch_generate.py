@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,15 +25,24 @@ WINDOW = 16  # batches that are sorted by work together: an answer waits for tha
 
 
 def find_pictures(source: str | Path) -> list[Path]:
-    """A folder (its files with a picture's suffix), a glob such as "photos/**/*.jpg" (all files that it matches) or one
-    file -> paths, sorted.
+    """A folder (its files with a picture's suffix or none), a glob such as "photos/**/*.jpg" (all files that it
+    matches) or one file -> paths, sorted. What a folder holds besides is counted in a warning.
 
     Raises: FileNotFoundError if there is none.
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        suffixes = Image.registered_extensions()
-        found = [file for file in path.iterdir() if file.is_file() and file.suffix.lower() in suffixes]
+        suffixes = {"", *Image.registered_extensions()}
+        files = [file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")]
+        found = [file for file in files if file.suffix.lower() in suffixes]
+        if found and len(found) < len(files):
+            others = sorted({file.suffix for file in files} - {file.suffix for file in found})
+            left_out = len(files) - len(found)
+            warnings.warn(
+                f"{left_out:,} of the {len(files):,} files in {path} are left out, for their names are no pictures' "
+                f"({', '.join(others)}).",
+                stacklevel=2,
+            )
     elif path.is_file():
         found = [path]
     else:

@@ -41,9 +41,9 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Everything, in the order in which a problem would show itself. Takes some seconds: torch is imported."""
-    findings = [python(), machine(), memory(), disk(), *packages()]
+    findings = [python(), machine(), memory(), disk(), progress(), *packages()]
     if not any(f.state == "problem" for f in findings):  # without torch or tokenizers there is nothing to ask
-        findings += [device(), pocket_model()]
+        findings += [device(), notebook_sizes(), pocket_model()]
     return findings
 
 
@@ -104,6 +104,18 @@ def disk() -> Finding:
     return Finding("disk", f"{free / GIB:.2f} GiB free in {folder}", "note", advice)
 
 
+def progress() -> Finding:
+    """Whether exercises that pass will still be known tomorrow."""
+    from nanovlm.course.progress import home
+
+    folder = home()
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if nearest.is_dir() and os.access(nearest, os.W_OK):
+        return Finding("progress", f"kept in {folder}")
+    advice = "What you have passed is forgotten after each session. Set NANOVLM_HOME to a folder that you may write."
+    return Finding("progress", f"cannot be written to {folder}", "problem", advice)
+
+
 def packages() -> list[Finding]:
     """Installed versions against the floors in the package's own metadata, group by group."""
     from packaging.requirements import Requirement
@@ -156,6 +168,16 @@ def device() -> Finding:
     count = torch.get_num_threads()
     threads = f", {count} thread{'s' * (count > 1)}" if found.type == "cpu" else ""
     return Finding("device", f"{found}{threads}; trains in {precision.name}: {precision.reason}")
+
+
+def notebook_sizes() -> Finding:
+    from nanovlm.course.budgets import budget
+
+    try:
+        found = budget()
+    except ValueError as error:
+        return Finding("budget", str(error), "problem", "unset NANOVLM_BUDGET lets this machine decide.")
+    return Finding("budget", f"{found.name}: {found.reason}")
 
 
 def pocket_model() -> Finding:

@@ -54,13 +54,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 BROKEN = {"03.png", "10.jpg", "17.png", "20.jpg"}
 PROMPT = "What colour is the circle?"
+pytestmark = pytest.mark.filterwarnings("ignore:1 of the 31 files")  # notes.txt
 
 
 @pytest.mark.parametrize("tiling", [None, TilingConfig(max_side=96)], ids=["squashed", "tiles"])
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_order_is_kept_and_nothing_is_lost(folder, tiling, batch_size):
     model = model_of(tiling)
-    paths = find_pictures(folder)
+    with pytest.warns(UserWarning, match=r"1 of the 31 files in .* are left out, .* \(\.txt\)"):
+        paths = find_pictures(folder)
     rows = list(generate_batch(model, paths, PROMPT, batch_size=batch_size, max_new_tokens=5))
     assert [Path(row["image"]) for row in rows] == paths
     assert {Path(row["image"]).name for row in rows if "error" in row} == BROKEN
@@ -70,6 +72,13 @@ def test_order_is_kept_and_nothing_is_lost(folder, tiling, batch_size):
         else:
             assert row["answer"] == model.generate(image=row["image"], prompt=PROMPT, max_new_tokens=5)
     assert len({row.get("answer") for row in rows}) > 3
+
+
+def test_a_picture_without_a_suffix_is_asked_about_too(tmp_path):
+    for name in ("photo", "other.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name, format="png")
+    (tmp_path / ".hidden").write_text("what a system leaves behind")
+    assert [path.name for path in find_pictures(tmp_path)] == ["other.png", "photo"]
 
 
 def test_batches_hold_equal_work(folder, monkeypatch):

@@ -34,9 +34,38 @@ def test_a_sound_environment(
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
     assert "Everything that the course needs is here." in out
-    for subject in ("Python", "machine", "memory", "disk", "dependencies", "nanovlm[dev]", "device", "pocket model"):
+    for subject in (
+        "Python",
+        "machine",
+        "memory",
+        "disk",
+        "progress",
+        "budget",
+        "dependencies",
+        "nanovlm[dev]",
+        "device",
+        "pocket model",
+    ):
         assert f"  {subject} " in out
     assert "!!" not in out
+
+
+def test_a_home_that_cannot_be_written_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOVLM_HOME", str(tmp_path / "not" / "there" / "yet"))
+    assert doctor.progress().state == "ok"
+    (tmp_path / "a file").write_text("")
+    monkeypatch.setenv("NANOVLM_HOME", str(tmp_path / "a file" / "below"))
+    found = doctor.progress()
+    assert found.state == "problem" and "NANOVLM_HOME" in found.advice
+    assert not (tmp_path / "not").exists(), "looking writes nothing"
+
+
+def test_a_budget_that_does_not_exist_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOVLM_BUDGET", "laptop")
+    assert doctor.notebook_sizes().found == "laptop: NANOVLM_BUDGET says so"
+    monkeypatch.setenv("NANOVLM_BUDGET", "huge")
+    found = doctor.notebook_sizes()
+    assert found.state == "problem" and "'huge'" in found.found and "unset" in found.advice
 
 
 def test_a_missing_or_old_package_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:

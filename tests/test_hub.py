@@ -27,6 +27,12 @@ def directory(tmp_path: Path) -> Path:
     return tiny_model().save_pretrained(tmp_path / "model")
 
 
+def test_who_may_read_the_config_may_read_the_weights(directory: Path) -> None:
+    """The library writes files that the owner alone can read; a model in a shared folder is for all who can look in."""
+    modes = {path.stat().st_mode & 0o444 for path in directory.iterdir()}
+    assert modes == {(directory / "config.json").stat().st_mode & 0o444}
+
+
 def read_weights(directory: Path) -> dict[str, Tensor]:
     """Read into memory: `load_file` maps the file, and these tests write over it."""
     return safetensors.torch.load((directory / "model.safetensors").read_bytes())

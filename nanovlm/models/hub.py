@@ -236,6 +236,7 @@ def write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: Mapping[
     temporary = path.with_suffix(".partial")
     try:
         save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
+        temporary.chmod(path.parent.stat().st_mode & 0o644)  # the library lets the owner alone read it
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
