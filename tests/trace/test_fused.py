@@ -152,6 +152,19 @@ def test_hooks_and_modes_are_as_before():
     assert torch._C._len_torch_function_stack() == 0
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_error_in_the_second_call_leaves_nothing_behind(monkeypatch, error):
+    def stopped(*args):
+        raise error
+
+    model, x = encoder(), seeded(2, 9, DIM)
+    monkeypatch.setattr(torch, "_transformer_encoder_layer_fwd", stopped)  # the fused kernel
+    with torch.no_grad(), pytest.raises(error):
+        trace(model, x)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert torch._C._len_torch_function_stack() == 0
+
+
 def test_a_device_context_of_the_model_is_left_in_place():
     """With a torch-function mode of its own around it the layer is not fused unwatched either."""
     model, x = encoder(), seeded(2, 9, DIM)
