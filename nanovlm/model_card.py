@@ -21,10 +21,10 @@ LOG, RESULTS, CARD = "train_log.jsonl", "results.json", "README.md"
 NOT_OF_THE_RECIPE = ("run_name", "output_dir", "resume", "wandb")
 
 
-def command(recipe: Mapping[str, Any], preset: str = "pocket") -> str:
-    """The command line that trains `recipe`: the preset, and what differs from it."""
+def command(recipe: Mapping[str, Any], model: str | None = None, preset: str = "pocket") -> str:
+    """The command line that trains `recipe`, starting from `model`: the preset, and what differs from it."""
     plain = asdict(presets()[preset].train)
-    words = ["nanovlm train --preset", preset]
+    words = ["nanovlm train --preset", preset, *(["--model", model] if model else [])]
     for name, value in asdict(TrainConfig(**recipe)).items():
         if value != plain[name] and name not in NOT_OF_THE_RECIPE:
             shown = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
@@ -70,8 +70,8 @@ def write_card(results: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> 
         f"64-pixel pictures of the Thimble ({', '.join(names)}). It is the model of chapter 00 and runs anywhere, "
         f"without a network. It knows nothing but those pictures{left_out}.",
         "## How it was trained",
-        f"From random weights, with seed {recipe['seed']}:",
-        f"```\n{command(recipe)}\n```",
+        *beginning(results),
+        f"```\n{command(recipe, results.get('started_from', {}).get('model'))}\n```",
         f"{results['step']:,} steps, {samples:,} pictures, {results['seconds'] / 60:.0f} minutes on "
         f"{results['machine']}. The machine did other work at the same time, so the minutes are an upper bound. The "
         "validation loss alone chose the checkpoint. Another machine or another version of torch gives slightly other "
@@ -94,6 +94,22 @@ def write_card(results: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> 
         ]
     parts += ["The card is made from `train_log.jsonl` and `results.json` by `python -m nanovlm.model_card`."]
     return "\n\n".join(parts) + "\n"
+
+
+def beginning(results: Mapping[str, Any]) -> list[str]:
+    """Markdown: where the weights came from that the run started with."""
+    seed = results["recipe"]["seed"]
+    before = results.get("started_from")
+    if before is None:
+        return [f"From random weights, with seed {seed}:"]
+    if "recipe" not in before:
+        return [f"From the weights of {before['model']}, with seed {seed}:"]
+    return [
+        f"First from random weights, with seed {before['recipe']['seed']}, {before['step']:,} steps in "
+        f"{before['seconds'] / 60:.0f} minutes:",
+        f"```\n{command(before['recipe'])} --run-name {before['recipe']['run_name']}\n```",
+        f"Then on from its best weights, with seed {seed}:",
+    ]
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

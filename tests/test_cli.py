@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -23,6 +24,7 @@ from nanovlm.cli import COMMANDS, main
 from nanovlm.commands import train as train_command
 from nanovlm.commands.options import parse
 from nanovlm.config import TrainConfig, presets
+from nanovlm.model_card import write_card
 from tests.tiny import loud
 
 Run = Callable[..., tuple[int, str, str]]
@@ -339,6 +341,30 @@ def test_train_ends_with_the_proof(run: Run, tmp_path: Path, monkeypatch) -> Non
     Image.open(tmp_path / "short" / "answers.png").load()
     status, out, _ = run("generate", "--model", tmp_path / "short" / "best", "--max-new-tokens", 2)
     assert status == 0, "the command that train names at its end works"
+
+
+def test_train_goes_on_from_a_model(run: Run, tmp_path: Path, monkeypatch) -> None:
+    """The second run starts with the weights that the first one ended with, and its scores say where it came from."""
+    monkeypatch.setattr(train_command, "TEST_PICTURES", 2)
+    words = ("train", "--batch-size", 2, "--val-size", 2, "--dataset-size", 8, "--precision", "fp32", "--max-steps", 1)
+    words = (*words, "--output-dir", tmp_path)
+    assert run(*words, "--run-name", "first", "--dataset-names", "charts", "--seed", 5)[0] == 0
+    best = tmp_path / "first" / "best"
+    still = ("--lr-muon", 0, "--lr-projector", 0, "--lr-backbones", 0)
+    assert run(*words, "--run-name", "second", "--model", best, *still)[0] == 0
+    weights = "best/model.safetensors"
+    before, after = (safetensors.torch.load_file(tmp_path / name / weights) for name in ("first", "second"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    first, second = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("first", "second"))
+    assert "started_from" not in first
+    assert second["started_from"] == {"model": str(best), **{k: first[k] for k in ("step", "seconds", "recipe")}}
+    card = write_card(second, [])
+    assert "--dataset-names charts --dataset-size 8" in card and f"--preset pocket --model {best}" in card
+
+
+def test_train_refuses_a_model_that_is_not_there(run: Run, tmp_path: Path) -> None:
+    status, _, err = run("train", "--model", tmp_path / "best", "--output-dir", tmp_path)
+    assert status == 2 and "best" in err and len(err.strip().splitlines()) == 1
 
 
 def test_a_run_on_choices_alone_is_scored_on_choices(run: Run, tmp_path: Path, monkeypatch) -> None:

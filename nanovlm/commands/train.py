@@ -22,11 +22,12 @@ class Options:
 
     pocket: from random weights on the Thimble, in minutes on a laptop, with no network. colab and h100: SigLIP and
     SmolLM2 joined, on the_cauldron, which is fetched from the Hugging Face Hub. The defaults below are those of the
-    preset that you name.
+    preset that you name. --model goes on from a trained model instead, with this recipe and a new schedule.
     """
 
     recipe: TrainConfig
     preset: Literal["pocket", "colab", "h100"] = "pocket"
+    model: str | None = None  # a model directory or a Hub id to start from; None: what the preset starts from
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -34,11 +35,16 @@ def main(arguments: Sequence[str]) -> int:
     import torch
 
     from nanovlm.build import build_model
+    from nanovlm.commands.models import find_model
+    from nanovlm.models.vision_language_model import VisionLanguageModel
     from nanovlm.train import train
 
     torch.manual_seed(options.recipe.seed)  # the weights to start from are the seed's, too
-    preset = presets()[options.preset]
-    run = train(options.recipe, build_model(preset))
+    if options.model is None:
+        model = build_model(presets()[options.preset])
+    else:
+        model = VisionLanguageModel.from_pretrained(find_model(options.model))
+    run = train(options.recipe, model)
     if run.interrupted:
         return 130
     if int(os.environ.get("RANK", "0")) > 0:  # of torchrun's processes the first one goes on
@@ -48,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     print(f"model      {best}")
     if options.recipe.dataset_path == "thimble":
         print(f"now        it is asked about new pictures. Stopped here? nanovlm evaluate --model {best}")
-        examine(run, options.recipe)
+        examine(run, options)
     question = "How many shapes are there?" if options.recipe.dataset_path == "thimble" else "What is this?"
     print(f'\nask it     nanovlm generate --model {best} --prompt "{question}"')
     return 0
@@ -69,15 +75,18 @@ def default_options(arguments: Sequence[str]) -> Options:
     return Options(presets()[name].train, name)
 
 
-def examine(run: Run, recipe: TrainConfig) -> None:
+def examine(run: Run, options: Options) -> None:
     """Score the best model on pictures it never saw, show it, and write it into the run's directory."""
+    import json
+    from pathlib import Path
+
     from nanovlm.commands import report
     from nanovlm.commands.models import load_model
     from nanovlm.data.thimble import SUBSETS
     from nanovlm.doctor import processor
     from nanovlm.models.hub import write_json
 
-    names = recipe.dataset_names
+    names = options.recipe.dataset_names
     subsets = [name for name in SUBSETS if name in names or names == ("all",)]  # "choice" is scored with options
     model = load_model(str(run.directory / "best"))
     test, unseen = (report.score_thimble(model, subsets, split, TEST_PICTURES) for split in ("test", "unseen"))
@@ -97,8 +106,14 @@ def examine(run: Run, recipe: TrainConfig) -> None:
         "best_val_loss": run.best_val_loss,
         "parameters": sum(p.numel() for p in model.parameters()),
         "machine": processor(),
-        "recipe": asdict(recipe),
+        "recipe": asdict(options.recipe),
     }
+    if options.model is not None:
+        about["started_from"] = {"model": options.model}
+        before = Path(options.model).parent / "results.json"  # a run keeps its best model beside its scores
+        if before.is_file():
+            told = json.loads(before.read_text(encoding="utf-8"))
+            about["started_from"] |= {key: told[key] for key in ("step", "seconds", "recipe")}
     write_json({**about, **results}, run.directory / "results.json")
     print(f"\nscores     {run.directory / 'results.json'}")
     if test:
