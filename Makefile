@@ -8,7 +8,7 @@ NOTEBOOKS := chapters solutions exercises
 # server cannot be reached, PyPI's is taken after all.
 CPU_TORCH := $(shell [ "$$(uname -s)" != Linux ] || command -v nvidia-smi >/dev/null || echo --extra-index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: help lab train test test-colab notebooks pocket
+.PHONY: help lab train test test-colab notebooks
 
 help:
 	@echo "make lab        open the course in JupyterLab, at chapter 00"
@@ -26,15 +26,6 @@ lab: .venv/ready
 train: .venv/ready
 	@echo "Training the pocket preset from random weights: some minutes, no network. Ctrl-C saves and stops."
 	$(BIN)/nanovlm train --preset pocket
-
-# How assets/pocket was made. First shapes alone: to find a thing by what it looks like is learnt there in 300 steps,
-# and among all subsets not in 2,000 (LOG.md). Then everything, from there.
-pocket: .venv/ready
-	@echo "Training the model that ships: about an hour, no network. It goes to runs/stage2; see CONTRIBUTING.md."
-	$(BIN)/nanovlm train --preset pocket --run-name stage1
-	$(BIN)/nanovlm train --preset pocket --run-name stage2 --model runs/stage1/best \
-		--dataset-names shapes shapes shapes charts glyphs glyphs glyphs captions --dataset-size 200000 \
-		--max-steps 5500 --min-lr-fraction 0.02 --eval-every 250 --save-every 250
 
 test: .venv/ready
 	@echo "Style, then the tests, then every notebook from its first cell to its last."

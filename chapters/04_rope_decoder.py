@@ -320,21 +320,6 @@ for pair in (0, 1, 15, 31):
 # %% [markdown]
 # The slowest pairs do not get round once: for them no two positions look alike.
 #
-# The slow pairs have a second job. "Where is the red circle?" looks for a token by *what it shows*, wherever it stands.
-# A pair that turns a lot between the question and the picture cannot help with that: the same two arrows agree at one
-# distance and disagree at the next. How many pairs of a head hold almost still, less than a radian, over the 120 tokens
-# of a pocket conversation?
-
-# %% tags=["nbval-check-output"]
-for base in (100, 10_000, 1_000_000):
-    still = sum(120 * base ** (-2 * pair / 32) < 1 for pair in range(16))
-    print(f"base {base:9,}: {still:2} of 16 pairs")
-
-# %% [markdown]
-# We learnt this the hard way. The pocket model's base was 10,000 first, and it mixed up what shares a head's few still
-# pairs: asked for the colour of the square it named that of the green circle. With 1,000,000 and nothing else changed,
-# `make train` went from SEEDS_OLD to SEEDS_NEW % of the test questions (seeds 0, 1 and 2; `LOG.md`).
-#
 # In code, first the angles. Each angle is laid down twice, since both numbers of a pair need it. B is the batch, T the
 # length of the text, and the axis of size 1 is for the heads: all of them turn alike. (This is [exercise 4.3](../exercises/04_rope_decoder.ipynb). To write it yourself, do so before you read on.) The rotation itself,
 # `apply_rope`, is exercise 4.4.

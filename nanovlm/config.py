@@ -300,7 +300,7 @@ def pocket_vlm() -> VLMConfig:
             num_kv_heads=2,
             vocab_size=444,
             max_positions=512,
-            rope_base=1_000_000.0,  # leaves two thirds of each head to what a token shows, not where it is (LOG.md)
+            rope_base=10_000.0,
         ),
         image_token_id=4,
         eos_token_id=1,
