@@ -145,6 +145,8 @@ def test_a_compiled_model_is_traced_and_not_compiled_again():
     with torch.no_grad():
         expected = fast(x)
         assert len(compiled) == 1
+        with tracing(fast) as t:
+            assert torch.equal(fast(x), model(x))
         t = trace(fast, x)
         assert torch.equal(fast(x), expected)
     assert len(compiled) == 1
