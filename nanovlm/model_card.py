@@ -17,7 +17,7 @@ from typing import Any
 from nanovlm.config import TrainConfig, presets
 from nanovlm.data.thimble import SUBSETS
 
-LOG, RESULTS, CARD = "train_log.jsonl", "results.json", "README.md"
+LOG, FIRST_LOG, RESULTS, CARD = "train_log.jsonl", "first_train_log.jsonl", "results.json", "README.md"
 NOT_OF_THE_RECIPE = ("run_name", "output_dir", "resume", "wandb")
 
 
@@ -55,8 +55,11 @@ def curve(log: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def write_card(results: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> str:
-    """The card's text, from the scores (results.json) and the log (train_log.jsonl) of one run."""
+def write_card(
+    results: Mapping[str, Any], log: Sequence[Mapping[str, Any]], first_log: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """The card's text, from the scores (results.json) and the log (train_log.jsonl) of one run, and from the log of the
+    run that it started from."""
     recipe = results["recipe"]
     test = results["test"]
     mean = sum(result["accuracy"] for result in test.values()) / len(test)
@@ -70,7 +73,7 @@ def write_card(results: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> 
         f"64-pixel pictures of the Thimble ({', '.join(names)}). It is the model of chapter 00 and runs anywhere, "
         f"without a network. It knows nothing but those pictures{left_out}.",
         "## How it was trained",
-        *beginning(results),
+        *beginning(results, first_log),
         f"```\n{command(recipe, results.get('started_from', {}).get('model'))}\n```",
         f"{results['step']:,} steps, {samples:,} pictures, {results['seconds'] / 60:.0f} minutes on "
         f"{results['machine']}. The machine did other work at the same time, so the minutes are an upper bound. The "
@@ -96,7 +99,7 @@ def write_card(results: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> 
     return "\n\n".join(parts) + "\n"
 
 
-def beginning(results: Mapping[str, Any]) -> list[str]:
+def beginning(results: Mapping[str, Any], first_log: Sequence[Mapping[str, Any]]) -> list[str]:
     """Markdown: where the weights came from that the run started with."""
     seed = results["recipe"]["seed"]
     before = results.get("started_from")
@@ -104,10 +107,12 @@ def beginning(results: Mapping[str, Any]) -> list[str]:
         return [f"From random weights, with seed {seed}:"]
     if "recipe" not in before:
         return [f"From the weights of {before['model']}, with seed {seed}:"]
+    name = Path(before["model"]).parent.name
     return [
         f"First from random weights, with seed {before['recipe']['seed']}, {before['step']:,} steps in "
         f"{before['seconds'] / 60:.0f} minutes:",
-        f"```\n{command(before['recipe'])} --run-name {before['recipe']['run_name']}\n```",
+        f"```\n{command(before['recipe'])} --run-name {name}\n```",
+        "\n".join(curve(first_log)),
         f"Then on from its best weights, with seed {seed}:",
     ]
 
@@ -124,7 +129,11 @@ def release(run: Path, out: Path) -> None:
         shutil.copy(file, out / file.name)
     shutil.copy(run / "metrics.jsonl", out / LOG)
     shutil.copy(run / RESULTS, out / RESULTS)
-    (out / CARD).write_text(write_card(results, read_log(out / LOG)), encoding="utf-8")
+    first_log = []
+    if "recipe" in results.get("started_from", {}):  # its path is relative to where the command was given, as here
+        shutil.copy(Path(results["started_from"]["model"]).parent / "metrics.jsonl", out / FIRST_LOG)
+        first_log = read_log(out / FIRST_LOG)
+    (out / CARD).write_text(write_card(results, read_log(out / LOG), first_log), encoding="utf-8")
 
 
 def main() -> None:
