@@ -47,10 +47,10 @@ def trace(
     A model's own keyword arguments of these names go through functools.partial. If the run fails, the error is raised
     again, explained, with the trace so far as its `trace`.
 
-    Results are bitwise those of an untraced run; those of a model under torch.compile are the uncompiled model's. In eval
-    mode without gradients nn.TransformerEncoder, its layers and nn.MultiheadAttention run fused kernels, which torch
-    switches off while anything watches: their steps are shown as watched, and the result that goes on is that of a
-    second, unwatched call (trace/fused.py).
+    Results are bitwise those of an untraced run; those of a model under torch.compile are the uncompiled model's. In
+    eval mode without gradients nn.TransformerEncoder, its layers and nn.MultiheadAttention run fused kernels, which
+    torch switches off while anything watches: their steps are shown as watched, and the result that goes on is that of
+    a second, unwatched call (trace/fused.py).
     """
     if not callable(fn):
         raise TypeError(f"trace() needs a model or a function to call; got {type(fn).__name__}.")
