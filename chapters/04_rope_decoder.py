@@ -118,15 +118,19 @@ torch.testing.assert_close(a_b_c[2], b_a_c[2])  # C's output: the same
 # %%
 with torch.no_grad():
     states = pocket(**prompt, output_hidden_states=True).hidden_states  # five of [1, length, dim]
-for i, x in enumerate(states):
-    sizes = x.pow(2).mean(dim=-1).sqrt()[0]
+sizes = [x.pow(2).mean(dim=-1).sqrt()[0] for x in states]  # five of [length]
+of_picture = prompt["input_ids"][0] == pocket.config.image_token_id  # [length]
+for i, size in enumerate(sizes):
     name = f"into block {i}" if i < 4 else "behind the norm"
-    print(f"{name:16} sizes from {sizes.min():5.2f} to {sizes.max():5.2f}")
-assert states[3].pow(2).mean() > 10 * states[0].pow(2).mean()
+    text, image = size[~of_picture], size[of_picture]
+    print(f"{name:16} text {text.min():5.2f} to {text.max():5.2f}, picture {image.min():5.2f} to {image.max():5.2f}")
+assert sizes[0][of_picture].min() > 4 * sizes[0][~of_picture].max()
+assert (sizes[3] > sizes[0]).all() and (sizes[3] > 10 * sizes[0])[~of_picture].all()
 
 # %% [markdown]
-# Text and picture start with very different sizes, and all of them grow. A linear layer that was trained on numbers
-# around 1 cannot work with numbers around 100. So each part first brings its input to size 1.
+# The text starts small, the picture's tokens start several times as large, and all of them grow: the text more than
+# tenfold. A linear layer that was trained on numbers of one size cannot work with numbers ten times as large. So each
+# part first brings its input to size 1.
 #
 # The vision encoder did that with LayerNorm: subtract the mean, divide by the standard deviation, multiply by a weight,
 # add a bias. Llama leaves out half of it: **RMSNorm** divides by the root mean square and multiplies by a weight, that
@@ -167,9 +171,8 @@ torch.testing.assert_close(RMSNorm(8, eps=1e-5)(x), by_hand)
 #
 # ### Why in float32
 #
-# Large models run in half precision: 16 bits a number. A float16 ends at 65,504. The pocket model's vectors have sizes
-# around 100, in larger models single numbers reach the hundreds and more ([Sun et al.
-# 2024](https://arxiv.org/abs/2402.17762)), and RMSNorm *squares* them:
+# Large models run in half precision: 16 bits a number. A float16 ends at 65,504. In such models single numbers of these
+# vectors reach the hundreds and more ([Sun et al. 2024](https://arxiv.org/abs/2402.17762)), and RMSNorm *squares* them:
 
 # %% tags=["nbval-check-output"]
 x = torch.tensor([300.0, -300.0, 300.0, 300.0], dtype=torch.float16)
@@ -230,7 +233,8 @@ with patch.object(language_model.RMSNorm, "forward", without_the_mean):
     assert score("the mean subtracted, as LayerNorm") > 0.9
 
 # %% [markdown]
-# Without the norm the model is dead. But subtract the mean, which it was *not* trained with, and nothing happens. Why?
+# Without the norm the model is dead. But subtract the mean, which it was *not* trained with, and next to nothing
+# happens. Why?
 # Look at how large the mean is, beside the root mean square, in the vectors that the norms read:
 
 # %%
@@ -442,7 +446,7 @@ with patch.object(language_model, "apply_rope", apply_rope_to_neighbours):
     wrong_pairs = score("neighbours instead of halves")
 with patch.object(language_model, "apply_rope", lambda x, cos, sin: x):
     no_positions = score("no rotation at all")
-assert 0.2 < wrong_pairs < 0.7 and 0.2 < no_positions < 0.8
+assert all(0.3 < right < as_shipped - 0.15 for right in (wrong_pairs, no_positions))
 
 # %% [markdown]
 # Many answers are wrong now, with the wrong pairs and with no rotation alike. Yet neither model is dead, and that is the
@@ -812,9 +816,13 @@ def gate_and_up_swapped(self: nn.Module, x: Tensor) -> Tensor:
 
 
 with patch.object(language_model.SwiGLU, "forward", gate_and_up_swapped):
-    assert score("gate and up swapped") < as_shipped - 0.5
+    assert 0.3 < score("gate and up swapped") < as_shipped - 0.15
 
 # %% [markdown]
+# Many answers are wrong, and many are not. Where both numbers are well above 0, the swap changes little: SiLU is close to x
+# there, and a product does not ask which comes first. Where both are well below, hardly anything passes either way. But
+# where their signs differ, what was shut is open now.
+#
 # ## The block, and the decoder
 #
 # A block has two halves. Each reads x through a norm, works, and *adds* its result to x. The x itself passes through

@@ -239,8 +239,7 @@ Quiz(
     because=(
         "No layer checks a range. A tensor is a tensor.",
         "The numbers are over a hundred times as large as any that the weights have seen, and never negative.",
-        "The shapes fit, the words come out in fine sentences, and they have little to do with the picture. Below you "
-        "measure it.",
+        "The shapes fit, words come out as ever, and they have little to do with the picture. Below you measure it.",
     ),
 )
 
