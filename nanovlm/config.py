@@ -324,6 +324,7 @@ def presets() -> dict[str, Preset]:
                 dataset_size=50_000,
                 max_steps=640,
                 optimizer="muon",
+                weight_decay=0.1,  # Muon's step has one length: a matrix that grows turns less and less (LOG.md)
                 lr_projector=2e-3,
                 lr_backbones=2e-3,
                 eval_every=100,
