@@ -60,14 +60,14 @@ Quiz(
 
 Quiz(
     id="ch02.head",
-    question="In this picture, head 2 of block 1 looks at the square at the bottom right, from 48 of the 64 "
-    "patches. What does this head look for?",
-    choices=("squares", "the bottom right", "purple", "one picture cannot tell"),
+    question="From most patches of the star, one head of block 1 looks at the circle at the bottom left. What does it "
+    "look for?",
+    choices=("circles", "the bottom left", "blue", "one picture cannot tell"),
     right=3,
     because=(
-        "It may be. But the square is also the only purple thing, and the only thing at the bottom right.",
-        "It may be. But what lies there is also the only square, and the only purple thing.",
-        "It may be. But the only purple thing is also the only square, and lies at the bottom right.",
+        "It may be. But the circle is also the only blue thing, and the only thing at the bottom left.",
+        "It may be. But what lies there is also the only circle, and the only blue thing.",
+        "It may be. But the only blue thing is also the only circle, and lies at the bottom left.",
         "Three explanations fit. Pictures that pull them apart can decide.",
     ),
 )
