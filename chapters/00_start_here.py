@@ -110,8 +110,8 @@ ask(model)
 #   and answers that go with them. No photo was among them.
 # - **It sees little.** Every picture is squashed to the small square on the card before it goes in.
 # - **It answers what it was asked in training, as it was asked.** There a picture was described only after questions
-#   about it. Begin with "Describe the picture.", and shapes it describes all the same, but bars and signs it takes for
-#   shapes, or babbles.
+#   about it. Begin with "Describe the picture.", and shapes it describes all the same. Bars it takes for shapes. Signs it
+#   takes for shapes too, or misspells, though it reads the same signs when you ask what they say.
 # - **It never says "I don't know".** Nobody taught it to. It always finds some next word more likely than the others,
 #   and says it.
 #
@@ -261,23 +261,43 @@ seeing_bars(
 #   picture: with the wrong one, the model is back to guessing.
 # - Two bars of equal length: the answers came from the question, and the picture was decoration.
 #
-# One line falls behind: `exists`, asked of signs. The model reads them letter by letter, and is often wrong about whether
-# there is a K. To read and to search are two skills, and training taught it one of them better.
-#
-# Each line stands on few questions, so a few points mean nothing. Here are the means in numbers:
+# Nearly every filled bar reaches the end, or almost. The outlined ones end around their ticks, some beyond, some short of
+# them. So it looks. Each line stands on few questions, so a few points mean nothing. Here are the means in numbers:
 
 # %%
-signs = results["glyphs"].scores
-assert signs["exists"].accuracy < signs["read"].accuracy
 for subset, result in results.items():
     guessing = sum(chance(subset).values()) / len(chance(subset))
     total = sum(score.total for score in result.scores.values())
+    assert result.accuracy > 0.9 and abs(result.blind_accuracy - guessing) < 0.15
     print(
         f"{subset:8} {result.accuracy:6.1%} with its own picture, {result.blind_accuracy:6.1%} with another one's, "
         f"{guessing:6.1%} by guessing ({total} questions)"
     )
 
 # %% [markdown]
+# Is there nothing left that it gets wrong? Careful: a slip that is rare enough seldom shows up among few questions. The
+# model comes with a record of a longer test, 500 questions of each kind. Here are the kinds in which it did worst, and
+# how often a test as short as ours would have shown *no* mistake in them:
+
+# %%
+import json
+
+record = json.loads((asset_path("pocket") / "results.json").read_text(encoding="utf-8"))["test"]
+kinds = {f"{subset} {kind}": score for subset, part in record.items() for kind, score in part["kinds"].items()}
+worst = sorted(kinds, key=lambda name: kinds[name]["accuracy"])
+for name in worst[:3]:
+    share = kinds[name]["accuracy"]
+    print(
+        f"{name:16} {kinds[name]['correct']} of {kinds[name]['total']} right; "
+        f"{num_pictures} questions without a mistake: {share**num_pictures:.0%} of the time"
+    )
+assert set(worst[:2]) == {"shapes count", "shapes compare"}
+
+# %% [markdown]
+# The two at the top have something in common: both need counting. `count` asks, for example, how many red shapes there
+# are; `compare`, whether there are more squares than hearts. To count *all* shapes is easy for it. To pick some of them
+# out and count those is two things at once, and there it is sometimes off by one.
+#
 # Chapter 10 will be about such numbers, and about the ways in which they mislead. (Chapters 07 to 11 are not written yet.)
 
 # %% [markdown]
