@@ -91,14 +91,14 @@ Quiz(
 
 Quiz(
     id="ch12.removed",
-    question='Head 1 of the last block takes nearly all of its weight from image token 1. The model says "top" with '
-    "probability 1.00. We replace token 1 by the mean of all image tokens. What is the probability then?",
+    question="The head of the picture above takes nearly all of its weight from one image token. The model says “top” "
+    "with probability 1.00. We replace that token by the mean of all image tokens. What is the probability then?",
     choices=("about 0: what it looked at is gone", "about 0.5", "about 1, as before", "a quarter, by guessing"),
     right=2,
     because=(
         "Then this head would be the only way from picture to answer, and this token the only one that knows.",
         "Other heads look elsewhere, so one may hope for half. Try it.",
-        "As before. The likely reason: the encoder has told the star's other tokens what token 1 knows.",
+        "As before. The likely reason: the encoder has told another of the star's tokens what this one knows.",
         "Guessing is for who knows nothing of the star. Does this token alone hold all that the model knows of it?",
     ),
 )
