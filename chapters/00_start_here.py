@@ -110,8 +110,8 @@ ask(model)
 #   and answers that go with them. No photo was among them.
 # - **It sees little.** Every picture is squashed to the small square on the card before it goes in.
 # - **It answers what it was asked in training, as it was asked.** There a picture was described only after questions
-#   about it. Begin with "Describe the picture.", and shapes it describes all the same. Bars it takes for shapes. Signs it
-#   takes for shapes too, or misspells, though it reads the same signs when you ask what they say.
+#   about it. Begin with "Describe the picture.", and shapes it describes all the same. Bars it takes for shapes. Most
+#   signs it takes for shapes too, or misspells, though it reads the same signs when you ask what they say.
 # - **It never says "I don't know".** Nobody taught it to. It always finds some next word more likely than the others,
 #   and says it.
 #
