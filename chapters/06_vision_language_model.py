@@ -35,6 +35,7 @@ except ImportError:
     import_module("nanovlm.course")
 
 # %%
+from collections import Counter
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -638,22 +639,24 @@ with changed(model.projector, shuffled):
     seen["tokens out of order"] = scores(model, samples)
     fatal = [text for text, (_, truth) in ASKED.items() if model.generate(image=picture, prompt=text) != truth]
 
-assert fatal == ["What colour is the triangle?"]
-assert mean(seen["its own picture"]) > 0.9 and mean(seen["tokens out of order"]) > 0.7
+assert len(fatal) == 1
+assert mean(seen["its own picture"]) > 0.9
+assert mean(seen["its own picture"]) - 0.02 > mean(seen["tokens out of order"]) > 0.7
 assert max(mean(seen["grey"]), mean(seen["another one's picture"])) < 0.45
 lost = {kind: right - seen["tokens out of order"][kind] for kind, right in seen["its own picture"].items()}
-assert min(lost[kind] for kind in ("shape", "count", "where")) > max(lost[kind] for kind in ("colour", "exists"))
+assert lost["shape"] + lost["count"] > lost["colour"] + lost["exists"]
+print(f"Of the three questions above, the wrong order is fatal for: {fatal[0]}")
 score_table(seen, guessing=chance("shapes"))
 
 # %% [markdown]
 # Read it from the bottom. Who guesses reaches the last line. Grey, or somebody else's picture, is about as good as
 # that: the model knows nothing then, and says something all the same.
 #
-# And out of order? Of the three questions above the triangle's colour is lost, but over many pictures most answers are
-# still right. Each patch got its position added in chapter 01, before the encoder. So an image token *says* where it
-# belongs, wherever it stands. The order in the line is a second hint (RoPE, chapter 04), now a false one, and it costs
-# some answers: shapes, counts and places, while colours hardly notice. If you expected "where" to fall to guessing, you
-# are in good company. That is what ablations are for.
+# And out of order? Of the three questions above one is lost, but over many pictures nearly all answers are still right.
+# Each patch got its position added in chapter 01, before the encoder. So an image token *says* where it belongs,
+# wherever it stands. The order in the line is a second hint (RoPE, chapter 04), now a false one, and it costs a few
+# answers: rather shapes and counts than colours. If you expected "where" to fall to guessing, you are in good company.
+# That is what ablations are for.
 #
 # Is the order only ever a hint, then? Do not take one ablation for a law. The same model reads signs. Shuffle *their*
 # image tokens:
@@ -664,12 +667,13 @@ by_order = {"in order": scores(model, signs)}
 with changed(model.projector, shuffled):
     by_order["tokens out of order"] = scores(model, signs)
 assert by_order["in order"]["read"] > 0.9 and by_order["tokens out of order"]["read"] < 0.4
+assert by_order["in order"]["exists"] - by_order["tokens out of order"]["exists"] < 0.1
 score_table(by_order, guessing=chance("glyphs"))
 
 # %% [markdown]
-# To *read* a sign is to say its characters one after the other, and that falls to a fifth. (Whether a character is on
-# the sign needs no order, and does not suffer. The model is not good at it in any case.) For the same weights, the
-# order of the line is a side matter in one task and the heart of another.
+# To *read* a sign is to say its characters one after the other, and that falls to about a fifth. (Whether a character
+# is on the sign needs no order, and does not suffer.) For the same weights, the order of the line is a side matter in
+# one task and the heart of another.
 
 # %% [markdown]
 # ## What breaks
@@ -696,18 +700,21 @@ def behind(ids):
 
 broken = {"as it should be": seen["its own picture"], "behind the question": scores(model, samples, behind)}
 right, late = (mean(by_kind) for by_kind in broken.values())
-assert late < 0.4 and broken["behind the question"]["where"] < chance("shapes")["where"]
+assert late < 0.4 and all(broken["behind the question"][kind] < chance("shapes")[kind] for kind in ("where", "exists"))
 print(f"{right:.0%} of the answers are right, and with the picture behind the question {late:.0%}")
 
-colour_ids, _ = model.prepare_prompt("What colour is the triangle?", picture)
-for name, some_ids in ((question, ids), ("What colour is the triangle?", colour_ids)):
-    written = model.generate_ids(torch.tensor([behind(some_ids)]), pixels, max_new_tokens=12)[0].tolist()
-    print(f"{name} - {model.tokenizer.decode(written, skip_special_tokens=False)}")
+whether = [each for each in questions_of(samples) if each.kind == "exists"]  # such as: Is there a red square?
+prompts = [model.prepare_prompt(each.text, each.images) for each in whether]
+batch = model.collate_prompts([(behind(ids), pixels) for ids, pixels in prompts])
+told = Counter(model.tokenizer.decode(row).strip() for row in model.generate_ids(**batch, max_new_tokens=12).tolist())
+assert told["yes"] + told["no"] < len(whether) / 2
+print(f"Is there …? {told['yes'] + told['no']} of {len(whether)} times yes or no. Most frequent: {told.most_common(4)}")
 
 # %% [markdown]
-# Guessing would do as well. Worse than that, it does not even keep to the question: asked for a colour it says "no", and
-# the table below shows "where" and "colour" under the level of guessing. The question's words are read before there is
-# a picture, so they cannot fetch anything from it. And the model has never met a prompt in this order.
+# Guessing would do better. For it does not even keep to the question: asked whether there is something, the model says
+# a colour, a number or nothing, and the table below shows "exists" and "where" far under the level of guessing. The question's
+# words are read before there is a picture, so they cannot fetch anything from it. And the model has never met a prompt
+# in this order.
 #
 # A model *can* be trained with pictures at the end. But it has to be the same in training and in use: the weights know
 # one way to stand in line.
@@ -754,7 +761,7 @@ for padding in (3, 40):
     print(f"{padding:2} of padding: the logits differ by {lost:.2f} without the mask, with it by less than 0.001")
 
 # %% [markdown]
-# To be fair: our model bears it, as the table below shows. Nearly all of its answers stay right. But what it says to
+# To be fair: our model bears it, as the table below shows. All but a few of its answers stay right. But what it says to
 # *your* question now depends on how long the *others'* questions in the batch are. Nobody finds such a bug by looking
 # at answers. A comparison finds it at once: ask alone, ask in a batch, and the logits must be the same.
 
@@ -788,9 +795,9 @@ with changed(model.projector, lambda image_tokens: image_tokens @ turn):
 assert mean(broken["three times as long"]) > 0.85 and mean(broken["turned"]) < 0.5
 
 # %% [markdown]
-# You see the numbers below. The length is nearly forgiven, since each decoder block begins with a norm (chapter 04);
-# what it costs, it costs in counting. The direction is everything. In nanoVLM the projector starts from random numbers between two trained parts: at first,
-# every picture arrives in a language that the decoder does not speak.
+# You see the numbers below. The length is nearly forgiven, since each decoder block begins with a norm (chapter 04): it
+# costs a few answers. The direction is everything. In nanoVLM the projector starts from random numbers between two
+# trained parts: at first, every picture arrives in a language that the decoder does not speak.
 
 # %% [markdown]
 # ### 4. Weights that were not loaded
@@ -810,11 +817,12 @@ careless.tokenizer, careless.image_processor = model.tokenizer, model.image_proc
 broken["strict=False"] = scores(careless, samples)
 assert mean(broken["strict=False"]) < 0.5
 
-print(question, "-", careless.generate(image=picture, prompt=question))
+for text, (_, truth) in ASKED.items():
+    print(f"{text} - {careless.generate(image=picture, prompt=text)}, in truth {truth}")
 score_table(broken, guessing=chance("shapes"))
 
 # %% [markdown]
-# It speaks perfectly and sees nothing. In training, this is the loss that stays high for no reason; in use, a model
+# It speaks perfectly and sees nothing. Where it is right, it is by luck: few answers are possible. In training, this is the loss that stays high for no reason; in use, a model
 # that "is a bit weak". The package loads strictly, always, and says what does not fit:
 
 # %% tags=["nbval-check-output"]
@@ -950,13 +958,14 @@ side_by_side(own[:4], rows, ("your parts", "wrong reshape"))
 # %%
 both = {"your parts": scores(mine, samples), "wrong reshape": scores(wrong, samples)}
 assert mean(both["your parts"]) - mean(both["wrong reshape"]) > 0.3
-assert both["wrong reshape"]["colour"] > max(both["wrong reshape"][kind] for kind in ("shape", "count")) + 0.3
+assert both["wrong reshape"]["colour"] > max(both["wrong reshape"][kind] for kind in ("shape", "count")) + 0.2
+assert both["wrong reshape"]["count"] < chance("shapes")["count"] + 0.15 and both["wrong reshape"]["shape"] < 0.65
 score_table(both, guessing=chance("shapes"))
 
 # %% [markdown]
 # One line of one function. Look at which kinds suffer. *Colour* is hurt least: red is red, in a tile or in a strip.
-# *Shape* falls to about guessing, and *count* with it: what the layer takes for the patch below is the one two to the
-# right. The model is not blind. It sees a picture that nobody showed it.
+# *Count* falls to about guessing, and about half of the *shapes* are lost: what the layer takes for the patch below is
+# the one two to the right. The model is not blind. It sees a picture that nobody showed it.
 #
 # No shape, no error and no loss curve tells this bug from a model that needs more training. What finds it: a test with
 # numbers (your check in chapter 03), a comparison with a model that is known to be right, and an ablation.
