@@ -576,7 +576,7 @@ assert hits["last", "typed, unsafe"] > 44
 # %% [markdown]
 # Look at the first character. In the unsafe way the conversation has an answer that nobody gave, and for many of the
 # signs the model now trusts it more than the picture, though it reads nearly every one when it is asked plainly. In the
-# safe way there is one turn, as it should be, with strange letters in the question. They may cost an answer or two, but
+# safe way there is one turn, as it should be, with strange letters in the question. They may cost a few answers, but
 # they do not put a 7 there: the picture decides.
 #
 # Not every question falls. Ask for the *last* character, and this lie changes next to nothing. But who attacks has time

@@ -712,9 +712,9 @@ print(f"Is there …? {told['yes'] + told['no']} of {len(whether)} times yes or 
 
 # %% [markdown]
 # Guessing would do better. For it does not even keep to the question: asked whether there is something, the model says
-# a colour, a number or nothing, and the table below shows "exists" and "where" far under the level of guessing. The question's
-# words are read before there is a picture, so they cannot fetch anything from it. And the model has never met a prompt
-# in this order.
+# a colour, a number or nothing, and the table below shows "exists" and "where" far under the level of guessing. The
+# question's words are read before there is a picture, so they cannot fetch anything from it. And the model has never
+# met a prompt in this order.
 #
 # A model *can* be trained with pictures at the end. But it has to be the same in training and in use: the weights know
 # one way to stand in line.

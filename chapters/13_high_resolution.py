@@ -226,8 +226,9 @@ share_bars({name: reads[shrink] for shrink, name in names.items()}, chance=1 / 3
 #
 # **And the pocket model's fall?** A sign has three letters on average, and all must be right. So the cell cubes the
 # probe's share: 49 % after 150 steps, 85 % after 400. The pocket model, which never saw a sign shrunk, reads fewer
-# than either: the cell prints both shares. Some of its fall is lost detail, and some is blur that it never learned from. How much of each, this page cannot say. It can
-# for the probe, which did learn from blur: what that misses is detail that it could not get out in so many steps.
+# than either: the cell prints its share beside the probe's. Some of its fall is lost detail, and some is blur that it
+# never learned from. How much of each, this page cannot say. It can for the probe, which did learn from blur: what that
+# misses is detail that it could not get out in so many steps.
 #
 # Be careful with such numbers. The probe's letters are clean, alone, and it knows where they are. (The thin line at a
 # bar's end: with 660 letters, such a share is sure to 4 points.)
