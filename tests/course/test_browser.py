@@ -176,7 +176,7 @@ def test_a_click_on_a_patch_shows_where_it_looks(page: Page, lab: str) -> None:
     run_all(page)
     box = page.locator(".jp-OutputArea-output .widget-vbox").filter(has=page.locator(".widget-gridbox")).first
     picture = box.locator(".widget-html-content")
-    assert "Patch 36 looks" in picture.inner_text()
+    assert "Patch 17 looks" in picture.inner_text()
     patch = box.locator(".widget-gridbox button").nth(10)
     patch.scroll_into_view_if_needed()
     patch.click()

@@ -265,6 +265,7 @@ def test_the_first_ctrl_c_saves_and_says_how_to_go_on(number, tmp_path, before_s
 def test_the_second_ctrl_c_stops_at_once(tmp_path, before_step):
     def twice(_):
         signal.raise_signal(signal.SIGINT)
+        time.sleep(0.01)  # Python takes two that come before it has looked for one
         signal.raise_signal(signal.SIGINT)
 
     before_step(3, twice)
