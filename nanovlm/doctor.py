@@ -176,7 +176,7 @@ def notebook_sizes() -> Finding:
     try:
         found = budget()
     except ValueError as error:
-        return Finding("budget", str(error), "problem", "unset NANOVLM_BUDGET lets this machine decide.")
+        return Finding("budget", str(error), "problem", "Unset it, and this machine decides.")
     return Finding("budget", f"{found.name}: {found.reason}")
 
 

@@ -74,7 +74,7 @@ def write_card(
         f"without a network. It knows nothing but those pictures{left_out}.",
         "## How it was trained",
         *beginning(results, first_log),
-        f"```\n{command(recipe, results.get('started_from', {}).get('model'))}\n```",
+        f"```\n{command_of(results)}\n```",
         f"{results['step']:,} steps, {samples:,} pictures, {results['seconds'] / 60:.0f} minutes on "
         f"{results['machine']}. The machine did other work at the same time, so the minutes are an upper bound. The "
         "validation loss alone chose the checkpoint. Another machine or another version of torch gives slightly other "
@@ -99,22 +99,25 @@ def write_card(
     return "\n\n".join(parts) + "\n"
 
 
-def beginning(results: Mapping[str, Any], first_log: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Markdown: where the weights came from that the run started with."""
+def beginning(results: Mapping[str, Any], first_log: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """Markdown: where the weights came from that a run started with, and the run that made them, where it is known."""
     seed = results["recipe"]["seed"]
     before = results.get("started_from")
     if before is None:
         return [f"From random weights, with seed {seed}:"]
     if "recipe" not in before:
         return [f"From the weights of {before['model']}, with seed {seed}:"]
-    name = Path(before["model"]).parent.name
     return [
-        f"First from random weights, with seed {before['recipe']['seed']}, {before['step']:,} steps in "
-        f"{before['seconds'] / 60:.0f} minutes:",
-        f"```\n{command(before['recipe'])} --run-name {name}\n```",
+        *beginning(before),
+        f"```\n{command_of(before)} --run-name {Path(before['model']).parent.name}\n```",
+        f"{before['step']:,} steps, {before['seconds'] / 60:.0f} minutes.",
         "\n".join(curve(first_log)),
         f"Then on from its best weights, with seed {seed}:",
     ]
+
+
+def command_of(results: Mapping[str, Any]) -> str:
+    return command(results["recipe"], results.get("started_from", {}).get("model"))
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -34,18 +34,8 @@ def test_a_sound_environment(
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
     assert "Everything that the course needs is here." in out
-    for subject in (
-        "Python",
-        "machine",
-        "memory",
-        "disk",
-        "progress",
-        "budget",
-        "dependencies",
-        "nanovlm[dev]",
-        "device",
-        "pocket model",
-    ):
+    subjects = ("Python", "machine", "memory", "disk", "progress", "budget", "dependencies", "nanovlm[dev]", "device")
+    for subject in (*subjects, "pocket model"):
         assert f"  {subject} " in out
     assert "!!" not in out
 
@@ -65,7 +55,7 @@ def test_a_budget_that_does_not_exist_is_a_problem(monkeypatch: pytest.MonkeyPat
     assert doctor.notebook_sizes().found == "laptop: NANOVLM_BUDGET says so"
     monkeypatch.setenv("NANOVLM_BUDGET", "huge")
     found = doctor.notebook_sizes()
-    assert found.state == "problem" and "'huge'" in found.found and "unset" in found.advice
+    assert found.state == "problem" and "'huge'" in found.found and "Unset it" in found.advice
 
 
 def test_a_missing_or_old_package_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,3 +70,13 @@ def test_the_shipped_weights_score_as_recorded(pocket, results, subset):
     share = sum(row["correct"] for row in recorded) / sum(row["total"] for row in recorded)
     spread = (share * (1 - share) / total) ** 0.5
     assert abs(right / total - share) <= 4 * spread + 1 / total
+
+
+def test_a_card_tells_of_every_run_that_led_to_the_model(results):
+    """A third run that went on from this model does not begin with random weights twice."""
+    told = {key: results[key] for key in ("step", "seconds", "recipe", "started_from")}
+    third = {**results, "started_from": {"model": "runs/stage2/best", **told}}
+    card = write_card(third, [])
+    commands = [line for line in card.splitlines() if line.startswith("nanovlm train")]
+    assert len(commands) == 3 and card.count("From random weights") == 1
+    assert "--model runs/stage1/best" in commands[1] and "--model runs/stage2/best" in commands[2]

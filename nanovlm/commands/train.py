@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from nanovlm.commands.options import parse
 from nanovlm.config import TrainConfig, presets
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from nanovlm.train import Run
 
 TEST_PICTURES = 500  # per subset and split
@@ -77,11 +79,10 @@ def default_options(arguments: Sequence[str]) -> Options:
 
 def examine(run: Run, options: Options) -> None:
     """Score the best model on pictures it never saw, show it, and write it into the run's directory."""
-    import json
     from pathlib import Path
 
     from nanovlm.commands import report
-    from nanovlm.commands.models import load_model
+    from nanovlm.commands.models import find_model, load_model
     from nanovlm.data.thimble import SUBSETS
     from nanovlm.doctor import processor
     from nanovlm.models.hub import write_json
@@ -109,14 +110,21 @@ def examine(run: Run, options: Options) -> None:
         "recipe": asdict(options.recipe),
     }
     if options.model is not None:
-        about["started_from"] = {"model": options.model}
-        before = Path(options.model).parent / "results.json"  # a run keeps its best model beside its scores
-        if before.is_file():
-            told = json.loads(before.read_text(encoding="utf-8"))
-            about["started_from"] |= {key: told[key] for key in ("step", "seconds", "recipe")}
+        about["started_from"] = {"model": options.model, **how_it_was_trained(Path(find_model(options.model)))}
     write_json({**about, **results}, run.directory / "results.json")
     print(f"\nscores     {run.directory / 'results.json'}")
     if test:
         title = f"{', '.join(subsets)}: trained in {run.seconds / 60:.1f} minutes"
         report.write_sheet(run.directory / "answers.png", title, test)
         print(f"pictures   {run.directory / 'answers.png'}")
+
+
+def how_it_was_trained(model: Path) -> dict[str, Any]:
+    """From the scores beside a run's best model, or in the directory of a released one; {} where there are none."""
+    import json
+
+    results = (model.parent if model.name == "best" else model) / "results.json"
+    if not results.is_file():
+        return {}
+    told = json.loads(results.read_text(encoding="utf-8"))
+    return {key: told[key] for key in ("step", "seconds", "recipe", "started_from") if key in told}

@@ -53,10 +53,8 @@ class Describer:
 
     def same(self, known: Any, other: Any) -> None:
         """Take the tensors of `other` for those of `known`, one by one."""
-        pairs = zip(known, other, strict=True) if isinstance(known, tuple) else [(known, other)]
-        for a, b in pairs:
-            if isinstance(a, Tensor) and isinstance(b, Tensor):
-                self._seen[id(b)] = (weakref.ref(b), self._tensor(a))
+        for a, b in zip(tensors_in(known), tensors_in(other), strict=True):
+            self._seen[id(b)] = (weakref.ref(b), self._tensor(a))
 
     def forget(self) -> None:
         self._seen.clear()
@@ -83,6 +81,14 @@ class Describer:
         info = TensorInfo(tuple(shape), tensor.dtype, device, uid, tensor.requires_grad, self._names.get(key))
         self._seen[key] = (weakref.ref(tensor), info)
         return info
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [tensor for part in value for tensor in tensors_in(part)]
+    return []
 
 
 def facts(args: tuple, kwargs: dict) -> dict[str, int]:

@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import _pop_mode_temporarily
+
+from nanovlm.trace.describe import tensors_in
 
 FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
@@ -35,7 +37,7 @@ def has_fused_path(module: nn.Module) -> bool:
 def would_be_fused(module: nn.Module, result: Any) -> bool:
     """Whether the call that gave `result` may have taken the fused path, had nobody watched it."""
     watched_by_us_alone = torch._C._len_torch_function_stack() == 1
-    return watched_by_us_alone and not module.training and not any(t.requires_grad for t in _tensors(result))
+    return watched_by_us_alone and not module.training and not any(t.requires_grad for t in tensors_in(result))
 
 
 @contextmanager
@@ -51,8 +53,3 @@ def unwatched(module: nn.Module, hook_ids: set[int]) -> Iterator[None]:
     finally:
         for child, after, before in kept:
             child._forward_hooks, child._forward_pre_hooks = after, before
-
-
-def _tensors(result: Any) -> list[Tensor]:
-    parts = result if isinstance(result, tuple) else (result,)
-    return [part for part in parts if isinstance(part, Tensor)]

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from nanovlm.trace.describe import tensors_in
 from nanovlm.trace.rows import Row
 
 
 def watch_values(row: Row, func: Any, args: tuple, kwargs: dict, result: Any) -> None:
     """Mean, standard deviation, extremes, and the number of NaN and Inf, of what came out (finite values only)."""
-    parts = [t.detach() for t in _tensors(result) if t.is_floating_point() and not t.is_meta and t.numel()]
+    parts = [t.detach() for t in tensors_in(result) if t.is_floating_point() and not t.is_meta and t.numel()]
     if not parts:
         return
     finite = torch.cat([t.flatten()[t.flatten().isfinite()].float() for t in parts])
@@ -114,11 +115,3 @@ class AtenMode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return self.recorder.on_aten(func, args, kwargs or {})
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, (list, tuple)):
-        return [tensor for part in value for tensor in _tensors(part)]
-    return []
