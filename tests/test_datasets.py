@@ -103,6 +103,18 @@ def jpeg(image):
     return buffer.getvalue()
 
 
+def test_a_photograph_is_turned_upright_once():
+    """A telephone stores it lying; the picture is opened for its tiles first, then for its pixels."""
+    upright = picture(size=(16, 16))
+    upright.paste("blue", (0, 0, 16, 5))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = io.BytesIO()
+    upright.transpose(Image.Transpose.ROTATE_90).save(stored, "PNG", exif=exif)
+    lying, plain = ({**sample(1), "images": [image]} for image in (stored.getvalue(), upright))
+    assert torch.equal(dataset([lying])[0]["images"], dataset([plain])[0]["images"])
+
+
 class Failing:
     def __len__(self):
         return 1

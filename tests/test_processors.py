@@ -114,6 +114,7 @@ def test_16_bit_png_and_tiff_files():
         ([-1.0, 0.0, 1.0], [0, 128, 255]),
         ([0.0, 500000.0, 1000000.0], [0, 128, 255]),
         ([0.0, 0.0, 0.0], [0, 0, 0]),
+        ([-2.0, -2.0, -2.0], [0, 0, 0]),
     ],
 )
 def test_float_pictures(values, expected):
@@ -148,6 +149,7 @@ def test_exif_orientation(orientation, format):
     rgb = open_image(saved(stored, format, exif=exif, **options))
     assert rgb.size == upright.size
     assert difference(rgb, upright) <= (12 if format == "JPEG" else 0)
+    assert difference(open_image(rgb), rgb) == 0, "opened twice it is turned once"
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")

@@ -45,7 +45,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     except Exception:  # a damaged EXIF block says nothing about the pixels
         turn = None
     rgb = _convert(image)
-    return rgb if turn is None else rgb.transpose(turn)
+    if turn is None:
+        return rgb
+    upright = rgb.transpose(turn)
+    upright.info = {}  # it still held the orientation: whoever opened the picture again would turn it again
+    return upright
 
 
 def _convert(image: Image.Image) -> Image.Image:
@@ -75,7 +79,7 @@ def _grey_to_8_bit(image: Image.Image) -> Image.Image:
     if not (image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")):
         whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
         fitting = [white for white in whites if grey.min() >= 0 and grey.max() <= white]
-        low, high = (0.0, fitting[0]) if fitting else (grey.min(), grey.max())
+        low, high = (0.0, fitting[0]) if fitting else (grey.min(), max(grey.max(), grey.min() + 1))
     return Image.fromarray(np.rint((grey - low) * (255.0 / (high - low))).astype(np.uint8))
 
 
