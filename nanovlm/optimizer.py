@@ -134,7 +134,7 @@ class Optimizers:
         """Shorten the gradient of all weights together to max_norm. Returns its length before."""
         for optimizer in self.all:
             scaler.unscale_(optimizer)
-        return torch.nn.utils.clip_grad_norm_(self.masters, max_norm, foreach=True)
+        return torch.nn.utils.clip_grad_norm_(self.masters, max_norm)
 
     def step(self, scaler: torch.amp.GradScaler, leave_out: bool = False) -> None:
         """`leave_out`: a float16 gradient overflowed. The scaler would hold back only the optimizer it belongs to."""

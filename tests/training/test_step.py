@@ -114,6 +114,15 @@ def test_gradients_are_clipped_together():
     assert clipped.max() == clipped.min(), "one factor for all: the direction stays"
 
 
+def test_gradients_are_clipped_on_a_device_without_foreach_kernels():
+    """As Apple's GPUs are; here the meta device stands for them."""
+    optimizers = Optimizers(new_model(), recipe(""))
+    master = torch.nn.Parameter(torch.zeros(3, device="meta"))
+    master.grad = torch.zeros(3, device="meta")
+    optimizers.pairs = [(master, master)]
+    assert optimizers.clip(1.0, choose_precision("fp32", CPU).scaler(CPU)).device.type == "meta"
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_every_weight_is_in_one_group_with_its_rate(optimizer):
     model = new_model()
