@@ -225,7 +225,7 @@ class TrainConfig:
     dataset_path: str = "thimble"  # "thimble", a Hub id, or a directory of parquet files
     dataset_names: tuple[str, ...] = ("shapes",)  # subsets, concatenated; Thimble: shapes charts glyphs choice captions
     dataset_size: int = 100_000  # Thimble only: training pictures per subset
-    val_size: int = 200  # Thimble only: validation pictures per subset
+    val_size: int = 200  # Thimble: validation pictures per subset; a stream: validation samples in all
     val_ratio: float = 0.01  # other data: the share held out for validation
     data_cutoff_idx: int | None = None  # use only the first so many samples: a quick run
     stream: bool = False  # read the data set as a stream instead of downloading it first
@@ -260,6 +260,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_values(self)
+        _require(
+            not isinstance(self.dataset_names, str),
+            f"dataset_names is a list of names, such as [{self.dataset_names!r}], not a single one.",
+        )
         self.dataset_names = tuple(self.dataset_names)
         counts = ("batch_size", "gradient_accumulation_steps", "max_steps", "max_length")
         for name in (*counts, "log_every", "eval_every", "save_every"):

@@ -18,6 +18,7 @@ from nanovlm.data.collators import VQACollator
 from nanovlm.data.datasets import VQADataset
 from nanovlm.data.loading import get_dataloaders, split_indices
 from nanovlm.data.thimble import Thimble
+from nanovlm.data.thimble.tables import png
 from tests.test_datasets import PROCESSOR, TOKENIZER, vlm_config
 
 CONFIG = vlm_config()
@@ -219,6 +220,11 @@ def test_truncated_samples_are_counted():
     assert train.num_truncated == 8
 
 
+def test_one_name_is_not_a_list_of_letters():
+    with pytest.raises(ValueError, match=r"dataset_names is a list of names, such as \['shapes'\]"):
+        train_config(dataset_names="shapes")
+
+
 @pytest.mark.parametrize("values", [{"dataset_names": ("cubes",)}, {"val_size": 0}, {"dataset_names": ()}])
 def test_wrong_thimble_settings(values):
     with pytest.raises(ValueError, match="Thimble"):
@@ -310,6 +316,33 @@ def test_a_stream_of_parquet(parquet, num_workers):
     assert answers(first(resumed, 4)) == answers(batches[5:9])
     with pytest.raises(TypeError, match="number of training steps"):
         len(train)
+
+
+@pytest.mark.filterwarnings("ignore:Skipped")
+def test_a_stream_survives_a_missing_picture(tmp_path):
+    import datasets
+
+    rows = [{**row, "images": [png(row["images"][0])]} for row in samples(8)]
+    rows[5]["images"] = [None]
+    (tmp_path / "one").mkdir()
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "one" / "train.parquet")
+    train, _ = loaders(dataset_path=str(tmp_path), dataset_names=("one",), stream=True, val_size=1)
+    assert set(answers(first(train, 3))) == {"1", "2", "3", "4", "6", "7"}
+    assert "NoneType" in train.skipped[0].reason
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"val_size": 0}, "val_size is 1 or more, not 0"),
+        ({"val_size": 6, "data_cutoff_idx": 6}, "data_cutoff_idx 6 leaves nothing to train on.* lower val_size"),
+        ({"val_size": 50}, "no sample to train on beside those held out for validation"),
+    ],
+)
+def test_a_stream_that_leaves_nothing_to_train_or_validate_on(parquet, values, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        train, _ = loaders(dataset_path=str(parquet), dataset_names=("all",), stream=True, **values)
+        next(iter(train))
 
 
 def test_processes_share_a_stream():

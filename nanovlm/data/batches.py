@@ -194,7 +194,7 @@ class Loader:
             if one.batch is not None:
                 yield one.batch
         if is_stream:
-            raise ValueError("The stream holds no sample to train on.")
+            raise ValueError("The stream holds no sample to train on beside those held out for validation (val_size).")
 
     def _data_loader(self) -> DataLoader:
         options: dict[str, Any] = {

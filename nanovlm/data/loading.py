@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch.utils.data import ConcatDataset
 
 from nanovlm.config import TrainConfig, VLMConfig
@@ -102,11 +103,19 @@ def _stream_loaders(train_cfg: TrainConfig, prepare: Any, collate: Any) -> tuple
     """Streams: validation samples are read once, from the start of each subset, and kept out of training by content."""
     import datasets
 
+    size, cutoff = train_cfg.val_size, train_cfg.data_cutoff_idx
+    if size < 1:
+        raise ValueError(f"A stream needs samples to validate on: val_size is 1 or more, not {size}.")
+    if cutoff is not None and cutoff <= size:
+        raise ValueError(
+            f"data_cutoff_idx {cutoff} leaves nothing to train on: of a stream, {size} samples are for validation. "
+            "Raise it, or lower val_size."
+        )
     streams = _open_subsets(train_cfg)
-    per_subset = -(-train_cfg.val_size // len(streams))
+    per_subset = -(-size // len(streams))
     val = [sample for stream in streams for sample in stream.take(per_subset)]
-    if train_cfg.data_cutoff_idx is not None:
-        streams = [stream.take(-(-train_cfg.data_cutoff_idx // len(streams))) for stream in streams]
+    if cutoff is not None:
+        streams = [stream.take(-(-cutoff // len(streams))) for stream in streams]
     # Subsets take turns; a short one starts again until the longest has been read.
     stream = datasets.interleave_datasets(streams, stopping_strategy="all_exhausted") if streams[1:] else streams[0]
     shards = getattr(stream, "num_shards", None) or stream.n_shards
@@ -135,8 +144,10 @@ def fingerprint(sample: Any) -> bytes:
     for image in sample.get("images") or ():
         if isinstance(image, dict):
             digest.update(image.get("bytes") or str(image.get("path")).encode())
-        else:
+        elif isinstance(image, Image.Image):
             digest.update(image.tobytes())
+        else:  # no picture: the data set will say so
+            digest.update(repr(image).encode())
     return digest.digest()
 
 
