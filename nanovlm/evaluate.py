@@ -209,7 +209,11 @@ def short_questions(loader: Loader, pictures: int, longest: int = 8) -> list[Bat
     items = [
         data.encode({**sample, "texts": [turn]}, index) for index, sample in samples.items() for turn in sample["texts"]
     ]
-    items = [item for item in items if not isinstance(item, Skipped) and item["num_supervised"] <= longest]
+    items = [
+        item
+        for item in items
+        if not isinstance(item, Skipped) and item["num_supervised"] <= longest and not item["truncated"]
+    ]
     collate = VQACollator(data.tokenizer.pad_token_id)
     return [collate(items[i : i + order.batch_size]) for i in range(0, len(items), order.batch_size)]
 

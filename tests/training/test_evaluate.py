@@ -247,6 +247,13 @@ def test_short_questions_are_spread_and_short():
     assert set(many) == set(range(8))
 
 
+def test_half_an_answer_is_no_short_answer():
+    _, loader = validation(max_length=27)
+    tokenizer = loader.batches.dataset.tokenizer
+    rows = [row[row != IGNORE] for batch in short_questions(loader, 8) for row in batch["targets"]]
+    assert rows and all(row[-1] == tokenizer.eos_token_id for row in rows)
+
+
 class Damaged(list):
     def __getitem__(self, index):
         if index == 4:
