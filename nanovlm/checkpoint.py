@@ -22,7 +22,8 @@ def find_run(config: TrainConfig, new_name: str) -> Path:
     """
     root = Path(config.output_dir)
     if config.resume and config.run_name is None:
-        runs = sorted(root.glob("*/checkpoints"), key=lambda path: path.stat().st_mtime)
+        # A start that failed, for want of its data say, has left a directory without a checkpoint.
+        runs = sorted(filter(checkpoints, root.glob("*/checkpoints")), key=lambda path: path.stat().st_mtime)
         if not runs:
             raise FileNotFoundError(f"There is nothing to resume: {root} holds no run. Start one without --resume.")
         return runs[-1].parent
@@ -51,7 +52,7 @@ def restore_random_state(state: dict[str, Any]) -> None:
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])  # there may be fewer GPUs now
 
 
 def save_checkpoint(directory: Path, step: int, state: dict[str, Any]) -> Path:

@@ -62,7 +62,8 @@ def get_run_name(config: TrainConfig, num_parameters: int) -> str:
 def forward(model: VisionLanguageModel, batch: dict[str, Any], device: torch.device) -> VLMOutput:
     """Logits and mean loss of a batch's supervised tokens. Rows are padded on the right, where causal attention keeps
     padding out of sight without a mask; packed rows bring their documents."""
-    moved = {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
+    on_cuda = device.type == "cuda"  # elsewhere a copy that is not waited for may read memory that is already freed
+    moved = {k: v.to(device, non_blocking=on_cuda) for k, v in batch.items() if isinstance(v, Tensor)}
     images = moved.get("images")
     if images is not None:
         images = images.to(model.projector.proj.weight.dtype)
@@ -226,7 +227,8 @@ def train(config: TrainConfig, model: VisionLanguageModel) -> Run:
         check_tensors(shapes, saved["weights"], path)
         optimizers.load_weights(model, saved["weights"])
         optimizers.load_state_dict(saved["optimizers"])
-        scaler.load_state_dict(saved["scaler"])
+        if saved["scaler"]:  # empty where the run before needed none
+            scaler.load_state_dict(saved["scaler"])
         restore_random_state(saved["random"])
         step, best, seconds = saved["step"], saved["best_val_loss"], saved["seconds"]
         say(f"resumed    at step {step} from {path.name}")

@@ -210,6 +210,15 @@ def test_a_run_may_go_on_in_another_precision(tmp_path):
     assert run(tmp_path, max_steps=3, precision="bf16", resume=True).step == 3
 
 
+def test_a_run_without_a_gradient_scaler_may_go_on_with_one(tmp_path, monkeypatch):
+    """From a laptop to an older GPU, which needs float16."""
+    run(tmp_path, max_steps=1)
+    fp16 = Precision("fp16", "a test", autocast=torch.float16)
+    monkeypatch.setattr(nanovlm.train, "choose_precision", lambda *_: fp16)
+    on = run(tmp_path, max_steps=2, resume=True)
+    assert load_checkpoint(checkpoints(on.directory / "checkpoints")[-1])["scaler"]["scale"] > 1
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

@@ -362,6 +362,8 @@ def test_without_a_name_the_newest_run_goes_on(tmp_path):
     for age, name in enumerate(("newer", "older")):
         done = run(tmp_path, max_steps=1, run_name=name)
         os.utime(done.directory / "checkpoints", (1e9 - age, 1e9 - age))
+    with pytest.raises(ValueError, match="no subset 'cubes'"):
+        run(tmp_path, dataset_names=("cubes",), run_name="not begun")
     assert run(tmp_path, max_steps=2, run_name=None, resume=True).directory.name == "newer"
 
 
