@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nanovlm.commands.models import find_model
 from nanovlm.config import TrainConfig, presets
 from nanovlm.data.thimble import SUBSETS
 
@@ -107,9 +108,11 @@ def beginning(results: Mapping[str, Any], first_log: Sequence[Mapping[str, Any]]
         return [f"From random weights, with seed {seed}:"]
     if "recipe" not in before:
         return [f"From the weights of {before['model']}, with seed {seed}:"]
+    model = Path(before["model"])
+    name = f" --run-name {model.parent.name}" if model.name == "best" else ""  # a released model has lost its run's
     return [
         *beginning(before),
-        f"```\n{command_of(before)} --run-name {Path(before['model']).parent.name}\n```",
+        f"```\n{command_of(before)}{name}\n```",
         f"{before['step']:,} steps, {before['seconds'] / 60:.0f} minutes.",
         "\n".join(curve(first_log)),
         f"Then on from its best weights, with seed {seed}:",
@@ -134,7 +137,8 @@ def release(run: Path, out: Path) -> None:
     shutil.copy(run / RESULTS, out / RESULTS)
     first_log = []
     if "recipe" in results.get("started_from", {}):  # its path is relative to where the command was given, as here
-        shutil.copy(Path(results["started_from"]["model"]).parent / "metrics.jsonl", out / FIRST_LOG)
+        model = Path(find_model(results["started_from"]["model"]))
+        shutil.copy(model.parent / "metrics.jsonl" if model.name == "best" else model / LOG, out / FIRST_LOG)
         first_log = read_log(out / FIRST_LOG)
     (out / CARD).write_text(write_card(results, read_log(out / LOG), first_log), encoding="utf-8")
 

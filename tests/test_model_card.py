@@ -9,7 +9,7 @@ import pytest
 from nanovlm.assets import asset_path
 from nanovlm.data.thimble import SUBSETS, Thimble
 from nanovlm.evaluate import evaluate
-from nanovlm.model_card import CARD, FIRST_LOG, LOG, RESULTS, command, read_log, write_card
+from nanovlm.model_card import CARD, FIRST_LOG, LOG, RESULTS, command, read_log, release, write_card
 from nanovlm.models.vision_language_model import VisionLanguageModel
 
 MB = 1_000_000
@@ -80,3 +80,20 @@ def test_a_card_tells_of_every_run_that_led_to_the_model(results):
     commands = [line for line in card.splitlines() if line.startswith("nanovlm train")]
     assert len(commands) == 3 and card.count("From random weights") == 1
     assert "--model runs/stage1/best" in commands[1] and "--model runs/stage2/best" in commands[2]
+
+
+@pytest.mark.parametrize("name", ["pocket", "stage1/best"])
+def test_a_run_that_went_on_is_released_from_a_run_or_a_released_model(name, pocket, results, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for directory in (tmp_path / "stage1" / "best", tmp_path / "run" / "best"):
+        directory.mkdir(parents=True)
+    told = {key: results[key] for key in ("step", "seconds", "recipe")}
+    third = {**results, "started_from": {"model": name, **told}}
+    (tmp_path / "run" / RESULTS).write_text(json.dumps(third), encoding="utf-8")
+    log = (pocket / LOG).read_text(encoding="utf-8")
+    for directory in ("run", "stage1"):
+        (tmp_path / directory / "metrics.jsonl").write_text(log, encoding="utf-8")
+    release(tmp_path / "run", tmp_path / "out")
+    assert (tmp_path / "out" / FIRST_LOG).read_text(encoding="utf-8") == log
+    card = (tmp_path / "out" / CARD).read_text(encoding="utf-8")
+    assert ("--run-name stage1" in card) == (name != "pocket") and "--run-name \n" not in card
