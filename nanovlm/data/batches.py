@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -252,3 +253,5 @@ def _as_it_is(fetched: Fetched) -> Fetched:
 
 def _leave_interrupts_to_the_main_process(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgrp"):  # not on Windows
+        os.setpgrp()  # torchrun and timeout send SIGTERM to the whole group: out of it, only the loader ends a worker

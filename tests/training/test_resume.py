@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -176,6 +178,27 @@ def test_killed_with_a_worker(undisturbed, tmp_path):
     assert children.wait(children.start(train_in_child, tmp_path, changes, None, moment)) == children.KILLED
     assert children.wait(children.start(train_in_child, tmp_path, changes)) == 0
     same_ending(undisturbed("fp32"), tmp_path)
+
+
+def stopped_with_its_workers(output_dir: Path) -> None:
+    os.setpgrp()
+    real = nanovlm.train.train_step
+
+    def told(*arguments: Any) -> float:
+        # Sent by somebody else: from its parent a worker would take it for the end of the data.
+        subprocess.run(["kill", "-TERM", "--", f"-{os.getpgrp()}"], start_new_session=True, check=True)
+        return real(*arguments)
+
+    at(3, nanovlm.train, "train_step", told)
+    done = nanovlm.train.train(recipe(output_dir, max_steps=STEPS, num_workers=1, eval_every=2), new_model())
+    assert done.interrupted and done.step == 3
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no groups of processes to signal")
+def test_a_polite_kill_of_the_whole_group_saves(tmp_path):
+    """As timeout and torchrun send it: the workers must not die of it before the step is done."""
+    assert children.wait(children.start(stopped_with_its_workers, tmp_path)) == 0
+    assert load_checkpoint(checkpoints(tmp_path / "run" / "checkpoints")[-1])["step"] == 3
 
 
 def test_what_differs_from_the_run_before_is_said_and_holds(tmp_path, capsys):
