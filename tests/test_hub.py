@@ -131,6 +131,13 @@ def test_sharded_weights(directory: Path) -> None:
         load(directory)
 
 
+def test_saving_over_shards_replaces_them(directory: Path) -> None:
+    shard(directory)
+    other = tiny_model(seed=1)
+    other.save_pretrained(directory)
+    assert torch.equal(load(directory).projector.proj.weight, other.projector.proj.weight)
+
+
 # -- what does not fit ------------------------------------------------------------------------------------------------
 
 

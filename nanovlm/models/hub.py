@@ -67,9 +67,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(directory: Path) -> dict[str, Tensor]:
-    """All tensors of model.safetensors, or of the shards that model.safetensors.index.json lists."""
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
+    """All tensors of model.safetensors, else of the shards that model.safetensors.index.json lists.
+
+    In this order, as in transformers: save_pretrained into a directory of shards leaves these lying.
+    """
+    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if index.is_file() and not single.is_file():
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict):
             raise ValueError(f"{index} has no weight_map, so it does not say where the tensors are.")
@@ -77,7 +80,7 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
         if outside := [file.name for file in files if file.parent != directory]:
             raise ValueError(f"{index} points outside of its directory, to {outside[0]}: do not trust this model.")
     else:
-        files = [directory / "model.safetensors"]
+        files = [single]
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors.update(read_safetensors(file))
