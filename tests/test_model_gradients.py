@@ -120,14 +120,15 @@ def test_bfloat16_keeps_its_type_and_stays_near_float32() -> None:
     assert output.loss.item() == pytest.approx(expected.loss.item(), rel=0.05)
 
 
-@pytest.mark.parametrize("hide", ["nothing", "the future", "by mask"])
+@pytest.mark.parametrize("hide", ["nothing", "the future", "by mask", "by one row of a mask"])
 def test_attention_for_training_in_bfloat16_is_the_same_attention(hide: str) -> None:
     """It is computed in other steps; float32 takes the fused ones. 6 query heads share 2 key/value heads."""
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(2, 6, 7, 8, generator=generator)
     k, v = torch.randn(2, 2, 2, 7, 8, generator=generator)
     mask = (torch.rand(2, 1, 7, 7, generator=generator) < 0.5) | torch.eye(7, dtype=torch.bool)
-    options = {"mask": mask if hide == "by mask" else None, "is_causal": hide == "the future"}
+    masks = {"by mask": mask, "by one row of a mask": mask[:, :, :1]}  # one row: the same for all queries
+    options = {"mask": masks.get(hide), "is_causal": hide == "the future"}
     results = []
     for dtype in (torch.float32, torch.bfloat16):
         inputs = [x.clone().to(dtype).requires_grad_() for x in (q, k, v)]

@@ -44,10 +44,10 @@ def attend(
     rows = (q * head_dim**-0.5).reshape(batch, -1, groups * length, head_dim)
     scores = rows @ k.mT  # [B, num_kv_heads, groups * T, keys]
     if is_causal:
-        mask = torch.ones(length, length, dtype=torch.bool).tril()
+        mask = torch.ones(length, k.shape[2], dtype=torch.bool).tril()
     if mask is not None:
         hide = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, float("-inf"))
-        scores = scores + torch.cat([hide] * groups, dim=-2)
+        scores = scores + torch.cat([hide.expand(*hide.shape[:-2], length, -1)] * groups, dim=-2)
     return (scores.softmax(dim=-1) @ v).reshape(q.shape)
 
 
