@@ -89,7 +89,10 @@ def export_smolvlm(model: VisionLanguageModel, out_dir: str | Path) -> Path:
 
 
 def _state(model: VisionLanguageModel) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+    }
 
 
 def _copy(tokenizer: ChatTokenizer | None) -> ChatTokenizer | None:

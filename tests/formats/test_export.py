@@ -226,6 +226,14 @@ def test_export_model_from_a_directory(tmp_path):
         export_model(tmp_path / "model", "smolvlm", tmp_path / "file" / "out")
 
 
+@pytest.mark.parametrize("export", [export_smolvlm, export_nanovlm])
+def test_a_model_in_channels_last_is_exported_like_any_other(export, tmp_path):
+    ours = own_model()
+    expected = load_file(export(ours, tmp_path / "a") / "model.safetensors")
+    found = load_file(export(ours.to(memory_format=torch.channels_last), tmp_path / "b") / "model.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
 def test_our_own_format_keeps_tiles(tmp_path):
     ours = own_model(tiling=NANOVLM_TILES)
     ours.save_pretrained(tmp_path)
