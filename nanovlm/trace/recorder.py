@@ -73,6 +73,7 @@ class Recorder:
         self._hook_ids: set[int] = set()
         self._is_blind = False  # while such a module is called once more, unwatched
         self._began: dict[int, float] = {}
+        self._handled: dict[int, int] = {}  # id of a row -> id of the exception in whose `except` block it began
         self._stack = ExitStack()
 
     # -- entering and leaving -------------------------------------------------------------------------------------
@@ -201,6 +202,8 @@ class Recorder:
         with torch._C.DisableTorchFunction():
             row.args, row.kwargs = self.describer(args), self.describer(kwargs)
         self._open.append((row, None, frame))
+        if (handled := sys.exc_info()[1]) is not None:
+            self._handled[id(row)] = id(handled)
         self._tick(row)
 
     def _after_module(self, module: nn.Module, args, kwargs, result) -> None:
@@ -212,8 +215,8 @@ class Recorder:
         row = self._open[depth][0]
         self._close_down_to(depth)
         self._tick(row)
-        error = sys.exc_info()[1] if result is None else None
-        if error is not None:
+        error, handled = sys.exc_info()[1] if result is None else None, self._handled.pop(id(row), None)
+        if error is not None and id(error) != handled:
             row.error = f"{type(error).__name__} inside"
             return
         with torch._C.DisableTorchFunction():

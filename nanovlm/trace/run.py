@@ -104,6 +104,8 @@ class _Call:
         self.name = type(fn).__name__ if isinstance(fn, nn.Module) else getattr(fn, "__name__", type(fn).__name__)
         self.num_positional = len(args)
         names = _positional_names(fn.forward if isinstance(fn, nn.Module) else fn, len(args))
+        # f(1, a=2) for f(a) stays the error that it is: no keyword takes a positional argument's place.
+        names = [f"argument {i}" if name in kwargs else name for i, name in enumerate(names)]
         self.inputs = dict(zip(names, args, strict=True)) | kwargs
 
     def run(self, inputs: dict[str, Any], recorder: Recorder) -> Trace:

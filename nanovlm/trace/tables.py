@@ -72,7 +72,7 @@ def as_json(row: Row) -> dict[str, Any]:
     found: dict[str, Any] = {"kind": row.kind, "name": row.name, "path": row.path, "class": row.cls}
     found |= {"args": _plain(row.args), "kwargs": _plain(row.kwargs), "out": _plain(row.out)}
     found |= {"params": row.params, "flops": row.flops, "bytes": row.nbytes, "seconds": row.seconds}
-    found |= {"stats": row.stats, "error": row.error, "note": row.note}
+    found |= {"stats": _plain(row.stats), "error": row.error, "note": row.note}
     if source is not None:
         found["source"] = {"file": source.place.rpartition(":")[0], "line": source.line, "text": source.text}
     found["children"] = [as_json(child) for child in row.children]

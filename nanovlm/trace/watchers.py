@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -16,16 +17,22 @@ from nanovlm.trace.rows import Row
 def watch_values(row: Row, func: Any, args: tuple, kwargs: dict, result: Any) -> None:
     """Mean, standard deviation, extremes, and the number of NaN and Inf, of what came out (finite values only)."""
     parts = [t.detach() for t in tensors_in(result) if t.is_floating_point() and not t.is_meta and t.numel()]
-    if not parts:
-        return
-    finite = torch.cat([t.flatten()[t.flatten().isfinite()].float() for t in parts])
-    row.stats = {
+    if parts:
+        with suppress(RuntimeError):  # inside vmap nobody may look at values; sparse and nested tensors hide theirs
+            row.stats = _statistics(
+                torch.cat([t.flatten() if t.dtype is torch.float64 else t.flatten().float() for t in parts])
+            )
+
+
+def _statistics(values: Tensor) -> dict[str, float]:
+    finite = values[values.isfinite()]
+    return {
         "mean": finite.mean().item() if finite.numel() else float("nan"),
         "std": finite.std(correction=0).item() if finite.numel() else float("nan"),
         "min": finite.min().item() if finite.numel() else float("nan"),
         "max": finite.max().item() if finite.numel() else float("nan"),
-        "nan": sum(t.isnan().sum().item() for t in parts),
-        "inf": sum(t.isinf().sum().item() for t in parts),
+        "nan": values.isnan().sum().item(),
+        "inf": values.isinf().sum().item(),
     }
 
 
@@ -57,7 +64,8 @@ class AttentionCatcher:
                 if result.ndim == 3 and above is not None and above.name == "multi_head_attention_forward":
                     num_heads = above.args[4] if len(above.args) > 4 else above.kwargs["num_heads"]
                     result = result.unflatten(0, (-1, num_heads))
-                if result.ndim != 4:
+                dim = row.args[1] if len(row.args) > 1 else row.kwargs.get("dim")
+                if result.ndim != 4 or dim not in (-1, 3):
                     return
                 weights = result.detach().float().cpu().clone()  # the model may go on to write into its own
             else:

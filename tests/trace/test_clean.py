@@ -48,6 +48,36 @@ def test_ctrl_c_keeps_its_type_and_text():
     assert caught.value.args == ()
 
 
+def test_a_module_that_returns_none_in_an_except_block_has_not_failed():
+    class Silent(nn.Module):
+        def forward(self, x):
+            torch.relu(x)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.silent = Silent()
+
+        def forward(self, x):
+            try:
+                raise KeyError
+            except KeyError:
+                self.silent(x)
+            return x * 2
+
+    t = trace(Model(), torch.zeros(2, 3))
+    assert t["silent"].error is None and t["silent"].out is None
+
+
+def test_arguments_arrive_as_they_were_given():
+    def model(x, /, **options):
+        return x * options["x"]
+
+    assert trace(model, torch.ones(2), x=3, values=True).root.stats["mean"] == 3
+    with pytest.raises(TypeError, match="multiple values"):
+        trace(lambda x: x * 2, torch.ones(2), x=torch.zeros(2))
+
+
 def test_own_hooks_of_the_model_stay_and_run():
     model, seen = nn.Sequential(nn.Linear(3, 3)), []
     model[0].register_forward_hook(lambda module, args, out: seen.append(out.shape))

@@ -1,5 +1,6 @@
 """values, time, attention, level, meta."""
 
+import json
 import math
 
 import pytest
@@ -50,6 +51,22 @@ class TestValues:
         assert t.first_nan().name == "log" and t.first_inf() is None
         assert "1 nan" in str(t)
         assert trace(lambda x: x / 0, torch.ones(2), values=True).first_inf().name == "div"
+
+    def test_json_can_hold_them(self):
+        t = trace(lambda x: x.log(), torch.full((2,), -1.0), values=True)
+        found = json.loads(t.to_json(), parse_constant=pytest.fail)["root"]  # NaN is no JSON
+        assert found["stats"]["mean"] == "nan" and found["stats"]["nan"] == 2
+
+    def test_float64_is_not_squeezed_into_float32(self):
+        stats = trace(lambda x: x * 1e300, torch.ones(2, dtype=torch.float64), values=True).root.stats
+        assert stats["mean"] == stats["max"] == 1e300 and stats["inf"] == 0
+
+    def test_where_nobody_may_look_the_run_goes_on(self):
+        model, x = nn.Linear(3, 4), torch.ones(2, 3)
+        t = trace(lambda x: torch.vmap(lambda row: model(row).relu())(x), x, values=True)
+        assert t["relu"].stats is None and t["relu"].shape == (4,)
+        assert trace(lambda x: x.to_sparse() * 2, x, values=True)["mul"].stats is None
+        assert trace(lambda x: x.to(torch.float8_e4m3fn), x, values=True)["to"].stats["mean"] == 1
 
     def test_without_values_there_is_nothing_to_ask(self):
         with pytest.raises(ValueError, match="values=True"):
@@ -167,6 +184,13 @@ class TestAttention:
         torch.testing.assert_close(t.attention[""], [expected.detach()])
         assert t.remark is None
         assert trace(layer, x[0], x[0], x[0], attention=[""]).attention[""][0].shape == (1, 2, 5, 5)
+
+    def test_a_softmax_over_another_dim_is_no_attention(self):
+        pixels = seeded(1, 2, 3, 3)
+        for segment in (lambda x: x.softmax(1), lambda x: F.softmax(x, dim=1), nn.Softmax(1), nn.Softmax2d()):
+            assert trace(segment, pixels, attention=[""]).attention[""] == []
+        for attend in (lambda x: x.softmax(3), lambda x: F.softmax(x, dim=-1), nn.Softmax(-1)):
+            assert len(trace(attend, pixels, attention=[""]).attention[""]) == 1
 
     def test_where_nothing_is_caught_the_remark_says_so(self):
         class OneHead(nn.Module):
