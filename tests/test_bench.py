@@ -24,7 +24,7 @@ from nanovlm.bench.flops import generation_flops, training_flops
 from nanovlm.bench.growth import growth, straightness
 from nanovlm.bench.report import table, verdict
 from nanovlm.bench.run import check_equal, run_bench
-from nanovlm.bench.search import best, try_setting
+from nanovlm.bench.search import best, search_theirs, try_setting
 from nanovlm.bench.sizes import SUPERVISED, Size, make_batch, make_prompts, quarter_vlm, sizes
 from nanovlm.bench.timing import Timing, interleave, median_ratio
 from nanovlm.config import VLMConfig, pocket_vlm
@@ -173,8 +173,23 @@ def test_a_setting_that_fails_is_reported_and_never_the_best() -> None:
     assert trials[0].timing is None
     assert trials[0].failure == "NotImplementedError: no such kernel"
     assert best(trials) == Setting("fp32")
+
+    def silent(setting: Setting):
+        raise AssertionError
+
+    assert try_setting(silent, Setting("fp32"), rounds=2).failure == "AssertionError"
     with pytest.raises(RuntimeError, match="no such kernel"):
         best(trials[:1])
+
+
+def test_a_precision_that_never_runs_is_not_compiled() -> None:
+    def start(setting: Setting):
+        if setting.precision == "bf16":
+            raise NotImplementedError("no such kernel")
+        return lambda: None
+
+    trials = search_theirs(start, ("whole",), rounds=2, note=lambda trial: None)
+    assert [t.setting.precision for t in trials if t.setting.compiled == "whole"] == ["fp32", "autocast"]
 
 
 def test_contenders_take_turns() -> None:

@@ -36,7 +36,7 @@ def try_setting(start: Start, setting: Setting, rounds: int) -> Trial:
         for _ in range(2):  # compiles, and meets every shape
             run()
     except Exception as error:  # one that does not run cannot be the best; which and why is in the report
-        return Trial(setting, None, f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        return Trial(setting, None, ": ".join([type(error).__name__, *str(error).splitlines()[:1]]))
     return Trial(setting, interleave({"it": run}, rounds)["it"])
 
 
@@ -57,7 +57,7 @@ def our_settings(compiled: bool) -> list[Setting]:
 
 def search_theirs(start: Start, ways: Iterable[str], rounds: int, note: Callable[[Trial], Any]) -> list[Trial]:
     """All of fp32, bf16 and autocast with both kinds of attention, eagerly; then each precision compiled (`ways`:
-    blocks, whole) with the attention that was faster, and bfloat16 with the other one too."""
+    blocks, whole) with the attention that was faster."""
     trials: list[Trial] = []
 
     def attempt(setting: Setting) -> None:
@@ -69,6 +69,7 @@ def search_theirs(start: Start, ways: Iterable[str], rounds: int, note: Callable
             attempt(Setting(precision, "eager", attention))
     for way in ways:
         for precision in ("fp32", "bf16", "autocast"):
-            attention = best([trial for trial in trials[:6] if trial.setting.precision == precision]).attention
-            attempt(Setting(precision, way, attention))
+            eager = [t for t in trials[:6] if t.setting.precision == precision and t.timing is not None]
+            if eager:
+                attempt(Setting(precision, way, best(eager).attention))
     return trials
