@@ -178,7 +178,12 @@ def write_answers(rows: Iterable[dict[str, Any]], out: TextIO, report: Callable[
     """Write each row as one line of JSON, as soon as it is there; `report` gets a sentence for each skipped picture."""
     counts = Counts()
     for row in rows:
-        out.write(json.dumps(row, ensure_ascii=False) + "\n")
+        line = json.dumps(row, ensure_ascii=False)
+        try:
+            line.encode(out.encoding or "utf-8")
+        except UnicodeEncodeError:  # a file's name need not be text, and a terminal need not be UTF-8
+            line = json.dumps(row)
+        out.write(line + "\n")
         out.flush()
         if "error" in row:
             counts.skipped += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +158,14 @@ def test_json_lines(folder):
     lines = [json.loads(line) for line in out.getvalue().splitlines()]
     assert [Path(line["image"]).name for line in lines] == [path.name for path in find_pictures(folder)]
     assert len(reports) == 4 and all(report.startswith("skipped ") for report in reports)
+
+
+def test_a_file_name_that_is_no_text_stops_nothing(tmp_path):
+    rows = [{"image": os.fsdecode(b"\xff.png"), "answer": "é"}, {"image": "b.png", "answer": "é"}]
+    with (tmp_path / "answers.jsonl").open("w", encoding="utf-8") as out:
+        assert write_answers(rows, out, print).answered == 2
+    lines = (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    assert list(map(json.loads, lines)) == rows and "é" in lines[1]
 
 
 def test_where_pictures_come_from(folder):
