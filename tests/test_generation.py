@@ -262,6 +262,7 @@ def test_text_form_says_what_is_wrong(talker: VisionLanguageModel, model: Vision
         (ValueError, "2 prompts need 2 entries of image; got 3", {"prompt": ["a", "b"], "image": [None] * 3}),
         (ValueError, "on_text follows one answer", {"prompt": ["a", "b"], "on_text": print}),
         (ValueError, "on_text follows one answer", {"prompt": "a", "on_text": print, "num_beams": 2}),
+        (ValueError, "give one of the two", {"prompt": "a", "on_text": print, "on_tokens": print}),
         (ValueError, "exceed the model's 256 positions", {"prompt": "word " * 300}),
         (FileNotFoundError, "No such picture: nowhere.png", {"prompt": "a", "image": "nowhere.png"}),
         (TypeError, "one form or the other", {}),

@@ -218,6 +218,8 @@ class GenerationMixin:
         if on_text is not None:
             if len(prompts) * options.get("num_generations", 1) > 1 or options.get("num_beams", 1) > 1:
                 raise ValueError("on_text follows one answer: use one prompt, one generation and no beams.")
+            if options.get("on_tokens") is not None:
+                raise ValueError("on_text takes the place of on_tokens: give one of the two.")
             stream = options["on_tokens"] = _TextStream(self.tokenizer, on_text)
         ids = self.generate_ids(**batch, **options)
         answers = [self.tokenizer.decode(row).strip() for row in ids.tolist()]
