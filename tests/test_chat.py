@@ -266,6 +266,12 @@ def test_where_templates_are_found(tmp_path, form):
     assert tokenizer.render([{"role": "user", "content": "hi"}], True) == "<|user|>hi<|assistant|>"
 
 
+def test_a_tokenizer_saved_over_another_keeps_its_own_template(tmp_path):
+    (tmp_path / "chat_template.jinja").write_text("theirs")
+    tiny_tokenizer().save_pretrained(tmp_path)
+    assert ChatTokenizer.from_pretrained(tmp_path).template("chat").source == POCKET
+
+
 def test_pickle_keeps_the_safety():
     """A pickled tokenizers.Tokenizer forgets that special spellings are text; workers get theirs by pickle."""
     tokenizer = pickle.loads(pickle.dumps(TOKENIZERS["pocket"]))

@@ -98,6 +98,8 @@ class TextTokenizer:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(str(directory / "tokenizer.json"))
+        for other in directory.glob("chat_template.*"):  # an older tokenizer's, which would win over this one's
+            other.unlink()
         names = {"eos_token": self.eos_token, "pad_token": self.pad_token, "image_token": self.image_token}
         settings = {**self.settings, **{name: token for name, token in names.items() if token}}
         settings.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
