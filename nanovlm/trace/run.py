@@ -58,8 +58,7 @@ def trace(
         raise ValueError(f"trace(device=...) is None (where the model is) or 'meta'; got {device!r}.")
     if device == "meta" and (values or time or attention):
         raise ValueError("On the meta device there are no values, times or attention weights: drop device='meta'.")
-    if level not in ("function", "aten"):
-        raise ValueError(f"trace(level=...) is 'function' (what you wrote) or 'aten'; got {level!r}.")
+    _check_level(level)
     call, where = _Call(fn, args, kwargs), line_of(sys._getframe(1))
     modules = find_modules(fn, args, kwargs)
     names = symbolic.bind(call.inputs, dims) if dims else {}
@@ -135,6 +134,7 @@ class tracing:
         attention: Iterable[str] | None = None,
         level: str = "function",
     ):
+        _check_level(level)
         for model in models:
             if not isinstance(model, nn.Module):
                 raise TypeError(f"tracing() takes the models to watch; got {type(model).__name__}.")
@@ -171,6 +171,11 @@ def _recording(recorder: Recorder, result: Trace) -> Iterator[None]:
             explain(error, result)
         raise
     result.ended()
+
+
+def _check_level(level: str) -> None:
+    if level not in ("function", "aten"):
+        raise ValueError(f"level is 'function' (what you wrote) or 'aten'; got {level!r}.")
 
 
 def _positional_names(fn: Callable[..., Any], count: int) -> list[str]:

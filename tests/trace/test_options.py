@@ -105,6 +105,9 @@ class TestAten:
 
     def test_backward_has_an_inside(self):
         model = nn.Linear(4, 2)
+        for start in (lambda: trace(model, seeded(1, 2), level="Aten"), lambda: tracing(model, level="Aten")):
+            with pytest.raises(ValueError, match="got 'Aten'"):
+                start()
         with tracing(model, level="aten") as t:
             model(torch.ones(3, 4)).sum().backward()
         assert any("mm" in row.name for row in t["backward"].children)
