@@ -47,7 +47,7 @@ notebooks: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(None if sys.version_info >= (3, 10) else 'nanovlm needs Python 3.10 or newer, and $(PYTHON) is %d.%d. Name another one: make lab PYTHON=python3.12' % sys.version_info[:2])"
-	@echo "Setting up .venv with the versions in constraints.txt: once, some minutes, about 1.5 GB."
+	@echo "Setting up .venv with the versions in constraints.txt: once, some minutes, about 2 GB."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-deps torch -c constraints.txt $(CPU_TORCH)
 	$(BIN)/python -m pip install --quiet -e ".[dev]" -c constraints.txt
