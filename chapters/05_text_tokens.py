@@ -278,8 +278,8 @@ lever(cut_sentence, merges=(0, len(learned), 1, 60), text="Where is the yellow t
 # - Which word is whole first?
 # - Type `写`. You see its three bytes, in the file's spelling.
 # - Type `starstar`, then `star star`. Merges never cross a space.
-# - Type `705 SIGN`. Digits and capitals stay alone here, on purpose: the Thimble has signs to be read letter by letter.
-#   Such rules are part of a tokenizer too.
+# - Type `705 SIGN`. Digits stay alone here, and so do capitals, but for one that begins a word like `Where`. That is on
+#   purpose: the Thimble has signs to be read letter by letter. Such rules are part of a tokenizer too.
 
 # %% [markdown]
 # ## Tokens that are not text
@@ -406,7 +406,7 @@ score_bars({form: number / len(questions) for form, number in right.items()}, le
 assert right[forms[4]] < 15 and min(right[forms[0]], right[forms[1]]) > 110 and right[forms[7]] < 45
 possible = {q.answer for q in questions}
 looks_right = sum(answer in possible for answer in said[forms[7]])
-assert looks_right > len(questions) * 0.7
+assert looks_right > len(questions) * 0.7 and said[forms[4]].count("") > len(questions) * 0.9
 print(
     f"The picture behind: {looks_right} of {len(questions)} are answers to some question, {right[forms[7]]} to this one"
 )
@@ -621,8 +621,8 @@ ids, supervised = tokenizer.encode_chat([question, answer], num_images=1, num_im
 
 # %% [markdown]
 # Now a whole sample, with all its turns. It has the form of
-# [the_cauldron](https://huggingface.co/datasets/HuggingFaceM4/the_cauldron), the collection that nanoVLM trains on:
-# pictures, and a list of turns, each `{"user": …, "assistant": …}`. First the turns become messages. This is the
+# [the_cauldron](https://huggingface.co/datasets/HuggingFaceM4/the_cauldron), the collection that the first nanoVLM was
+# trained on: pictures, and a list of turns, each `{"user": …, "assistant": …}`. First the turns become messages. This is the
 # package's own loop:
 
 
@@ -851,7 +851,9 @@ torch.testing.assert_close(out.loss, F.cross_entropy(out.logits[0], target[0]))
 # %% [markdown]
 # ## When nothing is left to learn
 #
-# A mean over no tokens is 0 / 0. Two ways to get there, both from real life.
+# A mean over no tokens is 0 / 0. Two ways to get there, both from real life. The first is what [this version of nanoVLM's
+# data code](https://github.com/huggingface/nanoVLM/blob/a363608b7876a0e9aeee4519b27f724df2b5d06d/data/datasets.py) does
+# with transformers 5, the second was [reported of Llama's recipes](https://github.com/meta-llama/llama-cookbook/issues/133).
 #
 # ### The labels that vanished
 #
@@ -906,8 +908,8 @@ loss.backward()
 print(f"loss {loss.item()}, the largest gradient {logits.grad.abs().max().item()}")
 
 # %% [markdown]
-# Not a number, and a quiet one: the gradients are zero, so the weights stay as they are and learn nothing. Only the log
-# shows it. The package's model refuses instead:
+# Not a number, and a quiet one: the gradients are zero, so the model learns nothing (what still moves the weights is the
+# optimizer's momentum and weight decay). Only the log shows it. The package's model refuses instead:
 
 # %% tags=["nbval-check-output"]
 try:

@@ -356,8 +356,8 @@ print("mean over tokens:    ", f"{torch.cat(losses).mean():.1f}")
 print("mean of the row means:", f"{torch.stack([row.mean() for row in losses]).mean():.1f}")
 
 # %% [markdown]
-# And if no token at all is supervised, the mean is 0 / 0. That has happened in widely used code: a chat template began
-# to return another type, all labels became -100, and the loss was NaN. So `answer_loss` refuses.
+# And if no token at all is supervised, the mean is 0 / 0. Chapter 05 showed two ways to get there, with NaN for a loss. So
+# `answer_loss` refuses.
 
 # %% [markdown]
 # ## The whole model
@@ -671,15 +671,15 @@ assert by_order["in order"]["exists"] - by_order["tokens out of order"]["exists"
 score_table(by_order, guessing=chance("glyphs"))
 
 # %% [markdown]
-# To *read* a sign is to say its characters one after the other, and that falls to about a fifth. (Whether a character
-# is on the sign needs no order, and does not suffer.) For the same weights, the order of the line is a side matter in
+# To *read* a sign is to say its characters one after the other, and most of that is lost. (Whether a character is on
+# the sign needs no order, and does not suffer.) For the same weights, the order of the line is a side matter in
 # one task and the heart of another.
 
 # %% [markdown]
 # ## What breaks
 #
 # The joint is a few lines long, and there are many ways to get it wrong. Here are four. In each of them every shape
-# fits. (The second and the fourth were found in widely used code.)
+# fits. (The second stood in [nanoVLM](https://github.com/huggingface/nanoVLM/issues/29).)
 #
 # ### 1. The picture behind the question
 #
@@ -711,8 +711,8 @@ assert told["yes"] + told["no"] < len(whether) / 2
 print(f"Is there …? {told['yes'] + told['no']} of {len(whether)} times yes or no. Most frequent: {told.most_common(4)}")
 
 # %% [markdown]
-# Guessing would do better. For it does not even keep to the question: asked whether there is something, the model says
-# a colour, a number or nothing, and the table below shows "exists" and "where" far under the level of guessing. The
+# Guessing would do better. For it does not even keep to the question: asked whether there is something, the model mostly
+# says something else than yes or no, and the table below shows "exists" and "where" far under the level of guessing. The
 # question's words are read before there is a picture, so they cannot fetch anything from it. And the model has never
 # met a prompt in this order.
 #
@@ -822,8 +822,9 @@ for text, (_, truth) in ASKED.items():
 score_table(broken, guessing=chance("shapes"))
 
 # %% [markdown]
-# It speaks perfectly and sees nothing. Where it is right, it is by luck: few answers are possible. In training, this is the loss that stays high for no reason; in use, a model
-# that "is a bit weak". The package loads strictly, always, and says what does not fit:
+# It speaks perfectly and sees nothing. Where it is right, it is by luck: few answers are possible. In training, this is
+# the loss that stays high for no reason; in use, a model that "is a bit weak". The package loads strictly, always, and
+# says what does not fit:
 
 # %% tags=["nbval-check-output"]
 from nanovlm.models.hub import load_strictly
@@ -983,7 +984,8 @@ score_table(both, guessing=chance("shapes"))
 # - Only answers teach, and the head runs only where it is asked.
 # - A VLM without its eye still talks. Load strictly, ablate, compare logits.
 #
-# In chapter 07 you feed it, in chapter 08 you train it.
+# Chapters 07 to 11, in which you feed it and train it, are not written yet. `make train` trains it today, and chapter 12
+# looks inside.
 
 # %% [markdown] tags=["stamped"]
 # ## Your turn

@@ -258,7 +258,7 @@ lever(work, text_tokens=[79, 1, 20, 400, 1600])
 # positions. Move the lever to longer texts and watch it turn round.
 #
 # The head is a surprise too. It is *one* matrix, and a tenth of the work. In training you need it only where a token is
-# supervised, which is why this package runs it on those alone (chapter 08).
+# supervised, which is why this package runs it on those alone (chapter 06).
 
 # %% tags=["nbval-check-output"]
 t222 = trace(large, torch.zeros(1, 79, dtype=torch.long), torch.zeros(1, 3, 224, 224), device="meta")
@@ -532,8 +532,8 @@ failed
 # %% [markdown]
 # ## Where does a word look?
 #
-# Attention weights say how much each position took from each other one. But `F.scaled_dot_product_attention`, which all
-# fast models use, never shows them: they are gone before it returns. They can be computed once more from its arguments.
+# Attention weights say how much each position took from each other one. But `F.scaled_dot_product_attention`, which most
+# models in PyTorch use, never shows them: they are gone before it returns. They can be computed once more from its arguments.
 # This is the tracer's own function:
 
 

@@ -46,7 +46,7 @@ from nanovlm.models.vision_language_model import VLMOutput
 # ## Exercise 6.1 · Pictures among words
 # `joint.merge_image_tokens` · difficulty ●●○ · about 12 minutes
 #
-# **Why it matters.** This is the joint of every modern small VLM: from here on the decoder cannot tell a
+# **Why it matters.** This is the joint of most small VLMs of today: from here on the decoder cannot tell a
 # picture from a word. If counts disagree and nobody counts, one conversation reads half of another one's
 # picture.
 

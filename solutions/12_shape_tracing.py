@@ -510,8 +510,8 @@ check("trace.flops", flops_shares)
 # ## Exercise 12.7 · Where does this word look?
 # `trace.word_attention` · difficulty ●●○ · about 12 minutes
 #
-# **Why it matters.** Every picture with a glowing patch in a paper or a demo is made by such a function. Half
-# of the ways to write it are wrong and glow just as nicely.
+# **Why it matters.** Many a glowing patch in a paper or a demo is drawn by such a function. It can be wrong in
+# several ways and glow just as nicely.
 
 # %% [markdown] tags=["exercise"]
 # `weights` is `[heads, T, S]`, what one layer's attention did: the first position is who looks (a row, which sums to

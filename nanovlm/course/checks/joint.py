@@ -65,7 +65,7 @@ MERGE = Exercise(
     title="Pictures among words",
     difficulty=2,
     minutes=12,
-    why="This is the joint of every modern small VLM: from here on the decoder cannot tell a picture from a word. If "
+    why="This is the joint of most small VLMs of today: from here on the decoder cannot tell a picture from a word. If "
     "counts disagree and nobody counts, one conversation reads half of another one's picture.",
     hints=(
         "First count, then write. A batch may have the right number of placeholders in all and still be wrong: look "

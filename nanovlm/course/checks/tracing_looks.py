@@ -34,8 +34,8 @@ WORD_ATTENTION = Exercise(
     title="Where does this word look?",
     difficulty=2,
     minutes=12,
-    why="Every picture with a glowing patch in a paper or a demo is made by such a function. Half of the ways to write "
-    "it are wrong and glow just as nicely.",
+    why="Many a glowing patch in a paper or a demo is drawn by such a function. It can be wrong in several ways and "
+    "glow just as nicely.",
     hints=(
         "One row of the weights belongs to your word: who looks stands first, who is looked at stands last.",
         "Mean over heads. The word's row. Of it, the (grid / r)² columns of the image tokens. As a grid of tokens. "
