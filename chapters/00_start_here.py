@@ -167,8 +167,8 @@ path_figure(
 # 5. **The line itself.** Who writes `<|user|>`? Where do the image tokens go? Which tokens does the model learn from?
 #    Chapters 05 and 06.
 #
-# There is no sixth part. nanoVLM and SmolVLM are made of the same parts, only larger. (They also cut large pictures
-# into tiles: chapter 13.)
+# There is no sixth part. nanoVLM and SmolVLM are made of the same parts, only larger. (SmolVLM and later versions of
+# nanoVLM also cut large pictures into tiles: chapter 13.)
 
 # %% [markdown]
 # ## Does it look?
@@ -200,9 +200,9 @@ answers = [model.generate(image=each, prompt=question) for each in pictures]
 answers_row(question, pictures, answers, truth)
 
 # %% [markdown]
-# Read it like this. The question was the same each time. If the answers differ, the difference came in through the
-# picture: there is no other way in. And suppose that you meant the first picture, but by mistake the model was shown
-# the second: then what it says is the answer in the middle.
+# Read it like this. The question was the same each time, and our model, too, always takes the most likely token. If the
+# answers differ, the difference came in through the picture: there is no other way in. And suppose that you meant the
+# first picture, but by mistake the model was shown the second: then what it says is the answer in the middle.
 #
 # Three pictures can be luck. So we ask hundreds of questions, and each of them twice:
 #
@@ -452,7 +452,7 @@ print(report(examine()))
 #
 # - **Five minutes**: the [exercise](../exercises/00_start_here.ipynb) of this chapter.
 # - **The way through**: chapter 01, in which a picture becomes a row of patches. If you know vision transformers well,
-#   begin with chapter 03; if you know decoders too, with 06. The checks will tell you whether you were right to skip.
+#   begin with chapter 03; if you know decoders too, skip 04 as well. The checks will tell you whether you were right.
 # - **In a terminal**: `nanovlm generate --prompt "How many shapes are there?"` asks the pocket
 #   model. `nanovlm train` trains one of your own on the Thimble, in minutes.
 

@@ -569,24 +569,37 @@ def loudness(vectors: Tensor) -> float:
 
 torch.manual_seed(0)
 plain = PatchEmbedding(model.config.vision)
-before = VisionLanguageModel(model.config).vision_encoder.patch_embedding
-for name, part in (("PatchEmbedding as it is", plain), ("the pocket recipe", before), ("after training", embedding)):
+recipe = VisionLanguageModel(model.config).vision_encoder.patch_embedding  # the whole model sets its weights anew
+quiet = copy.deepcopy(recipe)
+quiet.position_embedding.data *= 0.02 / 0.5
+parts = {
+    "PatchEmbedding as it is": plain,
+    "the recipe, but 0.02": quiet,
+    "the pocket recipe: 0.5": recipe,
+    "after training": embedding,
+}
+loud = {}
+for name, part in parts.items():
     what = part.conv(batch).flatten(2).transpose(1, 2)  # [40, 64, 128]
-    print(f"{name:24} what: {loudness(what):5.2f}   where: {loudness(part.position_embedding):5.2f}")
+    loud[name] = loudness(what), loudness(part.position_embedding)
+    print(f"{name:24} what: {loud[name][0]:5.2f}   where: {loud[name][1]:5.2f}")
+assert all(loud[name][0] > 4 * loud[name][1] for name in ("PatchEmbedding as it is", "the recipe, but 0.02"))
+assert loud["the pocket recipe: 0.5"][1] > 2 * loud["the pocket recipe: 0.5"][0]
+assert loud["after training"][0] > 2 * loud["after training"][1]
 
 # %% [markdown]
 # The first line is the class above as it starts: positions with a standard deviation of 0.02. *Where* is hardly there,
-# beside *what*. The second line is how the pocket model really started: its positions begin at 0.5. (The third is where
-# training ended. It has moved the two apart again; what follows is about the start.)
+# beside *what*. The third line is how the pocket model really started: its positions begin at 0.5, and *where* is the
+# louder one. The second differs from it in the positions alone. (The last is where training ended. There *what* is the
+# louder one again; what follows is about the start.)
 #
 # That is no detail. This project's own log ([LOG.md](../LOG.md), "The pocket recipe") records what was tried. With
-# positions at 0.02 beside patches ten times as loud, "where" questions stayed at chance for 700 steps, with every other
-# setting that was tried. With positions at 0.5, the same recipe reached 96 % over all kinds after 600 steps. One seed
-# each.
+# positions at 0.02, as in the second line, "where" questions stayed at chance for 700 steps, with every other setting
+# that was tried. With positions at 0.5, the same recipe reached 96 % over all kinds after 600 steps. One seed each.
 #
 # The log knows one way round it: fold the picture into four image tokens, one for each quarter. Then the order of the
-# tokens alone tells where a thing is, and quiet positions did no harm. Otherwise, in the log's words: a patch has to know
-# where it is about as loudly as what it shows.
+# tokens alone tells where a thing is, and quiet positions were enough for 97 % after 900 steps (loud ones, without the
+# folding, reached 99 %). Otherwise a patch has to know where it is not much more quietly than what it shows.
 
 # %% [markdown]
 # ## What do positions look like?
@@ -771,7 +784,7 @@ wider.load_state_dict(weights)
 wider.tokenizer, wider.image_processor = model.tokenizer, ImageProcessor(96)
 
 at_96 = accuracies(wider.eval(), num_pictures // 2)  # more patches take longer
-assert mean(at_96) < 0.55
+assert 0.4 < mean(at_96) < 0.6
 assert (model.config.num_image_tokens, wider.config.num_image_tokens) == (16, 36)
 
 score_table({"64 pixels": by_place["as trained"], "96 pixels, resized": at_96}, chance("shapes"))

@@ -776,6 +776,9 @@ star = MIDDLES[PLACES.index("top left")]
 empty = [patch for patch in range(64) if is_plain(photo, patch)]
 from_star, from_empty = (by_quarter(maps[1, 0, seeker, rows]).mean(dim=0) for rows in (star, empty))
 assert from_star[PLACES.index("bottom left")] > 0.6 and from_empty.max() < 0.4
+assert maps[0, 0, :, 17].max() < 0.1  # block 0 looks widely about
+to_square = by_quarter(maps[1, 0, seeker])[:, PLACES.index("bottom right")]
+assert 0.3 < to_square[10] < 0.7 and to_square[[8, 9, 11, 16, 17, 18, 25, 26]].max() > 0.7  # torn; drawn to the square
 print(f"{'':16} {'star':>5} {'background':>11}")
 for place, of_star, of_empty in zip(PLACES, from_star.tolist(), from_empty.tolist(), strict=True):
     print(f"to {place:13} {of_star:5.0%} {of_empty:11.0%}")
@@ -814,6 +817,7 @@ in_other = maps_of(other)[:, 0]
 star = MIDDLES[PLACES.index("bottom left")]
 from_star = by_quarter(in_other[1, seeker, star]).mean(dim=0)
 assert from_star[PLACES.index("top right")] > 0.8  # the blue square
+assert from_star[PLACES.index("top left")] < 0.1  # the orange triangle
 patch_attention(other, in_other, block=1, head=seeker, patch=41)
 
 # %% [markdown]
@@ -918,6 +922,10 @@ print("who asks  " + "".join(f"{theirs:>8}" for theirs in dark_first))
 for mine in dark_first:
     row = [asked.get((mine, theirs), [math.nan]) for theirs in dark_first]
     print(f"{mine:10}" + "".join(f"{sum(each) / len(each):8.0%}" for each in row))
+mean_asked = {pair: sum(each) / len(each) for pair, each in asked.items()}
+for dark in ("purple", "blue"):  # at both of them others look, and they themselves do not
+    to_dark = [mean_asked[mine, dark] for mine in dark_first if mine != dark]
+    assert mean_asked[dark, dark] < 0.25 and sum(share > 0.5 for share in to_dark) >= (5 if dark == "purple" else 3)
 same, different = sum(same) / len(same), sum(different) / len(different)
 assert 2 * same < different
 print(f"\nwith both in the picture: to a shape of its own colour {same:.0%}, to one of another colour {different:.0%}")
@@ -1127,8 +1135,7 @@ assert abs(by_head[even]["all"] - whole["all"]) < 0.01
 # - After the first block a patch's vector holds something of all the others. To look *at patch 10* is no longer to look
 #   at what patch 10 shows ([Abnar and Zuidema 2020](https://arxiv.org/abs/2005.00928)).
 # - A bright spot need not be something to see. Larger models use some patches of plain background as a place to store
-#   things about the whole picture, or to look at when they want nothing ([Darcet et al.
-#   2023](https://arxiv.org/abs/2309.16588)).
+#   things about the whole picture ([Darcet et al. 2023](https://arxiv.org/abs/2309.16588)).
 #
 # So: a map is a good way to get an idea, and a bad way to prove one.
 

@@ -206,7 +206,8 @@ for r in (1, 2, 3, 4):
 # %% [markdown]
 # Now real sizes. Each line is what an encoder hands over, and what the decoder gets:
 #
-# - **nanoVLM-222M** ([code](https://github.com/huggingface/nanoVLM)): SigLIP-B/16 at 224 pixels, r = 2.
+# - **nanoVLM-222M**, the first one ([weights](https://huggingface.co/lusxvr/nanoVLM-222M)): SigLIP-B/16 at 224 pixels,
+#   r = 2. (nanoVLM's code has gone on to larger sizes since.)
 # - **SmolVLM-256M**: SigLIP-B/16 at 512 pixels, r = 4.
 # - **SmolVLM-2.2B** ([blog](https://huggingface.co/blog/smolvlm)): SigLIP-SO400M at 384 pixels, 27 x 27 patches of 14
 #   pixels, r = 3. (27 x 14 is 378: the convolution leaves out the last 6 pixels. And 27 is odd, so r = 2 cannot be.)
@@ -424,7 +425,8 @@ print(f"{sum(p.numel() for p in projector.parameters()):,} weights")
 # ([Liu et al. 2023](https://arxiv.org/abs/2310.03744)).
 #
 # In nanoVLM encoder and decoder come trained, and this layer starts from random numbers. It has the most to learn.
-# That is why nanoVLM gives it a learning rate twenty times as high as theirs: chapter 08.
+# That is why nanoVLM gives it a much higher learning rate than theirs: 0.00512 beside 0.00005 in its present
+# [settings](https://github.com/huggingface/nanoVLM/blob/main/models/config.py).
 #
 # Does the layer mix tokens? Predict, then try:
 

@@ -451,8 +451,9 @@ assert all(0.3 < right < as_shipped - 0.15 for right in (wrong_pairs, no_positio
 # %% [markdown]
 # Many answers are wrong now, with the wrong pairs and with no rotation alike. Yet neither model is dead, and that is the
 # trap: many of these questions do not need the order of the words, and the image tokens know their places in the
-# picture from the encoder. A model that is *half* broken does not look broken. It looks like a model that needs more
-# training.
+# picture from the encoder. (The mask, which comes next, gives away some of the order as well: decoders trained without
+# any positions learn from it where a token stands, [Haviv et al. 2022](https://arxiv.org/abs/2203.16634).) A model that
+# is *half* broken does not look broken. It looks like a model that needs more training.
 
 # %% [markdown]
 # ## The mask: the future is hidden
@@ -1085,7 +1086,7 @@ with torch.no_grad():
 # What you take along:
 #
 # - A decoder predicts after every token, so the future must be hidden. Test it: change a late token.
-# - A position is an angle. Products of turned vectors know the distance and nothing else.
+# - A position is an angle. Of two places, the product of turned vectors knows the distance and nothing else.
 # - Weights carry their conventions with them: which numbers are a pair, which heads share, which matrix is the gate. No
 #   shape tells you.
 # - Norms and angles are computed in float32, and masks are bools.

@@ -205,8 +205,8 @@ check("pixel_shuffle.patch_map", patch_map)
 # ## Exercise 3.4 · One linear layer between two worlds
 # `pixel_shuffle.projector` · difficulty ●○○ · about 8 minutes
 #
-# **Why it matters.** This is all that joins a vision encoder to a language model: the only part that no one has
-# trained before, which is why it gets the largest learning rate.
+# **Why it matters.** This is all that joins a vision encoder to a language model. Where these two come trained,
+# it is the only part that starts from random numbers, which is why nanoVLM gives it the largest learning rate.
 
 # %% [markdown] tags=["exercise"]
 # The joint itself: shuffle, then one linear layer without bias, called `proj`, from the shuffled width to the

@@ -165,8 +165,8 @@ check("decoder.swiglu", SwiGLU)
 # ## Exercise 4.3 · How far does each pair turn?
 # `rope.angles` · difficulty ●●○ · about 10 minutes
 #
-# **Why it matters.** Attention itself does not know in which order the tokens stand. These angles are all that
-# tells it, in every block.
+# **Why it matters.** Attention itself does not know in which order the tokens stand, or how far apart. These
+# angles tell it, in every block.
 
 # %% [markdown] tags=["exercise"]
 # RoPE turns pairs of numbers. By how much? A vector of `head_dim` numbers holds `head_dim / 2` pairs. Pair `i` turns by

@@ -249,9 +249,9 @@ Quiz(
     right=2,
     because=(
         "The vectors get wider as they get fewer: 49 x 3,072 is as many numbers as 196 x 768.",
-        "Pooling averages and cannot be undone. Pixel shuffle only moves numbers; you wrote its inverse.",
+        "Pooling averages and cannot be undone. Pixel shuffle only moves numbers, and they can be moved back.",
         "It only moves numbers. What is lost is lost later, in the linear layer from 3,072 to 576.",
-        "The order is another one, but a known one: patch_map tells it.",
+        "The order is another one, but a known one, the same for every picture: it can be undone.",
     ),
 )
 

@@ -112,8 +112,8 @@ PROJECTOR = Exercise(
     title="One linear layer between two worlds",
     difficulty=1,
     minutes=8,
-    why="This is all that joins a vision encoder to a language model: the only part that no one has trained before, "
-    "which is why it gets the largest learning rate.",
+    why="This is all that joins a vision encoder to a language model. Where these two come trained, it is the only "
+    "part that starts from random numbers, which is why nanoVLM gives it the largest learning rate.",
     hints=(
         "Two steps: make the sequence shorter and wider, then change the width to the decoder's.",
         "The layer's input width is what pixel shuffle leaves: vision_dim times r squared. It has no bias, and it is "

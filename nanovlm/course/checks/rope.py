@@ -22,8 +22,8 @@ ANGLES = Exercise(
     title="How far does each pair turn?",
     difficulty=2,
     minutes=10,
-    why="Attention itself does not know in which order the tokens stand. These angles are all that tells it, in every "
-    "block.",
+    why="Attention itself does not know in which order the tokens stand, or how far apart. These angles tell it, in "
+    "every block.",
     hints=(
         "Three steps: one frequency for each pair, an angle for each position and pair, then cosine and sine.",
         "The frequencies are base ** (-2 i / head_dim) for i = 0 … head_dim / 2 - 1, in float32. Position times "

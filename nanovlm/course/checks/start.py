@@ -127,13 +127,13 @@ def _(answers, expected):
 Quiz(
     id="ch00.looks",
     question="The same question about three pictures, in which the red star stands in three places. What would a model "
-    "say that reads the question and ignores the picture?",
+    "say that reads the question, ignores the picture and always takes the most likely token?",
     choices=("three different answers", "the same answer three times", "nothing: it needs a picture to speak"),
     right=1,
     because=(
         "To differ, it needs something that differs. The question does not: only the picture does.",
-        "Always the most likely token means that the same input gives the same answer. Without the picture, the three "
-        "inputs are the same.",
+        "Always the most likely token: so the same input gives the same answer. Without the picture, the three inputs "
+        "are the same.",
         "A decoder always finds some next token more likely than the others. It speaks, whether or not it knows.",
     ),
 )

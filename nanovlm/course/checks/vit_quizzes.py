@@ -20,8 +20,8 @@ Quiz(
 
 Quiz(
     id="ch02.scale",
-    question="Numbers of mean 0 and spread 1, in queries and keys. You make them four times as long, head_dim 16 to "
-    "64. What happens to the spread of their dot products?",
+    question="Queries and keys of independent random numbers, mean 0 and spread 1. You make them four times as long, "
+    "head_dim 16 to 64. What happens to the spread of their dot products?",
     choices=("it stays", "it doubles", "it is four times as large"),
     right=1,
     because=(
