@@ -103,7 +103,8 @@ pictures_row(
 
 # %% [markdown]
 # The right picture has the right shape, the right type, and every number of the original. Only their places are wrong.
-# **`permute` moves axes, `reshape` only renames them.** You will meet this pair in every chapter.
+# **`permute` moves axes. `reshape` moves nothing: it cuts the same line of numbers anew.** You will meet this pair in
+# every chapter.
 
 # %% [markdown]
 # ## The range
@@ -846,7 +847,7 @@ print(f"{held:,} weights, {held / sum(p.numel() for p in nanovlm_222m.parameters
 # What you take along:
 #
 # - A model belongs to the range of its pixels. The wrong one raises nothing and costs much.
-# - `permute` moves numbers, `reshape` only renames axes. The shape does not prove the contents.
+# - `permute` moves axes, `reshape` cuts the same line of numbers anew. The shape does not prove the contents.
 # - A convolution with stride = kernel is one linear layer for all patches.
 # - A transformer does not know where a patch was unless you tell it, loudly enough.
 # - Positions can be stretched as far as neighbours are alike.

@@ -606,8 +606,21 @@ print("its gradient:", x.grad.tolist())
 # %% [markdown]
 # The output is fine and the gradient is NaN. On the way back through `weights @ x.T`, row 0's weights, which are NaN,
 # are multiplied with the gradient of `out[0]`, which is 0, and summed into every number of x. And 0 times NaN is NaN.
-# The next optimiser step writes it into every weight that it touches. That is why each token may look at itself, and why the mask is a bool.
+# The next optimiser step writes it into every weight that it touches. That is why each token may look at itself, and
+# why the mask is a bool.
 #
+# `F.scaled_dot_product_attention` has become kinder than the softmax inside of it. Since
+# [2024](https://github.com/pytorch/pytorch/pull/133882) a row with nothing to look at comes out as zeros. Attention that
+# is written out, as in chapter 02, still makes NaN of it, and nobody's mask should depend on which of the two runs.
+
+# %% tags=["nbval-check-output"]
+q, k, v = torch.randn(1, 2, 8), torch.randn(1, 3, 8), torch.randn(1, 3, 8)
+may_look = torch.tensor([[False, False, False], [True, True, False]])
+print("a hidden row in one call:", F.scaled_dot_product_attention(q, k, v, attn_mask=may_look)[0, 0, :3].tolist())
+written_out = (q @ k.mT).masked_fill(~may_look, float("-inf")).softmax(dim=-1) @ v
+print("the same, written out:   ", written_out[0, 0, :3].tolist())
+
+# %% [markdown]
 # The tempting repair is the smallest number of the type at hand, here float16's. It is not safe either: a score is
 # added to it, and the sum can fall out of the range.
 

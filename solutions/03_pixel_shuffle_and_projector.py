@@ -107,8 +107,8 @@ check("pixel_shuffle.shuffle", pixel_shuffle)
 # ## Exercise 3.2 · And back again
 # `pixel_shuffle.unshuffle` · difficulty ●●○ · about 8 minutes
 #
-# **Why it matters.** An operation that can be undone has lost nothing. The inverse is also what draws a token's
-# patches back onto the picture, in the attention maps of later chapters.
+# **Why it matters.** An operation that can be undone has lost nothing. And with the inverse one can see what a
+# wrong shuffle does to a picture: the chapter draws it.
 
 # %% [markdown] tags=["exercise"]
 # Nothing was lost, so it can be undone. Take the tokens of `pixel_shuffle` apart again and put every patch back where
@@ -264,8 +264,8 @@ check("pixel_shuffle.projector", ModalityProjector)
 # ## Exercise 3.5 · What a picture costs
 # `pixel_shuffle.token_budget` · difficulty ●○○ · about 5 minutes
 #
-# **Why it matters.** Image tokens are most of what a small VLM reads. The 222M model spends 49 on a picture,
-# SmolVLM 64 on a tile; without pixel shuffle SmolVLM's tile would cost 1,024.
+# **Why it matters.** Image tokens are a large part of what a small VLM reads. The 222M model spends 49 on a
+# picture, SmolVLM 64 on a tile; without pixel shuffle SmolVLM's tile would cost 1,024.
 
 # %% [markdown] tags=["exercise"]
 # How many tokens does the decoder read for a picture of `image_size` x `image_size` pixels, cut into patches of

@@ -108,8 +108,8 @@ check("decoder.rms_norm", RMSNorm)
 # ## Exercise 4.2 · A gate in the MLP
 # `decoder.swiglu` · difficulty ●○○ · about 6 minutes
 #
-# **Why it matters.** Three quarters of SmolLM2's weights inside its blocks are in here. The three matrices look
-# alike, so a wrong one in the wrong place fits every shape and makes loaded weights worthless.
+# **Why it matters.** Three quarters of SmolLM2's weights inside its blocks are in here. gate_proj and up_proj
+# have one shape, so the one in the other's place raises nothing, and loaded weights answer wrongly.
 
 # %% [markdown] tags=["exercise"]
 # The MLP of Llama. Three linear layers without bias, named `gate_proj` and `up_proj` (`config.hidden_dim` to

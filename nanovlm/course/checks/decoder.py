@@ -184,8 +184,8 @@ SWIGLU = Exercise(
     title="A gate in the MLP",
     difficulty=1,
     minutes=6,
-    why="Three quarters of SmolLM2's weights inside its blocks are in here. The three matrices look alike, so a "
-    "wrong one in the wrong place fits every shape and makes loaded weights worthless.",
+    why="Three quarters of SmolLM2's weights inside its blocks are in here. gate_proj and up_proj have one "
+    "shape, so the one in the other's place raises nothing, and loaded weights answer wrongly.",
     hints=(
         "Two layers go up to inter_dim, one comes down. Only one of the two that go up passes through the activation.",
         "The gate passes through SiLU and is multiplied, number by number, with what up_proj gives. down_proj reads "

@@ -148,8 +148,8 @@ UNSHUFFLE = Exercise(
     title="And back again",
     difficulty=2,
     minutes=8,
-    why="An operation that can be undone has lost nothing. The inverse is also what draws a token's patches back "
-    "onto the picture, in the attention maps of later chapters.",
+    why="An operation that can be undone has lost nothing. And with the inverse one can see what a wrong shuffle does "
+    "to a picture: the chapter draws it.",
     hints=(
         "Read your pixel_shuffle from the last line to the first and undo each step.",
         "Unfold tokens into tile rows and tile columns, and the wide dim into r, r and dim. Then bring row next to row "

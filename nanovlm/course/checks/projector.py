@@ -220,8 +220,8 @@ TOKEN_BUDGET = Exercise(
     title="What a picture costs",
     difficulty=1,
     minutes=5,
-    why="Image tokens are most of what a small VLM reads. The 222M model spends 49 on a picture, SmolVLM 64 on a tile; "
-    "without pixel shuffle SmolVLM's tile would cost 1,024.",
+    why="Image tokens are a large part of what a small VLM reads. The 222M model spends 49 on a picture, SmolVLM 64 on "
+    "a tile; without pixel shuffle SmolVLM's tile would cost 1,024.",
     hints=(
         "Along one side: pixels -> patches -> tokens. Then both sides, then all tiles.",
         "patch_size divides the side into patches; r divides the patches into tokens; the number of tokens is that "

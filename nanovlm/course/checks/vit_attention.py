@@ -27,7 +27,7 @@ MODULE = Exercise(
     title="Every patch looks at every patch",
     difficulty=2,
     minutes=10,
-    why="This is the first part of your own vision encoder: it runs the shipped weights. The way back from heads to "
+    why="This is a part of your own vision encoder: it runs the shipped weights. The way back from heads to "
     "one vector is easy to get wrong in silence: the shape fits either way.",
     hints=(
         "There and back: one wide layer, cut into heads, attend, put the heads together, one more layer.",
