@@ -91,8 +91,9 @@ def examine(run: Run, options: Options) -> None:
     subsets = [name for name in SUBSETS if name in names or names == ("all",)]  # "choice" is scored with options
     model = load_model(str(run.directory / "best"))
     test, unseen = (report.score_thimble(model, subsets, split, TEST_PICTURES) for split in ("test", "unseen"))
-    print("\n" + "\n\n".join(report.tables(test, "test") + report.tables(unseen, "unseen")))
-    print("\nblind: the same questions about another sample's picture. unseen: things that no training picture shows.")
+    if subsets:
+        print("\n" + "\n\n".join(report.tables(test, "test") + report.tables(unseen, "unseen")))
+        print("\nblind: the same questions about another sample's picture. unseen: what no training picture shows.")
     results = {
         split: {subset: result.to_dict() for subset, result in scores.items()}
         for split, scores in (("test", test), ("unseen", unseen))

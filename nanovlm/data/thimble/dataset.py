@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nanovlm.data.thimble.multiple_choice import choice_sample
-from nanovlm.data.thimble.samples import caption_sample, check, thimble_sample
+from nanovlm.data.thimble.samples import SUBSETS, caption_sample, check, thimble_sample
 
 CHOICE, CAPTIONS = "choice", "captions"
 
@@ -20,8 +20,10 @@ class Thimble:
     def __init__(
         self, subset: str = "shapes", split: str = "train", size: int = 10_000, seed: int = 0, image_size: int = 64
     ):
-        if subset not in (CHOICE, CAPTIONS):
-            check(subset, split, 0)
+        names = (*SUBSETS, CHOICE, CAPTIONS)
+        if subset not in names:
+            raise ValueError(f"The Thimble has no subset {subset!r}; choose from {', '.join(names)}.")
+        check(SUBSETS[0], split, 0)
         if size < 0 or image_size < 1:
             raise ValueError(f"The Thimble needs size >= 0 and image_size >= 1, not {size} and {image_size}.")
         self.subset, self.split, self.size, self.seed, self.image_size = subset, split, size, seed, image_size
