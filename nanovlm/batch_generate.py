@@ -87,6 +87,18 @@ def generate_batch(
         raise ValueError(f"batch_size must be at least 1; it is {batch_size}.")
     model.prepare_prompt(prompt, None)  # a bad prompt is one error, not one a picture
     paths = [str(path) for path in paths]
+    return _generate(model, paths, prompt, batch_size, max_new_tokens, seed, options)
+
+
+def _generate(
+    model: VisionLanguageModel,
+    paths: Sequence[str],
+    prompt: str,
+    batch_size: int,
+    max_new_tokens: int,
+    seed: int | None,
+    options: dict[str, Any],
+) -> Iterator[dict[str, Any]]:
     batches = _plan(model, paths, batch_size)
     done: dict[int, dict[str, Any]] = {}
     emitted = 0
@@ -187,7 +199,8 @@ def write_answers(rows: Iterable[dict[str, Any]], out: TextIO, report: Callable[
         out.flush()
         if "error" in row:
             counts.skipped += 1
-            report(f"skipped {row['image']}: {row['error']}")
+            name, error = row["image"], row["error"]
+            report(f"skipped {error}" if name in error else f"skipped {name}: {error}")
         else:
             counts.answered += 1
     return counts

@@ -227,7 +227,7 @@ class TrainConfig:
     dataset_size: int = 100_000  # Thimble only: training pictures per subset
     val_size: int = 200  # Thimble: validation pictures per subset; a stream: validation samples in all
     val_ratio: float = 0.01  # other data: the share held out for validation
-    data_cutoff_idx: int | None = None  # use only the first so many samples: a quick run
+    data_cutoff_idx: int | None = None  # use only so many samples (of a stream, the first): a quick run
     stream: bool = False  # read the data set as a stream instead of downloading it first
     max_length: int = 128  # tokens per row, image tokens included
     packing: bool = False  # several samples per row, with document boundaries
@@ -255,7 +255,7 @@ class TrainConfig:
     accuracy_pictures: int = 32  # at each evaluation, ask the short questions about so many validation pictures
     output_dir: str = "runs"
     run_name: str | None = None  # default: made from sizes, rates and date
-    resume: bool = False  # go on from the newest checkpoint of run_name
+    resume: bool = False  # go on from the newest checkpoint of run_name, or of the run that saved last
     wandb: bool = False
 
     def __post_init__(self) -> None:

@@ -240,6 +240,8 @@ def train(config: TrainConfig, model: VisionLanguageModel) -> Run:
     if config.resume and found:
         restore(found[-1])
     elif rank == 0:
+        if config.resume:
+            say("resumed    at the start: this run had saved nothing yet")
         save()  # so that a kill in the first steps costs nothing, and a full disk shows before the work is done
 
     per_step = config.gradient_accumulation_steps

@@ -162,10 +162,15 @@ def test_on_tokens_sees_each_step(model: VisionLanguageModel) -> None:
         (torch.zeros(1, 0, dtype=torch.long), {}, r"The prompt is empty.*got \[1, 0\]"),
         (torch.tensor([7, 8]), {}, r"shape \[B, T\]; got \[2\]"),
         (torch.tensor([[7, 0]]), {"attention_mask": torch.tensor([[1, 0]])}, "padded on the right. Pad on the left"),
+        (
+            torch.tensor([[7, 8]]),
+            {"attention_mask": torch.ones(1, 3)},
+            r"\[1, 3\] needs the shape of input_ids, \[1, 2\]",
+        ),
         (torch.full((1, 90), 7), {"max_new_tokens": 10}, "A prompt of 90 tokens and max_new_tokens=10 exceed.* 96"),
         (torch.full((1, 97), 7), {"max_new_tokens": 1}, "Shorten the prompt"),
     ],
-    ids=["empty", "one row, not a batch", "right padding", "too long an answer", "too long a prompt"],
+    ids=["empty", "one row, not a batch", "right padding", "another mask", "too long an answer", "too long a prompt"],
 )
 def test_bad_prompts_are_refused(model: VisionLanguageModel, ids: Tensor, options: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
@@ -258,6 +263,7 @@ def test_text_form_says_what_is_wrong(talker: VisionLanguageModel, model: Vision
         (ValueError, "The prompt is empty. Ask something", {"prompt": "  \n"}),
         (ValueError, "The prompt is empty", {"prompt": ["What?", ""]}),
         (ValueError, "the list is empty", {"prompt": []}),
+        (TypeError, "A prompt is text; this one is 7", {"prompt": ["What?", 7]}),
         (ValueError, "2 prompts need 2 entries of image; got 1", {"prompt": ["a", "b"], "image": photo()}),
         (ValueError, "2 prompts need 2 entries of image; got 3", {"prompt": ["a", "b"], "image": [None] * 3}),
         (ValueError, "on_text follows one answer", {"prompt": ["a", "b"], "on_text": print}),

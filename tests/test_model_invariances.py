@@ -212,6 +212,8 @@ def test_other_bad_batches_are_refused_in_a_sentence(model: VisionLanguageModel)
         model(torch.full((1, 97), 7))
     with pytest.raises(ValueError, match="every target is -100"):
         model(ids, targets=torch.full_like(ids, -100))
+    with pytest.raises(ValueError, match=r"targets \[.*\] needs the shape of input_ids"):
+        model(ids, targets=ids[:, 1:])
     with pytest.raises(ValueError, match="a picture in front would belong to every document"):
         model(ids, pictures(1), document_ids=torch.tensor([[0, 0, 1]]))
     x = model.decoder.token_embedding(ids)

@@ -237,6 +237,8 @@ class GenerationMixin:
 
     def prepare_prompt(self: VisionLanguageModel, text: str, picture: Any) -> tuple[list[int], Tensor | None]:
         """A question and its picture, list of pictures or None -> ids, and [tiles, 3, H, W] or None."""
+        if not isinstance(text, str):
+            raise TypeError(f"A prompt is text; this one is {text!r}.")
         if not text.strip():
             raise ValueError('The prompt is empty. Ask something, for example "What is this?".')
         entry = [] if picture is None else list(picture) if isinstance(picture, (list, tuple)) else [picture]

@@ -81,6 +81,10 @@ class VisionLanguageModel(GenerationMixin, HubMixin, nn.Module):
 
         With placeholders in the ids, S = T. Without any, each row's picture goes in front: S = num_image_tokens + T.
         """
+        if attention_mask is not None and attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"attention_mask {list(attention_mask.shape)} needs the shape of input_ids, {list(input_ids.shape)}."
+            )
         vocab_size = self.config.language.vocab_size
         outside = (input_ids < 0) | (input_ids >= vocab_size)
         if bool(outside.any()):
@@ -129,6 +133,8 @@ class VisionLanguageModel(GenerationMixin, HubMixin, nn.Module):
         x = self.decoder(x, attention_mask, document_ids, cache, hidden_states)  # [B, S, dim]
         if targets is None:
             return VLMOutput(self.decoder.head(x), None, hidden_states)
+        if targets.shape != input_ids.shape:
+            raise ValueError(f"targets {list(targets.shape)} needs the shape of input_ids, {list(input_ids.shape)}.")
         supervised = targets != IGNORE  # [B, T]
         logits = self.decoder.head(x[:, in_front:][supervised])  # [supervised tokens, vocab_size]
         if logits.shape[0] == 0:
