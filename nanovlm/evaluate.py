@@ -172,6 +172,23 @@ def evaluate_multiple_choice(
     return _score(model, questions, [[s["image"]] for s in samples], blind, batch_size, seed)
 
 
+def evaluate_captions(
+    model: VisionLanguageModel,
+    samples: Sequence[dict[str, Any]],
+    batch_size: int = 128,
+    blind: bool = True,
+    seed: int = 0,
+) -> Evaluation:
+    """Samples of the Thimble's subset `captions`: a description, asked for at once and exact to the letter. The kind
+    is the subset that the picture is from."""
+    questions = []
+    for i, sample in enumerate(samples):
+        (turn,) = sample["texts"]
+        subset = turn["source"].split("/")[-2]
+        questions.append(Question(i, sample["images"], turn["user"], turn["assistant"], subset))
+    return _score(model, questions, [s["images"] for s in samples], blind, batch_size, seed, max_new_tokens=40)
+
+
 def _score(
     model: VisionLanguageModel,
     questions: Sequence[Question],
@@ -179,13 +196,14 @@ def _score(
     blind: bool,
     batch_size: int,
     seed: int,
+    max_new_tokens: int = 12,
 ) -> Evaluation:
     if not questions:
         raise ValueError("There is nothing to evaluate: the samples hold no question.")
     if blind and len(pictures) < 2:
         raise ValueError("The blind baseline deals out other pictures, so it needs at least two samples.")
     result = Evaluation()
-    for question, answer in zip(questions, answer_all(model, questions, batch_size), strict=True):
+    for question, answer in zip(questions, answer_all(model, questions, batch_size, max_new_tokens), strict=True):
         result.scores.setdefault(question.kind, Score()).add(answer == question.answer.strip())
         result.answers.append((question, answer))
     if blind:
@@ -193,7 +211,7 @@ def _score(
         order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed)).tolist()
         other = {sample: order[(place + 1) % len(order)] for place, sample in enumerate(order)}
         shuffled = [replace(question, images=pictures[other[question.sample]]) for question in questions]
-        for question, answer in zip(questions, answer_all(model, shuffled, batch_size), strict=True):
+        for question, answer in zip(questions, answer_all(model, shuffled, batch_size, max_new_tokens), strict=True):
             result.blind.setdefault(question.kind, Score()).add(answer == question.answer.strip())
     return result
 

@@ -11,14 +11,17 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from nanovlm.commands.models import find_model
 from nanovlm.config import TrainConfig, presets
-from nanovlm.data.thimble import SUBSETS
+from nanovlm.data.thimble import SUBSETS, Thimble
 
-LOG, FIRST_LOG, RESULTS, CARD = "train_log.jsonl", "first_train_log.jsonl", "results.json", "README.md"
+LOG, RESULTS, CARD = "train_log.jsonl", "results.json", "README.md"
+EARLIER_LOG = "train_log_{}.jsonl"  # of the runs that led to the last one; the first is 1
+ROWS = 8  # of a run's evaluations that the card shows
 NOT_OF_THE_RECIPE = ("run_name", "output_dir", "resume", "wandb")
 
 
@@ -31,6 +34,17 @@ def command(recipe: Mapping[str, Any], model: str | None = None, preset: str = "
             shown = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
             words.append(f"--{name.replace('_', '-')} {shown}")
     return " ".join(words)
+
+
+def examples(captions: bool) -> list[str]:
+    """Markdown: what a subset's kinds of questions look like. `captions`: and its captions, asked for at once."""
+    lines = ["| subset | kind | question | answer |", "|---|---|---|---|"]
+    for subset in SUBSETS:
+        for turn in Thimble(subset, "test", 1)[0]["texts"]:
+            kind = turn["source"].rsplit("/", 1)[-1]
+            if kind != "caption" or captions:
+                lines.append(f"| {subset} | {kind} | {turn['user']} | {turn['assistant']} |")
+    return lines
 
 
 def score_table(scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -47,24 +61,26 @@ def score_table(scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def curve(log: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Markdown: the evaluations of the run."""
+    """Markdown: the evaluations of the run, of a long one every second or fourth or so, the last among them."""
     lines = ["| step | validation loss | short answers right |", "|---|---|---|"]
-    for row in log:
-        if "val_loss" in row:
-            accuracy = f"{row['accuracy']:.1%}" if "accuracy" in row else ""
-            lines.append(f"| {row['step']:,} | {row['val_loss']:.4f} | {accuracy} |")
+    evaluations = [row for row in log if "val_loss" in row]
+    every = -(-len(evaluations) // ROWS) or 1
+    for row in evaluations[::-1][::every][::-1]:
+        accuracy = f"{row['accuracy']:.1%}" if "accuracy" in row else ""
+        lines.append(f"| {row['step']:,} | {row['val_loss']:.4f} | {accuracy} |")
     return lines
 
 
 def write_card(
-    results: Mapping[str, Any], log: Sequence[Mapping[str, Any]], first_log: Sequence[Mapping[str, Any]] = ()
+    results: Mapping[str, Any],
+    log: Sequence[Mapping[str, Any]],
+    earlier_logs: Sequence[Sequence[Mapping[str, Any]]] = (),
 ) -> str:
-    """The card's text, from the scores (results.json) and the log (train_log.jsonl) of one run, and from the log of the
-    run that it started from."""
+    """The card's text, from the scores (results.json) and the log (train_log.jsonl) of one run, and from the logs of
+    the runs that led to it, the first first."""
     recipe = results["recipe"]
     test = results["test"]
     mean = sum(result["accuracy"] for result in test.values()) / len(test)
-    samples = results["step"] * recipe["batch_size"] * recipe["gradient_accumulation_steps"]
     names = tuple(dict.fromkeys(recipe["dataset_names"]))  # one that is named twice was shown twice as often
     untrained = [name for name in SUBSETS if name not in names]
     left_out = f"; it was never shown the other subset, {untrained[0]}" if untrained else ""
@@ -73,14 +89,14 @@ def write_card(
         f"A vision-language model of {results['parameters'] / 1e6:.2f} M parameters that answers questions about "
         f"64-pixel pictures of the Thimble ({', '.join(names)}). It is the model of chapter 00 and runs anywhere, "
         f"without a network. It knows nothing but those pictures{left_out}.",
+        "## What to ask it",
+        "One question of each kind, with its right answer, each from the first test picture of its subset:",
+        "\n".join(examples(captions="captions" in results)),
         "## How it was trained",
-        *beginning(results, first_log),
-        f"```\n{command_of(results)}\n```",
-        f"{results['step']:,} steps, {samples:,} pictures, {results['seconds'] / 60:.0f} minutes on "
-        f"{results['machine']}. The machine did other work at the same time, so the minutes are an upper bound. The "
-        "validation loss alone chose the checkpoint. Another machine or another version of torch gives slightly other "
+        *training(results, [*earlier_logs, log]),
+        f"All on {results['machine']}, which did other work at the same time: the minutes are an upper bound. The "
+        "validation loss alone chose the checkpoints. Another machine or another version of torch gives slightly other "
         "weights.",
-        *["\n".join(curve(log))],
         "## What it gets right",
         f"Greedy decoding, exact match, each question asked on its own. The mean over the subsets is {mean:.1%}. "
         "Blind: the same questions about another sample's picture.",
@@ -96,31 +112,40 @@ def write_card(
             "Chance is 25 %:",
             "\n".join(score_table({"choice": results["multiple choice"]})),
         ]
+    if "captions" in results:
+        parts += [
+            "Descriptions of test pictures, asked for at once and exact to the letter:",
+            "\n".join(score_table({"captions": results["captions"]})),
+        ]
     parts += ["The card is made from `train_log.jsonl` and `results.json` by `python -m nanovlm.model_card`."]
     return "\n\n".join(parts) + "\n"
 
 
-def beginning(results: Mapping[str, Any], first_log: Sequence[Mapping[str, Any]] = ()) -> list[str]:
-    """Markdown: where the weights came from that a run started with, and the run that made them, where it is known."""
-    seed = results["recipe"]["seed"]
-    before = results.get("started_from")
-    if before is None:
-        return [f"From random weights, with seed {seed}:"]
-    if "recipe" not in before:
-        return [f"From the weights of {before['model']}, with seed {seed}:"]
-    model = Path(before["model"])
-    name = f" --run-name {model.parent.name}" if model.name == "best" else ""  # a released model has lost its run's
-    return [
-        *beginning(before),
-        f"```\n{command_of(before)}{name}\n```",
-        f"{before['step']:,} steps, {before['seconds'] / 60:.0f} minutes.",
-        "\n".join(curve(first_log)),
-        f"Then on from its best weights, with seed {seed}:",
-    ]
+def earlier_runs(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The runs that led to this one, as far as they are known, the first first."""
+    before = results.get("started_from", {})
+    return [*earlier_runs(before), before] if "recipe" in before else []
 
 
-def command_of(results: Mapping[str, Any]) -> str:
-    return command(results["recipe"], results.get("started_from", {}).get("model"))
+def training(results: Mapping[str, Any], logs: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Markdown: each run from the first weights to the last, with its command and its curve."""
+    runs = [*earlier_runs(results), results]
+    parts = []
+    for number, (run, log) in enumerate(zip_longest(runs, logs, fillvalue=())):
+        recipe, model = run["recipe"], run.get("started_from", {}).get("model")
+        first = f"From the weights of {model}" if model else "From random weights"
+        start = "Then on from its best weights" if number else first
+        # What goes on from a run finds it by its name; a released model has lost it.
+        path = Path(runs[number + 1]["started_from"]["model"]) if run is not results else Path()
+        name = f" --run-name {path.parent.name}" if path.name == "best" else ""
+        samples = run["step"] * recipe["batch_size"] * recipe["gradient_accumulation_steps"]
+        parts += [
+            f"{start}, with seed {recipe['seed']}:",
+            f"```\n{command(recipe, model)}{name}\n```",
+            f"{run['step']:,} steps, {samples:,} pictures, {run['seconds'] / 60:.0f} minutes.",
+            "\n".join(curve(log)),
+        ]
+    return parts
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -135,12 +160,23 @@ def release(run: Path, out: Path) -> None:
         shutil.copy(file, out / file.name)
     shutil.copy(run / "metrics.jsonl", out / LOG)
     shutil.copy(run / RESULTS, out / RESULTS)
-    first_log = []
-    if "recipe" in results.get("started_from", {}):  # its path is relative to where the command was given, as here
-        model = Path(find_model(results["started_from"]["model"]))
-        shutil.copy(model.parent / "metrics.jsonl" if model.name == "best" else model / LOG, out / FIRST_LOG)
-        first_log = read_log(out / FIRST_LOG)
-    (out / CARD).write_text(write_card(results, read_log(out / LOG), first_log), encoding="utf-8")
+    earlier = []
+    for number, path in enumerate(logs_before(results), start=1):
+        shutil.copy(path, out / EARLIER_LOG.format(number))
+        earlier.append(read_log(path))
+    (out / CARD).write_text(write_card(results, read_log(out / LOG), earlier), encoding="utf-8")
+
+
+def logs_before(results: Mapping[str, Any]) -> list[Path]:
+    """The logs of the runs that led to this one, the first first. Paths in `results` start where its command did."""
+    before = results.get("started_from", {})
+    if "recipe" not in before:
+        return []
+    model = Path(find_model(before["model"]))
+    if model.name == "best":
+        return [*logs_before(before), model.parent / "metrics.jsonl"]
+    earlier = [model / EARLIER_LOG.format(number + 1) for number in range(len(earlier_runs(before)))]
+    return [*earlier, model / LOG]
 
 
 def main() -> None:

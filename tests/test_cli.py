@@ -316,7 +316,7 @@ def test_evaluate_writes_scores_and_pictures(run: Run, directory: Path, tmp_path
     scores, sheet = tmp_path / "scores.json", tmp_path / "sheet.png"
     status, out, _ = run(
         "evaluate", "--model", directory, "--subsets", "shapes", "glyphs", "--split", "unseen", "--size", 3,
-        "--multiple-choice", "--json", scores, "--sheet", sheet,
+        "--multiple-choice", "--captions", "--json", scores, "--sheet", sheet,
     )  # fmt: skip
     assert status == 0
     assert all(word in out for word in ("shapes, unseen", "glyphs, unseen", "where", "blind", "multiple choice"))
@@ -324,6 +324,7 @@ def test_evaluate_writes_scores_and_pictures(run: Run, directory: Path, tmp_path
     assert written["unseen"]["shapes"]["kinds"]["where"]["total"] == 3
     assert written["unseen"]["shapes"]["blind"].keys() == written["unseen"]["shapes"]["kinds"].keys()
     assert "multiple choice" in written
+    assert "captions, unseen" in out and written["captions"]["kinds"]["charts"]["total"] == 3
     assert Image.open(sheet).width > 1000
 
 
@@ -367,13 +368,16 @@ def test_train_refuses_a_model_that_is_not_there(run: Run, tmp_path: Path) -> No
     assert status == 2 and "best" in err and len(err.strip().splitlines()) == 1
 
 
-def test_a_run_on_choices_alone_is_scored_on_choices(run: Run, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize(("subset", "title"), [("choice", "multiple choice"), ("captions", "captions")])
+def test_a_run_on_choices_or_captions_alone_is_scored_on_them(
+    run: Run, tmp_path: Path, monkeypatch, subset: str, title: str
+) -> None:
     monkeypatch.setattr(train_command, "TEST_PICTURES", 2)
     words = ("train", "--max-steps", 1, "--batch-size", 2, "--val-size", 2, "--dataset-size", 8, "--precision", "fp32")
-    run_name = ("--output-dir", tmp_path, "--run-name", "letters", "--dataset-names", "choice")
+    run_name = ("--output-dir", tmp_path, "--run-name", "letters", "--dataset-names", subset)
     status, out, _ = run(*words, *run_name)
-    assert status == 0 and "multiple choice, test" in out
-    assert "multiple choice" in json.loads((tmp_path / "letters" / "results.json").read_text())
+    assert status == 0 and f"{title}, test" in out
+    assert title in json.loads((tmp_path / "letters" / "results.json").read_text())
     assert not (tmp_path / "letters" / "answers.png").exists()
 
 

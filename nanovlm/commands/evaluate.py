@@ -25,6 +25,7 @@ class Options:
     split: Literal["val", "test", "unseen"] = "test"  # unseen: things that no training picture shows
     size: int = 400  # pictures per subset
     multiple_choice: bool = False  # also ask with options A to D, in MMStar's schema
+    captions: bool = False  # also ask for a description at once, without questions before it
     batch_size: int = 128  # questions answered together
     json: Path | None = None  # write the scores to this file
     sheet: Path | None = None  # write a contact sheet of answered pictures to this file (.png)
@@ -54,6 +55,11 @@ def main(arguments: Sequence[str]) -> None:
         print(f"\nmultiple choice, {options.split}")
         print(choice.table(dict.fromkeys(choice.scores, LETTER_CHANCE)))
         results["multiple choice"] = choice.to_dict()
+    if options.captions:
+        captions = report.score_captions(model, options.split, options.size, options.batch_size)
+        print(f"\ncaptions, {options.split}")
+        print(captions.table(dict.fromkeys(captions.scores, 0.0)))
+        results["captions"] = captions.to_dict()
     if options.json:
         write_json(results, options.json)
         print(f"\nscores         {options.json}")

@@ -7,8 +7,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanovlm.data.thimble import Thimble, chance, multiple_choice_sample
-from nanovlm.evaluate import Evaluation, Question, evaluate, evaluate_multiple_choice
+from nanovlm.data.thimble import SUBSETS, Thimble, chance, multiple_choice_sample
+from nanovlm.evaluate import Evaluation, Question, evaluate, evaluate_captions, evaluate_multiple_choice
 from nanovlm.viz.contact_sheet import AnsweredPicture, contact_sheet
 
 if TYPE_CHECKING:
@@ -35,6 +35,12 @@ def score_multiple_choice(model: VisionLanguageModel, split: str, size: int, bat
     side = model.config.vision.image_size
     samples = [multiple_choice_sample(index, split, image_size=side) for index in range(size)]
     return evaluate_multiple_choice(model, samples, batch_size)
+
+
+def score_captions(model: VisionLanguageModel, split: str, size: int, batch_size: int = 128) -> Evaluation:
+    """Exact descriptions of `size` pictures of each subset, asked for at once."""
+    samples = Thimble("captions", split, len(SUBSETS) * size, image_size=model.config.vision.image_size)
+    return evaluate_captions(model, [samples[i] for i in range(len(samples))], batch_size)
 
 
 def tables(scores: Mapping[str, Evaluation], split: str) -> list[str]:

@@ -88,7 +88,9 @@ def examine(run: Run, options: Options) -> None:
     from nanovlm.models.hub import write_json
 
     names = options.recipe.dataset_names
-    subsets = [name for name in SUBSETS if name in names or names == ("all",)]  # "choice" is scored with options
+    subsets = [
+        name for name in SUBSETS if name in names or names == ("all",)
+    ]  # "choice" and "captions" are scored below
     model = load_model(str(run.directory / "best"))
     test, unseen = (report.score_thimble(model, subsets, split, TEST_PICTURES) for split in ("test", "unseen"))
     if subsets:
@@ -102,6 +104,10 @@ def examine(run: Run, options: Options) -> None:
         choice = report.score_multiple_choice(model, "test", TEST_PICTURES)
         print(f"\nmultiple choice, test\n{choice.table()}")
         results["multiple choice"] = choice.to_dict()
+    if "captions" in names:
+        captions = report.score_captions(model, "test", TEST_PICTURES)
+        print(f"\ncaptions, test\n{captions.table()}")
+        results["captions"] = captions.to_dict()
     about = {
         "step": run.step,
         "seconds": run.seconds,

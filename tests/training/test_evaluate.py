@@ -18,6 +18,7 @@ from nanovlm.evaluate import (
     Score,
     answer_all,
     evaluate,
+    evaluate_captions,
     evaluate_multiple_choice,
     interval,
     questions_of,
@@ -175,6 +176,15 @@ def test_multiple_choice_has_its_blind_score_too():
     result = evaluate_multiple_choice(Stub(lambda pictures, _: pictures[0]), questions)
     assert result.accuracy == 1.0 and result.blind_accuracy < 0.6
     assert result.scores["c"].interval[0] > result.blind["c"].interval[1]
+
+
+def test_captions_are_asked_for_at_once_and_counted_by_subset():
+    data = [Thimble("captions", "test", 9)[i] for i in range(9)]
+    captions = {id(sample["images"][0]): sample["texts"][0]["assistant"] for sample in data}
+    stub = Stub(lambda pictures, text: captions[id(pictures[0])] if text == "Describe the picture." else "")
+    result = evaluate_captions(stub, data)
+    assert {kind: score.total for kind, score in result.scores.items()} == {"shapes": 3, "charts": 3, "glyphs": 3}
+    assert result.accuracy == 1.0 and result.blind_accuracy == 0.0
 
 
 def test_exact_means_exact():
