@@ -269,7 +269,7 @@ class TrainConfig:
         for name in (*counts, "log_every", "eval_every", "save_every"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1; it is {getattr(self, name)}.")
         _require(self.accuracy_pictures >= 0, f"accuracy_pictures is 0 or more; it is {self.accuracy_pictures}.")
-        for name in ("warmup_fraction", "min_lr_fraction"):
+        for name in ("warmup_fraction", "min_lr_fraction", "val_ratio"):
             _require(0 <= getattr(self, name) <= 1, f"{name} is a share between 0 and 1; it is {getattr(self, name)}.")
         for name in ("lr_projector", "lr_backbones", "lr_muon", "weight_decay", "num_workers"):
             _require(getattr(self, name) >= 0, f"{name} is 0 or more; it is {getattr(self, name)}.")

@@ -263,7 +263,7 @@ def test_generate_draws_five_answers(run: Run, directory: Path, picture: Path) -
     ask = ("generate", "--model", directory, "--image", picture, "--max-new-tokens", 8, "--seed", 3)
     status, out, _ = run(*ask)
     assert status == 0
-    assert "What is this?" in out
+    assert "Describe the picture." in out
     assert len(set(answers(out))) == 5
     assert run(*ask)[1] == out, "the same seed draws the same answers"
     assert len(answers(run(*ask, "--generations", 2)[1])) == 2

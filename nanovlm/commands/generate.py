@@ -27,7 +27,7 @@ class Options:
 
     model: str = "pocket"  # a model directory or a Hub id; pocket: the model that ships
     image: Annotated[tuple[Path, ...], UseAppendAction] = ()  # a picture file; repeat it for several pictures
-    prompt: str = "What is this?"
+    prompt: str = "Describe the picture."
     generations: int | None = None  # how many answers; None: 5, or 1 where the most likely is asked for
     temperature: float | None = None  # 0: the most likely token; None: 0.5, or 0 where there is one answer
     top_k: int | None = None  # draw from the k most likely tokens

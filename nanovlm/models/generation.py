@@ -240,7 +240,7 @@ class GenerationMixin:
         if not isinstance(text, str):
             raise TypeError(f"A prompt is text; this one is {text!r}.")
         if not text.strip():
-            raise ValueError('The prompt is empty. Ask something, for example "What is this?".')
+            raise ValueError('The prompt is empty. Ask something, for example "Describe the picture.".')
         entry = [] if picture is None else list(picture) if isinstance(picture, (list, tuple)) else [picture]
         pictures = [self.image_processor.open(one) for one in entry]
         # How a picture is cut into tiles decides what stands for it in the text.
