@@ -15,7 +15,7 @@ help:
 	@echo "make test       check everything: style, tests, notebooks"
 	@echo "make train      train the pocket model on this machine and see what it answers"
 	@echo "make pocket     train the model that ships, from random weights: some hours"
-	@echo "make test-colab  run the notebooks with the older front end that Colab has"
+	@echo "make test-colab run the notebooks with the older front end that Colab has"
 	@echo "make notebooks  rebuild and execute the notebooks after an edit in chapters/ or solutions/"
 
 lab: .venv/ready
@@ -30,10 +30,11 @@ train: .venv/ready
 
 # What made assets/pocket, as its card tells. Each run goes on from the one before.
 pocket: .venv/ready
-	@echo "Training the model that ships, one run after another: some hours. The last one is in runs/stage3."
+	@echo "Training the model that ships, one run after another: some hours. The last one is in runs/stage4."
 	$(BIN)/nanovlm train --preset pocket --dataset-names shapes shapes charts glyphs glyphs --dataset-size 200000 --max-steps 8000 --weight-decay 0.01 --min-lr-fraction 0.02 --eval-every 250 --save-every 250 --run-name stage1
 	$(BIN)/nanovlm train --preset pocket --model runs/stage1/best --dataset-names shapes shapes charts glyphs glyphs --dataset-size 200000 --max-steps 1500 --min-lr-fraction 0.02 --seed 1 --eval-every 250 --save-every 500 --run-name stage2
 	$(BIN)/nanovlm train --preset pocket --model runs/stage2/best --dataset-names shapes shapes shapes charts glyphs glyphs --dataset-size 200000 --max-steps 3500 --min-lr-fraction 0.02 --seed 2 --eval-every 250 --save-every 250 --run-name stage3
+	$(BIN)/nanovlm train --preset pocket --model runs/stage3/best --dataset-names shapes shapes shapes shapes charts glyphs captions --dataset-size 200000 --max-steps 1500 --lr-projector 0.0006 --lr-backbones 0.0006 --lr-muon 0.006 --min-lr-fraction 0.02 --seed 3 --eval-every 250 --save-every 500 --run-name stage4
 
 test: .venv/ready
 	@echo "Style, then the tests, then every notebook from its first cell to its last."

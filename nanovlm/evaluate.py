@@ -29,6 +29,11 @@ def interval(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def percentage(share: float) -> str:
+    """One decimal, and 100 % for all alone: one mistake in thousands is not rounded away."""
+    return f"{share if share == 1 else min(share, 0.999):.1%}"
+
+
 @dataclass
 class Score:
     correct: int = 0
@@ -100,13 +105,12 @@ class Evaluation:
             low, high = score.interval
             blind = f"{self.blind[kind].accuracy:8.1%}" if kind in self.blind else f"{'':8}"
             by_chance = f"{chance[kind]:8.1%}" if chance and kind in chance else f"{'':8}"
-            lines.append(
-                f"{kind:<12}{score.accuracy:8.1%}{f'{low:.1%} - {high:.1%}':>17} {blind} {by_chance}{score.total:11,}"
-            )
+            right, spread = percentage(score.accuracy), f"{low:.1%} - {high:.1%}"
+            lines.append(f"{kind:<12}{right:>8}{spread:>17} {blind} {by_chance}{score.total:11,}")
         blind = f"{self.blind_accuracy:8.1%}" if self.blind else f"{'':8}"
         known = chance and self.scores.keys() <= chance.keys()
         by_chance = f"{sum(chance[k] for k in self.scores) / len(self.scores):8.1%}" if known else f"{'':8}"
-        lines.append(f"{'mean':<12}{self.accuracy:8.1%}{'':17} {blind} {by_chance}")
+        lines.append(f"{'mean':<12}{percentage(self.accuracy):>8}{'':17} {blind} {by_chance}")
         return "\n".join(lines)
 
 

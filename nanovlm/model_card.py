@@ -18,6 +18,7 @@ from typing import Any
 from nanovlm.commands.models import find_model
 from nanovlm.config import TrainConfig, presets
 from nanovlm.data.thimble import SUBSETS, Thimble
+from nanovlm.evaluate import percentage
 
 LOG, RESULTS, CARD = "train_log.jsonl", "results.json", "README.md"
 EARLIER_LOG = "train_log_{}.jsonl"  # of the runs that led to the last one; the first is 1
@@ -52,11 +53,11 @@ def score_table(scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = ["| subset | kind | right | 95 % interval | blind |", "|---|---|---|---|---|"]
     for subset, result in scores.items():
         blind = f"{result['blind_accuracy']:.1%}" if result["blind"] else ""
-        lines.append(f"| **{subset}** | **mean** | **{result['accuracy']:.1%}** | | {blind} |")
+        lines.append(f"| **{subset}** | **mean** | **{percentage(result['accuracy'])}** | | {blind} |")
         for kind, row in result["kinds"].items():
             low, high = row["interval"]
             blind = f"{result['blind'][kind]['accuracy']:.1%}" if kind in result["blind"] else ""
-            lines.append(f"| {subset} | {kind} | {row['accuracy']:.1%} | {low:.1%} to {high:.1%} | {blind} |")
+            lines.append(f"| {subset} | {kind} | {percentage(row['accuracy'])} | {low:.1%} to {high:.1%} | {blind} |")
     return lines
 
 
@@ -81,14 +82,15 @@ def write_card(
     recipe = results["recipe"]
     test = results["test"]
     mean = sum(result["accuracy"] for result in test.values()) / len(test)
-    names = tuple(dict.fromkeys(recipe["dataset_names"]))  # one that is named twice was shown twice as often
+    names = [name for name in SUBSETS if name in recipe["dataset_names"]]
     untrained = [name for name in SUBSETS if name not in names]
     left_out = f"; it was never shown the other subset, {untrained[0]}" if untrained else ""
+    describes = ", and describes them" if "captions" in results else ""
     parts = [
         "# The pocket model",
         f"A vision-language model of {results['parameters'] / 1e6:.2f} M parameters that answers questions about "
-        f"64-pixel pictures of the Thimble ({', '.join(names)}). It is the model of chapter 00 and runs anywhere, "
-        f"without a network. It knows nothing but those pictures{left_out}.",
+        f"64-pixel pictures of the Thimble ({', '.join(names)}){describes}. It is the model of chapter 00 and runs "
+        f"anywhere, without a network. It knows nothing but those pictures{left_out}.",
         "## What to ask it",
         "One question of each kind, with its right answer, each from the first test picture of its subset:",
         "\n".join(examples(captions="captions" in results)),
@@ -98,8 +100,8 @@ def write_card(
         "validation loss alone chose the checkpoints. Another machine or another version of torch gives slightly other "
         "weights.",
         "## What it gets right",
-        f"Greedy decoding, exact match, each question asked on its own. The mean over the subsets is {mean:.1%}. "
-        "Blind: the same questions about another sample's picture.",
+        "Greedy decoding, exact match, each question asked on its own. The mean over the subsets is "
+        f"{percentage(mean)}. Blind: the same questions about another sample's picture.",
         "Test pictures, which share no scene with the training pictures:",
         "\n".join(score_table(test)),
         "Unseen: pictures with something that no training picture shows (a colour-shape pair, two neighbouring "

@@ -21,6 +21,7 @@ from nanovlm.evaluate import (
     evaluate_captions,
     evaluate_multiple_choice,
     interval,
+    percentage,
     questions_of,
     short_questions,
 )
@@ -185,6 +186,13 @@ def test_captions_are_asked_for_at_once_and_counted_by_subset():
     result = evaluate_captions(stub, data)
     assert {kind: score.total for kind, score in result.scores.items()} == {"shapes": 3, "charts": 3, "glyphs": 3}
     assert result.accuracy == 1.0 and result.blind_accuracy == 0.0
+
+
+@pytest.mark.parametrize(
+    ("right", "shown"), [(3000, "100.0%"), (2999, "99.9%"), (2994, "99.8%"), (1, "0.0%"), (0, "0.0%")]
+)
+def test_only_all_is_shown_as_100_percent(right, shown):
+    assert percentage(right / 3000) == shown
 
 
 def test_exact_means_exact():
