@@ -114,16 +114,16 @@ def lose_detail(sign: Image.Image, shrink: int) -> Image.Image:
 
 
 read = {n: read_signs(pocket.image_processor([lose_detail(sign, n) for sign in signs])) for n in (1, 2, 4, 8)}
-assert min(read[1], read[2]) > 0.9 and 0.05 < read[4] < 0.5 and read[8] < 0.1
+assert read[1] > 0.9 and read[2] > 0.8 and read[4] < 0.5 and read[8] < 0.1
 for shrink, share in read.items():
     print(f"shrunk by {shrink}: {share:4.0%} of the signs are read")
 
 # %% [markdown]
-# By 2 costs nothing, by 4 more than half, by 8 all. But two things are mixed here. Is the letter *gone* from the
-# pixels? Or has the pocket model just never learned from blurred ones? (And a sign counts only if all its letters are
-# right.) So we train something that is made for the question: a **probe**, a small network that looks at one letter and
-# says which of the Thimble's 33 characters it is. One probe for each resolution, all of the same size, with the same
-# number of steps. Each learns at its own resolution, so none is surprised by blur.
+# By 2 costs little, by 4 more than half, by 8 all, or all but a few. But two things are mixed here. Is the letter *gone*
+# from the pixels? Or has the pocket model just never learned from blurred ones? (And a sign counts only if all its
+# letters are right.) So we train something that is made for the question: a **probe**, a small network that looks at
+# one letter and says which of the Thimble's 33 characters it is. One probe for each resolution, all of the same size,
+# with the same number of steps. Each learns at its own resolution, so none is surprised by blur.
 #
 # First the letters: signs of one character, of the Thimble's own strokes, 12 or 13 pixels tall as on the page.
 
@@ -282,14 +282,14 @@ print(f"squashed: {by_page:4.0%} of 64 signs read, {tokens:2} image tokens a pag
 print(f"tiles:    {by_tile:4.0%} of 64 signs read, {4 * tokens:2} image tokens a page, {end - between:.2f} s")
 
 # %% [markdown]
-# From none to all, for four times the tokens. The time grows as well (the seconds are this machine's). What that means
-# for real sizes comes at the end.
+# From next to none to nearly all of them, for four times the tokens. The time grows as well (the seconds are this
+# machine's). What that means for real sizes comes at the end.
 #
 # ### Wait: was it the pixels?
 #
-# You have a reason to doubt. Signs shrunk by 2 were read above, and squashing a page of 128 to 64 shrinks by 2 as well.
-# The detail is there! So test it: cut each quarter out of the squashed page and enlarge it to 64. These are the same
-# few pixels, in the size of a tile. And a second doubt: the question does not say which of four signs is meant. So
+# You have a reason to doubt. Most signs shrunk by 2 were read above, and squashing a page of 128 to 64 shrinks by 2 as
+# well. The detail is there! So test it: cut each quarter out of the squashed page and enlarge it to 64. These are the
+# same few pixels, in the size of a tile. And a second doubt: the question does not say which of four signs is meant. So
 # squash pages with *one* sign, too. Then repeat both with pages of 4 x 4 places, which lose more.
 
 
@@ -311,17 +311,17 @@ for side in (2, 4):
 by_view["its own tile"] = by_tile
 
 small, enlarged, smaller, blurred, _ = by_view.values()
-assert max(small, smaller) < 0.1 and enlarged > 0.9 and 0.05 < blurred < 0.5
+assert max(small, smaller) < 0.1 and enlarged > 0.8 and blurred < 0.5 and abs(blurred - read[4]) < 0.15
 share_bars(by_view, chance("glyphs")["read"])
 
 # %% [markdown]
 # So it is not that simple. The question was not the trouble: alone on its page a sign is not read either. But the pixels
 # were not the only trouble:
 #
-# - On a page of 2 x 2 the pixels suffice: enlarged, they are read. In the squashed view the letters are half as tall
-#   as any that the model learned from, and the sign has a quarter of the image tokens. **Size and tokens** are
-#   missing, not detail. (Training on small letters would mend a part of that. The probe above did train on its
-#   resolution, but it always saw the letter enlarged.)
+# - On a page of 2 x 2 the pixels suffice for most signs: enlarged, these are read. In the squashed view the letters are
+#   half as tall as any that the model learned from, and the sign has a quarter of the image tokens. What is missing is
+#   **size and tokens**, and hardly detail. (Training on small letters would mend a part of that. The probe above did
+#   train on its resolution, but it always saw the letter enlarged.)
 # - On a page of 4 x 4 that is not enough. Enlarged, fewer than half of the signs come back. But for their edges, these are
 #   the signs shrunk by 4 of above: some **detail** is missing, and what is left is blur that the model never learned from.
 #

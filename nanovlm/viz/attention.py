@@ -62,7 +62,7 @@ def attention_over_picture(
     ]
     alt = (
         f"Where “{name}” looks{f' ({printable(note)})' if note else ''}: {sum(on_image):.0%} on the picture's "
-        f"{len(tokens)} tokens, most of it ({on_image[best]:.0%}) on token {best}, patches "
+        f"{len(tokens)} tokens, the most ({on_image[best]:.0%}) on token {best}, patches "
         f"{', '.join(map(str, tokens[best]))}; {sum(weight for _, weight in others):.0%} on words."
     )
     return svg_figure(WIDTH, TOP + SIDE + 34, body, alt)

@@ -91,7 +91,7 @@ Quiz(
 
 Quiz(
     id="ch12.removed",
-    question="The head of the picture above takes nearly all of its weight from one image token. The model says “top” "
+    question="The head of the picture above looks at one image token more than at anything else. The model says “top” "
     "with a probability of almost 1. We replace that token by the mean of all image tokens. What is the "
     "probability then?",
     choices=("about 0: what it looked at is gone", "about 0.5", "about 1, as before", "a quarter, by guessing"),
