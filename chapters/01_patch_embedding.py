@@ -185,11 +185,18 @@ def hardest_hit(before: dict[str, float], after: dict[str, float]) -> str:
     return max(before, key=lambda kind: before[kind] - after[kind])
 
 
+def least_hit(before: dict[str, float], after: dict[str, float]) -> str:
+    return min(before, key=lambda kind: before[kind] - after[kind])
+
+
 as_trained, zero_to_one, raw_bytes, imagenet = by_range.values()
 assert mean(raw_bytes) < mean(chance("shapes")) + 0.1  # guessing
-assert mean(raw_bytes) < mean(zero_to_one) < mean(imagenet) < mean(as_trained) - 0.05
-assert zero_to_one["where"] > 0.8 and zero_to_one["count"] < chance("shapes")["count"] + 0.15
-assert hardest_hit(as_trained, zero_to_one) == hardest_hit(as_trained, imagenet) == "count"
+for name, scores in (("0 to 1", zero_to_one), ("ImageNet's", imagenet)):
+    assert mean(raw_bytes) + 0.2 < mean(scores) < mean(as_trained) - 0.04
+    kept, hit = least_hit(as_trained, scores), hardest_hit(as_trained, scores)
+    for kind in (kept, hit):
+        print(f"{name:11} {kind:8} {as_trained[kind]:4.0%} before, {scores[kind]:4.0%} now")
+    assert scores[kept] > as_trained[kept] - 0.1 and scores[hit] < as_trained[hit] - 0.1
 
 score_table(by_range, chance("shapes"))
 
@@ -197,10 +204,11 @@ score_table(by_range, chance("shapes"))
 # (*By guessing* is what one reaches who reads the question and never looks. Each number stands on few questions, so do
 # not read much into a few points.)
 #
-# Bytes leave nothing: the model guesses. But look at the two rows around it. With 0 to 1 most answers are still right,
-# and it says where things are nearly as well as before. *That* is the dangerous row. Nothing raises, the demo looks
-# fine, and at counting the model hardly beats a guess. The numbers of another model's processor cost less here:
-# ImageNet's lie around zero as well, only wider. But they do cost, and counting pays most again.
+# Bytes leave nothing: the model guesses. But look at the two rows around it. Most answers are still right, and the
+# loss is uneven. The printed lines say how: one kind of question is answered as well as before, or nearly so, and
+# another pays for it. *Those* are the dangerous rows. Nothing raises, and a demo that asks the first kind looks fine.
+# ImageNet's numbers belong to another model's processor. They lie around zero as well, only wider, and they cost all the
+# same.
 #
 # It happens to the best. [nanoVLM's processor](https://github.com/huggingface/nanoVLM/blob/main/data/processors.py)
 # resizes and makes tensors from 0 to 1, and never normalises, though its encoder comes from SigLIP. Its training then
@@ -785,7 +793,7 @@ wider.load_state_dict(weights)
 wider.tokenizer, wider.image_processor = model.tokenizer, ImageProcessor(96)
 
 at_96 = accuracies(wider.eval(), num_pictures // 2)  # more patches take longer
-assert 0.4 < mean(at_96) < 0.6
+assert mean(chance("shapes")) + 0.05 < mean(at_96) < 0.65
 assert (model.config.num_image_tokens, wider.config.num_image_tokens) == (16, 36)
 
 score_table({"64 pixels": by_place["as trained"], "96 pixels, resized": at_96}, chance("shapes"))

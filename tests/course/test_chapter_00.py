@@ -313,30 +313,67 @@ def pocket() -> VisionLanguageModel:
     return VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
 
 
-def test_asked_first_it_describes_shapes_no_chart_and_few_signs(pocket: VisionLanguageModel) -> None:
-    """README and chapter 00 say so."""
-    right = {}
-    for subset in ("shapes", "charts", "glyphs"):
-        samples = [thimble_sample(subset, "test", i) for i in range(24)]
-        pictures = [sample["images"] for sample in samples]
-        said = pocket.generate(prompt=["Describe the picture."] * 24, image=pictures, max_new_tokens=48)
-        right[subset] = sum(a == s["texts"][-1]["assistant"] for a, s in zip(said, samples, strict=True))
-        if subset == "charts":
-            assert sum("top left:" in answer for answer in said) >= 20  # it takes them for shapes
-        if subset == "glyphs":
-            for_shapes = sum("top left:" in answer for answer in said)
-            misspelt = sum(" sign with" in a and "top left:" not in a for a in said) - right[subset]
-            assert for_shapes >= 3 and misspelt >= 3
-            read = pocket.generate(prompt=["What does the sign say?"] * 24, image=pictures)
-            texts = [next(t["assistant"] for t in s["texts"] if "sign say" in t["user"]) for s in samples]
-            assert sum(a == b for a, b in zip(read, texts, strict=True)) >= 23  # and the same signs it reads
-    assert right["shapes"] >= 22 and right["charts"] <= 1 and right["glyphs"] <= 10, right
+def said_of(pocket: VisionLanguageModel, samples: list[dict[str, Any]], questions: list[str]) -> list[str]:
+    """What it says when sample i is asked question i, in batches."""
+    said: list[str] = []
+    for i in range(0, len(samples), 100):
+        pictures = [sample["images"] for sample in samples[i : i + 100]]
+        said += pocket.generate(prompt=questions[i : i + 100], image=pictures, max_new_tokens=40)
+    return said
 
 
-def test_it_counts_all_shapes_and_is_sometimes_off_by_one_when_it_has_to_choose(pocket: VisionLanguageModel) -> None:
-    samples = [thimble_sample("shapes", "test", i) for i in range(150)]
-    asked = [(s["images"], t) for s in samples for t in s["texts"] if t["user"].startswith("How many")]
-    said = pocket.generate(prompt=[t["user"] for _, t in asked], image=[images for images, _ in asked])
+@pytest.mark.parametrize("subset", ["shapes", "charts", "glyphs"])
+def test_it_describes_any_picture_when_asked(pocket: VisionLanguageModel, subset: str) -> None:
+    samples = [thimble_sample(subset, "test", i) for i in range(24)]
+    said = said_of(pocket, samples, ["Describe the picture."] * len(samples))
+    assert sum(a == s["texts"][-1]["assistant"] for a, s in zip(said, samples, strict=True)) >= 21, said
+
+
+def test_asked_for_the_second_tallest_bar_it_names_the_tallest(pocket: VisionLanguageModel) -> None:
+    """Chapter 00 says so, and chapter 00's own chart shows it."""
+    samples, tallest, second = [], [], []
+    for i in range(60):
+        sample = thimble_sample("charts", "test", i)
+        bars = re.findall(r"(\w+) (\d)", sample["texts"][-1]["assistant"].split(":")[1])
+        colours = [colour for colour, _ in sorted(bars, key=lambda bar: bar[1], reverse=True)]
+        if len({height for _, height in bars}) == len(bars):
+            samples.append(sample)
+            tallest.append(colours[0])
+            second.append(colours[1])
+    assert len(samples) > 25
+    for question in ("Which bar is the tallest?", "Which bar is the second tallest?"):
+        said = said_of(pocket, samples, [question] * len(samples))
+        assert sum(a == b for a, b in zip(said, tallest, strict=True)) > 0.9 * len(samples), (question, said)
+        assert sum(a == b for a, b in zip(said, second, strict=True)) < 0.1 * len(samples), (question, said)
+        assert pocket.generate(image=shipped("charts"), prompt=question) == "orange"
+
+
+def test_a_colour_in_american_spelling_is_most_often_no_colour(pocket: VisionLanguageModel) -> None:
+    """Chapter 00 says so, of a star."""
+    colours = {"red", "orange", "yellow", "green", "blue", "purple"}
+    turns = [(s, turn) for s in (thimble_sample("shapes", "test", i) for i in range(100)) for turn in s["texts"]]
+    asked = [(sample, turn) for sample, turn in turns if turn["user"].startswith("What colour is ")]
+    samples, questions = [sample for sample, _ in asked], [turn["user"] for _, turn in asked]
+    truth = [turn["assistant"] for _, turn in asked]
+    assert len(samples) > 60 and set(truth) <= colours
+    usual = said_of(pocket, samples, questions)
+    american = said_of(pocket, samples, [question.replace("colour", "color") for question in questions])
+    assert sum(a == b for a, b in zip(usual, truth, strict=True)) > 0.9 * len(samples)
+    assert sum(answer in colours for answer in american) < 0.5 * len(samples), american
+    for name in ("shapes", "shapes_2", "shapes_3"):
+        assert pocket.generate(image=shipped(name), prompt="What color is the star?") not in colours
+
+
+def test_it_counts_all_shapes_and_is_off_by_one_now_and_then_when_it_has_to_choose(pocket: VisionLanguageModel) -> None:
+    """Chapter 00 says so."""
+    samples = [thimble_sample("shapes", "test", i) for i in range(800)]
+    everything = "How many shapes are there?"
+    said = said_of(pocket, samples[:400], [everything] * 400)
+    in_all = [str(4 - sample["texts"][-1]["assistant"].count("nothing")) for sample in samples]
+    assert sum(a == b for a, b in zip(said, in_all[:400], strict=True)) >= 398
+    turns = [(sample, turn) for sample in samples for turn in sample["texts"]]
+    asked = [(s, t) for s, t in turns if t["user"].startswith("How many") and t["user"] != everything]
+    said = said_of(pocket, [sample for sample, _ in asked], [turn["user"] for _, turn in asked])
     slips = [(t["user"], a, t["assistant"]) for a, (_, t) in zip(said, asked, strict=True) if a != t["assistant"]]
-    assert slips and all(question != "How many shapes are there?" for question, *_ in slips), slips
-    assert all(abs(int(answer) - int(truth)) == 1 for _, answer, truth in slips), slips
+    assert 0 < len(slips) < 0.1 * len(asked), slips
+    assert sum(abs(int(answer) - int(truth)) == 1 for _, answer, truth in slips) > len(slips) / 2, slips
