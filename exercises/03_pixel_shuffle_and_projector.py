@@ -100,8 +100,8 @@ check("pixel_shuffle.shuffle", pixel_shuffle)
 # ## Exercise 3.2 · And back again
 # `pixel_shuffle.unshuffle` · difficulty ●●○ · about 8 minutes
 #
-# **Why it matters.** An operation that can be undone has lost nothing. The inverse is also what draws a token's
-# patches back onto the picture, in the attention maps of later chapters.
+# **Why it matters.** An operation that can be undone has lost nothing. And with the inverse one can see what a
+# wrong shuffle does to a picture: the chapter draws it.
 
 # %% [markdown] tags=["exercise"]
 # Nothing was lost, so it can be undone. Take the tokens of `pixel_shuffle` apart again and put every patch back where
@@ -188,8 +188,8 @@ check("pixel_shuffle.patch_map", patch_map)
 # ## Exercise 3.4 · One linear layer between two worlds
 # `pixel_shuffle.projector` · difficulty ●○○ · about 8 minutes
 #
-# **Why it matters.** This is all that joins a vision encoder to a language model: the only part that no one has
-# trained before, which is why it gets the largest learning rate.
+# **Why it matters.** This is all that joins a vision encoder to a language model. Where these two come trained,
+# it is the only part that starts from random numbers, which is why nanoVLM gives it the largest learning rate.
 
 # %% [markdown] tags=["exercise"]
 # The joint itself: shuffle, then one linear layer without bias, called `proj`, from the shuffled width to the
@@ -242,8 +242,8 @@ check("pixel_shuffle.projector", ModalityProjector)
 # ## Exercise 3.5 · What a picture costs
 # `pixel_shuffle.token_budget` · difficulty ●○○ · about 5 minutes
 #
-# **Why it matters.** Image tokens are most of what a small VLM reads. The 222M model spends 49 on a picture,
-# SmolVLM 64 on a tile; without pixel shuffle SmolVLM's tile would cost 1,024.
+# **Why it matters.** Image tokens are a large part of what a small VLM reads. The 222M model spends 49 on a
+# picture, SmolVLM 64 on a tile; without pixel shuffle SmolVLM's tile would cost 1,024.
 
 # %% [markdown] tags=["exercise"]
 # How many tokens does the decoder read for a picture of `image_size` x `image_size` pixels, cut into patches of

@@ -101,8 +101,8 @@ check("decoder.rms_norm", RMSNorm)
 # ## Exercise 4.2 · A gate in the MLP
 # `decoder.swiglu` · difficulty ●○○ · about 6 minutes
 #
-# **Why it matters.** Three quarters of SmolLM2's weights inside its blocks are in here. The three matrices look
-# alike, so a wrong one in the wrong place fits every shape and makes loaded weights worthless.
+# **Why it matters.** Three quarters of SmolLM2's weights inside its blocks are in here. gate_proj and up_proj
+# have one shape, so the one in the other's place raises nothing, and loaded weights answer wrongly.
 
 # %% [markdown] tags=["exercise"]
 # The MLP of Llama. Three linear layers without bias, named `gate_proj` and `up_proj` (`config.hidden_dim` to
@@ -152,8 +152,8 @@ check("decoder.swiglu", SwiGLU)
 # ## Exercise 4.3 · How far does each pair turn?
 # `rope.angles` · difficulty ●●○ · about 10 minutes
 #
-# **Why it matters.** Attention itself does not know in which order the tokens stand. These angles are all that
-# tells it, in every block.
+# **Why it matters.** Attention itself does not know in which order the tokens stand, or how far apart. These
+# angles tell it, in every block.
 
 # %% [markdown] tags=["exercise"]
 # RoPE turns pairs of numbers. By how much? A vector of `head_dim` numbers holds `head_dim / 2` pairs. Pair `i` turns by
