@@ -723,8 +723,9 @@ expect_shape(maps, "2 1 4 64 64")
 # Patches are counted in reading order, eight in a row; so are blocks and heads, from 0.
 #
 # With which head do we begin? This picture has a shape in each quarter. Take the four patches in the middle of a shape:
-# how much of their attention goes to which quarter? One head keeps next to nothing in the shape's own quarter. It seems
-# to look for something elsewhere. We call it the **seeker**.
+# how much of their attention goes to which quarter? An even share would be 25 %. Some heads keep little for their own
+# quarter, and give most of it to one of the others. The one that does so most of all seems to look for something. We
+# call it the **seeker**.
 
 
 # %%
@@ -736,12 +737,12 @@ def by_quarter(maps):
 MIDDLES = [[9, 10, 17, 18], [13, 14, 21, 22], [41, 42, 49, 50], [45, 46, 53, 54]]  # four patches in each quarter
 from_shapes = by_quarter(maps[1, 0])[:, MIDDLES].mean(dim=2)  # [num_heads, 4 that look, 4 that are looked at]
 at_home = from_shapes.diagonal(dim1=1, dim2=2).mean(dim=1)
-seeker = at_home.argmin().item()
-assert at_home[seeker] < 0.05
-for head, share in enumerate(at_home.tolist()):
-    print(
-        f"block 1, head {head}: {share:4.0%} stays in the own quarter" + ("   <- the seeker" if head == seeker else "")
-    )
+elsewhere = (from_shapes * (1 - torch.eye(4))).amax(dim=2).mean(dim=1)  # what the favourite among the others gets
+seeker = elsewhere.argmax().item()
+assert elsewhere[seeker] > 0.55 and at_home[seeker] < 0.2
+print(f"{'block 1':8} {'own quarter':>12} {'favourite other':>16}")
+for head, (own, other) in enumerate(zip(at_home.tolist(), elsewhere.tolist(), strict=True)):
+    print(f"head {head:<3} {own:12.0%} {other:16.0%}" + ("   <- the seeker" if head == seeker else ""))
 
 # %%
 from nanovlm.viz.vit import patch_attention
@@ -756,32 +757,31 @@ lever(looks, block=[1, 0], head=heads, patch=Cells(photo, 8, start=17))
 
 # %% [markdown]
 # Patch 17 is a piece of the star. In block 0 its four heads look widely about. In block 1 the seeker knows what it
-# wants: the blue circle. Click on the star's other patches. Most of them look there, too. Some are drawn to the
-# square, and patch 10, from the beginning, cannot quite decide. Then click on the empty parts: from there the same
-# head looks widely about.
+# wants: one of the other shapes. Click on the star's other patches, then on the other shapes. Which shape is looked at
+# from where? At last click on the empty parts: from there the same head looks widely about.
 #
 # In numbers, over the four patches in the middle of the star, and over all that show nothing but background:
 
 
 # %%
-def is_plain(picture, patch):
-    """Whether all pixels of the patch have nearly the same colour."""
+def is_background(picture, patch):
+    """Whether all pixels of the patch are nearly white."""
     row, column = divmod(patch, 8)
     crop = picture.resize((64, 64)).crop((8 * column, 8 * row, 8 * column + 8, 8 * row + 8))
-    return max(high - low for low, high in crop.getextrema()) < 30  # of 255
+    return min(low for low, _ in crop.getextrema()) > 200  # of 255
 
 
 PLACES = ("top left", "top right", "bottom left", "bottom right")
+THERE = ("red star", "yellow triangle", "blue circle", "purple square")
 star = MIDDLES[PLACES.index("top left")]
-empty = [patch for patch in range(64) if is_plain(photo, patch)]
+empty = [patch for patch in range(64) if is_background(photo, patch)]
 from_star, from_empty = (by_quarter(maps[1, 0, seeker, rows]).mean(dim=0) for rows in (star, empty))
-assert from_star[PLACES.index("bottom left")] > 0.6 and from_empty.max() < 0.4
+target = from_star.argmax().item()  # the quarter that the star looks at
+assert THERE[target] != "red star" and from_star[target] > 0.5 > 0.4 > from_empty.max()
 assert maps[0, 0, :, 17].max() < 0.1  # block 0 looks widely about
-to_square = by_quarter(maps[1, 0, seeker])[:, PLACES.index("bottom right")]
-assert 0.3 < to_square[10] < 0.7 and to_square[[8, 9, 11, 16, 17, 18, 25, 26]].max() > 0.7  # torn; drawn to the square
-print(f"{'':16} {'star':>5} {'background':>11}")
-for place, of_star, of_empty in zip(PLACES, from_star.tolist(), from_empty.tolist(), strict=True):
-    print(f"to {place:13} {of_star:5.0%} {of_empty:11.0%}")
+print(f"{'':31} {'star':>5} {'background':>11}")
+for place, shape, of_star, of_empty in zip(PLACES, THERE, from_star.tolist(), from_empty.tolist(), strict=True):
+    print(f"to {place:12} {shape:15} {of_star:5.0%} {of_empty:11.0%}")
 
 # %% [markdown]
 # From the star, what does this head look for?
@@ -790,7 +790,8 @@ for place, of_star, of_empty in zip(PLACES, from_star.tolist(), from_empty.tolis
 quiz("ch02.head")
 
 # %% [markdown]
-# Pull the explanations apart. First the place: mirror the picture, so that the circle is at the right.
+# Pull the explanations apart. First the place: mirror the picture, so that left is right. The star is at the top right
+# now. Does its attention stay where it went, or does it follow the shape?
 
 
 # %%
@@ -802,31 +803,64 @@ def maps_of(*pictures):
 
 mirrored = ImageOps.mirror(photo)
 in_mirror = maps_of(mirrored)[:, 0]
-star = MIDDLES[PLACES.index("top right")]
-from_star = by_quarter(in_mirror[1, seeker, star]).mean(dim=0)
-assert from_star[PLACES.index("bottom right")] > 0.6  # there is the circle now
+from_star = by_quarter(in_mirror[1, seeker, MIDDLES[PLACES.index("top right")]]).mean(dim=0)
+across = (1, 0, 3, 2)[target]  # where the shape has gone to
+assert from_star.argmax() == across and from_star[across] > 0.45
+print(f"from the star to the {THERE[target]}, now at the {PLACES[across]}: {from_star[across]:.0%}")
 patch_attention(mirrored, in_mirror, block=1, head=seeker, patch=22)
 
 # %% [markdown]
-# It follows. So it is not the place. Shape or colour? Here is another picture. It has a red star again, at the bottom
-# left, and something blue, but no circle:
+# It follows. So it is not the place. Shape or colour? For that we need pictures in which one of the two changes, and
+# nothing else. The Thimble, the data set that comes with the course, draws any scene that we describe to it. So describe
+# the same four shapes, and find what the star looks at. Then put others in its place: first the other shapes in the same
+# colour, then the same shape in the other colours.
 
 # %%
-other = Image.open(asset_path("pictures/shapes_2.png")).convert("RGB")
-in_other = maps_of(other)[:, 0]
-star = MIDDLES[PLACES.index("bottom left")]
-from_star = by_quarter(in_other[1, seeker, star]).mean(dim=0)
-assert from_star[PLACES.index("top right")] > 0.8  # the blue square
-assert from_star[PLACES.index("top left")] < 0.1  # the orange triangle
-patch_attention(other, in_other, block=1, head=seeker, patch=41)
+from nanovlm.data.thimble.drawing import PALETTE, Draws
+from nanovlm.data.thimble.shapes import SHAPES, Scene, draw
+
+
+def drawn(colour=None, shape=None):
+    """The scene, with another colour or shape at the target."""
+    cells = [tuple(each.split()) for each in THERE]
+    cells[target] = (colour or cells[target][0], shape or cells[target][1])
+    return draw(Scene(tuple(cells), "any"), Draws("chapter 02"), 64)  # the same key: the same places, the same light
+
+
+def looked_at(picture):
+    """What the target gets from the star."""
+    return by_quarter(maps_of(picture)[1, 0, seeker, star]).mean(dim=0)[target].item()
+
+
+target = by_quarter(maps_of(drawn())[1, 0, seeker, star]).mean(dim=0).argmax().item()
+colour, shape = THERE[target].split()
+with_shape = {each: looked_at(drawn(shape=each)) for each in SHAPES}
+with_colour = {each: looked_at(drawn(colour=each)) for each in PALETTE}
+other_shape = next(each for each in SHAPES if each not in (shape, "star"))
+other_colour = min(with_colour, key=with_colour.get)
+pictures = {
+    f"{colour} {shape}: {with_shape[shape]:.0%}": drawn(),
+    f"{colour} {other_shape}: {with_shape[other_shape]:.0%}": drawn(shape=other_shape),
+    f"{other_colour} {shape}: {with_colour[other_colour]:.0%}": drawn(colour=other_colour),
+}
+pictures_row(list(pictures.values()), list(pictures))
 
 # %% [markdown]
-# It looks at the square, and leaves the triangle alone. So it needs no circle. Blue, then? But three pictures are
-# three pictures. The Thimble, the data set that comes with the course, can draw as many as we like, and tells us what
-# is where.
+# Below each picture stands what its changed shape gets from the star. All of them:
+
+# %%
+print(f"{colour}, as a   " + "   ".join(f"{each} {share:.0%}" for each, share in with_shape.items()))
+print(f"a {shape}, in   " + "   ".join(f"{each} {share:.0%}" for each, share in with_colour.items()))
+by_shape, by_colour = (max(each.values()) - min(each.values()) for each in (with_shape, with_colour))
+assert by_colour > 2 * by_shape and by_colour > 0.2
+print(f"\nmost and least: {by_shape:.0%} apart between the shapes, {by_colour:.0%} between the colours")
+
+# %% [markdown]
+# Another shape in that place changes little. Another colour can change much. So it is the colour, as seen from this
+# star. But one scene is one scene, whatever we change in it.
 #
-# So ask more widely. A patch in the middle of a shape looks at the three other quarters: how much does a quarter get,
-# by what lies in it? If the head did not care, it would get 25 %.
+# So ask more widely, of many pictures. A patch in the middle of a shape looks at the three other quarters: how much
+# does a quarter get, by what lies in it? If the head did not care, it would get 25 %.
 
 # %%
 import re
@@ -866,47 +900,44 @@ lever(tells, head=heads)
 
 # %% [markdown]
 # First the shapes (with *nothing*, an empty quarter, among them), then the colours, then the places. Which of the three
-# makes the largest difference? And the colours once more, in order, each with its brightness:
+# makes the largest difference? Try the other heads, too. Then all of them in one table: how far the most looked-at and
+# the least looked-at lie apart, and which two colours are looked at most.
 
 # %%
-from statistics import correlation
-
-from nanovlm.data.thimble.drawing import PALETTE
-
-means = mean_shares(seeker)
-nothing = means["shape"].pop("nothing")
-difference = {kind: max(names.values()) - min(names.values()) for kind, names in means.items()}
-brightness = {
-    colour: Image.new("RGB", (1, 1), rgb).convert("L").getpixel((0, 0)) / 255 for colour, rgb in PALETTE.items()
-}
-by_colour = sorted(means["colour"].items(), key=lambda item: -item[1])
-for kind in difference:
-    print(f"most and least looked-at {kind}: {difference[kind]:.0%} apart")
-print(f"\n{'':8} {'looked at':>9} {'brightness':>11}")
-for colour, share in by_colour:
-    print(f"{colour:8} {share:9.0%} {brightness[colour]:11.0%}")
-assert difference["colour"] > 2 * max(difference["shape"], difference["place"]) and nothing < 0.25
-assert correlation([brightness[colour] for colour, _ in by_colour], [share for _, share in by_colour]) < -0.7
+differences, favourites = [], []
+print(f"{'block 1':8}{'shapes':>8}{'colours':>9}{'places':>8}   looked at most")
+for head in range(4):
+    means = mean_shares(head)
+    nothing = means["shape"].pop("nothing")
+    differences.append({kind: max(names.values()) - min(names.values()) for kind, names in means.items()})
+    favourites.append(sorted(means["colour"], key=means["colour"].get, reverse=True)[:2])
+    apart = "".join(f"{each:{width}.0%}" for each, width in zip(differences[head].values(), (8, 9, 8), strict=True))
+    print(f"head {head:<3}{apart}   {' and '.join(favourites[head])}" + ("   <- the seeker" if head == seeker else ""))
+colour_heads = [
+    head
+    for head, apart in enumerate(differences)
+    if apart["colour"] > 0.12 and apart["colour"] > 1.5 * max(apart["shape"], apart["place"])
+]
+assert seeker in colour_heads and len(colour_heads) > 1
+assert len({favourites[head][0] for head in colour_heads}) > 1  # not all of them have the same favourite
+print(f"for heads {', '.join(map(str, colour_heads))} the colours make the largest difference")
 
 # %% [markdown]
-# Places make hardly a difference, shapes some, the colours by far the most. So this head looks for colours, and blue is
-# not the only one that it likes. But see the last column: what is looked at most is **dark**, what is looked at least is
-# **light**. Is it certain colours, or darkness? These bars cannot tell. And the names are ours: nobody told the head to
-# look for anything, it is what training came upon.
+# For the seeker the colours make the largest difference, well above shapes and places. It is not the only one: other
+# heads look for colours too, and not all for the same ones. That is what several heads are good for. But the names are
+# ours: nobody told a head to look for anything, it is what training came upon. Another training may come upon something
+# else.
 #
-# A single picture would have had us believe in circles, and two of them in blue. Keep that in mind for all the attention
-# maps that you see in papers.
+# The first picture alone would have had us believe in one shape, or in one place. Keep that in mind for all the
+# attention maps that you see in papers.
 #
 # ### It depends on who asks
 #
-# Go back to the star's picture, and click on the circle. It looks at the square, and the square looks at the circle. It
-# is the same head, and the same keys. But each patch asks with a query of its own. So here are the colours again, now a
-# row for each colour that asks:
+# Go back to the star's picture, and click on the shape that the star looks at. It is looked at by others, but does it
+# look at itself? It is the same head, and the same keys. But each patch asks with a query of its own. So here are the
+# seeker's colours again, now a row for each colour that asks:
 
 # %%
-circle, square = (PLACES.index(place) for place in ("bottom left", "bottom right"))
-assert from_shapes[seeker, circle, square] > 0.8 and from_shapes[seeker, square, circle] > 0.8
-
 asked, same, different = {}, [], []
 for content, table in zip(contents, shares[:, seeker].tolist(), strict=True):
     filled = {i: content[place].split()[0] for i, place in enumerate(PLACES) if content[place] != "nothing"}
@@ -917,54 +948,61 @@ for content, table in zip(contents, shares[:, seeker].tolist(), strict=True):
             if mine in others.values() and len(set(filled.values())) > 1:  # it has both to choose from
                 (same if theirs == mine else different).append(table[i][j])
 
-dark_first = sorted(PALETTE, key=brightness.get)
-print("who asks  " + "".join(f"{theirs:>8}" for theirs in dark_first))
-for mine in dark_first:
-    row = [asked.get((mine, theirs), [math.nan]) for theirs in dark_first]
-    print(f"{mine:10}" + "".join(f"{sum(each) / len(each):8.0%}" for each in row))
 mean_asked = {pair: sum(each) / len(each) for pair, each in asked.items()}
-for dark in ("purple", "blue"):  # at both of them others look, and they themselves do not
-    to_dark = [mean_asked[mine, dark] for mine in dark_first if mine != dark]
-    assert mean_asked[dark, dark] < 0.25 and sum(share > 0.5 for share in to_dark) >= (5 if dark == "purple" else 3)
+print("who asks  " + "".join(f"{theirs:>8}" for theirs in PALETTE))
+for mine in PALETTE:
+    print(f"{mine:10}" + "".join(f"{mean_asked.get((mine, theirs), math.nan):8.0%}" for theirs in PALETTE))
+for mine in PALETTE:  # no colour looks most at its own
+    assert max(share for (asks, _), share in mean_asked.items() if asks == mine) > 1.3 * mean_asked[mine, mine]
+favourite = favourites[seeker][0]
+from_others = [mean_asked[mine, favourite] for mine in PALETTE if mine != favourite]
+assert sum(from_others) / len(from_others) > 1.5 * mean_asked[favourite, favourite]
 same, different = sum(same) / len(same), sum(different) / len(different)
-assert 2 * same < different
-print(f"\nwith both in the picture: to a shape of its own colour {same:.0%}, to one of another colour {different:.0%}")
+assert 1.5 * same < different
+print(
+    f"\nto {favourite}: {sum(from_others) / len(from_others):.0%} from the others, "
+    f"{mean_asked[favourite, favourite]:.0%} from {favourite} itself"
+)
+print(f"with both in the picture: to a shape of its own colour {same:.0%}, to one of another colour {different:.0%}")
 
 # %% [markdown]
-# Follow the diagonal. Everybody looks at purple, but purple does not; many look at blue, but blue does not. Where a
-# shape can choose, one of its own colour gets much less than one of another. A patch inside a shape looks for a shape
-# of *another colour*, and rather for a dark one. That is what the query is for.
+# Follow the diagonal: no row has its largest number there. Even the favourite colour is looked at by the others, and
+# much less by itself. Where a shape can choose, one of its own colour gets much less than one of another. A patch inside
+# a shape looks for a shape of *another colour*, and each colour has its own idea which. That is what the query is for.
 #
 # ### A head that looks everywhere
 #
-# Go back to the bars, and try the other heads. Some have favourite colours of their own. One has bars that hardly
-# differ. Let us find it by what the strongest patch gets when a shape looks, and see why. (A weight is `exp` of a
-# score, over a sum. So the spread of the scores can be had from the weights' logarithms.)
+# Go back to the bars, and try the other heads once more. One has bars that hardly differ. Let us find it by what the
+# strongest patch gets when a shape looks, and see why. (A weight is `exp` of a score, over a sum. So the spread of the
+# scores can be had from the weights' logarithms.)
 
 # %%
 filled = torch.tensor([[content[place] != "nothing" for place in PLACES] for content in contents])
-strongest = block_1.amax(dim=-1)[:, :, MIDDLES].mean(dim=-1)  # [pictures, num_heads, 4]
-strongest = torch.stack([strongest[:, head][filled].mean() for head in range(4)])
-spread = block_1.log().std(dim=-1).mean(dim=(0, 2))
-even = strongest.argmin().item()
+strongest = block_1.amax(dim=-1)[:, :, MIDDLES].mean(dim=-1)  # [pictures, num_heads, 4 that look]
+spread = block_1.log().std(dim=-1)[:, :, MIDDLES].mean(dim=-1)
+strongest, spread = ([table[:, head][filled].mean().item() for head in range(4)] for table in (strongest, spread))
+even = min(range(4), key=strongest.__getitem__)
 for head in range(4):
     print(f"head {head}: strongest patch {strongest[head]:4.0%}, spread of the scores {spread[head]:.1f}")
-assert even != seeker and spread.argmin() == even and strongest[even] < 0.08 < strongest[seeker]
-assert all(abs(share - 0.25) < 0.06 for names in mean_shares(even).values() for share in names.values())
-print(f"head {even} looks nearly everywhere; an even share is {1 / 64:.1%}")
+others = [head for head in range(4) if head != even]
+assert even not in colour_heads and min(spread) == spread[even]
+assert strongest[even] < 0.7 * min(strongest[head] for head in others) and strongest[even] < 0.12
+assert all(abs(share - 0.25) < 0.1 for names in mean_shares(even).values() for share in names.values())
+print(f"head {even} is the most even; a wholly even share is {1 / 64:.1%}")
 patch_attention(photo, maps[:, 0], block=1, head=even, patch=17)
 
 # %% [markdown]
-# Its scores differ least, so the softmax gives everybody nearly the same: you saw that when you divided by much. What
-# such a head hands over is about the average of the whole picture. Does the model need that average, or is the head out
-# of work? Its map looks the same in both cases.
+# Its scores differ least, so the softmax deals out its shares most evenly: you saw that when you divided by much. (The
+# brightness in the picture is measured by the strongest patch. Where all are weak, small differences look large.) What
+# such a head hands over is not far from the average of the whole picture, whoever asks. Does the model need that
+# average, or is the head out of work? Its map looks the same in both cases.
 
 # %% [markdown]
 # ## What attention maps cannot tell
 #
-# So the model knows what is purple *because* of the seeker, and the even head is of no use? That does not follow. A map
-# shows where a head reads. It does not show what the model does with it. There is only one way to find out: take it
-# away, and look at the answers.
+# So the model knows what is red *because* some heads look for colours, and the even head is of no use? That does not
+# follow. A map shows where a head reads. It does not show what the model does with it. There is only one way to find
+# out: take it away, and look at the answers.
 #
 # First we take away not one head but all attention of the encoder, in both blocks. The questions are those about shapes,
 # and also those about signs, where the model must read characters.
@@ -1045,7 +1083,7 @@ for name in classes:
     print(f"{name:18} {on_shapes[name]['all']:7.0%} {on_signs[name]['all']:7.0%}")
 print(f"{'guessing':18} {guessing('shapes'):7.0%} {guessing('glyphs'):7.0%}")
 for scores, subset in ((on_shapes, "shapes"), (on_signs, "glyphs")):
-    assert scores["no attention"]["all"] > 0.88 > 0.8 > scores["no MLP"]["all"]
+    assert scores["no attention"]["all"] > max(0.88, scores["no MLP"]["all"] + 0.08)
     assert max(scores["post-norm"]["all"], scores["no residual"]["all"]) < guessing(subset) + 0.1
 
 # %% [markdown]
@@ -1068,7 +1106,7 @@ for kind in lost:
 # %% [markdown]
 # Counting. But counting what? Some questions ask for all shapes, some for one shape (*How many stars are there?*),
 # some for one colour (*How many green shapes are there?*). Which of them do you expect to suffer, after what the
-# seeker looked for?
+# heads looked for?
 
 
 # %%
@@ -1087,39 +1125,73 @@ whole_counts, without_counts = (counts_of(about_shapes[name]) for name in ("as i
 for counted, share in whole_counts.items():
     print(f"count {counted:10} {share:5.0%} -> {without_counts[counted]:5.0%}")
 lost_counts = {counted: whole_counts[counted] - without_counts[counted] for counted in whole_counts}
-assert lost_counts["a colour"] > 0.3 and max(lost_counts["all shapes"], lost_counts["a shape"]) < 0.1
+assert lost_counts["a colour"] > 0.2 + max(lost_counts["all shapes"], lost_counts["a shape"])
 
 # %% [markdown]
-# Nearly all of it is in the colours. That takes comparing the colours of shapes, and the seeker does look from shape
-# to shape, for another colour. Is it the one? Take single heads away: set to zero what `out_proj` reads of them.
-
+# Most of it is in the colours. That takes comparing the colours of shapes, and some heads do look from shape to
+# shape, for another colour. Are they what counting needs? All of them, or only the seeker?
+#
+# Take heads away: set to zero what `out_proj` reads of them. A single head may make a small difference, and the
+# Thimble asks one counting question for each picture. So we ask more: in each picture, how many there are of every
+# colour that it holds. (In training the picture is built around the colour that is counted. Here mostly it is not, so
+# they are a little harder for it.) What do you expect without the seeker, and what without all that look for colours?
 
 # %%
-def without_head(head):
+from collections import Counter
+
+from nanovlm.evaluate import Question, answer_all
+
+counting = []
+for i, content in enumerate(contents[:num_pictures]):
+    colours = Counter(each.split()[0] for each in content.values() if each != "nothing")
+    for colour, number in colours.items():
+        question = f"How many {colour} shapes are there?"
+        counting.append(Question(i, samples[i]["images"], question, str(number), "count"))
+
+
+def count_colours(broken):
+    """The share of right answers to these questions."""
+    model.vision_encoder = broken
+    answers = answer_all(model, counting)
+    model.vision_encoder = encoder
+    return sum(answer == question.answer for question, answer in zip(counting, answers, strict=True)) / len(counting)
+
+
+def without_heads(*heads):
     broken, head_dim = with_blocks(ViTBlock), model.config.vision.hidden_dim // model.config.vision.num_heads
     with torch.no_grad():
-        broken.blocks[1].attn.out_proj.weight[:, head * head_dim : (head + 1) * head_dim] = 0
+        for head in heads:
+            broken.blocks[1].attn.out_proj.weight[:, head * head_dim : (head + 1) * head_dim] = 0
     return broken
 
 
-results = {head: ask(without_head(head), shapes) for head in range(model.config.vision.num_heads)}
-by_head = {head: scores_of(result) | counts_of(result) for head, result in results.items()}
-rows = {"with all heads": whole | whole_counts} | {f"without head {head}": score for head, score in by_head.items()}
-print(f"{'block 1':16} {'all':>5} {'count a colour':>15} {'which colour':>13}")
-for name, score in rows.items():
-    print(f"{name:16} {score['all']:5.0%} {score['a colour']:15.0%} {score['colour']:13.0%}")
-print(f"the seeker is head {seeker}, the even one head {even}")
-assert min(by_head, key=lambda head: by_head[head]["a colour"]) == seeker
-assert without_counts["a colour"] < by_head[seeker]["a colour"] < whole_counts["a colour"] - 0.08
-assert by_head[seeker]["colour"] > whole["colour"] - 0.02
-assert abs(by_head[even]["all"] - whole["all"]) < 0.01
+encoders = {"all heads": encoder}
+encoders |= {f"without head {head}": without_heads(head) for head in range(model.config.vision.num_heads)}
+encoders |= {"without colour heads": without_heads(*colour_heads), "no attention": with_blocks(NoAttention)}
+counts = {name: count_colours(broken) for name, broken in encoders.items()}
+which = {name: scores_of(ask(broken, shapes))["colour"] for name, broken in encoders.items()}
+print(f"{'':22} {'count a colour':>15} {'which colour':>13}   ({len(counting)} questions, {num_pictures} questions)")
+for name in encoders:
+    print(f"{name:22} {counts[name]:15.0%} {which[name]:13.0%}")
+print(
+    f"the colour heads are {', '.join(map(str, colour_heads))}; the seeker is head {seeker}, the even one head {even}"
+)
+single = {head: counts["all heads"] - counts[f"without head {head}"] for head in range(4)}
+together = counts["all heads"] - counts["without colour heads"]
+assert abs(single[even]) < 0.025 and min(single[head] for head in colour_heads) > 0
+assert together > 0.25 and max(single.values()) < 0.65 * together
+assert counts["without colour heads"] < counts["no attention"] + 0.15
+assert min(which.values()) > 0.95
 
 # %% [markdown]
-# The even head can go, and nothing changes. Without the seeker more counts of a colour go wrong than without any
-# other head, and nothing is lost where a colour is asked for. (They are few questions: do not read much into smaller
-# differences.) Nor is it the seeker alone: without all attention far more was lost. So the maps gave us one idea that
-# led somewhere (*it looks for another colour*: counts of colours hang on it), and one on which no answer hangs (*so
-# that is how the model knows purple*). Only taking away told them apart.
+# The even head can go, and nothing changes, or next to nothing. Without the seeker some counts of a colour go wrong.
+# But the same is true of others, and no head alone is the one that counts: the rest make up for it. Take away all that
+# look for colours, and nearly as much is lost as without any attention. They share the work. And nothing is lost where
+# a colour is *asked for*, whichever head is gone.
+#
+# So the maps gave us one idea that led somewhere (*they look for other colours*: counts of colours hang on it), one
+# that was half true (*the seeker is the one*), and one on which no answer hangs (*so that is how the model knows what is
+# red*). Only taking away told them apart.
 #
 # Why does the rest not need the encoder's attention? The likely reason: the pocket model's pictures are simple, a few
 # large plain shapes or a few large characters. The projector joins neighbouring patches (chapter 03), and the decoder's

@@ -60,14 +60,13 @@ Quiz(
 
 Quiz(
     id="ch02.head",
-    question="From most patches of the star, one head of block 1 looks at the circle at the bottom left. What does it "
-    "look for?",
-    choices=("circles", "the bottom left", "blue", "one picture cannot tell"),
+    question="In this picture, the seeker looks from the star mostly at one other shape. What does it look for?",
+    choices=("a shape like this one", "this place", "this colour", "one picture cannot tell"),
     right=3,
     because=(
-        "It may be. But the circle is also the only blue thing, and the only thing at the bottom left.",
-        "It may be. But what lies there is also the only circle, and the only blue thing.",
-        "It may be. But the only blue thing is also the only circle, and lies at the bottom left.",
+        "It may be. But no other thing here has its colour, and no other lies in its place.",
+        "It may be. But what lies there is also the only one of its shape, and the only one of its colour.",
+        "It may be. But the only thing of this colour is also the only one of its shape, and has its own place.",
         "Three explanations fit. Pictures that pull them apart can decide.",
     ),
 )
