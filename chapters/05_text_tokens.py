@@ -399,14 +399,14 @@ score_bars({form: number / len(questions) for form, number in right.items()}, le
 #   know which changes are harmless. You can only try.
 #
 # And the answers? Here are three forms side by side: the right one, the newline, the picture behind the question.
-# Behind the newline the model stops at once. That you would notice. In the last form nearly all that it says looks like
-# an answer, if often to another question. That is harder to notice.
+# Behind the newline the model nearly always stops at once. That you would notice. In the last form most of what it says
+# looks like an answer, if often to another question. That is harder to notice.
 
 # %%
 assert right[forms[4]] < 15 and min(right[forms[0]], right[forms[1]]) > 110 and right[forms[7]] < 45
 possible = {q.answer for q in questions}
 looks_right = sum(answer in possible for answer in said[forms[7]])
-assert looks_right > len(questions) * 0.7 and said[forms[4]].count("") > len(questions) * 0.9
+assert looks_right > len(questions) * 0.5 and said[forms[4]].count("") > len(questions) * 0.8
 print(
     f"The picture behind: {looks_right} of {len(questions)} are answers to some question, {right[forms[7]]} to this one"
 )
@@ -484,7 +484,7 @@ def with_pads(number, text):
 
 
 padded = {number: count_right(partial(with_pads, number))[0] for number in (0, 8, 64, 256)}
-assert padded[0] - padded[8] <= 3 and padded[8] > padded[64] > padded[256] + 5
+assert padded[0] - padded[8] <= 5 and padded[8] > padded[64] > padded[256] and padded[8] - padded[256] > 10
 for number, how_many in padded.items():
     print(f"{number:4} pads: {how_many / len(questions):4.0%} right")
 
@@ -569,17 +569,17 @@ for place, truth in (("first", [text[0] for text in on_sign]), ("last", [text[-1
         begins = ids.count(special["<|assistant|>"])
         print(f"    {name:13} {begins} answer(s) begin; {hits[place, name]} of 48 right, {answers.count('7')} say 7")
 
-assert hits["first", "asked"] > 44 and hits["first", "typed, safe"] > hits["first", "typed, unsafe"] + 15
-assert sevens["first", "typed, unsafe"] > 10 and sevens["first", "typed, safe"] < 4
-assert hits["last", "typed, unsafe"] > 44
+assert hits["first", "asked"] > 44 and hits["first", "typed, safe"] > hits["first", "typed, unsafe"] + 10
+assert sevens["first", "typed, unsafe"] > 8 and sevens["first", "typed, safe"] < 4
+assert hits["last", "typed, unsafe"] > 40
 
 # %% [markdown]
 # Look at the first character. In the unsafe way the conversation has an answer that nobody gave, and for many of the
 # signs the model now trusts it more than the picture, though it reads nearly every one when it is asked plainly. In the
 # safe way there is one turn, as it should be, with strange letters in the question. They may cost a few answers, but
-# they do not put a 7 there: the picture decides.
+# the lie does not win: the picture decides.
 #
-# Not every question falls. Ask for the *last* character, and this lie changes next to nothing. But who attacks has time
+# Not every question falls. Ask for the *last* character, and this lie changes little. But who attacks has time
 # to look for one that does.
 #
 # It is worse in training. Suppose that code finds the answers in a line by these tokens, as you will in exercise 5.5.

@@ -409,6 +409,10 @@ class VisionLanguageModel(GenerationMixin, HubMixin, nn.Module):
         self, input_ids: Tensor, images: Tensor | None, attention_mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None, int]:
         """ids [B, T], pictures [P, 3, H, W] -> embeddings [B, S, dim], their mask [B, S], how many came in front."""
+        if attention_mask is not None and attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"attention_mask {list(attention_mask.shape)} needs the shape of input_ids, {list(input_ids.shape)}."
+            )
         vocab_size = self.config.language.vocab_size
         outside = (input_ids < 0) | (input_ids >= vocab_size)
         if bool(outside.any()):
@@ -452,6 +456,8 @@ class VisionLanguageModel(GenerationMixin, HubMixin, nn.Module):
         x = self.decoder(x, attention_mask, document_ids, cache, hidden_states)  # [B, S, dim]
         if targets is None:
             return VLMOutput(self.decoder.head(x), None, hidden_states)
+        if targets.shape != input_ids.shape:
+            raise ValueError(f"targets {list(targets.shape)} needs the shape of input_ids, {list(input_ids.shape)}.")
         supervised = targets != IGNORE  # [B, T]
         logits = self.decoder.head(x[:, in_front:][supervised])  # [supervised tokens, vocab_size]
         if logits.shape[0] == 0:
@@ -554,9 +560,9 @@ def chances(prompt_ids, pixels, answers):
 
 
 # %% [markdown]
-# The black tick is what the model held with the right picture. Move the lever through all four, for each question, and
-# find the one for which the wrong order is fatal. (Without a kernel you see another picture. Look where its red star
-# is.)
+# The black tick is what the model held with the right picture. Move the lever through all four, for each question.
+# Which of the three right answers does a wrong order cost? (Without a kernel you see another picture. Look where its
+# red star is.)
 
 # %%
 from nanovlm.data.thimble import answers as possible_answers
@@ -639,24 +645,25 @@ with changed(model.projector, shuffled):
     seen["tokens out of order"] = scores(model, samples)
     fatal = [text for text, (_, truth) in ASKED.items() if model.generate(image=picture, prompt=text) != truth]
 
-assert len(fatal) == 1
-assert mean(seen["its own picture"]) > 0.9
-assert mean(seen["its own picture"]) - 0.02 > mean(seen["tokens out of order"]) > 0.7
+right, disorder = seen["its own picture"], seen["tokens out of order"]
+assert mean(right) > 0.9 and mean(right) - 0.01 > mean(disorder) > 0.7
 assert max(mean(seen["grey"]), mean(seen["another one's picture"])) < 0.45
-lost = {kind: right - seen["tokens out of order"][kind] for kind, right in seen["its own picture"].items()}
-assert lost["shape"] + lost["count"] > lost["colour"] + lost["exists"]
-print(f"Of the three questions above, the wrong order is fatal for: {fatal[0]}")
+assert all(disorder[kind] > guess + 0.2 for kind, guess in chance("shapes").items()) and len(fatal) < 2
+worst = max(right, key=lambda kind: right[kind] - disorder[kind])
+print(f"Of the three questions above, a wrong order costs: {', '.join(fatal) or 'none'}")
+print(f"Of all kinds it costs {worst!r} most: {right[worst]:.0%} before, {disorder[worst]:.0%} now")
 score_table(seen, guessing=chance("shapes"))
 
 # %% [markdown]
 # Read it from the bottom. Who guesses reaches the last line. Grey, or somebody else's picture, is about as good as
 # that: the model knows nothing then, and says something all the same.
 #
-# And out of order? Of the three questions above one is lost, but over many pictures nearly all answers are still right.
-# Each patch got its position added in chapter 01, before the encoder. So an image token *says* where it belongs,
-# wherever it stands. The order in the line is a second hint (RoPE, chapter 04), now a false one, and it costs a few
-# answers: rather shapes and counts than colours. If you expected "where" to fall to guessing, you are in good company.
-# That is what ablations are for.
+# And out of order? Over many pictures most answers are still right. Each patch got its position added in chapter 01,
+# before the encoder. So an image token *says* where it belongs, wherever it stands. The order in the line is a second
+# hint (RoPE, chapter 04), now a false one, and it costs some answers. Which kind pays most, and which of the three
+# questions above, differs from training to training: the lines above the table name them for these weights. But even
+# the kind that pays most stays far above guessing. If you expected "where" to fall to a quarter, you are in good
+# company. That is what ablations are for.
 #
 # Is the order only ever a hint, then? Do not take one ablation for a law. The same model reads signs. Shuffle *their*
 # image tokens:
@@ -700,7 +707,9 @@ def behind(ids):
 
 broken = {"as it should be": seen["its own picture"], "behind the question": scores(model, samples, behind)}
 right, late = (mean(by_kind) for by_kind in broken.values())
-assert late < 0.4 and all(broken["behind the question"][kind] < chance("shapes")[kind] for kind in ("where", "exists"))
+assert late < mean(chance("shapes")) and all(
+    broken["behind the question"][kind] < chance("shapes")[kind] for kind in ("where", "exists")
+)
 print(f"{right:.0%} of the answers are right, and with the picture behind the question {late:.0%}")
 
 whether = [each for each in questions_of(samples) if each.kind == "exists"]  # such as: Is there a red square?
@@ -712,9 +721,9 @@ print(f"Is there …? {told['yes'] + told['no']} of {len(whether)} times yes or 
 
 # %% [markdown]
 # Guessing would do better. For it does not even keep to the question: asked whether there is something, the model mostly
-# says something else than yes or no, and the table below shows "exists" and "where" far under the level of guessing. The
-# question's words are read before there is a picture, so they cannot fetch anything from it. And the model has never
-# met a prompt in this order.
+# says something else than yes or no, or nothing at all, and the table below shows "exists" and "where" far under the
+# level of guessing. The question's words are read before there is a picture, so they cannot fetch anything from it. And
+# the model has never met a prompt in this order.
 #
 # A model *can* be trained with pictures at the end. But it has to be the same in training and in use: the weights know
 # one way to stand in line.
@@ -761,14 +770,22 @@ for padding in (3, 40):
     print(f"{padding:2} of padding: the logits differ by {lost:.2f} without the mask, with it by less than 0.001")
 
 # %% [markdown]
-# To be fair: our model bears it, as the table below shows. All but a few of its answers stay right. But what it says to
-# *your* question now depends on how long the *others'* questions in the batch are. Nobody finds such a bug by looking
-# at answers. A comparison finds it at once: ask alone, ask in a batch, and the logits must be the same.
+# To be fair: our model bears it rather well. How many answers does it cost?
 
 # %%
 padding = [model.tokenizer.pad_token_id] * 40
-broken["40 of padding, no mask"] = scores(model, samples, lambda ids: [*ids[:17], *padding, *ids[17:]])
-assert mean(broken["40 of padding, no mask"]) > 0.85
+padded = broken["40 of padding, no mask"] = scores(model, samples, lambda ids: [*ids[:17], *padding, *ids[17:]])
+worst = min(padded, key=padded.get)
+assert mean(padded) > 0.8
+print(
+    f"With 40 of padding {mean(padded):.0%} of the answers are right; of the kind that suffers most, {worst!r}, "
+    f"{padded[worst]:.0%}"
+)
+
+# %% [markdown]
+# Most of them stay right. But what the model says to *your* question now depends on how long the *others'* questions
+# in the batch are. Nobody finds such a bug by looking at answers. A comparison finds it at once: ask alone, ask in a
+# batch, and the logits must be the same.
 
 # %% [markdown]
 # ### 3. The right width, the wrong language
@@ -795,8 +812,8 @@ with changed(model.projector, lambda image_tokens: image_tokens @ turn):
 assert mean(broken["three times as long"]) > 0.85 and mean(broken["turned"]) < 0.5
 
 # %% [markdown]
-# You see the numbers below. The length is nearly forgiven, since each decoder block begins with a norm (chapter 04): it
-# costs a few answers. The direction is everything. In nanoVLM the projector starts from random numbers between two
+# You see the numbers below. The length is mostly forgiven, since each decoder block begins with a norm (chapter 04): it
+# costs some answers. The direction is everything. In nanoVLM the projector starts from random numbers between two
 # trained parts: at first, every picture arrives in a language that the decoder does not speak.
 
 # %% [markdown]
@@ -822,9 +839,9 @@ for text, (_, truth) in ASKED.items():
 score_table(broken, guessing=chance("shapes"))
 
 # %% [markdown]
-# It speaks perfectly and sees nothing. Where it is right, it is by luck: few answers are possible. In training, this is
-# the loss that stays high for no reason; in use, a model that "is a bit weak". The package loads strictly, always, and
-# says what does not fit:
+# It speaks well and sees nothing. Nearly all that it says is an answer, now and then to another question. Where it is
+# right, it is by luck: few answers are possible. In training, this is the loss that stays high for no reason; in use, a
+# model that "is a bit weak". The package loads strictly, always, and says what does not fit:
 
 # %% tags=["nbval-check-output"]
 from nanovlm.models.hub import load_strictly
@@ -959,14 +976,14 @@ side_by_side(own[:4], rows, ("your parts", "wrong reshape"))
 # %%
 both = {"your parts": scores(mine, samples), "wrong reshape": scores(wrong, samples)}
 assert mean(both["your parts"]) - mean(both["wrong reshape"]) > 0.3
-assert both["wrong reshape"]["colour"] > max(both["wrong reshape"][kind] for kind in ("shape", "count")) + 0.2
-assert both["wrong reshape"]["count"] < chance("shapes")["count"] + 0.15 and both["wrong reshape"]["shape"] < 0.65
+assert both["wrong reshape"]["colour"] > max(both["wrong reshape"][kind] for kind in ("shape", "count")) + 0.1
+assert both["wrong reshape"]["count"] < chance("shapes")["count"] + 0.15 and both["wrong reshape"]["shape"] < 0.5
 score_table(both, guessing=chance("shapes"))
 
 # %% [markdown]
-# One line of one function. Look at which kinds suffer. *Colour* is hurt least: red is red, in a tile or in a strip.
-# *Count* falls to about guessing, and about half of the *shapes* are lost: what the layer takes for the patch below is
-# the one two to the right. The model is not blind. It sees a picture that nobody showed it.
+# One line of one function. Compare colour, shape and count. *Colour* is hurt least: red is red, in a tile or in a
+# strip. *Count* falls to about guessing, and more than half of the *shapes* are lost: what the layer takes for the
+# patch below is the one two to the right. The model is not blind. It sees a picture that nobody showed it.
 #
 # No shape, no error and no loss curve tells this bug from a model that needs more training. What finds it: a test with
 # numbers (your check in chapter 03), a comparison with a model that is known to be right, and an ablation.

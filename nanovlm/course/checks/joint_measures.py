@@ -247,8 +247,8 @@ Quiz(
     right=1,
     because=(
         "It is the only way from the picture to the words.",
-        "The decoder works: it reads the question and answers in good form. It only cannot see. That is why it is so "
-        "hard to notice.",
+        "The decoder works: it reads the question, and what it says nearly always looks like an answer. It only cannot "
+        "see. That is why it is so hard to notice.",
         "The decoder still knows how answers look, and which are frequent.",
         "That is what strict=False switches off.",
     ),
