@@ -150,8 +150,8 @@ check("vit.split_heads", split_heads)
 # ## Exercise 2.3 · Every patch looks at every patch
 # `vit.attention_module` · difficulty ●●○ · about 10 minutes
 #
-# **Why it matters.** This is the first part of your own vision encoder: it runs the shipped weights. The way
-# back from heads to one vector is easy to get wrong in silence: the shape fits either way.
+# **Why it matters.** This is a part of your own vision encoder: it runs the shipped weights. The way back from
+# heads to one vector is easy to get wrong in silence: the shape fits either way.
 
 # %% [markdown] tags=["exercise"]
 # The attention of a block: `[batch, N, dim]` in, the same shape out. Four steps:
