@@ -849,8 +849,8 @@ pictures_row(list(pictures.values()), list(pictures))
 # Below each picture stands what its changed shape gets from the star. All of them:
 
 # %%
-print(f"{colour}, as a   " + "   ".join(f"{each} {share:.0%}" for each, share in with_shape.items()))
-print(f"a {shape}, in   " + "   ".join(f"{each} {share:.0%}" for each, share in with_colour.items()))
+print(f"{colour}, as a  " + "  ".join(f"{each} {share:.0%}" for each, share in with_shape.items()))
+print(f"a {shape}, in  " + "  ".join(f"{each} {share:.0%}" for each, share in with_colour.items()))
 by_shape, by_colour = (max(each.values()) - min(each.values()) for each in (with_shape, with_colour))
 assert by_colour > 2 * by_shape and by_colour > 0.2
 print(f"\nmost and least: {by_shape:.0%} apart between the shapes, {by_colour:.0%} between the colours")
