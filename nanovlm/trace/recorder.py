@@ -67,7 +67,8 @@ class Recorder:
         self.failed: tuple[int, Row] | None = None  # id of the latest exception, the row it came out of
         self._chain = Chain()
         self._open: list[tuple[Row, FrameType | None, FrameType | None]] = [(self.root, None, boundary)]
-        self._quiet = 0  # inside backward or an optimizer: rows of their own, what is inside them is not shown
+        self._backward_depth = 0
+        self._step: FrameType | None = None  # the call of an optimizer's step that is at work
         self._resumed = 0
         self._fused: set[str] = set()  # paths of modules that torch may run through one fused kernel
         self._hook_ids: set[int] = set()
@@ -106,7 +107,7 @@ class Recorder:
             self._close_down_to(1)
             self._open = [(self.root, None, None)]  # frames hold their locals, and those hold tensors
             self.describer.forget()
-            self._chain = Chain()
+            self._chain, self._step = Chain(), None
             self.modules.forget()
             self.watchers.clear()
             self.modes.clear()
@@ -124,7 +125,7 @@ class Recorder:
     def on_call(self, func: Any, args: tuple, kwargs: dict, frame: FrameType) -> Any:
         """Run a torch function and write its row. The row stands before the call, or a failing one would be missing."""
         name = op_name(func)
-        if name is None or name in QUIET or self._quiet:
+        if name is None or name in QUIET or self._is_quiet():
             return func(*args, **kwargs)
         if name == "backward" or (name == "grad" and func is torch.autograd.grad):
             return self._backward(func, args, kwargs, frame)
@@ -165,14 +166,14 @@ class Recorder:
         row.args = self.describer(args)
         self._tick(row)
         self._current = row
-        self._quiet, self._resumed = self._quiet + 1, 0
+        self._backward_depth, self._resumed = self._backward_depth + 1, 0
         try:
             result = func(*args, **kwargs)
         except BaseException as error:
             self._fail(row, error)
             raise
         finally:
-            self._quiet -= 1
+            self._backward_depth -= 1
         self._tick(row)
         if self._resumed:
             row.note = f"ran {self._resumed} modules again (activation checkpointing)"
@@ -193,7 +194,7 @@ class Recorder:
     # -- modules and optimizers -----------------------------------------------------------------------------------
 
     def _before_module(self, module: nn.Module, args, kwargs) -> None:
-        if self._quiet:
+        if self._is_quiet():
             self._resumed += 1
             return
         frame = sys._getframe(1)
@@ -207,7 +208,7 @@ class Recorder:
         self._tick(row)
 
     def _after_module(self, module: nn.Module, args, kwargs, result) -> None:
-        if self._quiet:
+        if self._is_quiet():
             return
         depth = self._depth(module)
         if depth is None:
@@ -232,7 +233,7 @@ class Recorder:
     def _as_unwatched(self, module: nn.Module, args, kwargs, result) -> Any:
         """What torch's fused kernel gives, in place of what the watched steps gave."""
         depth = self._depth(module)
-        if self._quiet or depth is None or not would_be_fused(module, result):
+        if self._is_quiet() or depth is None or not would_be_fused(module, result):
             return None
         if any(row.kind == "module" and row.path in self._fused for row, *_ in self._open[:depth]):
             return None  # the module that this one is part of is called again as a whole
@@ -249,14 +250,24 @@ class Recorder:
         return again
 
     def _before_step(self, optimizer, args, kwargs) -> None:
-        row = self._start("optimizer", f"{type(optimizer).__name__}.step", sys._getframe(1))
-        self._open.append((row, None, sys._getframe(1)))
+        self._is_quiet()  # ends a step that raised
+        self._step = sys._getframe(1)
+        row = self._start("optimizer", f"{type(optimizer).__name__}.step", self._step)
+        self._open.append((row, None, self._step))
         self._tick(row)
-        self._quiet += 1
 
     def _after_step(self, optimizer, args, kwargs) -> None:
-        self._quiet -= 1
+        self._step = None
         self._tick(self._open.pop()[0])
+
+    def _is_quiet(self) -> bool:
+        """Whether backward or an optimizer is at work: each has a row of its own, and what is inside is not shown."""
+        if self._step is not None and not _is_running(self._step):  # it raised, and then no hook is called
+            depth = next(i for i, (*_, frame) in enumerate(self._open) if frame is self._step)
+            self._open[depth][0].error = "did not finish"
+            self._close_down_to(depth)
+            self._step = None
+        return self._backward_depth > 0 or self._step is not None
 
     # -- the tree -------------------------------------------------------------------------------------------------
 
@@ -324,3 +335,10 @@ class Recorder:
             row.seconds = now - self._began.pop(id(row))
         else:
             self._began[id(row)] = now
+
+
+def _is_running(frame: FrameType) -> bool:
+    above: FrameType | None = sys._getframe(1)
+    while above is not None and above is not frame:
+        above = above.f_back
+    return above is not None

@@ -94,6 +94,19 @@ class TestTime:
             optimizer.step()
         assert t["backward"].seconds > 0 and t["SGD.step"].seconds > 0
 
+    def test_what_comes_after_a_step_that_raised_is_shown(self):
+        model = nn.Linear(4, 2)
+        broken = torch.optim.LBFGS(model.parameters())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        x = torch.ones(3, 4)
+        with tracing(model) as t:
+            with pytest.raises(TypeError):
+                broken.step()  # it wants a closure
+            model(x).sum().backward()
+            optimizer.step()
+        assert [row.kind for row in t.root.children] == ["optimizer", "module", "op", "backward", "optimizer"]
+        assert [row.error for row in t.root.children] == ["did not finish", None, None, None, None]
+
 
 class TestAten:
     def test_what_a_layer_becomes(self):
