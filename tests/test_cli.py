@@ -312,6 +312,12 @@ def test_trace_shows_the_way_from_picture_to_logits(run: Run, tmp_path: Path, pr
     assert re.search(r"^combined +\[B, (49\+)?T, \d+\]$", run(*ask, "--symbolic")[1], re.MULTILINE)
 
 
+def test_trace_names_a_text_that_is_as_long_as_a_picture_is_wide(run: Run) -> None:
+    out = run("trace", "--text", 48, "--symbolic")[1]  # and 16 image tokens: 64
+    assert re.search(r"^image +\[B, 3, 64, 64\]\n(.+\n)+combined +\[B, T, 128\]$", out, re.MULTILINE)
+    assert "Remark" not in out
+
+
 def test_evaluate_writes_scores_and_pictures(run: Run, directory: Path, tmp_path: Path) -> None:
     scores, sheet = tmp_path / "scores.json", tmp_path / "sheet.png"
     status, out, _ = run(

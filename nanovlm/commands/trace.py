@@ -47,7 +47,9 @@ def main(arguments: Sequence[str]) -> None:
     if config.image_token_id is not None:
         placeholders = input_ids.new_full((options.batch, config.num_image_tokens), config.image_token_id)
         input_ids = torch.cat([placeholders, input_ids], dim=1)
-    dims = {"B": options.batch, "T": input_ids.shape[1]} if options.symbolic else None
+    dims = None
+    if options.symbolic:  # dim by dim: a size alone would also name a picture's side that happens to be as long
+        dims = {"input_ids": "B T", "images": f"B 3 {config.vision.image_size} {config.vision.image_size}"}
     traced = trace(model, input_ids, images, device="meta", dims=dims)
     print(traced.stages())
     print(f"\n{traced.table(options.depth)}")
