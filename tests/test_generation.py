@@ -273,6 +273,7 @@ def test_text_form_says_what_is_wrong(talker: VisionLanguageModel, model: Vision
         (FileNotFoundError, "No such picture: nowhere.png", {"prompt": "a", "image": "nowhere.png"}),
         (TypeError, "one form or the other", {}),
         (TypeError, "one form or the other", {"image": photo()}),
+        (TypeError, "one form or the other", {"input_ids": "How many shapes are there?"}),  # prompt= left out
         (TypeError, "one form or the other", {"prompt": "a", "input_ids": torch.tensor([[7]])}),
         (TypeError, "one form or the other", {"prompt": "a", "images": pictures(1)}),
         (TypeError, "one form or the other", {"input_ids": torch.tensor([[7]]), "image": photo()}),

@@ -193,7 +193,7 @@ class GenerationMixin:
             on_text: called with each new piece of the (single) answer as it is written.
         Options of both: those of `generate_ids`. With num_generations > 1 the text form returns a list.
         """
-        if input_ids is not None and prompt is None and image is None and on_text is None:
+        if isinstance(input_ids, Tensor) and prompt is None and image is None and on_text is None:
             return self.generate_ids(input_ids, images, attention_mask, **options)
         if prompt is None or any(x is not None for x in (input_ids, images, attention_mask)):
             raise TypeError(
