@@ -51,6 +51,8 @@ def expect(find: Callable[[str], Row], patterns: dict[str, str], sizes: dict[str
 
 def _fits(pattern: str, shape: tuple[int, ...], sizes: dict[str, int]) -> bool:
     """Whether a shape has this pattern; names that are new get their size from it."""
+    if not isinstance(pattern, str):
+        raise TypeError(f'A pattern is text such as "B 49+T 576" or "2 7 32"; got {pattern!r}.')
     words = pattern.replace(",", " ").strip("[] ").split()
     if "..." in words:
         at = words.index("...")

@@ -148,6 +148,11 @@ def test_expect_refuses_a_pattern_that_it_cannot_read(t, pattern):
         t.expect({"cat": pattern})
 
 
+def test_expect_refuses_a_pattern_that_is_no_text(t):
+    with pytest.raises(TypeError, match=r"text such as .*; got \[2, 9, 24\]"):
+        t.expect({"cat": [2, 9, 24]})
+
+
 def test_diff_of_equal_traces_is_empty(t, inputs):
     found = t.diff(trace(MiniVLM(), *inputs))
     assert not found and found.first is None and "same steps" in str(found)
