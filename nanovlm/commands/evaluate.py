@@ -24,8 +24,11 @@ class Options:
     subsets: tuple[Literal["shapes", "charts", "glyphs"], ...] = ("shapes", "charts", "glyphs")
     split: Literal["val", "test", "unseen"] = "test"  # unseen: things that no training picture shows
     size: int = 400  # pictures per subset
-    multiple_choice: bool = False  # also ask with options A to D, in MMStar's schema
-    captions: bool = False  # also ask for a description at once, without questions before it
+    # also ask with options A to D, in MMStar's schema: SIZE questions in all, about every subset; a model has to have
+    # learnt such questions (the subset choice of train), and pocket has not
+    multiple_choice: bool = False
+    # also ask for a description at once, without questions before it, of SIZE pictures of every subset
+    captions: bool = False
     batch_size: int = 128  # questions answered together
     json: Path | None = None  # write the scores to this file
     sheet: Path | None = None  # write a contact sheet of answered pictures to this file (.png)
