@@ -58,9 +58,11 @@ def leave_out_machinery(tb: TracebackType | None) -> None:
 
 
 def function_name(code: CodeType) -> str:
-    """A function's name; of a plain object's `__call__` the name of its class (Python 3.10 does not tell)."""
-    if code.co_name == "__call__" and hasattr(code, "co_qualname"):
-        return code.co_qualname.split(".")[-2]
+    """A function's name; of a plain object's `__call__` or `__init__` that of its class (Python 3.10 does not tell)."""
+    if code.co_name in ("__call__", "__init__") and hasattr(code, "co_qualname"):
+        owner = code.co_qualname.split(".")[-2:-1]
+        if owner and owner[0].isidentifier():  # not "<locals>", as in the __init__ that a dataclass writes
+            return owner[0]
     return code.co_name
 
 

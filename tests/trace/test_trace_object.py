@@ -1,6 +1,7 @@
 """What a trace can be asked."""
 
 import json
+import sys
 import xml.etree.ElementTree as ElementTree
 from collections import namedtuple
 from dataclasses import dataclass
@@ -151,6 +152,26 @@ def test_expect_refuses_a_pattern_that_it_cannot_read(t, pattern):
 def test_expect_refuses_a_pattern_that_is_no_text(t):
     with pytest.raises(TypeError, match=r"text such as .*; got \[2, 9, 24\]"):
         t.expect({"cat": [2, 9, 24]})
+
+
+class Doubled:
+    def __init__(self, x):
+        self.x = x * 2
+
+
+@dataclass
+class Halved:
+    x: torch.Tensor
+
+    def __post_init__(self):
+        self.x = self.x / 2
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 does not tell the class")
+def test_an_object_that_is_made_in_the_run_has_the_name_of_its_class():
+    t = trace(lambda x: Halved(Doubled(x).x).x, torch.zeros(3))
+    assert t["Doubled"].shape == (3,)
+    assert not t.find("<locals>")
 
 
 def test_diff_of_equal_traces_is_empty(t, inputs):
