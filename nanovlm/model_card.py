@@ -98,7 +98,8 @@ def write_card(
         *training(results, [*earlier_logs, log]),
         f"All on {results['machine']}, which did other work at the same time: the minutes are an upper bound. The "
         "validation loss alone chose the checkpoints. Another machine or another version of torch gives slightly other "
-        "weights.",
+        f"weights. Short answers: of at most 8 tokens, to the questions about {recipe['accuracy_pictures']} validation "
+        "pictures. `captions` are descriptions without questions before them.",
         "## What it gets right",
         "Greedy decoding, exact match, each question asked on its own. The mean over the subsets is "
         f"{percentage(mean)}. Blind: the same questions about another sample's picture.",
@@ -119,7 +120,9 @@ def write_card(
             "Descriptions of test pictures, asked for at once and exact to the letter:",
             "\n".join(score_table({"captions": results["captions"]})),
         ]
-    parts += ["The card is made from `train_log.jsonl` and `results.json` by `python -m nanovlm.model_card`."]
+    parts += [
+        "The card is made from `results.json` and the logs (`train_log*.jsonl`) by `python -m nanovlm.model_card`."
+    ]
     return "\n\n".join(parts) + "\n"
 
 
