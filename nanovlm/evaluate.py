@@ -177,20 +177,13 @@ def evaluate_multiple_choice(
 
 
 def evaluate_captions(
-    model: VisionLanguageModel,
-    samples: Sequence[dict[str, Any]],
-    batch_size: int = 128,
-    blind: bool = True,
-    seed: int = 0,
+    model: VisionLanguageModel, samples: Sequence[dict[str, Any]], batch_size: int = 128
 ) -> Evaluation:
     """Samples of the Thimble's subset `captions`: a description, asked for at once and exact to the letter. The kind
     is the subset that the picture is from."""
-    questions = []
-    for i, sample in enumerate(samples):
-        (turn,) = sample["texts"]
-        subset = turn["source"].split("/")[-2]
-        questions.append(Question(i, sample["images"], turn["user"], turn["assistant"], subset))
-    return _score(model, questions, [s["images"] for s in samples], blind, batch_size, seed, max_new_tokens=40)
+    subsets = [sample["texts"][0]["source"].split("/")[-2] for sample in samples]
+    questions = [replace(question, kind=subsets[question.sample]) for question in questions_of(samples, skip=())]
+    return _score(model, questions, [s["images"] for s in samples], True, batch_size, 0, max_new_tokens=40)
 
 
 def _score(

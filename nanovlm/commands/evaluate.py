@@ -9,8 +9,6 @@ from typing import Literal
 
 from nanovlm.commands.options import parse
 
-LETTER_CHANCE = 0.25  # four options
-
 
 @dataclass
 class Options:
@@ -51,18 +49,11 @@ def main(arguments: Sequence[str]) -> None:
     report.check_output(options.sheet, ".png")
     model = load_model(options.model)
     scores = report.score_thimble(model, options.subsets, options.split, options.size, options.batch_size)
-    print("\n\n".join(report.tables(scores, options.split)))
+    extras = [name for name, wanted in (("choice", options.multiple_choice), ("captions", options.captions)) if wanted]
+    extra = report.score_extras(model, extras, options.split, options.size, options.batch_size)
+    print("\n\n".join(report.tables({**scores, **extra}, options.split)))
     results = {options.split: {subset: result.to_dict() for subset, result in scores.items()}}
-    if options.multiple_choice:
-        choice = report.score_multiple_choice(model, options.split, options.size, options.batch_size)
-        print(f"\nmultiple choice, {options.split}")
-        print(choice.table(dict.fromkeys(choice.scores, LETTER_CHANCE)))
-        results["multiple choice"] = choice.to_dict()
-    if options.captions:
-        captions = report.score_captions(model, options.split, options.size, options.batch_size)
-        print(f"\ncaptions, {options.split}")
-        print(captions.table(dict.fromkeys(captions.scores, 0.0)))
-        results["captions"] = captions.to_dict()
+    results |= {title: result.to_dict() for title, result in extra.items()}
     if options.json:
         write_json(results, options.json)
         print(f"\nscores         {options.json}")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nanovlm.models.vision_language_model import VisionLanguageModel
 
 COLUMNS = 4
+FLAT_CHANCE = {"multiple choice": 0.25, "captions": 0.0}  # the same for every kind
 MISTAKES = 4  # shown at most, after the answers that were not chosen
 
 
@@ -43,9 +44,22 @@ def score_captions(model: VisionLanguageModel, split: str, size: int, batch_size
     return evaluate_captions(model, [samples[i] for i in range(len(samples))], batch_size)
 
 
+def score_extras(
+    model: VisionLanguageModel, subsets: Sequence[str], split: str, size: int, batch_size: int = 128
+) -> dict[str, Evaluation]:
+    """What the subsets "choice" and "captions" teach, where they are among `subsets`: title -> its scores."""
+    ways = {"choice": ("multiple choice", score_multiple_choice), "captions": ("captions", score_captions)}
+    wanted = [way for subset, way in ways.items() if subset in subsets]
+    return {title: score(model, split, size, batch_size) for title, score in wanted}
+
+
 def tables(scores: Mapping[str, Evaluation], split: str) -> list[str]:
-    """One table per subset."""
-    return [f"{subset}, {split}\n{result.table(chance(subset))}" for subset, result in scores.items()]
+    """One table per subset, or per title of score_extras."""
+    made = []
+    for name, result in scores.items():
+        by_chance = dict.fromkeys(result.scores, FLAT_CHANCE[name]) if name in FLAT_CHANCE else chance(name)
+        made.append(f"{name}, {split}\n{result.table(by_chance)}")
+    return made
 
 
 def check_output(path: Path | None, suffix: str) -> None:

@@ -88,26 +88,17 @@ def examine(run: Run, options: Options) -> None:
     from nanovlm.models.hub import write_json
 
     names = options.recipe.dataset_names
-    subsets = [
-        name for name in SUBSETS if name in names or names == ("all",)
-    ]  # "choice" and "captions" are scored below
+    subsets = [name for name in SUBSETS if name in names or names == ("all",)]
     model = load_model(str(run.directory / "best"))
     test, unseen = (report.score_thimble(model, subsets, split, TEST_PICTURES) for split in ("test", "unseen"))
-    if subsets:
-        print("\n" + "\n\n".join(report.tables(test, "test") + report.tables(unseen, "unseen")))
-        print("\nblind: the same questions about another sample's picture. unseen: what no training picture shows.")
+    extra = report.score_extras(model, names, "test", TEST_PICTURES)
+    print("\n" + "\n\n".join(report.tables({**test, **extra}, "test") + report.tables(unseen, "unseen")))
+    print("\nblind: the same questions about another sample's picture. unseen: what no training picture shows.")
     results = {
         split: {subset: result.to_dict() for subset, result in scores.items()}
         for split, scores in (("test", test), ("unseen", unseen))
     }
-    if "choice" in names:
-        choice = report.score_multiple_choice(model, "test", TEST_PICTURES)
-        print(f"\nmultiple choice, test\n{choice.table()}")
-        results["multiple choice"] = choice.to_dict()
-    if "captions" in names:
-        captions = report.score_captions(model, "test", TEST_PICTURES)
-        print(f"\ncaptions, test\n{captions.table()}")
-        results["captions"] = captions.to_dict()
+    results |= {title: result.to_dict() for title, result in extra.items()}
     about = {
         "step": run.step,
         "seconds": run.seconds,

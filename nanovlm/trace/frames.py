@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import os
+import sys
 from types import CodeType, FrameType, TracebackType
 
 import torch
@@ -110,3 +111,11 @@ class Chain:
             found = [(f, BODY) for f, _ in found[:1]]
         found.reverse()
         return found
+
+
+def is_running(frame: FrameType) -> bool:
+    """Whether the caller was called from it, directly or not."""
+    above: FrameType | None = sys._getframe(1)
+    while above is not None and above is not frame:
+        above = above.f_back
+    return above is not None

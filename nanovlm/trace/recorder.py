@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from nanovlm.trace.describe import Describer, facts
-from nanovlm.trace.frames import EINOPS, FUNCTION, Chain, function_name
+from nanovlm.trace.frames import EINOPS, FUNCTION, Chain, function_name, is_running
 from nanovlm.trace.fused import has_fused_path, unwatched, would_be_fused
 from nanovlm.trace.modules import ModuleIndex
 from nanovlm.trace.names import NO_OPS, QUIET, op_name, opened_up
@@ -250,7 +250,7 @@ class Recorder:
         return again
 
     def _before_step(self, optimizer, args, kwargs) -> None:
-        self._is_quiet()  # ends a step that raised
+        self._end_step_that_raised()
         self._step = sys._getframe(1)
         row = self._start("optimizer", f"{type(optimizer).__name__}.step", self._step)
         self._open.append((row, None, self._step))
@@ -262,12 +262,16 @@ class Recorder:
 
     def _is_quiet(self) -> bool:
         """Whether backward or an optimizer is at work: each has a row of its own, and what is inside is not shown."""
-        if self._step is not None and not _is_running(self._step):  # it raised, and then no hook is called
+        self._end_step_that_raised()
+        return self._backward_depth > 0 or self._step is not None
+
+    def _end_step_that_raised(self) -> None:
+        """No hook is called after it: that its frame is gone is all there is to see."""
+        if self._step is not None and not is_running(self._step):
             depth = next(i for i, (*_, frame) in enumerate(self._open) if frame is self._step)
             self._open[depth][0].error = "did not finish"
             self._close_down_to(depth)
             self._step = None
-        return self._backward_depth > 0 or self._step is not None
 
     # -- the tree -------------------------------------------------------------------------------------------------
 
@@ -335,10 +339,3 @@ class Recorder:
             row.seconds = now - self._began.pop(id(row))
         else:
             self._began[id(row)] = now
-
-
-def _is_running(frame: FrameType) -> bool:
-    above: FrameType | None = sys._getframe(1)
-    while above is not None and above is not frame:
-        above = above.f_back
-    return above is not None
