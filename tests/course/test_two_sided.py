@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from nanovlm.course.checks.engine import judge
-from nanovlm.course.checks.exercise import BROKEN, Exercise, load_exercises
+from nanovlm.course.judge.engine import judge
+from nanovlm.course.judge.exercise import BROKEN, Exercise, load_exercises
 from tests.course.learners import second_versions, solution, starter
 
 # Seconds are measured as this process's work: the machine may be busy with other tests.
