@@ -1,4 +1,4 @@
-"""Chapter 00: how checks work, on the first thing that one needs: a score. And the chapter's quizzes."""
+"""Chapter 00: how checks work, on the first thing that one needs: a score."""
 
 from __future__ import annotations
 

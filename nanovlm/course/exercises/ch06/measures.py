@@ -1,4 +1,4 @@
-"""Chapter 06: how far an answer moves with the picture, and how large the model is. And the chapter's quizzes."""
+"""Chapter 06: how far an answer moves with the picture, and how large the model is."""
 
 from __future__ import annotations
 
