@@ -110,16 +110,16 @@ def _generate(
             return [(i, threads.submit(_prepare, model, prompt, paths[i], max_new_tokens)) for i in indices]
 
         loading = load(next(batches, ()))
-        number = 0
+        each = options.get("num_generations", 1)
         while loading:
             loaded = {i: future.result() for i, future in loading}
             loading = load(next(batches, ()))  # while the model answers this batch
             done |= {i: {"image": paths[i], "error": error} for i, error in loaded.items() if isinstance(error, str)}
             usable = {i: prompt_ids for i, prompt_ids in loaded.items() if i not in done}
-            draw = None if seed is None else seed + number
+            # Each picture draws with its own seed, so that the batch size does not decide what is drawn.
+            draw = None if seed is None else [seed + i * each for i in usable]
             answers = _answer(model, [*usable.values()], max_new_tokens=max_new_tokens, seed=draw, **options)
             done |= {i: {"image": paths[i], "answer": a} for i, a in zip(usable, answers, strict=True)}
-            number += 1
             while emitted in done:
                 yield done.pop(emitted)
                 emitted += 1

@@ -162,9 +162,6 @@ CACHED.mistake(f"Both faults are still there. {TURNED_AGAIN} After that, look at
     _variant(before=False, masks="always")
 )
 CACHED.mistake(TURNED_AGAIN)(_variant(before=False))
-CACHED.mistake(f"{TURNED_AGAIN} And several queries after a prefix need a mask that is shifted, not is_causal.")(
-    _variant(before=False, masks="several")
-)
 CACHED.mistake(
     "A single new query sees only the very first key: is_causal lines up query 0 with key 0, but your queries are the "
     "last of the keys."
@@ -178,9 +175,6 @@ CACHED.mistake("Where mask is None the future can be seen: a prompt of several t
 )
 CACHED.mistake("It attends to only the new keys and values: go on with what cache.update returns.")(
     _variant(stored=False, masks="several")
-)
-CACHED.mistake("It attends to only the new keys and values: go on with what cache.update returns. ")(
-    _variant(stored=False, masks="always")
 )
 CACHED.mistake("The keys are not turned: both q and k go through apply_rope, before the cache.")(_variant(turn_k=False))
 CACHED.mistake("The values are turned too: RoPE belongs to what is compared, queries and keys.")(_variant(turn_v=True))
@@ -275,7 +269,7 @@ TEST = Exercise(
 )
 
 
-def _compare(sizes: Sequence[Sequence[int]], itself: bool = False, shape: bool = False, exact: bool = False):
+def _compare(sizes: Sequence[Sequence[int]], itself: bool = False, shape: bool = False):
     def test(attention) -> bool:
         q, k, v = tokens(2, 4, 2, 6)
         expected = in_pieces(attention, q, k, v, [6]) if itself else without_cache(q, k, v)
@@ -284,7 +278,7 @@ def _compare(sizes: Sequence[Sequence[int]], itself: bool = False, shape: bool =
                 out = in_pieces(attention, q, k, v, cut)
             except (RuntimeError, IndexError):
                 return False
-            same = torch.equal(out, expected) if exact else torch.allclose(out, expected, atol=1e-4)
+            same = torch.allclose(out, expected, atol=1e-4)
             if not (out.shape == expected.shape if shape else same):
                 return False
         return True
@@ -293,15 +287,12 @@ def _compare(sizes: Sequence[Sequence[int]], itself: bool = False, shape: bool =
 
 
 ALL_CUTS = ([6], [1] * 6, [3, 1, 2])
-TEST.mistake("It accepts every version: it must return False where the numbers differ.")(lambda attention: True)
+TEST.mistake("It accepts every version, as a look at the shape alone does: return False where the numbers differ.")(lambda attention: True)
 TEST.mistake("It refuses every version, the right ones too: compare with a tolerance, not bit by bit.")(
     lambda attention: False
 )
 TEST.mistake("It looks at the shape only, and a wrong cache has the right shape: compare the numbers.")(
     _compare(ALL_CUTS, shape=True)
-)
-TEST.mistake("It refuses a right version whose last bits differ: compare with a tolerance (torch.allclose, atol=1e-4).")(
-    _compare(ALL_CUTS, exact=True)
 )
 TEST.mistake("It reads all at once, where a cache has nothing to do: cut the tokens into pieces as well.")(
     _compare([[6]])

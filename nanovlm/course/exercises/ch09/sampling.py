@@ -241,7 +241,7 @@ def everything(logits: Tensor) -> Tensor:
 
 
 def nucleus(logits: Tensor) -> Tensor:
-    return keep_top_p(logits, 0.8)
+    return keep_top_p(logits, 0.7)
 
 
 def run_sample(draw, logits: Tensor, temperature: float, keep: Callable[[Tensor], Tensor]) -> Tensor:
@@ -280,8 +280,8 @@ SAMPLE = Exercise(
     cases=lambda: [
         Case(logits_of([0.6, 0.3, 0.1]), 1.0, everything, note="temperature 1: the shares of 3,000 draws"),
         Case(logits_of([0.1, 0.3, 0.6], [0.6, 0.3, 0.1]), 0.5, everything, note="two rows at temperature 0.5"),
-        Case(logits_of([0.4, 0.3, 0.2, 0.1]), 2.5, nucleus, note="temperature 2.5, and keep is top-p with 0.8"),
-        Case(logits_of([0.5, 0.3, 0.2]), 0.4, nucleus, note="temperature 0.4, and keep is top-p with 0.8"),
+        Case(logits_of([0.5, 0.3, 0.15, 0.05]), 2.5, nucleus, note="temperature 2.5, and keep is top-p with 0.7"),
+        Case(logits_of([0.5, 0.3, 0.2]), 0.4, nucleus, note="temperature 0.4, and keep is top-p with 0.7"),
         Case(logits_of([0.2, 0.5, 0.3], [0.4, 0.3, 0.3]), 0.0, everything, note="temperature 0"),
     ],
     axes="rows vocabulary",
