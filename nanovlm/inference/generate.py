@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nanovlm.inference.logits_processors import Choices, LogitsProcessor, RepetitionPenalty, StopStrings
-from nanovlm.inference.prompts import prepare_prompts
+from nanovlm.inference.prompts import answer_ids, prepare_prompts
 from nanovlm.inference.sampling import BeamSearch, Sampler
 from nanovlm.inference.streaming import TextStream
 from nanovlm.models.language_model import KVCache

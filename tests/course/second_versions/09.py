@@ -156,14 +156,14 @@ def beams_as_a_list(logits, totals, lengths, finished, end, length_penalty):
     return torch.tensor(tokens), torch.tensor(beams), torch.tensor(totals), torch.tensor(lengths)
 
 
-def beams_unravelled(logits, totals, lengths, finished, end, length_penalty):
+def beams_sorted(logits, totals, lengths, finished, end, length_penalty):
     gains = torch.log_softmax(logits, -1)
     stay = torch.full_like(gains[0], -torch.inf)
     stay[end] = 0
     sums = totals.unsqueeze(1) + torch.where(finished.unsqueeze(1), stay, gains)
     grown = torch.where(finished, lengths, lengths + 1)
     order = (sums / grown.unsqueeze(1).pow(length_penalty)).flatten().argsort(descending=True)[: len(totals)]
-    beams, tokens = torch.unravel_index(order, sums.shape)
+    beams, tokens = torch.div(order, sums.shape[1], rounding_mode="floor"), order.remainder(sums.shape[1])
     return tokens, beams, sums[beams, tokens], grown[beams]
 
 
@@ -203,7 +203,7 @@ VERSIONS = {
     "generation.min_p": (min_p_in_log_space, min_p_by_rows),
     "generation.top_p": (top_p_shifted, top_p_by_rows),
     "generation.sample": (draw_by_race, draw_by_sum),
-    "generation.beam_step": (beams_as_a_list, beams_unravelled),
+    "generation.beam_step": (beams_as_a_list, beams_sorted),
     "generation.stream_text": (cut_by_hand, split_at_shown),
     "generation.speculative_accept": (accept_at_once, accept_with_for),
 }
