@@ -10,11 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm.auto import tqdm
 
-from nanovlm.data.collators import Batch, VQACollator
-from nanovlm.data.datasets import Skipped
-
 if TYPE_CHECKING:
-    from nanovlm.data.batches import Loader
     from nanovlm.models.vision_language_model import VisionLanguageModel
 
 
@@ -210,23 +206,3 @@ def _score(
         for question, answer in zip(questions, answer_all(model, shuffled, batch_size, max_new_tokens), strict=True):
             result.blind.setdefault(question.kind, Score()).add(answer == question.answer.strip())
     return result
-
-
-def short_questions(loader: Loader, pictures: int, longest: int = 8) -> list[Batch]:
-    """Batches of single questions about so many of a validation loader's samples, spread over all of them.
-
-    Left out are answers of more than `longest` tokens, as captions: exact match says little about those.
-    """
-    data, order = loader.batches.dataset, loader.batches.order
-    chosen = order.indices[:: max(1, len(order.indices) // max(1, pictures))][:pictures].tolist()
-    samples = {index: data.dataset[index] for index in chosen if not isinstance(data[index], Skipped)}
-    items = [
-        data.encode({**sample, "texts": [turn]}, index) for index, sample in samples.items() for turn in sample["texts"]
-    ]
-    items = [
-        item
-        for item in items
-        if not isinstance(item, Skipped) and item["num_supervised"] <= longest and not item["truncated"]
-    ]
-    collate = VQACollator(data.tokenizer.pad_token_id)
-    return [collate(items[i : i + order.batch_size]) for i in range(0, len(items), order.batch_size)]
