@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from nanovlm.data.collators import Batch, VQACollator
 from nanovlm.data.datasets import Skipped
+from nanovlm.data.thimble.multiple_choice import INSTRUCTION
 
 if TYPE_CHECKING:
     from nanovlm.data.batches import Loader
@@ -170,7 +171,7 @@ def evaluate_multiple_choice(
 ) -> Evaluation:
     """MMStar's schema, scored strictly: the answer is the letter and nothing else. "A cat" is not the answer A."""
     questions = [
-        Question(i, [s["image"]], f"{s['question']}\nAnswer with the letter.", s["answer"], s["category"])
+        Question(i, [s["image"]], s["question"] + INSTRUCTION, s["answer"], s["category"])
         for i, s in enumerate(samples)
     ]
     return _score(model, questions, [[s["image"]] for s in samples], blind, batch_size, seed)
