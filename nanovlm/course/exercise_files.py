@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanovlm.course.checks.exercise import Exercise
+from nanovlm.course.judge.exercise import Exercise
 from nanovlm.course.percent import AuthoringError, Cell
 from nanovlm.course.stamps import exercise_head, exercise_hints
 
@@ -108,7 +108,7 @@ def check_ids(found: list[Group], chapter: str, exercises: dict[str, Exercise], 
             raise AuthoringError(path, group.line, f"{name} is already the exercise of line {seen[name]}.")
         seen[name] = group.line
         if name not in exercises:
-            raise AuthoringError(path, group.line, f"{name} is registered nowhere in nanovlm/course/checks/.")
+            raise AuthoringError(path, group.line, f"{name} is registered nowhere in nanovlm/course/exercises/.")
         if exercises[name].chapter != chapter:
             raise AuthoringError(
                 path, group.line, f"{name} is registered for chapter {exercises[name].chapter}, not {chapter}."

@@ -14,7 +14,7 @@ STEPS = ("a nudge", "a plan", "almost code")
 
 def hint(exercise_id: str) -> Shown:
     """The next hint of an exercise: a nudge, a plan, almost code."""
-    from nanovlm.course.checks.exercise import load_exercises
+    from nanovlm.course.judge.exercise import load_exercises
 
     exercises = load_exercises()
     if exercise_id not in exercises:

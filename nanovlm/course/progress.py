@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nanovlm.course.checks.result import Result
+    from nanovlm.course.judge.result import Result
 
 COLAB_DRIVE = Path("/content/drive/MyDrive")
 VERSION = 1

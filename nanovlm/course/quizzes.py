@@ -54,7 +54,7 @@ class Shown:
 
 def quiz(quiz_id: str, answer: str | None = None) -> Shown:
     """The question; with an answer ("b"), what is right or wrong about it."""
-    from nanovlm.course.checks.exercise import load_exercises
+    from nanovlm.course.judge.exercise import load_exercises
 
     load_exercises()  # the chapters' modules hold their quizzes too
     if quiz_id not in QUIZZES:

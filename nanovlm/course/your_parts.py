@@ -10,8 +10,8 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nanovlm.course.checks.engine import judge
-from nanovlm.course.checks.exercise import REGISTRY, Exercise, load_exercises
+from nanovlm.course.judge.engine import judge
+from nanovlm.course.judge.exercise import REGISTRY, Exercise, load_exercises
 from nanovlm.course.own_code import revive
 from nanovlm.course.progress import load, record_check
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from nanovlm.assets import asset_path
 from nanovlm.config import VLMConfig, pocket_vlm
 from nanovlm.course import check, yours
-from nanovlm.course.checks.exercise import REGISTRY
-from nanovlm.course.checks.joint_loss import answer_loss
-from nanovlm.course.checks.joint_measures import parameters_by_part
+from nanovlm.course.exercises.ch06.loss import answer_loss
+from nanovlm.course.exercises.ch06.measures import parameters_by_part
+from nanovlm.course.judge.exercise import REGISTRY
 from nanovlm.course.your_parts import part_ids
 from nanovlm.data.thimble import thimble_sample
 from nanovlm.evaluate import evaluate

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from nanovlm.course import check
-from nanovlm.course.checks.compare import first_difference
-from nanovlm.course.checks.engine import judge
-from nanovlm.course.checks.exercise import REGISTRY, Case, Complaint, Exercise, expect, load_exercises, with_weights
-from nanovlm.course.checks.guard import learners_place
-from nanovlm.course.checks.result import Result
-from nanovlm.course.checks.text_ids import expand
-from nanovlm.course.checks.vit_blocks import SMALL
+from nanovlm.course.exercises.ch02.blocks import SMALL
+from nanovlm.course.exercises.ch05.ids import expand
+from nanovlm.course.judge.compare import first_difference
+from nanovlm.course.judge.engine import judge
+from nanovlm.course.judge.exercise import REGISTRY, Case, Complaint, Exercise, expect, load_exercises, with_weights
+from nanovlm.course.judge.guard import learners_place
+from nanovlm.course.judge.result import Result
 from nanovlm.course.progress import load, passed_ids
 from nanovlm.models.language_model import LanguageModel, attention_layout
 from nanovlm.models.vision_language_model import VisionLanguageModel, merge_image_tokens

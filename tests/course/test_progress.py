@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from nanovlm.course import check, course_map, hint, quiz, report
-from nanovlm.course.checks.exercise import load_exercises
-from nanovlm.course.checks.pixel_shuffle import SHUFFLE
+from nanovlm.course.exercises.ch03.pixel_shuffle import SHUFFLE
+from nanovlm.course.judge.exercise import load_exercises
 from nanovlm.course.outline import CHAPTERS
 from nanovlm.course.progress import home, load, passed_ids, progress_file, save
 

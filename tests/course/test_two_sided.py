@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from nanovlm.course.checks import guard
-from nanovlm.course.checks.engine import judge
-from nanovlm.course.checks.exercise import BROKEN, Exercise, load_exercises
+from nanovlm.course.judge import guard
+from nanovlm.course.judge.engine import judge
+from nanovlm.course.judge.exercise import BROKEN, Exercise, load_exercises
 from tests.course.learners import second_versions, solution, starter
 
 EXERCISES = sorted(load_exercises().values(), key=lambda e: e.chapter)

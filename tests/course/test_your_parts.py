@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanovlm.course import check, use, yours
-from nanovlm.course.checks.engine import judge
-from nanovlm.course.checks.exercise import REGISTRY
-from nanovlm.course.checks.pixel_shuffle import SHUFFLE
-from nanovlm.course.checks.projector import PROJECTOR
+from nanovlm.course.exercises.ch03.pixel_shuffle import SHUFFLE
+from nanovlm.course.exercises.ch03.projector import PROJECTOR
+from nanovlm.course.judge.engine import judge
+from nanovlm.course.judge.exercise import REGISTRY
 from nanovlm.course.own_code import CannotKeep, own_code, revive
 from nanovlm.course.your_parts import ModelCode, part_ids
 from nanovlm.models.modality_projector import pixel_shuffle
