@@ -187,7 +187,7 @@ def test_a_setting_that_fails_is_reported_and_never_the_best() -> None:
 @pytest.fixture(params=[True, False], ids=["bfloat16 products", "no bfloat16 products"])
 def with_bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """A CPU with and a CPU without instructions for products of bfloat16 numbers, whichever this one is."""
-    monkeypatch.setattr("nanovlm.precision._cpu_multiplies_bf16", lambda: request.param)
+    monkeypatch.setattr("nanovlm.device._cpu_multiplies_bf16", lambda: request.param)
     return request.param
 
 

@@ -14,7 +14,7 @@ from packaging.version import Version
 import nanovlm
 from nanovlm.assets import asset_path
 from nanovlm.cli import COMMANDS, EXTRAS, main
-from nanovlm.doctor import GROUPS, OLDEST_PYTHON
+from nanovlm.commands.environment import GROUPS, OLDEST_PYTHON
 
 if sys.version_info >= (3, 11):
     import tomllib

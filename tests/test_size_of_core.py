@@ -12,7 +12,7 @@ import nanovlm
 PROMISE = 750  # lines of code
 PACKAGE = Path(nanovlm.__file__).parent
 MODELS = ("vision_transformer", "modality_projector", "language_model", "vision_language_model")
-CORE = [*(PACKAGE / "models" / f"{name}.py" for name in MODELS), PACKAGE / "train.py"]
+CORE = [*(PACKAGE / "models" / f"{name}.py" for name in MODELS), PACKAGE / "training" / "loop.py"]
 NOT_CODE = {
     tokenize.COMMENT,
     tokenize.NL,

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from nanovlm.data.collators import PackingCollator
+from nanovlm.device import Precision, choose_precision
 from nanovlm.models.vision_language_model import IGNORE
-from nanovlm.optimizer import Optimizers
-from nanovlm.precision import Precision, choose_precision
-from nanovlm.train import train_step
+from nanovlm.training.loop import train_step
+from nanovlm.training.optimizer import Optimizers
 from tests.training.tiny_run import batches, equal, items, max_difference, new_model, recipe, step, weights
 
 CPU = torch.device("cpu")
