@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm.auto import tqdm
 
+from nanovlm.data.thimble.multiple_choice import INSTRUCTION
+
 if TYPE_CHECKING:
     from nanovlm.models.vision_language_model import VisionLanguageModel
 
@@ -165,7 +167,7 @@ def evaluate_multiple_choice(
 ) -> Evaluation:
     """MMStar's schema, scored strictly: the answer is the letter and nothing else. "A cat" is not the answer A."""
     questions = [
-        Question(i, [s["image"]], f"{s['question']}\nAnswer with the letter.", s["answer"], s["category"])
+        Question(i, [s["image"]], s["question"] + INSTRUCTION, s["answer"], s["category"])
         for i, s in enumerate(samples)
     ]
     return _score(model, questions, [[s["image"]] for s in samples], blind, batch_size, seed)
