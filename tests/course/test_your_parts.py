@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanovlm.course import check, use, yours
+from nanovlm.course import check, my_vlm, use, yours
 from nanovlm.course.checks.engine import judge
 from nanovlm.course.checks.exercise import REGISTRY
 from nanovlm.course.checks.pixel_shuffle import SHUFFLE
 from nanovlm.course.checks.projector import PROJECTOR
-from nanovlm.course.own_code import CannotKeep, own_code, revive
+from nanovlm.course.own_code import CannotKeep, own_code
 from nanovlm.course.your_parts import ModelCode, part_ids
 from nanovlm.models.modality_projector import pixel_shuffle
 from nanovlm.models.vision_language_model import VisionLanguageModel
@@ -69,11 +69,14 @@ def test_helpers_imports_and_constants_come_along(tmp_path: Path) -> None:
     )
     name, source = own_code(space["Part"])
     assert name == "Part" and "import math as m" in source and "pixel_shuffle as shuffle" in source
-    again, _ = revive(name, source, "toy.part")
+    my_vlm.write("toy.part", source)
+    again = my_vlm.load("toy.part").Part
     x = torch.ones(1, 4, 2)
     assert torch.equal(again()(x), space["Part"]()(x))
     assert abs(again()(x)[0, 0, 0].item() - (F.silu(torch.tensor(1.0)).item() / 2 + math.pi)) < 1e-5
-    assert own_code(again)[1].count("def helper") == 1  # what came back can be kept again
+    user = cell("def user(x):\n    return Part()(x)\n", tmp_path)
+    user["Part"] = again  # what came back is imported by what is made of it
+    assert "from my_vlm.toy_part import Part" in own_code(user["user"])[1]
 
 
 def test_what_cannot_be_kept_is_said(tmp_path: Path) -> None:
