@@ -71,13 +71,13 @@ class _Keeper:
 def definition_of(thing: Any) -> tuple[str, str, dict[str, Any]]:
     """Name, source text and globals of a function or class; works for notebook cells, where inspect does not find
     classes."""
-    functions = [thing] if isinstance(thing, FunctionType) else list(_methods(thing))
+    functions = list(_methods(thing)) if isinstance(thing, type) else [_unwrapped(thing)]
     if not functions:
         raise CannotKeep(
             f"the source of {thing.__name__} is not at hand: a class needs a method of its own to be found."
         )
     name, kinds = thing.__name__, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    for function in map(inspect.unwrap, functions):  # a decorator's wrapper has the decorator's source and globals
+    for function in functions:
         lines = linecache.getlines(function.__code__.co_filename)
         try:
             tree = ast.parse("".join(lines))
@@ -97,9 +97,15 @@ def definition_of(thing: Any) -> tuple[str, str, dict[str, Any]]:
 
 def _methods(cls: type) -> Iterator[FunctionType]:
     for member in vars(cls).values():
-        member = getattr(member, "__func__", getattr(member, "fget", member))
+        member = _unwrapped(getattr(member, "__func__", getattr(member, "fget", member)))
         if isinstance(member, FunctionType):
             yield member
+
+
+def _unwrapped(function: Any) -> Any:
+    """Without its decorators' wrappers, which have other source and other globals."""
+    inner = inspect.unwrap(function)
+    return inner if isinstance(inner, FunctionType) else function
 
 
 def _home(thing: Any) -> tuple[str, str] | None:
