@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import sys
 from typing import Any
 
 from torch import Tensor, nn
@@ -49,15 +48,7 @@ def check(exercise_id: str, learner: Any = None) -> Result:
             "checker",
             f"The check itself failed: {type(error).__name__}: {error}. Not your fault.",
         )
-    if not _in_notebook():
-        print(result)
-    return result
-
-
-def _in_notebook() -> bool:
-    """Whether the value of a cell is shown anyway."""
-    ipython = sys.modules.get("IPython")
-    return hasattr(sys, "ps1") or (ipython is not None and ipython.get_ipython() is not None)
+    return result.show()
 
 
 def _judge(exercise_id: str, learner: Any) -> Result:

@@ -89,9 +89,21 @@ def call_within(clock: Clock, function: Callable[[], Any]) -> Any:
     return _call_in_thread(clock, function)
 
 
+def importing(frame: FrameType | None) -> bool:
+    """Whether the call that is looked at is importing a module: to break that off would leave half a module for the
+    rest of the session, and its seconds are not the caller's. (torch's first step on the meta device imports sympy.)"""
+    while frame is not None and frame.f_code is not _call_with_alarm.__code__:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _call_with_alarm(clock: Clock, function: Callable[[], Any]) -> Any:
     def look(signum: int, frame: FrameType | None) -> None:
-        if clock.expired():  # at every tick again: a bare `except:` in the learner's loop must not win
+        if importing(frame):
+            clock.start()
+        elif clock.expired():  # at every tick again: a bare `except:` in the learner's loop must not win
             raise OutOfTime
 
     before = signal.signal(signal.SIGALRM, look)
@@ -117,10 +129,14 @@ def _call_in_thread(clock: Clock, function: Callable[[], Any]) -> Any:
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(TICK)
-    while thread.is_alive() and not clock.expired():
+    while thread.is_alive():
+        if importing(sys._current_frames().get(thread.ident or 0)):
+            clock.start()
+        elif clock.expired():
+            break
         thread.join(TICK)
     for _ in range(3):
-        if thread.is_alive():
+        if thread.is_alive() and not importing(sys._current_frames().get(thread.ident or 0)):
             stop = ctypes.c_ulong(thread.ident or 0), ctypes.py_object(OutOfTime)
             ctypes.pythonapi.PyThreadState_SetAsyncExc(*stop)
             thread.join(TICK)
