@@ -12,10 +12,11 @@ from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nanovlm.course import my_vlm
+from nanovlm.course.checking import record_check
 from nanovlm.course.judge.engine import judge
 from nanovlm.course.judge.exercise import REGISTRY, Exercise, load_exercises
 from nanovlm.course.my_vlm import Refused, refuse_others, source_file
-from nanovlm.course.progress import load, progress_file, record_check
+from nanovlm.course.progress import load, progress_file
 
 if TYPE_CHECKING:
     from nanovlm.models.vision_language_model import VisionLanguageModel
