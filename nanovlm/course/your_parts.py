@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 # In the order of their imports.
 MODULES = (
-    *(f"models.{name}" for name in ("vision_transformer", "modality_projector", "language_model", "vision_language_model")),
+    *(
+        f"models.{name}"
+        for name in ("vision_transformer", "modality_projector", "language_model", "vision_language_model")
+    ),
     *(f"inference.{name}" for name in ("sampling", "streaming", "generate")),
 )
 

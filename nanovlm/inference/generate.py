@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -205,23 +205,42 @@ def generate(
     if len(pictures) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts need {len(prompts)} entries of image; got {len(pictures)}.")
     batch = prepare_prompts(model, prompts, pictures)
+    if on_text is not None and len(prompts) > 1:
+        raise ValueError("on_text follows one answer: use one prompt, one generation and no beams.")
+    answers = answer_batch(model, batch, stop=stop, choices=choices, on_text=on_text, **options)
+    return answers[0] if single and len(answers) == 1 else answers
+
+
+def answer_batch(
+    model: VisionLanguageModel,
+    batch: Mapping[str, Tensor | None],
+    *,
+    stop: str | Sequence[str] = (),
+    choices: Sequence[str] = (),
+    on_text: Callable[[str], Any] | None = None,
+    **options: Any,
+) -> list[str]:
+    """The answers to prepared prompts (inference.prompts makes the batch), num_generations of them for each. stop,
+    choices and on_text: as in `generate`; options: those of `generate_ids`."""
+    decode_ids, end = model.tokenizer.decode, model.config.eos_token_id
+    processors = list(options.pop("logits_processors", ()))
+    if choices:
+        processors.append(Choices([answer_ids(model, choice) for choice in choices], end))
+    stops = StopStrings([stop] if isinstance(stop, str) else stop, decode_ids, end) if stop else None
+    if stops is not None:
+        processors.append(stops)
     stream = None
     if on_text is not None:
-        if len(prompts) * options.get("num_generations", 1) > 1 or options.get("num_beams", 1) > 1:
+        if options.get("num_generations", 1) > 1 or options.get("num_beams", 1) > 1:
             raise ValueError("on_text follows one answer: use one prompt, one generation and no beams.")
         if options.get("on_tokens") is not None:
             raise ValueError("on_text takes the place of on_tokens: give one of the two.")
-        stream = options["on_tokens"] = TextStream(model.tokenizer, on_text)
-    processors, end = list(options.pop("logits_processors", ())), model.config.eos_token_id
-    if choices:
-        processors.append(Choices([answer_ids(model, choice) for choice in choices], end))
-    stops = StopStrings([stop] if isinstance(stop, str) else stop, model.tokenizer.decode, end) if stop else None
-    if stops is not None:
-        processors.append(stops)
+        shown = decode_ids if stops is None else lambda ids: stops.ready(decode_ids(ids))
+        stream = options["on_tokens"] = TextStream(shown, on_text)
     ids = generate_ids(model, **batch, logits_processors=processors, **options)
-    answers = [model.tokenizer.decode(row).strip() for row in ids.tolist()]
+    answers = [decode_ids(row).strip() for row in ids.tolist()]
     if stops is not None:
         answers = [stops.cut(answer).strip() for answer in answers]
     if stream is not None:
         stream.finish(answers[0])
-    return answers[0] if single and len(answers) == 1 else answers
+    return answers

@@ -93,3 +93,9 @@ class StopStrings:
     def cut(self, text: str) -> str:
         """The text up to the first stop string, which is left out."""
         return text[: min((text.find(s) for s in self.strings if s in text), default=len(text))]
+
+    def ready(self, text: str) -> str:
+        """The part of an unfinished text that can be shown: what may become a stop string is held back."""
+        cut = self.cut(text)
+        held = [n for s in self.strings for n in range(1, len(s)) if cut.endswith(s[:n])] if cut == text else []
+        return cut[: len(cut) - max(held, default=0)]

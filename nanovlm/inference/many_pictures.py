@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from nanovlm.device import find_device
+from nanovlm.inference.generate import answer_batch
 from nanovlm.inference.prompts import collate_prompts, prepare_prompt
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def generate_batch(
     {"image": path, "answer": text}, or {"image": path, "error": sentence} for a picture that cannot be used.
 
     A batch holds pictures of up to `batch_size` tiles together (a picture that is not cut is one tile), alike in
-    length. `options` are those of `generate_ids`; with num_generations above 1 the answer is a list.
+    length. `options` are those of `answer_batch`; with num_generations above 1 the answer is a list.
 
     Raises: ValueError for a bad prompt or option, RuntimeError if the GPU's memory does not hold a batch.
     """
@@ -171,12 +172,11 @@ def _answer(
     if not prompts:
         return []
     try:
-        rows = model.generate(**collate_prompts(model, prompts), **options).tolist()
+        texts = answer_batch(model, collate_prompts(model, prompts), **options)
     except torch.OutOfMemoryError as error:
         raise RuntimeError(
             f"{len(prompts)} pictures at once do not fit into the GPU's memory: lower the batch size."
         ) from error
-    texts = [model.tokenizer.decode(row).strip() for row in rows]
     each = len(texts) // len(prompts)
     return texts if each == 1 else [texts[i : i + each] for i in range(0, len(texts), each)]
 

@@ -71,7 +71,9 @@ def generate_speculatively(
     generator = torch.Generator(x.device)
     generator.manual_seed(seed) if seed is not None else generator.seed()
     room = x.shape[1] + max_new_tokens + lookahead + 1
-    readers = [_Reader(decoder, KVCache(decoder.config, 1, room, like=x), temperature) for decoder in (model.decoder, draft)]
+    readers = [
+        _Reader(decoder, KVCache(decoder.config, 1, room, like=x), temperature) for decoder in (model.decoder, draft)
+    ]
     whole, cheap = readers
     ends = [model.config.eos_token_id, *model.config.stop_token_ids]
     answer = [_draw(whole.read(x)[-1], generator)]

@@ -7,8 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from nanovlm.data.chat import ChatTokenizer
-
 
 def ready_text(ids: Sequence[int], shown: str, decode: Callable[[Sequence[int]], str]) -> str:
     """What can be shown now of an answer of these ids, beyond `shown`. Held back: bytes that are not yet a whole
@@ -19,14 +17,14 @@ def ready_text(ids: Sequence[int], shown: str, decode: Callable[[Sequence[int]],
 class TextStream:
     """Turns tokens into text pieces that join to the answer."""
 
-    def __init__(self, tokenizer: ChatTokenizer, on_text: Callable[[str], Any]) -> None:
-        self.tokenizer, self.on_text = tokenizer, on_text
+    def __init__(self, decode: Callable[[Sequence[int]], str], on_text: Callable[[str], Any]) -> None:
+        self.decode, self.on_text = decode, on_text
         self.ids: list[int] = []
         self.shown = ""
 
     def __call__(self, tokens: Tensor) -> None:
         self.ids.append(int(tokens[0]))
-        self.show(ready_text(self.ids, self.shown, self.tokenizer.decode))
+        self.show(ready_text(self.ids, self.shown, self.decode))
 
     def finish(self, answer: str) -> None:
         """Show what was held back to the end."""

@@ -55,7 +55,9 @@ def lines_figure(
     """One line for each name, over the same x; with intervals, a bar (low, high) at each of its points."""
     intervals = intervals or {}
     left, top, right, bottom = 84, 62, 520, 300
-    ends = [v for values in lines.values() for v in values] + [v for all_ in intervals.values() for b in all_ for v in b]
+    ends = [v for values in lines.values() for v in values] + [
+        v for all_ in intervals.values() for b in all_ for v in b
+    ]
     high, low = max(ends) or 1.0, min(0.0, *ends) if not percent else max(0.0, min(ends) - 0.05)
     span_x = (max(x) - min(x)) or 1.0
 
@@ -76,7 +78,10 @@ def lines_figure(
     ]
     for i in range(5):
         value = low + (high - low) * i / 4
-        body += [line(left, up(value), right, up(value), "line"), text(left - 8, up(value) + 5, show(value), 13, "muted", "end")]
+        body += [
+            line(left, up(value), right, up(value), "line"),
+            text(left - 8, up(value) + 5, show(value), 13, "muted", "end"),
+        ]
     ticks = list(x) if len(x) <= 8 else [x[0], x[len(x) // 2], x[-1]]
     body += [text(at(v), bottom + 20, f"{v:g}", 13, "muted", "middle") for v in ticks]
     names = sorted(lines, key=lambda name: -lines[name][-1])
@@ -149,7 +154,9 @@ def guesses_figure(rounds: Sequence[Sequence[tuple[str, str]]], title: str) -> F
             x, fill = left + j * (box + 8), colours[fate]
             body += [
                 rect(x, y, box, 28, fill, "muted" if fate == "rejected" else None, rx=5),
-                text(x + box / 2, y + 19, word, 13, "muted" if fate == "rejected" else ink_on(fill), "middle", mono=True),
+                text(
+                    x + box / 2, y + 19, word, 13, "muted" if fate == "rejected" else ink_on(fill), "middle", mono=True
+                ),
             ]
         told.append(f"pass {i + 1}: " + ", ".join(f"{word.strip()} {fate}" for word, fate in row))
     return svg_figure(WIDTH, top + len(rounds) * pitch + 8, body, f"{title}. {'; '.join(told)}.")

@@ -518,9 +518,7 @@ def upside_down(draft, target, proposed, coins):
 
 
 def counts_all_the_heads(draft, target, proposed, coins):
-    n = sum(
-        bool(coins[i] < target[i, token] / draft[i, token]) for i, token in enumerate(proposed.tolist())
-    )
+    n = sum(bool(coins[i] < target[i, token] / draft[i, token]) for i, token in enumerate(proposed.tolist()))
     return _rest(draft, target, n)
 
 
