@@ -5,6 +5,36 @@
 # cache, choose tokens in six ways, and find out what each of them costs. About fifty-five minutes; the code runs in
 # less than two.
 
+# %% [markdown] tags=["stamped"]
+# [![Open in Colab][badge]][colab] ·
+# [on GitHub][github] ·
+# [← 06 The vision-language model](06_vision_language_model.ipynb) ·
+# [12 Shape tracing →](12_shape_tracing.ipynb) ·
+# [exercises](../exercises/09_generation.ipynb)
+#
+# [badge]: https://colab.research.google.com/assets/colab-badge.svg
+# [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/09_generation.ipynb
+# [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/09_generation.ipynb
+
+# %% tags=["stamped"]
+# Set-up, the same in every notebook: use the installed nanovlm; in Colab, install it once.
+import sys
+from importlib import import_module
+
+try:
+    import_module("nanovlm.course")
+except ImportError:
+    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@v0.1.0"
+    if "google.colab" not in sys.modules:
+        raise ModuleNotFoundError(
+            "This kernel has no nanovlm. In a clone of the repository `make lab` sets everything up; elsewhere run\n"
+            f'    pip install "{package}"\nand start the kernel again.'
+        ) from None
+    import subprocess
+
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", package], check=True)
+    import_module("nanovlm.course")
+
 # %% [markdown]
 # **After this chapter you can**
 #
@@ -128,12 +158,9 @@ from nanovlm.viz.generation import bars_figure, beams_figure, guesses_figure, li
 steps = list(range(1, 61))
 again = [sum(30 + i for i in range(step)) for step in steps]  # read 30, then 31, then 32, …
 once = [30 + step - 1 for step in steps]
-print(
-    f"for 60 tokens: {again[-1]:,} tokens read without a cache, {once[-1]} with one, {again[-1] / once[-1]:.0f} times"
-)
-lines_figure(
-    steps, {"without a cache": again, "with a cache": once}, "Tokens that the decoder reads", "answer", "in all"
-)
+print(f"60 tokens: {again[-1]:,} read without a cache, {once[-1]} with one, {again[-1] / once[-1]:.0f} times")
+reading = {"without a cache": again, "with a cache": once}
+lines_figure(steps, reading, "What a cache saves", "tokens of the answer", "tokens that the decoder has read")
 
 # %% [markdown]
 # One line grows with the square of the answer's length, the other with the length. What makes the second one possible?
@@ -323,11 +350,15 @@ FILTERS = {
 
 
 # %%
+def name_of(token: Tensor | int) -> str:
+    return words([int(token)]).strip() or ("(end)" if int(token) == end else "(bytes)")
+
+
 def bars(logits: Tensor, temperature: float, rule: str, shown: int = 10):
     scaled = logits[None] / temperature
     probabilities, order = scaled.softmax(dim=-1)[0].sort(descending=True)
     kept = FILTERS[rule](scaled)[0, order].isfinite()
-    names = [words([int(token)]).strip() or "(bytes)" for token in order[:shown]]
+    names = [name_of(token) for token in order[:shown]]
     what = f"temperature {temperature:g}, {'no cut' if rule == 'none' else rule}: {int(kept.sum())} of {len(kept)} left"
     return bars_figure(names, probabilities[:shown].tolist(), kept[:shown].tolist(), "The next token", what)
 
@@ -398,7 +429,7 @@ for rule, keep in FILTERS.items():
 # %%
 def shares(logits: Tensor) -> str:
     p = logits.softmax(dim=-1)[0]
-    return ", ".join(f"{words([int(t)])} {p[t]:.0%}" for t in p.argsort(descending=True) if p[t] > 0.001)
+    return ", ".join(f"{name_of(t)} {p[t]:.0%}" for t in p.argsort(descending=True) if p[t] > 0.001)
 
 
 for temperature in (0.5, 1.5):
@@ -451,7 +482,7 @@ def right_share(**options) -> tuple[int, float]:
 
 
 # %%
-temperatures = [0.0, 0.5, 1.0, 1.5, 2.0]
+temperatures = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0]
 scores = {
     name: [right_share(temperature=t, seed=0, **options) for t in temperatures]
     for name, options in (("no cut", {}), ("min-p 0.2", {"min_p": 0.2}))
@@ -471,8 +502,9 @@ lines_figure(
 # %% [markdown]
 # Greedy decoding is the leftmost point. A draw can only move away from the token that the model holds to be the
 # likeliest, so a rising temperature costs accuracy, and a cut gives most of it back. The intervals are wide, because
-# there are few questions: between neighbouring points the figure decides nothing, but between the ends of the upper and
-# lower curve it does. (At the `laptop` budget there are three times as many.)
+# there are few questions: up to temperature 1.5 the figure shows no difference, and only the fall of the uncut curve at
+# its right end is larger than its intervals. (At the `laptop` budget there are three times as many questions. All points
+# share the same ones, which a paired test would use: chapter 10.)
 #
 # ### Five answers say how sure the model is
 #
@@ -494,8 +526,8 @@ vote = sum(answer == q.answer for (answer, _), q in zip(groups, hard, strict=Tru
 print(f"the majority is right {vote} times, greedy decoding {right_share()[0]} times, of {len(hard)}")
 
 # %% [markdown]
-# Where all five agree, the model is right more often than where they differ: agreement is a measure of confidence that
-# needs no logits. The majority itself (**self-consistency**) is hardly better than greedy decoding here. It helps where
+# Where all five agree, the model is right more often than where they differ, as far as the few others can tell (look at
+# their intervals): agreement is a measure of confidence that needs no logits. The majority itself (**self-consistency**) is hardly better than greedy decoding here. It helps where
 # an answer follows a chain of reasoning that can be reached in several ways; "red" has no such chain.
 
 # %% [markdown]
@@ -519,8 +551,9 @@ for count in (0, 1, 2, 3, 5, 8, 12):
     print(f"after {count:2} × nothing: {p[nothing]:6.1%} for another one, {p[end]:6.1%} for the end")
 
 # %% [markdown]
-# A sequence that the model has never seen drives it to copy: attention finds the same word with the same neighbours, and
-# the more copies there are, the surer it is that a copy comes next. Greedy decoding never leaves such a loop.
+# After the first *nothing* one more is the likeliest token at every length that we look at. In training every *nothing*
+# was followed by a full stop and never by itself, so the model has not learnt how to leave such a sequence, and greedy
+# decoding, which always takes the likeliest token, does not leave it.
 #
 # A **repetition penalty** makes tokens that the answer holds already less likely: positive logits are divided by it,
 # negative ones multiplied ([Keskar et al. 2019](https://arxiv.org/abs/1909.05858)).
@@ -585,7 +618,7 @@ drawing = []
 for _ in range(4):
     options = [option for i, beam in enumerate(beams) for option in continuations(i, *beam)]
     options.sort(key=lambda option: option[0], reverse=True)
-    drawing.append([(words(said[-1:]), beam, total, i < 2) for i, (total, beam, said) in enumerate(options)])
+    drawing.append([(name_of(said[-1]), beam, total, i < 2) for i, (total, beam, said) in enumerate(options)])
     beams = [(said, total) for total, _, said in options[:2]]
 beams_figure(drawing, "Two beams, four tokens")
 
@@ -760,8 +793,8 @@ while int(ids[0, -1]) != end:
     guesses = ahead[0, ids.shape[1] :]
     kept = int((guesses == truth[:3]).long().cumprod(dim=0).sum())
     fates = ["kept"] * kept + ["rejected"] * (3 - kept)
-    rounds.append([(words([int(g)]), fate) for g, fate in zip(guesses, fates, strict=True)])
-    rounds[-1].append((words([int(truth[kept])]).strip() or "(end)", "own"))
+    rounds.append([(name_of(g), fate) for g, fate in zip(guesses, fates, strict=True)])
+    rounds[-1].append((name_of(truth[kept]), "own"))
     ids = torch.cat([ids, guesses[None, :kept], truth[None, kept : kept + 1]], dim=1)
 guesses_figure(rounds, f"{ids.shape[1] - length} tokens in {len(rounds)} passes of the whole decoder")
 
@@ -828,6 +861,7 @@ def speed_up(kept: float, cost: float, guesses: int = 3) -> float:
 
 drafts = [0.02, 0.1, 0.25, 0.5, 0.75]
 curves = {f"{kept:.0%} kept": [speed_up(kept, cost) for cost in drafts] for kept in (0.9, 0.7, 0.5, 0.3)}
+curves["no gain"] = [1.0] * len(drafts)
 lines_figure(drafts, curves, "Speed-up by three guesses", "cost of a draft token / cost of a pass", "times as fast")
 
 # %% [markdown]
@@ -926,3 +960,24 @@ print(own.generate(image=picture, prompt=describe, temperature=0.8, min_p=0.1, s
 #
 # **A challenge**, without a solution: answer 1,000 questions about Thimble pictures as fast as your machine can, with
 # not one answer changed. It stands at the end of the exercises.
+
+# %% [markdown] tags=["stamped"]
+# ## Your turn
+#
+# [Open the exercises](../exercises/09_generation.ipynb) ([in Colab][exercises]): 9 of them, about 126 minutes.
+#
+# [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/09_generation.ipynb
+#
+# | | exercise | difficulty | minutes |
+# |---|---|---|---|
+# | 9.1 | The loop that writes (`generation.greedy`) | ●○○ | 12 |
+# | 9.2 | Mend it: the cache that forgets what it turned (`generation.cached_attention`) | ●●○ | 15 |
+# | 9.3 | Write the test: is this cache right? (`generation.cache_test`) | ●●○ | 15 |
+# | 9.4 | A threshold that moves with the best (`generation.min_p`) | ●○○ | 8 |
+# | 9.5 | The nucleus (`generation.top_p`) | ●●○ | 12 |
+# | 9.6 | Draw a token (`generation.sample`) | ●●○ | 12 |
+# | 9.7 | One step of beam search (`generation.beam_step`) | ●●● | 20 |
+# | 9.8 | What can be shown already? (`generation.stream_text`) | ●●○ | 12 |
+# | 9.9 | Which guesses may stay? (`generation.speculative_accept`) | ●●● | 20 |
+#
+# Next: [12 Shape tracing](12_shape_tracing.ipynb)

@@ -58,8 +58,8 @@ from nanovlm.models.language_model import apply_rope
 # - `ends`, a list of token ids, each of which ends a row; and `max_new_tokens`, the most that it may write.
 #
 # Return the tokens `[rows, new]`, the end tokens among them. A row that has ended holds `ends[0]` from there on, while
-# the others write. Stop when all rows have ended or `max_new_tokens` are written, and do not call `step` for logits that
-# nobody will use: the model is the expensive part.
+# the others write. Stop when all rows have ended or `max_new_tokens` are written, and do not call `step` for logits
+# that nobody will use: the model is the expensive part.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -121,8 +121,8 @@ check("generation.greedy", decode)
 #
 # `q` `[batch, num_heads, new, head_dim]` and `k`, `v` `[batch, num_kv_heads, new, head_dim]` belong to the new tokens;
 # `rope` holds the cosines and sines of *their* positions. `cache.update(k, v)` stores keys and values behind what is
-# there, and returns all of them, `[batch, num_kv_heads, seen, head_dim]`. `mask` `[batch, 1, new, seen]` is True where a
-# query may look; None means causal. Mend it. There are two faults.
+# there, and returns all of them, `[batch, num_kv_heads, seen, head_dim]`. `mask` `[batch, 1, new, seen]` is True where
+# a query may look; None means causal. Mend it. There are two faults.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -433,8 +433,8 @@ check("generation.beam_step", beam_step)
 
 # %% [markdown] tags=["exercise"]
 # An answer appears while it is written. After each token this function is called with all `ids` of the answer so far,
-# with `shown`, the text that the reader sees already, and with `decode`, which turns a list of ids into text. It returns
-# the text that can be added now, which may be empty.
+# with `shown`, the text that the reader sees already, and with `decode`, which turns a list of ids into text. It
+# returns the text that can be added now, which may be empty.
 #
 # A token need not be whole characters: as long as bytes are missing, `decode` ends in `"\ufffd"` (�). And the finished
 # answer has no white space at its ends. So whatever may still change is held back, and nothing is shown that the
@@ -539,7 +539,9 @@ from nanovlm.assets import asset_path
 from nanovlm.course import yours
 
 model = yours()
-print(model.generate(image=asset_path("pictures/shapes.png"), prompt="Describe the picture.", temperature=0.7, top_p=0.9))
+print(
+    model.generate(image=asset_path("pictures/shapes.png"), prompt="Describe the picture.", temperature=0.7, top_p=0.9)
+)
 
 # %%
 decode = use("generation.greedy", decode)  # your loop, or the reference until it passes

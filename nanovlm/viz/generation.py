@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from nanovlm.viz.style import CYCLE, Figure, circle, ink_on, line, path, rect, svg_figure, text
@@ -58,7 +59,9 @@ def lines_figure(
     ends = [v for values in lines.values() for v in values] + [
         v for all_ in intervals.values() for b in all_ for v in b
     ]
-    high, low = max(ends) or 1.0, min(0.0, *ends) if not percent else max(0.0, min(ends) - 0.05)
+    step = _round_step(max(ends) - (min(ends) if percent else min(0.0, *ends)))
+    low = math.floor((min(ends) if percent else min(0.0, *ends)) / step) * step
+    high = math.ceil(max(ends) / step - 1e-9) * step
     span_x = (max(x) - min(x)) or 1.0
 
     def at(value: float) -> float:
@@ -76,8 +79,8 @@ def lines_figure(
         line(left, bottom, right, bottom, "muted"),
         text((left + right) / 2, bottom + 40, x_label, 13, "muted", "middle"),
     ]
-    for i in range(5):
-        value = low + (high - low) * i / 4
+    for i in range(round((high - low) / step) + 1):
+        value = low + step * i
         body += [
             line(left, up(value), right, up(value), "line"),
             text(left - 8, up(value) + 5, show(value), 13, "muted", "end"),
@@ -89,8 +92,9 @@ def lines_figure(
     told = []
     for name, values in lines.items():
         colour = CYCLE[list(lines).index(name) % len(CYCLE)]
+        aside = 5 * (list(lines).index(name) - (len(lines) - 1) / 2)  # so that intervals do not cover each other
         for v, (a, b) in zip(x, intervals.get(name, ()), strict=False):
-            body.append(line(at(v), up(a), at(v), up(b), colour, 2, opacity=0.5))
+            body.append(line(at(v) + aside, up(a), at(v) + aside, up(b), colour, 2, opacity=0.6))
         steps = "L".join(f"{at(v):.1f} {up(y):.1f}" for v, y in zip(x, values, strict=True))
         body.append(path("M" + steps, stroke=colour, width=2.5))
         if len(x) <= 12:
@@ -160,6 +164,12 @@ def guesses_figure(rounds: Sequence[Sequence[tuple[str, str]]], title: str) -> F
             ]
         told.append(f"pass {i + 1}: " + ", ".join(f"{word.strip()} {fate}" for word, fate in row))
     return svg_figure(WIDTH, top + len(rounds) * pitch + 8, body, f"{title}. {'; '.join(told)}.")
+
+
+def _round_step(span: float) -> float:
+    """1, 2 or 5 times a power of ten, for three to six steps over the span."""
+    power = 10.0 ** math.floor(math.log10(span or 1.0))
+    return next(m * power for m in (0.2, 0.5, 1.0, 2.0) if (span or 1.0) / (m * power) <= 5.5)
 
 
 def _apart(places: Sequence[float], least: float) -> list[float]:
