@@ -367,7 +367,7 @@ large_steps = trace(large, question_ids, photo, device="meta")
 print(f"{large_steps.num_params:,} parameters\n\n{large_steps.stages()}")
 
 # %% [markdown]
-# Compare the two lists, line by line. The steps are the same. Only the joint differs: this model puts its image tokens
+# Compare the two lists, line by line. The steps are the same. Only the fusion differs: this model puts its image tokens
 # in front of the text, where ours has them between the words.
 
 # %% [markdown]

@@ -143,7 +143,7 @@ quiz("ch01.range")
 from nanovlm.data.processors import ImageProcessor
 from nanovlm.data.thimble import chance, thimble_sample
 from nanovlm.evaluation.scores import evaluate
-from nanovlm.viz.joint import score_table
+from nanovlm.viz.fusion import score_table
 
 model = VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
 num_pictures = budget().pick(ci=40, laptop=60)

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 03 Pixel shuffle and the projector
 #
-# The joint between eye and language: fold every tile of patches into one token, which makes the line four to sixteen
+# The projector between eye and language: fold every tile of patches into one token, which makes the line four to sixteen
 # times shorter, then bring it to the width of a word with one linear layer. Thirty minutes; the code runs in seconds.
 
 # %% [markdown] tags=["stamped"]

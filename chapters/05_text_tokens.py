@@ -465,7 +465,7 @@ except ValueError as error:
 
 # %% [markdown]
 # And if it did not? With several pictures in a batch, the last token of this one would slip into the next one's place,
-# and so on to the end. Chapter 06 builds the joint.
+# and so on to the end. Chapter 06 builds the fusion.
 #
 # ### Padding between picture and question
 #

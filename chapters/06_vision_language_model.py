@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 06 The vision-language model
 #
-# Pictures become tokens that stand among words: you build the joint, run the whole model, break it in four ways, and
+# Pictures become tokens that stand among words: you build the fusion, run the whole model, break it in four ways, and
 # let your own parts from chapters 01 to 06 carry the shipped weights. Forty minutes; the code runs in half a minute.
 
 # %% [markdown] tags=["stamped"]
@@ -54,7 +54,7 @@ from nanovlm.inference.prompts import collate_prompts, prepare_prompt
 # ## The question: how does a picture get into a sentence?
 #
 # You have an eye (chapters 01 and 02), a translator (03), a reader (04) and its alphabet (05). They do not know of each
-# other yet. What is missing between them is one short step, the **joint**. Everything that makes this a
+# other yet. What is missing between them is one short step, the **fusion**. Everything that makes this a
 # *vision*-language model happens there.
 #
 # Start with what the two sides hand over. Here is the pocket model, a picture and a question. `prepare_prompt` makes
@@ -91,7 +91,7 @@ print("image tokens:", expect_shape(image_tokens, "1 16 128"))
 
 # %% [markdown]
 # Both are rows of vectors, 128 numbers wide. That is all that the decoder asks for. It never sees an id or a pixel: to
-# it, a token *is* a vector. So the joint only has to put two sets of vectors in one line. In which order?
+# it, a token *is* a vector. So the fusion only has to put two sets of vectors in one line. In which order?
 
 # %% [markdown]
 # ## Two ways to stand in line
@@ -105,7 +105,7 @@ print("image tokens:", expect_shape(image_tokens, "1 16 128"))
 # Move the lever. (Four image tokens a picture here, so that they fit the page. `a0` is the first one of picture a.)
 
 # %%
-from nanovlm.viz.joint import Piece, lines_figure, picture_pieces
+from nanovlm.viz.fusion import Piece, lines_figure, picture_pieces
 
 
 def spoken(text):
@@ -265,8 +265,8 @@ cases = {
 }
 with torch.inference_mode():
     for name, (some_ids, some_pixels) in cases.items():
-        line, _, in_front = model.embed(some_ids, some_pixels, None)
-        print(f"{name:16}", expect_shape(line, "1 sequence 128"), f" {in_front} in front")
+        line, _, num_prefix = model.embed(some_ids, some_pixels, None)
+        print(f"{name:16}", expect_shape(line, "1 sequence 128"), f" {num_prefix} in front")
 
 # %% [markdown]
 # For the third case the pocket model was not trained, and for two pictures neither: only the shapes are right there.
@@ -450,9 +450,9 @@ class VisionLanguageModel(nn.Module):
         cache: KVCache | None = None,
     ) -> VLMOutput:
         """ids [B, T], pictures [P, 3, H, W], targets [B, T] with -100 where nothing is asked -> logits and loss."""
-        x, attention_mask, in_front = self.embed(input_ids, images, attention_mask)
-        if document_ids is not None and in_front:
-            raise ValueError("Packed rows need image placeholders: a picture in front would belong to every document.")
+        x, attention_mask, num_prefix = self.embed(input_ids, images, attention_mask)
+        if document_ids is not None and num_prefix:
+            raise ValueError("Packed rows need image placeholders: a picture as prefix would belong to every document.")
         hidden_states: list[Tensor] | None = [] if output_hidden_states else None
         x = self.decoder(x, attention_mask, document_ids, cache, hidden_states)  # [B, S, dim]
         if targets is None:
@@ -460,7 +460,7 @@ class VisionLanguageModel(nn.Module):
         if targets.shape != input_ids.shape:
             raise ValueError(f"targets {list(targets.shape)} needs the shape of input_ids, {list(input_ids.shape)}.")
         supervised = targets != IGNORE  # [B, T]
-        logits = self.decoder.head(x[:, in_front:][supervised])  # [supervised tokens, vocab_size]
+        logits = self.decoder.head(x[:, num_prefix:][supervised])  # [supervised tokens, vocab_size]
         if logits.shape[0] == 0:
             raise ValueError("No token of this batch is supervised: every target is -100, so there is no mean loss.")
         loss = F.cross_entropy(logits.float(), targets[supervised])
@@ -535,7 +535,7 @@ steps
 # %% [markdown]
 # ## Does it look?
 #
-# Chapter 00 asked this from outside. Now you can open the model and change what goes through the joint. A hook catches
+# Chapter 00 asked this from outside. Now you can open the model and change what goes through the fusion. A hook catches
 # what a module returns and hands on something else:
 
 
@@ -567,7 +567,7 @@ quiz("ch06.order")
 # `moved`, which you write in exercise 6.5, says how much of the first word's probability went elsewhere.
 
 # %%
-moved = use("joint.moved")
+moved = use("fusion.moved")
 
 
 @torch.inference_mode()
@@ -588,7 +588,7 @@ def chances(prompt_ids, pixels, answers):
 
 # %%
 from nanovlm.data.thimble import answers as possible_answers
-from nanovlm.viz.joint import Chance, ablation_figure
+from nanovlm.viz.fusion import Chance, ablation_figure
 
 grey = Image.new("RGB", (64, 64), (128, 128, 128))
 other = Image.open(asset_path("pictures/shapes_2.png")).convert("RGB")
@@ -655,7 +655,7 @@ def with_pictures(pictures):
 
 
 # %%
-from nanovlm.viz.joint import score_table
+from nanovlm.viz.fusion import score_table
 
 own = [sample["images"][0] for sample in samples]
 seen = {
@@ -707,12 +707,12 @@ score_table(by_order, guessing=chance("glyphs"))
 # %% [markdown]
 # ## What breaks
 #
-# The joint is a few lines long, and there are many ways to get it wrong. Here are four. In each of them every shape
+# The fusion is a few lines long, and there are many ways to get it wrong. Here are four. In each of them every shape
 # fits. (The second stood in [nanoVLM](https://github.com/huggingface/nanoVLM/issues/29).)
 #
 # ### 1. The picture behind the question
 #
-# The joint is free to put the picture anywhere. Say it stands behind the question. What can the question's words see of
+# The fusion is free to put the picture anywhere. Say it stands behind the question. What can the question's words see of
 # it?
 
 # %%
@@ -975,7 +975,7 @@ wrong = yours(replace={"pixel_shuffle.shuffle": wrong_reshape})
 # each:
 
 # %%
-from nanovlm.viz.joint import Asked, side_by_side
+from nanovlm.viz.fusion import Asked, side_by_side
 
 rows = []
 for sample in samples[:4]:
@@ -1014,7 +1014,7 @@ score_table(both, guessing=chance("shapes"))
 # ## Where this lives in the package
 #
 # `merge_image_tokens` and `VisionLanguageModel` are the package's own, in `nanovlm/models/vision_language_model.py`;
-# the builder of this notebook compares them with that file. The file holds the joint and nothing else.
+# the builder of this notebook compares them with that file. The file holds the fusion and nothing else.
 #
 # What you take along:
 #
@@ -1035,11 +1035,11 @@ score_table(both, guessing=chance("shapes"))
 #
 # | | exercise | difficulty | minutes |
 # |---|---|---|---|
-# | 6.1 | Pictures among words (`joint.merge_image_tokens`) | ●●○ | 12 |
-# | 6.2 | Both ways to join (`joint.embed`) | ●●● | 15 |
-# | 6.3 | Learn from the answer alone (`joint.answer_loss`) | ●●○ | 10 |
-# | 6.4 | From ids and pixels to a loss (`joint.forward`) | ●●● | 15 |
-# | 6.5 | How far did the answer move? (`joint.moved`) | ●○○ | 6 |
-# | 6.6 | 222 million, counted (`joint.parameters_222m`) | ●●○ | 15 |
+# | 6.1 | Pictures among words (`fusion.merge_image_tokens`) | ●●○ | 12 |
+# | 6.2 | Both ways to join (`fusion.embed`) | ●●● | 15 |
+# | 6.3 | Learn from the answer alone (`fusion.answer_loss`) | ●●○ | 10 |
+# | 6.4 | From ids and pixels to a loss (`fusion.forward`) | ●●● | 15 |
+# | 6.5 | How far did the answer move? (`fusion.moved`) | ●○○ | 6 |
+# | 6.6 | 222 million, counted (`fusion.parameters_222m`) | ●●○ | 15 |
 #
 # Next: [12 Shape tracing](12_shape_tracing.ipynb)

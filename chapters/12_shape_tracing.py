@@ -58,7 +58,7 @@ from nanovlm.trace import ShapeMismatch, patch_map, trace, tracing
 
 
 # %%
-class Joint(nn.Module):
+class Fusion(nn.Module):
     """patches [B, N, image_dim], ids [B, T] -> [B, N + T, dim]"""
 
     def __init__(self, vocab_size: int = 20, dim: int = 8, image_dim: int = 12) -> None:
@@ -73,7 +73,7 @@ class Joint(nn.Module):
 # %% tags=["raises-exception"]
 torch.manual_seed(0)
 patches, ids = torch.randn(1, 4, 12), torch.tensor([[3, 1, 4, 1, 5]])
-Joint()(patches, ids)
+Fusion()(patches, ids)
 
 # %% [markdown]
 # *Expected size 4 but got size 5.* Of what? In a model of sixty layers you would now write print statements, run it
@@ -82,7 +82,7 @@ Joint()(patches, ids)
 # There is another way: run it once, and let somebody take notes.
 
 # %% tags=["raises-exception"]
-trace(Joint(), patches, ids)
+trace(Fusion(), patches, ids)
 
 # %% [markdown]
 # Read the last part, from its first line down:
@@ -509,7 +509,7 @@ print(expect_shape(wrong, "batch 8 8"), "and not one number is right")
 # **A token that the embedding has no row for.** Somebody added `<image>` to the tokenizer and forgot the model:
 
 # %% tags=["raises-exception"]
-trace(Joint(vocab_size=20), torch.randn(1, 4, 12), torch.tensor([[3, 1, 4, 20]]))
+trace(Fusion(vocab_size=20), torch.randn(1, 4, 12), torch.tensor([[3, 1, 4, 20]]))
 
 # %% [markdown]
 # *index out of range in self* is all that torch says on a CPU. On a GPU it is a `device-side assert`, at some later line

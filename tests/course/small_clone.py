@@ -15,7 +15,7 @@ CHAPTER = """\
 # %% [markdown]
 # # 03 Pixel shuffle and the projector
 #
-# You build the joint. 30 minutes.
+# You build the fusion. 30 minutes.
 
 # %%
 from __future__ import annotations

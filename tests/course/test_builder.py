@@ -86,7 +86,7 @@ def test_the_chapter_lists_its_exercises_and_the_readme_the_chapters(course: Pat
     chapter = (course / "chapters" / f"{STEM}.py").read_text()
     assert "| 3.1 | Tiles to tokens (`pixel_shuffle.shuffle`) | ●●○ | 12 |" in chapter
     readme = (course / "README.md").read_text()
-    row = f"- [03 Pixel shuffle and the projector](chapters/{STEM}.ipynb): You build the joint. 30 minutes."
+    row = f"- [03 Pixel shuffle and the projector](chapters/{STEM}.ipynb): You build the fusion. 30 minutes."
     assert row in " ".join(readme.split())
     assert readme.startswith("# A course") and readme.endswith("More.\n")
 
@@ -165,7 +165,7 @@ def test_an_exercise_without_a_solution_and_orphans_are_named(course: Path) -> N
     ("old", "new", "words"),
     [
         ("# # 03 Pixel shuffle and", "# # 03 Pixel shuffling and", "The title must be"),
-        ("#\n# You build the joint. 30 minutes.\n", "", "needs a paragraph"),
+        ("#\n# You build the fusion. 30 minutes.\n", "", "needs a paragraph"),
         ("x.transpose(2, 3)", "x.transpose(3, 2)", r"differs: here 'x = x.transpose(3, 2)'"),
         ("modality_projector.pixel_shuffle", "modality_projector.pixel_shuffel", "defines no 'pixel_shuffel'"),
     ],

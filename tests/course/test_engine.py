@@ -373,7 +373,7 @@ def test_the_input_that_was_changed_is_named_as_the_learner_knows_it() -> None:
         input_ids.zero_()
         return out
 
-    assert "changes its input input_ids in place" in said("joint.forward", forward)
+    assert "changes its input input_ids in place" in said("fusion.forward", forward)
 
 
 def test_a_list_that_was_changed_is_to_become_a_new_list() -> None:
@@ -424,7 +424,7 @@ def test_an_exception_that_is_returned_is_told_so() -> None:
         except ValueError:
             return ValueError("counts disagree")
 
-    words = said("joint.merge_image_tokens", wrong)
+    words = said("fusion.merge_image_tokens", wrong)
     assert "returns a ValueError" in words and "raise ValueError" in words
     assert "went through" not in words
 
