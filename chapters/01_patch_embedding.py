@@ -251,7 +251,7 @@ def cut_into(patch_size):
     return patch_grid_figure(large, patch_size)
 
 
-lever(cut_into, patch_size=[16, 4, 8, 32, 56, 112])
+lever(cut_into, patch_size=[4, 8, 16, 32, 56, 112], start={"patch_size": 16})
 
 # %% [markdown]
 # Small patches: many tokens, and the pairs explode. Large patches: few tokens, and a great deal in each. All that one
@@ -716,7 +716,7 @@ def alike(positions, row, column):
     return similarity_figure(maps[positions], row, column, title=positions)
 
 
-lever(alike, positions=list(maps), row=(0, 7, 1, 3), column=(0, 7, 1, 3))
+lever(alike, positions=list(maps), row=(0, 7), column=(0, 7), start={"row": 3, "column": 3})
 
 # %% [markdown]
 # The grid is there, and nobody put it in. To the model, the 64 places came as a list without order. It found out which

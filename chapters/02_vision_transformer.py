@@ -151,7 +151,7 @@ def by_hand(divide_by, over):
     return attention_tables(table, table.softmax(dim=-1 if over == "keys" else 0), names, over)
 
 
-lever(by_hand, divide_by=[2, 1, 0.5, 8, 100], over=["keys", "queries"])
+lever(by_hand, divide_by=[0.5, 1, 2, 8, 100], over=["keys", "queries"], start={"divide_by": 2})
 
 # %% [markdown]
 # Divide by much, and all shares become equal: everybody takes the average of everything. Divide by little, and the
@@ -221,7 +221,7 @@ def with_and_without(head_dim):
     )
 
 
-lever(with_and_without, head_dim=[64, 4, 16, 256])
+lever(with_and_without, head_dim=[4, 16, 64, 256], start={"head_dim": 64})
 
 # %% [markdown]
 # Without the scale one or two keys win by accident, and take everything. Worse: the model can hardly unlearn it. Where
@@ -752,8 +752,13 @@ def looks(block, head, patch):
     return patch_attention(photo, maps[:, 0], block, head, patch)
 
 
-heads = [seeker] + [head for head in range(4) if head != seeker]
-lever(looks, block=[1, 0], head=heads, patch=Cells(photo, 8, start=17))
+lever(
+    looks,
+    block=[0, 1],
+    head=[0, 1, 2, 3],
+    patch=Cells(photo, 8),
+    start={"block": 1, "head": seeker, "patch": 17},
+)
 
 # %% [markdown]
 # Patch 17 is a piece of the star. In block 0 its four heads look widely about. In block 1 the seeker knows what it
@@ -896,7 +901,7 @@ def tells(head):
     return share_bars(means["shape"] | means["colour"] | means["place"], tick=0.25, tick_name="an even share")
 
 
-lever(tells, head=heads)
+lever(tells, head=[0, 1, 2, 3], start={"head": seeker})
 
 # %% [markdown]
 # First the shapes (with *nothing*, an empty quarter, among them), then the colours, then the places. Which of the three

@@ -244,7 +244,7 @@ def one_tile(r, row, column):
     return shuffle_figure(picture, r, row, column)
 
 
-lever(one_tile, r=[4, 1, 2, 8], row=(0, 15, 1, 3), column=(0, 15, 1, 3))
+lever(one_tile, r=[1, 2, 4, 8], row=(0, 15), column=(0, 15), start={"r": 4, "row": 3, "column": 3})
 
 # %% [markdown]
 # One number of the tile in each channel, all at the same place. That is why it is called space to depth: what was
@@ -388,7 +388,7 @@ def which_patches(token, r):
     return token_figure(picture, tokens, token)
 
 
-lever(which_patches, token=(0, 15, 1, 5), r=[2, 1, 4])
+lever(which_patches, token=(0, 15), r=[1, 2, 4], start={"token": 5, "r": 2})
 
 # %% [markdown]
 # `patch_map` found the patches by trying. There is also a formula, and you write it in exercise 3.3.
@@ -499,7 +499,7 @@ def cost(pixels, tiles, text_tokens):
     return cost_bars(rows, text_tokens)
 
 
-lever(cost, pixels=[512, 224], tiles=[1, 17], text_tokens=(0, 512, 32, 64))
+lever(cost, pixels=[224, 512], tiles=[1, 17], text_tokens=(0, 512, 32), start={"pixels": 512, "text_tokens": 64})
 
 # %% [markdown]
 # Three things to find:

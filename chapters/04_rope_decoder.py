@@ -311,7 +311,7 @@ def dials(position, distance, base):
     return rotation_figure(ones, ones, [base ** (-2 * i / 8) for i in range(4)], position, distance)
 
 
-lever(dials, position=(12, 64, 1, 12), distance=(0, 12, 1, 3), base=[100, 10, 10_000])
+lever(dials, position=(12, 64), distance=(0, 12), base=[10, 100, 10_000], start={"distance": 3, "base": 100})
 
 # %% [markdown]
 # The fast pair tells neighbours apart. The slow pairs tell near from far. SmolLM2 has a base of 100,000 and 32 pairs.
@@ -695,7 +695,7 @@ def heads(key_value_heads):
     return heads_figure(smollm.num_heads, key_value_heads, smollm.head_dim, smollm.num_blocks)
 
 
-lever(heads, key_value_heads=[3, 9, 1])
+lever(heads, key_value_heads=[1, 3, 9], start={"key_value_heads": 3})
 
 # %% tags=["nbval-check-output"]
 for num_kv_heads in (9, 3, 1):

@@ -270,7 +270,7 @@ def cut_sentence(merges, text):
     return cut_rows(rows)
 
 
-lever(cut_sentence, merges=(0, len(learned), 1, 60), text="Where is the yellow triangle? Unbelievable!")
+lever(cut_sentence, merges=(0, len(learned)), text="Where is the yellow triangle? Unbelievable!", start={"merges": 60})
 
 # %% [markdown]
 # Four things to try:
@@ -665,7 +665,7 @@ def whose_tokens(subset, sample, view):
     return token_strip(texts, kinds, drawn["images"][0])
 
 
-lever(whose_tokens, subset=["shapes", "charts", "glyphs"], sample=(0, 40, 1, 7), view=["pieces", "ids"])
+lever(whose_tokens, subset=["shapes", "charts", "glyphs"], sample=(0, 40), view=["pieces", "ids"], start={"sample": 7})
 
 # %% [markdown]
 # About a third of the line is supervised. The rest is read, and gives the answers their context. It is not asked for.

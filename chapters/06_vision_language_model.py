@@ -120,7 +120,7 @@ def standing(way, pictures):
     return lines_figure([("the text", [*before, *seats, *after]), ("the line", [*before, *tokens, *after])])
 
 
-lever(standing, way=["in their places", "in front"], pictures=(0, 3, 1, 1))
+lever(standing, way=["in their places", "in front"], pictures=(0, 3), start={"pictures": 1})
 
 # %% [markdown]
 # Watch the length. In front, the line grows by the image tokens. In their places, it is as long as the text was: the

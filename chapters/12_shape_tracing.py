@@ -252,7 +252,7 @@ def work(text_tokens):
     )
 
 
-lever(work, text_tokens=[79, 1, 20, 400, 1600])
+lever(work, text_tokens=[1, 20, 79, 400, 1600], start={"text_tokens": 79})
 
 # %% [markdown]
 # The encoder has 38.6 % of the parameters and does half of the work: it runs on 196 patches, the decoder on 49 + 79
@@ -612,7 +612,14 @@ last = torch.stack([w[:, -1] for w in weights])  # [blocks, heads, length], of t
 on_picture = last[..., first_image_token : first_image_token + 16]  # of that, the image tokens
 picture_shares, star_shares = on_picture.sum(-1), on_picture[..., on_star].sum(-1)
 block, head = divmod(star_shares.argmax().item(), star_shares.shape[1])
-lever(look, block=(0, 3, 1, block), head=(0, 3, 1, head), mean_of_heads=False, word=list(positions)[::-1])
+lever(
+    look,
+    block=(0, 3),
+    head=(0, 3),
+    mean_of_heads=False,
+    word=list(positions),
+    start={"block": block, "head": head, "word": list(positions)[-1]},
+)
 
 # %% [markdown]
 # This head looks at the red star, with most of its weight. It is a wonderful picture.

@@ -448,7 +448,7 @@ def draw_plan(width, height, rule):
     return plan_figure(plan(width, height, rule), context=8192)
 
 
-lever(draw_plan, width=(64, 4096, 64, 64), height=(64, 4096, 64, 64), rule=list(RULES))
+lever(draw_plan, width=(64, 4096, 64), height=(64, 4096, 64), rule=list(RULES))
 
 # %% [markdown]
 # ## An icon in 17 tiles

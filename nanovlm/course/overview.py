@@ -29,7 +29,7 @@ def course_map() -> Shown:
         for exercise in by_chapter().get(chapter.number, []):
             record = records.get(exercise.id, {})
             state = "solved" if record.get("passed") else "tried" if record.get("checks") else "new"
-            mark, colour = {"solved": ("●", "green"), "tried": ("◐", "orange"), "new": ("○", "grey")}[state]
+            mark, colour = {"solved": ("●", "green"), "tried": ("◐", "blue"), "new": ("○", "grey")}[state]
             marks += mark
             label = html.escape(f"{exercise.title} ({exercise.id}): {state}")
             dots += f'<span style="color:{PALETTE[colour]}" title="{label}" aria-label="{label}">{mark}</span> '

@@ -115,7 +115,7 @@ def _html_grids(grid: Grid) -> str:
                     colour = diverging(0.7 * share) if signed else heat(0.75 * share)
                 cells += (
                     f'<td style="background:{colour};color:{ink_on(colour)};text-align:right;padding:1px 6px;'
-                    f'border:1px solid #fff">{number(value)}</td>'
+                    f'border:1px solid #8884">{number(value)}</td>'
                 )
             rows.append(f"<tr>{cells}</tr>")
         tables.append(
