@@ -179,7 +179,8 @@ class _Scale:
             options = [(str(value), value) for value in self.values]
             if len(options) >= MENU_FROM:
                 return ipywidgets.Dropdown(**common, options=options, layout=row)
-            return ipywidgets.ToggleButtons(**common, options=options, style={"button_width": "auto"})
+            buttons = ipywidgets.Layout(display="flex", flex_flow="row wrap", width="auto")
+            return ipywidgets.ToggleButtons(**common, options=options, style={"button_width": "auto"}, layout=buttons)
         if self.kind == "real":
             return ipywidgets.FloatSlider(**common, min=self.low, max=self.high, step=self.step, layout=row)
         step = 1 if self.kind == "cell" else self.step

@@ -62,6 +62,11 @@ def _judge(exercise_id: str, learner: Any) -> Result:
         hint = f" Did you mean {near[0]!r}?" if near else f" There are: {', '.join(sorted(exercises))}."
         hint += "".join(f" {module} could not be imported: {error}" for module, error in BROKEN.items())
         return Result(str(exercise_id), "", "unknown", f"There is no exercise {str(exercise_id)[:80]!r}.{hint}")
+    from nanovlm.course.own_code import failed_since
+
+    failed = failed_since(learner)
+    if failed is not None:
+        return Result(exercise_id, exercises[exercise_id].title, "not_run", failed)
     result = judge(exercises[exercise_id], learner)
     from nanovlm.course.progress import record_check
 

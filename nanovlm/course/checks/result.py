@@ -15,8 +15,9 @@ from nanovlm.viz.style import PALETTE, diverging, heat, ink_on
 class Result:
     """The end of a check.
 
-    rung: passed, not_written, not_callable, signature, raised, too_slow, none, type, shape, dtype, in_place, values,
-    complaint, property, unknown, or checker (our own fault).
+    rung: passed, not_written, not_run (the cell failed: the function is the one of before), not_callable, signature,
+    raised, too_slow, none, type, shape, dtype, in_place, values, complaint, property, unknown, or checker (our own
+    fault).
     """
 
     id: str
