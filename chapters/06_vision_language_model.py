@@ -45,6 +45,7 @@ import nanovlm
 from nanovlm.assets import asset_path
 from nanovlm.config import LMConfig, ProjectorConfig, VLMConfig
 from nanovlm.course import budget, expect_shape, lever, quiz, use, yours
+from nanovlm.viz.start_here import sample_card
 
 # %% [markdown]
 # ## The question: how does a picture get into a sentence?

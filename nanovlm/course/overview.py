@@ -10,7 +10,6 @@ from nanovlm.course.progress import load, progress_file
 from nanovlm.course.quizzes import Shown
 from nanovlm.viz.style import PALETTE
 
-
 # Told apart by form too, and by 3 to 1 from a white page and a dark one.
 MARKS = {"solved": ("●", "green"), "tried": ("◐", "blue"), "new": ("○", "grey")}
 
