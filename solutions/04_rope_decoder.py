@@ -24,10 +24,10 @@ try:
 except ImportError:
     package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@main"
     if "google.colab" not in sys.modules:
-        advice = f'In a clone run `make lab`, elsewhere pip install "{package}", then start the kernel again.'
+        advice = f'In a clone run `make lab`, elsewhere pip install "{package}".'
         raise ModuleNotFoundError(f"This kernel has no nanovlm. {advice}") from None
     if subprocess.run([sys.executable, "-m", "pip", "install", "-q", package]).returncode:
-        raise RuntimeError("nanovlm could not be installed: pip says why, above. Run this cell again.") from None
+        raise RuntimeError("pip could not install nanovlm (see above). Run this again.") from None
     import_module("nanovlm.course")
 
 # %%

@@ -82,10 +82,9 @@ class Lever:
 
         controls = {name: scale.control() for name, scale in self.levers.items()}
         box = ipywidgets.interactive(redraw, **controls)
+        # Labels of our own, as wide as the longest: those of buttons and of sliders would not stand in line.
         width = f"{max(map(len, controls)) * 0.6 + 1:.1f}em"
-        for control in controls.values():
-            control.style.description_width = width
-        rows = [self.levers[name].around(control, width) for name, control in controls.items()]
+        rows = [self.levers[name].row(control, width) for name, control in controls.items()]
         box.children = [*rows, box.out]
         return box
 
@@ -169,25 +168,32 @@ class _Scale:
     def control(self) -> Any:
         import ipywidgets
 
-        common = {"value": self.default, "description": self.name.replace("_", " ")}
-        row = ipywidgets.Layout(width="auto", max_width="26em")
+        wide = ipywidgets.Layout(width="20em", max_width="100%")
         if self.kind == "switch":
-            return ipywidgets.Checkbox(**common)
+            return ipywidgets.Checkbox(value=self.default, indent=False)
         if self.kind == "text":
-            return ipywidgets.Text(**common, continuous_update=False, layout=row)
+            return ipywidgets.Text(value=self.default, continuous_update=False, layout=wide)
         if self.kind == "choice":
             options = [(str(value), value) for value in self.values]
             if len(options) >= MENU_FROM:
-                return ipywidgets.Dropdown(**common, options=options, layout=row)
-            buttons = ipywidgets.Layout(display="flex", flex_flow="row wrap", width="auto")
-            return ipywidgets.ToggleButtons(**common, options=options, style={"button_width": "auto"}, layout=buttons)
+                return ipywidgets.Dropdown(value=self.default, options=options, layout=wide)
+            return ipywidgets.ToggleButtons(value=self.default, options=options, style={"button_width": "auto"})
         if self.kind == "real":
-            return ipywidgets.FloatSlider(**common, min=self.low, max=self.high, step=self.step, layout=row)
-        step = 1 if self.kind == "cell" else self.step
-        return ipywidgets.IntSlider(**common, min=self.low, max=self.high, step=step, layout=row)
+            slider, step = ipywidgets.FloatSlider, self.step
+        else:
+            slider, step = ipywidgets.IntSlider, 1 if self.kind == "cell" else self.step
+        return slider(value=self.default, min=self.low, max=self.high, step=step, layout=wide)
 
-    def around(self, control: Any, indent: str) -> Any:
-        """The control as it is shown: cells to click stand below the slider that holds their number."""
+    def row(self, control: Any, width: str) -> Any:
+        """The control as it is shown, behind its name."""
+        import ipywidgets
+
+        control.description = ""  # `interactive` has put the name there
+        name = ipywidgets.Label(self.name.replace("_", " "), layout=ipywidgets.Layout(width=width, flex="0 0 auto"))
+        return ipywidgets.HBox([name, self.around(control)], layout=ipywidgets.Layout(flex_flow="row wrap"))
+
+    def around(self, control: Any) -> Any:
+        """Cells to click stand below the slider that holds their number."""
         if self.kind != "cell":
             return control
         import ipywidgets
@@ -206,7 +212,5 @@ class _Scale:
 
         mark()
         control.observe(mark, names="value")
-        columns = ipywidgets.Layout(
-            grid_template_columns=f"repeat({self.values.grid}, {side})", margin=f"0 0 0 {indent}"
-        )
+        columns = ipywidgets.Layout(grid_template_columns=f"repeat({self.values.grid}, {side})")
         return ipywidgets.VBox([control, ipywidgets.GridBox(buttons, layout=columns)])

@@ -63,7 +63,8 @@ class Page:
 
 
 def controls_of(box: object) -> list:
-    return [child for child in box.children if type(child).__name__ != "Output"]
+    """What stands behind the name in each row."""
+    return [row.children[1] for row in box.children if type(row).__name__ == "HBox"]
 
 
 def test_the_default_state_is_the_first_of_a_list_and_the_low_end_of_a_slider_unless_told() -> None:
@@ -158,9 +159,13 @@ def test_many_choices_become_a_menu_and_fractions_a_slider() -> None:
     assert kinds == [ipywidgets.ToggleButtons, ipywidgets.Dropdown, ipywidgets.FloatSlider]
 
 
-def test_labels_are_as_wide_as_the_longest_so_that_rows_stand_in_line() -> None:
-    controls = controls_of(all_levers().controls(print))
-    assert len({control.style.description_width for control in controls}) == 1
+def test_each_lever_stands_behind_its_name_in_a_row_that_wraps() -> None:
+    rows = all_levers().controls(print).children[:-1]
+    names = [row.children[0] for row in rows]
+    assert [name.value for name in names] == ["count", "colour", "filled", "label"]
+    assert len({name.layout.width for name in names}) == 1, "they stand in line"
+    assert {row.layout.flex_flow for row in rows} == {"row wrap"}
+    assert {row.children[1].description for row in rows} == {""}, "the name is there once"
 
 
 @pytest.mark.parametrize(

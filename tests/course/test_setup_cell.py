@@ -65,7 +65,7 @@ def test_colab_installs_the_branch_that_its_links_open(tmp_path: Path) -> None:
 def test_a_failing_install_ends_in_one_sentence_of_ours(tmp_path: Path) -> None:
     done = run(HIDE + "CODE = 1" + COLAB + CELL, tmp_path)
     assert done.returncode == 1
-    assert done.stderr.strip().endswith("pip says why, above. Run this cell again.")
+    assert done.stderr.strip().endswith("pip could not install nanovlm (see above). Run this again.")
     assert "CalledProcessError" not in done.stderr and "During handling of" not in done.stderr
 
 
