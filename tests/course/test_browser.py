@@ -161,7 +161,7 @@ def in_every_light_and_width(page: Page, name: str) -> Iterator[tuple[str, int]]
     notebook = f"document.querySelector('{HERE} .jp-WindowedPanel-outer')"
     for theme in THEMES:
         page.evaluate("theme => jupyterapp.commands.execute('apputils:change-theme', { theme })", theme)
-        page.wait_for_selector(f"body[data-jp-theme-name='{theme}']")
+        page.wait_for_selector(f"body[data-jp-theme-name='{theme}']", state="attached")
         for width in WIDTHS:
             page.set_viewport_size({"width": width, "height": 900})
             page.wait_for_timeout(500)
