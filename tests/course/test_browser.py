@@ -31,7 +31,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium or Chrome here: apt install chromium")
 
-PATIENCE = 100_000  # milliseconds; the machine may be busy
+PATIENCE = 240_000  # milliseconds; the machine may be busy
 # Every cell in the page, also those that are out of sight.
 SETTINGS = {"notebook-extension/tracker": {"windowingMode": "none"}}
 WIDTHS = (1280, 420)
