@@ -45,6 +45,7 @@ from PIL import Image
 
 from nanovlm import VisionLanguageModel
 from nanovlm.assets import asset_path
+from nanovlm.inference.prompts import prepare_prompt
 
 model = VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
 
@@ -135,10 +136,10 @@ def spell(ids):
     return [model.tokenizer.decode([i], skip_special_tokens=False) for i in ids]
 
 
-ids, pixels = model.prepare_prompt(question, picture)  # a list of token ids, and the picture as a tensor
+ids, pixels = prepare_prompt(model, question, picture)  # a list of token ids, and the picture as a tensor
 first = ids.index(model.config.image_token_id)
 last = first + model.config.num_image_tokens
-written = model.generate_ids(torch.tensor([ids]), pixels, max_new_tokens=12)[0].tolist()
+written = model.generate(torch.tensor([ids]), pixels, max_new_tokens=12)[0].tolist()
 
 path_figure(
     picture,
@@ -230,7 +231,7 @@ sample_card(sample["images"][0], turns, alt="An orange triangle and a blue squar
 
 # %%
 from nanovlm.course import budget
-from nanovlm.evaluate import evaluate
+from nanovlm.evaluation.scores import evaluate
 from nanovlm.viz.start_here import Scored, seeing_bars
 
 num_pictures = budget().pick(ci=30, laptop=60)
@@ -411,8 +412,9 @@ hint("start.score")
 #
 # ### Your own parts
 #
-# What passes its check is kept. `use` brings it back, in any later notebook. Until then the reference stands in, and a
-# line says so:
+# What passes its check is kept, each answer as a file of a small package that is yours: `my_vlm`, beside your progress.
+# You can read these files, change them, and put them under git. `use` brings an answer back, in any later notebook. Until
+# then the reference stands in, and a line says so:
 
 # %%
 from nanovlm.course import use
@@ -426,8 +428,9 @@ print(f"{my_score(answers, truth):.0%} of the three answers above are right")
 #
 # ### Progress, and how much your machine is asked for
 #
-# Your progress is one file in your home folder. On Colab it is in your Drive, if you mount it. Set `NANOVLM_HOME` to
-# keep it elsewhere.
+# Your progress is the folder `.nanovlm` in your home folder. On Colab it is in your Drive, if you mount it. Set
+# `NANOVLM_HOME` to keep it elsewhere. Code that comes with a folder from another machine is not run before you have said
+# `nanovlm course trust`.
 #
 # The same notebooks run in a test, on a laptop and on a large GPU. One word sets how much they do: `NANOVLM_BUDGET` is
 # `ci`, `laptop`, `t4` or `h100`. If you set nothing, the course looks at your machine and picks one.
@@ -441,7 +444,7 @@ budget()
 # One call looks. In a terminal it is `nanovlm doctor`. A line with `!!` needs mending, and says how.
 
 # %%
-from nanovlm.doctor import examine, report
+from nanovlm.commands.environment import examine, report
 
 print(report(examine()))
 

@@ -42,6 +42,7 @@ from torch import Tensor, nn
 from nanovlm.assets import asset_path
 from nanovlm.config import ViTConfig
 from nanovlm.course import Cells, budget, expect_shape, lever, quiz, use
+from nanovlm.inference.prompts import prepare_prompt
 
 # %% [markdown]
 # ## The question: what can one patch know?
@@ -370,7 +371,7 @@ for cls in (ViTAttention, WrongSplit, WrongMerge):
 # in two versions: an exact one, and an approximation by tanh. SigLIP has the second.
 
 # %% tags=["nbval-check-output"]
-points = torch.tensor([-3.0, -1, 0, 1, 3])
+points = torch.tensor([-2.0, -1, 0, 1, 2])
 exact, by_tanh = F.gelu(points), F.gelu(points, approximate="tanh")
 for row in zip(points.tolist(), exact.tolist(), by_tanh.tolist(), strict=True):
     print("x {:4.0f}   exact {:7.4f}   tanh {:7.4f}".format(*row))
@@ -709,7 +710,7 @@ def attention_maps(encoder, images):
 
 
 # %% tags=["nbval-check-output"]
-_, pixels = model.prepare_prompt("Where is the red star?", photo)  # the picture as a tensor, [1, 3, 64, 64]
+_, pixels = prepare_prompt(model, "Where is the red star?", photo)  # the picture as a tensor, [1, 3, 64, 64]
 with torch.inference_mode():
     maps = attention_maps(encoder, pixels)
 assert torch.allclose(maps.sum(dim=-1), torch.tensor(1.0))
@@ -798,7 +799,7 @@ quiz("ch02.head")
 
 # %%
 def maps_of(*pictures):
-    pixels = torch.cat([model.prepare_prompt("?", each)[1] for each in pictures])
+    pixels = torch.cat([prepare_prompt(model, "?", each)[1] for each in pictures])
     with torch.inference_mode():
         return attention_maps(encoder, pixels)
 
@@ -1034,7 +1035,7 @@ quiz("ch02.norm")
 
 # %%
 from nanovlm.data.thimble import chance
-from nanovlm.evaluate import evaluate
+from nanovlm.evaluation.scores import evaluate
 
 num_pictures = budget().pick(ci=60, laptop=120)
 shapes = samples[:num_pictures]
@@ -1141,7 +1142,7 @@ assert lost_counts["a colour"] > 0.2 + max(lost_counts["all shapes"], lost_count
 # %%
 from collections import Counter
 
-from nanovlm.evaluate import Question, answer_all
+from nanovlm.evaluation.scores import Question, answer_all
 
 counting = []
 for i, content in enumerate(contents[:num_pictures]):
@@ -1226,7 +1227,7 @@ assert min(which.values()) > 0.95
 # %% tags=["nbval-check-output"]
 from nanovlm.trace import trace
 
-ids, pixels = model.prepare_prompt("Where is the red star?", photo)
+ids, pixels = prepare_prompt(model, "Where is the red star?", photo)
 trace(model, torch.tensor([ids]), pixels).expect({"vision_encoder": "1 64 128", "pixel_shuffle": "1 16 512"})
 print("64 patches in, 64 vectors out")
 

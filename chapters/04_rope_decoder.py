@@ -45,6 +45,7 @@ from nanovlm import VisionLanguageModel
 from nanovlm.assets import asset_path
 from nanovlm.config import LMConfig
 from nanovlm.course import budget, expect_shape, lever, quiz
+from nanovlm.inference.prompts import prepare_prompts
 
 # %% [markdown]
 # ## The question: what comes next?
@@ -59,7 +60,7 @@ from nanovlm.course import budget, expect_shape, lever, quiz
 # %%
 pocket = VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
 picture = Image.open(asset_path("pictures/shapes.png"))
-prompt = pocket.prepare_prompts(["Where is the red star?"], [picture])
+prompt = prepare_prompts(pocket, ["Where is the red star?"], [picture])
 
 # %% tags=["nbval-check-output"]
 ids = prompt["input_ids"]  # [1, length]
@@ -198,7 +199,7 @@ assert RMSNorm(4, eps=1e-5).half()(x).tolist() == [1.0, -1.0, 1.0, 1.0]
 
 # %%
 from nanovlm.data.thimble import Thimble
-from nanovlm.evaluate import answer_all, questions_of
+from nanovlm.evaluation.scores import answer_all, questions_of
 from nanovlm.models import language_model
 
 shapes = Thimble("shapes", "test")
@@ -719,7 +720,7 @@ print("repeat:           ", shared.repeat(2).tolist())
 # need not copy): you hand it fewer key heads than query heads.
 
 # %%
-from nanovlm.models.vision_transformer import attend
+from nanovlm.models.attention import attend
 
 q, k, v = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)  # 4 query heads, 2 others
 copied = attend(q, k.repeat_interleave(2, dim=1), v.repeat_interleave(2, dim=1), is_causal=True)
@@ -985,7 +986,7 @@ print("predictions that changed:", moved.nonzero().flatten().tolist())
 # %% tags=["nbval-check-output"]
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from nanovlm.models.backbones import llama_config, llama_tensors
+from nanovlm.weights.backbones import llama_config, llama_tensors
 
 torch.manual_seed(0)
 theirs = LlamaForCausalLM(

@@ -19,12 +19,12 @@ import torch
 from PIL import Image
 
 from nanovlm.assets import asset_path
-from nanovlm.build import build_model
 from nanovlm.cli import COMMANDS, main
 from nanovlm.commands import train as train_command
+from nanovlm.commands.model_card import write_card
 from nanovlm.commands.options import parse
 from nanovlm.config import TrainConfig, presets
-from nanovlm.model_card import write_card
+from nanovlm.weights.from_preset import build_model
 from tests.tiny import loud
 
 Run = Callable[..., tuple[int, str, str]]
@@ -223,7 +223,7 @@ def test_recipes_that_cannot_be_run(run: Run, tmp_path: Path, words: tuple[str, 
 
 
 def test_a_missing_package_names_the_extra_that_brings_it(run: Run, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "nanovlm.doctor", None)
+    monkeypatch.setitem(sys.modules, "nanovlm.commands.environment", None)
     monkeypatch.setattr("nanovlm.cli.EXTRAS", {"nanovlm": "data"})
     assert 'pip install "nanovlm[data]"' in complaint(run("doctor"))
 
@@ -419,19 +419,18 @@ def test_export(run: Run, directory: Path, tmp_path: Path) -> None:
 # -- what it costs ----------------------------------------------------------------------------------------------------
 
 COST = """
-import sys, time
-import torch
-torch.set_num_threads(1)
-start = time.process_time()
+import sys
+from nanovlm.models.vision_transformer import ViT
+seen, forward = [], ViT.forward
+ViT.forward = lambda encoder, images: seen.append(len(images)) or forward(encoder, images)
 from nanovlm.cli import main
 status = main(["generate"])
-print("cost", time.process_time() - start, status, *(name for name in {heavy} if name in sys.modules))
+print("cost", status, seen, *(name for name in {heavy} if name in sys.modules))
 """
-HEAVY = ("transformers", "datasets", "matplotlib", "ipywidgets", "wandb", "pandas")
+HEAVY = ("transformers", "datasets", "matplotlib", "ipywidgets", "wandb", "pandas", "torchvision", "pyarrow")
 
 
-def test_the_pocket_model_answers_within_two_seconds_beyond_torch() -> None:
-    """In processor time, so that a busy machine does not fail it."""
+def test_an_answer_needs_no_heavy_package_and_one_look_at_the_picture() -> None:
     out = subprocess.run(
         [sys.executable, "-c", COST.format(heavy=HEAVY)],
         check=True,
@@ -440,14 +439,12 @@ def test_the_pocket_model_answers_within_two_seconds_beyond_torch() -> None:
         encoding="utf-8",
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"},
     ).stdout
-    seconds, status, *heavy = re.search(r"^cost (.*)$", out, re.MULTILINE)[1].split()
-    assert status == "0" and len(answers(out)) == 5
-    assert not heavy, "nothing that takes seconds to import is needed for an answer"
-    assert float(seconds) < 2.0
+    assert len(answers(out)) == 5
+    assert re.search(r"^cost (.*)$", out, re.MULTILINE)[1] == "0 [1]"
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-@pytest.mark.parametrize("module", ["nanovlm", "nanovlm.train", "nanovlm.evaluate"])
+@pytest.mark.parametrize("module", ["nanovlm"])
 def test_the_modules_are_commands_too(
     module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

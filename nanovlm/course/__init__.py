@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nanovlm.course.budgets import budget
-    from nanovlm.course.checks.engine import check
+    from nanovlm.course.checking import check
     from nanovlm.course.claims import expect_shape
     from nanovlm.course.hints import hint
     from nanovlm.course.levers import Cells, lever
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Cells": "levers",
     "budget": "budgets",
-    "check": "checks.engine",
+    "check": "checking",
     "course_map": "overview",
     "expect_shape": "claims",
     "hint": "hints",

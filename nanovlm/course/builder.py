@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nanovlm.course import notebooks
-from nanovlm.course.checks.exercise import BROKEN, Exercise, load_exercises
 from nanovlm.course.claims import difference_from_package
 from nanovlm.course.exercise_files import check_ids, groups, stamped_groups, unsolved
+from nanovlm.course.judge.exercise import BROKEN, Exercise, load_exercises
 from nanovlm.course.outline import CHAPTERS, Chapter, chapter
 from nanovlm.course.percent import AuthoringError, Cell, parse, render
 from nanovlm.course.stamps import (

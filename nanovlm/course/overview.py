@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 
-from nanovlm.course.checks.exercise import Exercise, load_exercises
+from nanovlm.course.judge.exercise import Exercise, load_exercises
 from nanovlm.course.outline import CHAPTERS
 from nanovlm.course.progress import load, progress_file
 from nanovlm.course.quizzes import Shown

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
 
-from nanovlm.course.checks.exercise import Exercise
 from nanovlm.course.hints import STEPS
+from nanovlm.course.judge.exercise import Exercise
 from nanovlm.course.outline import Chapter
 from nanovlm.course.percent import STAMPED, AuthoringError, Cell, code_cell, markdown_cell
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from nanovlm.course.checks import engine
-from nanovlm.course.checks.exercise import Exercise
+from nanovlm.course.judge import engine
+from nanovlm.course.judge.exercise import Exercise
 from nanovlm.course.outline import chapter
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,11 +8,11 @@ import pytest
 from torch import Tensor, nn
 
 from nanovlm.config import VLMConfig
-from nanovlm.course.checks.engine import judge
-from nanovlm.course.checks.exercise import load_exercises
-from nanovlm.course.checks.tracing import Projector
-from nanovlm.course.checks.tracing_bugs import SharedHeads
-from nanovlm.course.checks.tracing_costs import _shares, shares_of
+from nanovlm.course.exercises.ch12.bugs import SharedHeads
+from nanovlm.course.exercises.ch12.costs import _shares, shares_of
+from nanovlm.course.exercises.ch12.reading import Projector
+from nanovlm.course.judge.engine import judge
+from nanovlm.course.judge.exercise import load_exercises
 from nanovlm.models.modality_projector import pixel_shuffle
 
 EXERCISES = load_exercises()

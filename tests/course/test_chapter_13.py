@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from nanovlm.course.checks.engine import judge
-from nanovlm.course.checks.tiles import GRID
-from nanovlm.course.checks.tiles_text import FAKE, REJOIN, TOKENS, parting, written
+from nanovlm.course.exercises.ch13.texts import FAKE, REJOIN, TOKENS, parting, written
+from nanovlm.course.exercises.ch13.tiles import GRID
+from nanovlm.course.judge.engine import judge
 
 
 def test_one_resize_in_place_of_two_is_found_and_named() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nanovlm.course.checks.pixel_shuffle import SHUFFLE
 from nanovlm.course.commands import course_cli
+from nanovlm.course.exercises.ch03.pixel_shuffle import SHUFFLE
 from nanovlm.course.progress import progress_file, save
 from tests.course.learners import ROOT
 

@@ -114,7 +114,7 @@ def test_heads_share_and_what_is_kept_shrinks(num_kv_heads: int, kept: int) -> N
 
 
 def test_the_quizzes_about_sizes_are_right() -> None:
-    from nanovlm.course.checks.exercise import load_exercises
+    from nanovlm.course.judge.exercise import load_exercises
     from nanovlm.course.quizzes import QUIZZES
 
     load_exercises()  # their modules hold the quizzes too

@@ -150,7 +150,7 @@ def test_positions_that_are_no_square_are_said_in_a_sentence() -> None:
 
 
 def test_the_quiz_about_pairs_is_right() -> None:
-    from nanovlm.course.checks.exercise import load_exercises
+    from nanovlm.course.judge.exercise import load_exercises
     from nanovlm.course.quizzes import QUIZZES
 
     load_exercises()  # their modules hold the quizzes too

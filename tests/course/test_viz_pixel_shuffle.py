@@ -163,7 +163,7 @@ def test_the_quiz_about_cost_is_right() -> None:
     """About 11 times less: counted once more, from the decoder's own weights."""
     import torch
 
-    from nanovlm.course.checks.exercise import load_exercises
+    from nanovlm.course.judge.exercise import load_exercises
     from nanovlm.course.quizzes import QUIZZES
     from nanovlm.models.language_model import LanguageModel
 

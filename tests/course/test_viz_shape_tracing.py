@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nanovlm.config import VLMConfig
-from nanovlm.course.checks.exercise import load_exercises
+from nanovlm.course.judge.exercise import load_exercises
 from nanovlm.course.quizzes import QUIZZES
 from nanovlm.viz.shape_tracing import Part, parts_figure
 from nanovlm.viz.style import PALETTE

@@ -115,7 +115,7 @@ def test_bars_are_as_long_as_their_shares(margin) -> None:
 
 
 def test_the_quiz_about_the_icon_is_right() -> None:
-    from nanovlm.course.checks.exercise import load_exercises
+    from nanovlm.course.judge.exercise import load_exercises
     from nanovlm.course.quizzes import QUIZZES
 
     load_exercises()

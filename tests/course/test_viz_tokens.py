@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from nanovlm.assets import asset_path
-from nanovlm.course.checks.text import SPECIAL, rendered
-from nanovlm.course.checks.text_ids import expand, safe_ids
-from nanovlm.course.checks.text_labels import labels_of, shifted
+from nanovlm.course.exercises.ch05.ids import expand, safe_ids
+from nanovlm.course.exercises.ch05.labels import labels_of, shifted
+from nanovlm.course.exercises.ch05.text import SPECIAL, rendered
 from nanovlm.data.chat import ChatTokenizer, shift_labels
 from nanovlm.data.datasets import messages_of
 from nanovlm.data.thimble import SUBSETS, thimble_sample

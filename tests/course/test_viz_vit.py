@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from nanovlm.config import ViTConfig
-from nanovlm.course.checks.vit_parameters import count_parameters
+from nanovlm.course.exercises.ch02.parameters import count_parameters
 from nanovlm.models.vision_transformer import ViT
 from nanovlm.viz.style import PALETTE
 from nanovlm.viz.vit import attention_tables, loss_curves, patch_attention, share_bars, weight_bars

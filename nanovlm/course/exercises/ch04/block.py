@@ -1,0 +1,158 @@
+"""Chapter 04: the block."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nanovlm.config import LMConfig
+from nanovlm.course.exercises.ch04.norm_and_mlp import SMALL
+from nanovlm.course.exercises.ch04.attention import run_layer
+from nanovlm.course.judge.exercise import Case, Exercise, expect, with_weights
+from nanovlm.course.exercises.common import noise
+from nanovlm.models.language_model import DecoderBlock, GroupedQueryAttention, RMSNorm, SwiGLU
+
+# -- decoder.block -----------------------------------------------------------------------------------------------------
+
+
+def run_block(cls, x: Tensor, config: LMConfig, padding=None, one_by_one: bool = False) -> Tensor:
+    return run_layer(with_weights(cls(config), like=DecoderBlock(config)), x, config, padding, one_by_one)
+
+
+BLOCK = Exercise(
+    id="decoder.block",
+    chapter="04",
+    title="The block",
+    difficulty=1,
+    minutes=8,
+    why="SmolLM2-135M is thirty of these on top of each other. The two additions are the road on which the gradient "
+    "reaches the first of them.",
+    hints=(
+        "Two halves of the same kind: normalise, work, add back. In the first the work is attention, in the second the "
+        "MLP.",
+        "Each half reads the normalised x and adds its result to the x that was not normalised. The second half works "
+        "on what the first has made.",
+        "x = x + self.attn(self.norm1(x), rope, mask, cache)\nreturn x + … the same with norm2 and mlp",
+    ),
+    reference=DecoderBlock,
+    cases=lambda: [
+        Case(noise(1, 3, 8), SMALL, note="three tokens of eight numbers"),
+        Case(noise(2, 4, 8, seed=1), SMALL, torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]]), note="two rows, one padded"),
+        Case(noise(1, 4, 8, seed=2), SMALL, one_by_one=True, note="one token at a time, with a cache"),
+    ],
+    axes="batch length dim",
+    call=run_block,
+)
+
+
+@BLOCK.property("every weight gets a gradient")
+def _(cls) -> None:
+    block = with_weights(cls(SMALL))
+    run_layer(block, noise(1, 4, 8), SMALL).pow(2).sum().backward()
+    idle = [name for name, p in block.named_parameters() if p.grad is None or not p.grad.any()]
+    expect(not idle, f"No gradient reaches {', '.join(idle)}.")
+
+
+@BLOCK.property("norms take eps from the config")
+def _(cls) -> None:
+    config = LMConfig(**{**vars(SMALL), "rms_norm_eps": 0.5})
+    x = noise(1, 3, 8)
+    expect(
+        torch.allclose(run_block(cls, x, config), run_block(DecoderBlock, x, config), atol=1e-5),
+        "With another config.rms_norm_eps the result is wrong: hand it to both norms.",
+    )
+
+
+class _Block(nn.Module):
+    """A block to build wrong versions from."""
+
+    def __init__(self, config: LMConfig) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = (RMSNorm(config.hidden_dim, config.rms_norm_eps) for _ in range(2))
+        self.attn, self.mlp = GroupedQueryAttention(config), SwiGLU(config)
+
+    def forward(self, x: Tensor, rope, mask, cache=None) -> Tensor:
+        x = x + self.attn(self.norm1(x), rope, mask, cache)
+        return x + self.mlp(self.norm2(x))
+
+
+@BLOCK.mistake(
+    "The norm stands behind the addition, as in the first transformers (post-norm). Here each half normalises what it "
+    "*reads*, and x itself passes unharmed."
+)
+class _(_Block):
+    def forward(self, x: Tensor, rope, mask, cache=None) -> Tensor:
+        x = self.norm1(x + self.attn(x, rope, mask, cache))
+        return self.norm2(x + self.mlp(x))
+
+
+@BLOCK.mistake("Nothing is added back: each half should add its result to the x that it read.")
+class _(_Block):
+    def forward(self, x: Tensor, rope, mask, cache=None) -> Tensor:
+        return self.mlp(self.norm2(self.attn(self.norm1(x), rope, mask, cache)))
+
+
+@BLOCK.mistake("You add to the normalised x. Add to the x that came in: the norm is for the half's own reading.")
+class _(_Block):
+    def forward(self, x: Tensor, rope, mask, cache=None) -> Tensor:
+        x = self.norm1(x)
+        x = self.norm2(x + self.attn(x, rope, mask, cache))
+        return x + self.mlp(x)
+
+
+@BLOCK.mistake("Both halves read the same x (a parallel block). Here the MLP reads what attention has just added to.")
+class _(_Block):
+    def forward(self, x: Tensor, rope, mask, cache=None) -> Tensor:
+        return x + self.attn(self.norm1(x), rope, mask, cache) + self.mlp(self.norm2(x))
+
+
+@BLOCK.mistake(
+    "The two norms are swapped: attention reads norm1 of x, the MLP norm2. Trained weights know their places."
+)
+class _(_Block):
+    def forward(self, x: Tensor, rope, mask, cache=None) -> Tensor:
+        x = x + self.attn(self.norm2(x), rope, mask, cache)
+        return x + self.mlp(self.norm1(x))
+
+
+@BLOCK.mistake(
+    "The MLP comes first. Here attention does: tokens fetch from each other, then each works on what it has."
+)
+class _(_Block):
+    def forward(self, x: Tensor, rope, mask, cache=None) -> Tensor:
+        x = x + self.mlp(self.norm2(x))
+        return x + self.attn(self.norm1(x), rope, mask, cache)
+
+
+@BLOCK.mistake("The mask does not reach attention, so padding can be seen. Hand it on: the third argument.")
+class _(_Block):
+    def forward(self, x: Tensor, rope, mask, cache=None) -> Tensor:
+        return super().forward(x, rope, None, cache)
+
+
+@BLOCK.mistake("norm1 serves both halves. The MLP has a norm of its own, norm2.")
+class _(_Block):
+    def forward(self, x: Tensor, rope, mask, cache=None) -> Tensor:
+        x = x + self.attn(self.norm1(x), rope, mask, cache)
+        return x + self.mlp(self.norm1(x))
+
+
+@BLOCK.mistake("The halves read x as it is. Each needs its norm first.")
+class _(_Block):
+    def forward(self, x: Tensor, rope, mask, cache=None) -> Tensor:
+        x = x + self.attn(x, rope, mask, cache)
+        return x + self.mlp(x)
+
+
+@BLOCK.mistake(
+    "The cache does not reach attention, so in generation each new token sees only itself. Hand it on: the fourth "
+    "argument."
+)
+class _(_Block):
+    def forward(self, x: Tensor, rope, mask, cache=None) -> Tensor:
+        return super().forward(x, rope, mask)
+
+
+@BLOCK.part
+def _(code, learner) -> None:
+    code.language_model.DecoderBlock = learner

@@ -1,0 +1,293 @@
+"""Chapter 04: rotary position embeddings, the angles and the rotation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nanovlm.course.judge.exercise import Case, Exercise, expect
+from nanovlm.course.exercises.common import noise
+from nanovlm.models.language_model import RotaryEmbedding, apply_rope
+
+# -- rope.angles -------------------------------------------------------------------------------------------------------
+
+
+def run_angles(cls, positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
+    return cls(head_dim, base)(positions)
+
+
+ANGLES = Exercise(
+    id="rope.angles",
+    chapter="04",
+    title="How far does each pair turn?",
+    difficulty=2,
+    minutes=10,
+    why="Attention itself does not know in which order the tokens stand, or how far apart. These angles tell it, in "
+    "every block.",
+    hints=(
+        "Three steps: one frequency for each pair, an angle for each position and pair, then cosine and sine.",
+        "The frequencies are base ** (-2 i / head_dim) for i = 0 … head_dim / 2 - 1, in float32. Position times "
+        "frequency is the angle. Lay the angles twice end to end: both partners of a pair need the same.",
+        "pairs = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)   # this is 2 i\n"
+        "angles = positions as [B, 1, T, 1], in float32, times base ** (-pairs / head_dim)\n"
+        "angles = torch.cat([angles, angles], dim=-1)\n"
+        "return angles.cos(), angles.sin()",
+    ),
+    reference=RotaryEmbedding,
+    cases=lambda: [
+        Case(torch.tensor([[0, 1, 2]]), 4, 100.0, note="positions 0, 1 and 2, head_dim 4, base 100"),
+        Case(torch.tensor([[5, 0, 3], [1, 2, 300]]), 8, 10_000.0, note="two rows of positions that do not start at 0"),
+        Case(torch.tensor([[7]]), 2, 10.0, note="one pair, one position"),
+    ],
+    axes={"cos": "batch heads length head_dim", "sin": "batch heads length head_dim"},
+    call=run_angles,
+)
+
+
+@ANGLES.property("position 0 is not turned")
+def _(cls) -> None:
+    cos, sin = cls(8, 100.0)(torch.tensor([[0]]))
+    expect(bool((cos == 1).all() and (sin == 0).all()), "At position 0 every angle is 0: cosine 1, sine 0.")
+
+
+@ANGLES.property("it stays exact in a model of bfloat16")
+def _(cls) -> None:
+    positions = torch.tensor([[256, 257]])
+    cos, sin = cls(8, 10_000.0).to(torch.bfloat16)(positions)
+    right = RotaryEmbedding(8, 10_000.0)(positions)
+    same = torch.allclose(cos.float(), right[0], atol=1e-4) and torch.allclose(sin.float(), right[1], atol=1e-4)
+    expect(
+        same,
+        "Once the model is in bfloat16 the angles are wrong: bfloat16 has 8 bits, so position 257 becomes 256, and a "
+        "buffer of frequencies gets rounded. Compute them in forward, in float32.",
+    )
+
+
+@ANGLES.property("it has no weights, so that shipped weights fit")
+def _(cls) -> None:
+    names = list(cls(8, 100.0).state_dict())
+    expect(not names, f"It stores {', '.join(names)}. The angles are computed; a file of weights does not hold them.")
+
+
+class _Angles(nn.Module):
+    """A RotaryEmbedding to build wrong versions from."""
+
+    sign, step, share = -1, 2, 2
+
+    def __init__(self, head_dim: int, base: float) -> None:
+        super().__init__()
+        self.head_dim, self.base = head_dim, base
+
+    def positions(self, given: Tensor) -> Tensor:
+        return given
+
+    def twice(self, angles: Tensor) -> Tensor:
+        return torch.cat([angles, angles], dim=-1)
+
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        pairs = torch.arange(self.head_dim // self.share, dtype=torch.float32) * self.step
+        angles = self.positions(positions)[:, None, :, None].float() * self.base ** (self.sign * pairs / self.head_dim)
+        angles = self.twice(angles)
+        return angles.cos(), angles.sin()
+
+
+@ANGLES.mistake(
+    "Each angle stands next to its double: a b -> a a b b. That is the layout of interleaved pairs. Here number i is "
+    "the partner of number i + head_dim / 2: a b -> a b a b."
+)
+class _(_Angles):
+    def twice(self, angles: Tensor) -> Tensor:
+        return angles.repeat_interleave(2, dim=-1)
+
+
+@ANGLES.mistake(
+    "The frequencies grow from pair to pair instead of falling: the exponent is negative. Only the first pair turns by "
+    "one radian for each position, all others more slowly."
+)
+class _(_Angles):
+    sign = 1
+
+
+@ANGLES.mistake(
+    "The frequencies fall half as fast as they should: the exponent of pair i is -2 i / head_dim, and the 2 is missing."
+)
+class _(_Angles):
+    step = 1
+
+
+@ANGLES.mistake(
+    "The frequencies fall twice as fast as they should: 2 i is divided by head_dim, not by the number of pairs."
+)
+class _(_Angles):
+    step = 4
+
+
+@ANGLES.mistake(
+    "You make a frequency for each number of the vector and lay them twice, which is twice too many. There is one for "
+    "each pair: i ends at head_dim / 2 - 1."
+)
+class _(_Angles):
+    share = 1
+
+
+@ANGLES.mistake(
+    "Each number of the vector turns by an angle of its own. The two numbers of a pair turn together: half as many "
+    "frequencies, laid twice."
+)
+class _(_Angles):
+    share = 1
+
+    def twice(self, angles: Tensor) -> Tensor:
+        return angles
+
+
+@ANGLES.mistake("Sine and cosine are swapped: return the cosine first.")
+class _(_Angles):
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = super().forward(positions)
+        return sin, cos
+
+
+@ANGLES.mistake(
+    "You count 0, 1, 2 … yourself. The positions are given, and they need not start at 0: think of padding, or of a "
+    "sentence that goes on."
+)
+class _(_Angles):
+    def positions(self, given: Tensor) -> Tensor:
+        return torch.arange(given.shape[1]).expand(given.shape)
+
+
+@ANGLES.mistake("There is one angle for each pair, but a pair has two numbers, and both need it: lay the angles twice.")
+class _(_Angles):
+    def twice(self, angles: Tensor) -> Tensor:
+        return angles
+
+
+@ANGLES.mistake(
+    "The axis for the heads is missing: [B, T, head_dim] would be multiplied with [B, num_heads, T, head_dim] along "
+    "the wrong axes. Give it size 1: all heads turn alike."
+)
+class _(_Angles):
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = super().forward(positions)
+        return cos[:, 0], sin[:, 0]
+
+
+@ANGLES.part
+def _(code, learner) -> None:
+    code.language_model.RotaryEmbedding = learner
+
+
+# -- rope.apply --------------------------------------------------------------------------------------------------------
+
+
+def turns(length: int, head_dim: int, base: float = 100.0, batch: int = 1) -> tuple[Tensor, Tensor]:
+    """cos and sin of the positions 0, 1, 2 …"""
+    return RotaryEmbedding(head_dim, base)(torch.arange(length).expand(batch, length))
+
+
+APPLY = Exercise(
+    id="rope.apply",
+    chapter="04",
+    title="Turn queries and keys",
+    difficulty=2,
+    minutes=10,
+    why="It puts the position into queries and keys in such a way that their product depends only on how far apart two "
+    "tokens are. Pair the numbers in the other way that is in use, and somebody's weights turn into noise.",
+    hints=(
+        "Turning (a, b) by an angle gives (a cos - b sin, b cos + a sin). Write the whole vector as two terms: one "
+        "with cos, one with sin.",
+        "Number i and number i + head_dim / 2 are a pair. So cut the vector in two halves, a and b. The term with sin "
+        "needs -b where a stands, and a where b stands.",
+        "a, b = x.chunk(2, dim=-1)\nturned = torch.cat([-b, a], dim=-1)\nreturn x * cos + turned * sin, in x's dtype",
+    ),
+    reference=apply_rope,
+    cases=lambda: [
+        Case(
+            torch.tensor([1.0, 2.0, 3.0, 4.0]).expand(1, 1, 3, 4).clone(),
+            *turns(3, 4),
+            note="the same vector 1 2 3 4 at positions 0, 1 and 2",
+        ),
+        Case(noise(2, 3, 5, 6), *turns(5, 6, batch=2), note="two rows, three heads, five positions"),
+        Case(noise(1, 1, 4, 2, seed=1), *turns(4, 2), note="one single pair"),
+    ],
+    axes="batch num_heads length head_dim",
+)
+
+
+@APPLY.property("vectors keep their length")
+def _(rope) -> None:
+    x = noise(1, 2, 6, 8)
+    same = torch.allclose(rope(x.clone(), *turns(6, 8)).norm(dim=-1), x.norm(dim=-1), atol=1e-5)
+    expect(same, "Some vectors become longer or shorter. A rotation does not do that.")
+
+
+@APPLY.property("q·k depends on the distance alone")
+def _(rope) -> None:
+    q, k = (noise(1, 1, 1, 8, seed=seed).expand(1, 1, 9, 8).clone() for seed in (1, 2))
+    scores = (rope(q, *turns(9, 8)) @ rope(k, *turns(9, 8)).mT)[0, 0]
+    steps = [scores.diagonal(offset) for offset in range(-8, 9)]
+    same = all(torch.allclose(step, step[:1].expand_as(step), atol=1e-4) for step in steps)
+    expect(same, "The same q and k, two tokens apart, give another product at another place in the text.")
+
+
+@APPLY.property("bfloat16 in, bfloat16 out")
+def _(rope) -> None:
+    out = rope(noise(1, 1, 3, 4).bfloat16(), *turns(3, 4))
+    expect(
+        out.dtype == torch.bfloat16,
+        f"For x in bfloat16 the result is {out.dtype}: the angles are float32 and pull x up. Bring them to x.dtype.",
+    )
+
+
+@APPLY.mistake(
+    "You pair neighbours (0 with 1, 2 with 3), as the paper draws it. Llama's and SmolLM2's weights in transformers' "
+    "format, and the pocket model's, pair number i with number i + head_dim / 2."
+)
+def _(x, cos, sin):
+    turned = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
+    return x * cos + turned * sin
+
+
+@APPLY.mistake(
+    "You pair neighbours (0 with 1, 2 with 3), and deal the angles out for that. So the paper draws it; Llama's and "
+    "SmolLM2's weights in transformers' format, and the pocket model's, pair number i with number i + head_dim / 2."
+)
+def _(x, cos, sin):
+    cos, sin = (angles.chunk(2, dim=-1)[0].repeat_interleave(2, dim=-1) for angles in (cos, sin))
+    turned = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
+    return x * cos + turned * sin
+
+
+@APPLY.mistake("The rotation runs backwards: the minus sign is on the wrong half. With sin goes [-b, a], not [b, -a].")
+def _(x, cos, sin):
+    a, b = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([b, -a], dim=-1) * sin
+
+
+@APPLY.mistake("A minus sign is missing: without it this is no rotation, and vectors change their length.")
+def _(x, cos, sin):
+    a, b = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([b, a], dim=-1) * sin
+
+
+@APPLY.mistake("The halves are not swapped: each number should get a share of its *partner*, from the other half.")
+def _(x, cos, sin):
+    a, b = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-a, b], dim=-1) * sin
+
+
+@APPLY.mistake("x itself is multiplied with sin as well: with sin goes the vector whose halves are swapped.")
+def _(x, cos, sin):
+    return x * cos + x * sin
+
+
+@APPLY.mistake("Sine and cosine are swapped: position 0, whose angle is 0, should stay as it is.")
+def _(x, cos, sin):
+    a, b = x.chunk(2, dim=-1)
+    return x * sin + torch.cat([-b, a], dim=-1) * cos
+
+
+@APPLY.part
+def _(code, learner) -> None:
+    code.language_model.apply_rope = learner

@@ -1,0 +1,192 @@
+"""Chapter 06: the way that ids and pictures take to the decoder."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanovlm.config import LMConfig, ProjectorConfig, ViTConfig, VLMConfig
+from nanovlm.course.judge.exercise import Case, Exercise
+from nanovlm.course.exercises.ch06.merge import must_refuse
+from nanovlm.models.vision_language_model import VisionLanguageModel, merge_image_tokens
+
+IMAGE = 4  # the placeholder's id in all cases
+
+
+def toy(image_token_id: int | None) -> Any:
+    """Something with the parts of a VisionLanguageModel that one can follow by hand: the vector of token 7 is
+    [7, 7, 7, 7]. The encoder makes two numbers of a quarter of a picture, the mean of its red and of its green pixels;
+    the projector makes four of them, all of them the red one + 100."""
+    config = VLMConfig(
+        ViTConfig(hidden_dim=2, inter_dim=2, num_blocks=1, num_heads=1, image_size=4, patch_size=2),
+        ProjectorConfig(vision_dim=2, language_dim=4, pixel_shuffle_factor=1),
+        LMConfig(hidden_dim=4, inter_dim=2, num_blocks=1, num_heads=1, num_kv_heads=1, vocab_size=20),
+        image_token_id=image_token_id,
+    )
+    numbers = torch.arange(20.0)[:, None].expand(-1, 4).clone()
+    return SimpleNamespace(
+        config=config,
+        vision_encoder=lambda images: F.avg_pool2d(images[:, :2], 2).flatten(2).transpose(1, 2),
+        projector=lambda x: x[:, :, :1].expand(-1, -1, 4) + 100,
+        decoder=SimpleNamespace(token_embedding=nn.Embedding.from_pretrained(numbers)),
+    )
+
+
+def toy_pictures(count: int) -> Tensor:
+    """Picture 0 becomes the image tokens 100, 101, 102, 103, picture 1 becomes 104 …  [count, 3, 4, 4]"""
+    tokens = torch.arange(4.0 * count).reshape(count, 1, 2, 2)
+    return tokens.repeat_interleave(2, 2).repeat_interleave(2, 3).expand(-1, 3, -1, -1).clone()
+
+
+def run_embed(
+    embed: Any,
+    input_ids: Tensor,
+    images: Tensor | None,
+    attention_mask: Tensor | None,
+    image_token_id: int | None = IMAGE,
+    refuse: str = "",
+) -> Any:
+    model = toy(image_token_id)
+    if refuse:
+        return must_refuse(lambda: embed(model, input_ids, images, attention_mask), refuse)
+    return embed(model, input_ids, images, attention_mask)
+
+
+NO_PICTURE = (
+    "The text has placeholders and no picture came. It went through: the decoder would read the placeholder's own "
+    "vector, which nobody trained. Raise ValueError."
+)
+WITH_IMAGE = torch.tensor([[2, IMAGE, IMAGE, IMAGE, IMAGE, 7]])
+EMBED = Exercise(
+    id="joint.embed",
+    chapter="06",
+    title="Both ways to join",
+    difficulty=3,
+    minutes=15,
+    why="One method serves two generations of models and every kind of batch: pictures in their places, pictures in "
+    "front, several of them, none. Where a picture goes in front, the attention mask must grow in front as well: if "
+    "it grows at its end, the zeros that mark padding fall on image tokens, and the decoder never looks at these.",
+    hints=(
+        "Four cases: no picture; placeholders and pictures; pictures without placeholders; placeholders without a "
+        "picture. Write the one that ends soonest first.",
+        "Look up the words. Are there placeholders? (image_token_id may be None: then there are none.) Without "
+        "pictures you are done, or it is an error. Else encode and project the pictures, and merge them or put them "
+        "in front with torch.cat. What comes in front needs ones in the mask, if there is a mask.",
+        "embeddings = self.decoder.token_embedding(input_ids)\n"
+        "image_tokens = self.projector(self.vision_encoder(images))\n"
+        "placeholders: return merge_image_tokens(…), attention_mask, 0\n"
+        "none: the mask becomes F.pad(attention_mask, (num_image_tokens, 0), value=1)\n"
+        "      return torch.cat([image_tokens, embeddings], dim=1), the mask, num_image_tokens",
+    ),
+    reference=VisionLanguageModel.embed,
+    cases=lambda: [
+        Case(WITH_IMAGE, toy_pictures(1), None, note="a picture with placeholders, and no mask"),
+        Case(
+            torch.tensor([[2, 7, 8], [0, 2, 9]]),
+            toy_pictures(2),
+            torch.tensor([[1, 1, 1], [0, 1, 1]]),
+            image_token_id=None,
+            note="no placeholders: each row's picture goes in front, and the mask grows",
+        ),
+        Case(
+            torch.tensor([[2, *[IMAGE] * 8, 7], [2, *[IMAGE] * 4, 7, 8, 9, 9, 0]]),
+            toy_pictures(3),
+            torch.tensor([[1] * 10, [1] * 9 + [0]]),
+            note="two pictures in one row and one in the other, with a mask",
+        ),
+        Case(torch.tensor([[2, 7, 8]]), None, torch.ones(1, 3, dtype=torch.long), note="no picture: images is None"),
+        Case(torch.tensor([[2, 7]]), toy_pictures(0), None, note="no picture: images holds none"),
+        Case(
+            torch.tensor([[2, 7]]),
+            toy_pictures(1),
+            None,
+            note="a model that has a placeholder, in a text that holds none: in front, and no mask",
+        ),
+        Case(
+            WITH_IMAGE, None, None, refuse=NO_PICTURE, note="placeholders, and no picture: this must raise ValueError"
+        ),
+    ],
+    axes={"embeddings": "batch sequence dim", "attention_mask": "batch sequence", "in_front": ""},
+    call=run_embed,
+)
+
+
+def _embed(
+    self,
+    ids,
+    images,
+    mask,
+    *,
+    before=True,
+    merges=True,
+    pad=(1, 0),
+    value=1,
+    counts=True,
+    careful=True,
+    projects=True,
+    may_be_none=True,
+):
+    """embed, with one thing at a time to get wrong."""
+    embeddings = self.decoder.token_embedding(ids)
+    token_id = self.config.image_token_id
+    has_placeholder = not (may_be_none and token_id is None) and bool((ids == token_id).any())
+    if images is None or len(images) == 0:
+        if has_placeholder and careful:
+            raise ValueError
+        return embeddings, mask, 0
+    image_tokens = self.vision_encoder(images)
+    if projects:
+        image_tokens = self.projector(image_tokens)
+    if has_placeholder and merges:
+        return merge_image_tokens(embeddings, image_tokens, ids == self.config.image_token_id), mask, 0
+    both = [image_tokens, embeddings] if before else [embeddings, image_tokens]
+    n = image_tokens.shape[1]
+    if mask is not None and pad:
+        mask = F.pad(mask, (pad[0] * n, pad[1] * n), value=value)
+    return torch.cat(both, dim=1), mask, n if counts else 0
+
+
+for sentence, wrong in (
+    (
+        "The image tokens go in front even where placeholders keep their seats. Look for placeholders.",
+        {"merges": False},
+    ),
+    (
+        "The picture stands behind the text. A decoder looks back only: the question would not see it.",
+        {"before": False},
+    ),
+    ("The sequence got longer and the mask did not: the image tokens need ones in it, in front.", {"pad": ()}),
+    ("The mask grew at its end, but the image tokens are in front: padding and words are mixed up.", {"pad": (0, 1)}),
+    ("The mask says 0 for the image tokens: nobody may look at them. 1 means real.", {"value": 0}),
+    ("How many came in front is 0 here, but image tokens did: the loss will read the wrong places.", {"counts": False}),
+    ("Placeholders without a picture go through in silence. Raise ValueError.", {"careful": False}),
+    (
+        "The pictures reach the words in the encoder's width: after the encoder the projector makes image tokens as "
+        "wide as the words.",
+        {"projects": False},
+    ),
+    (
+        "image_token_id may be None, and comparing a tensor with None gives a plain False, not a mask: ask for None "
+        "first.",
+        {"may_be_none": False},
+    ),
+):
+    EMBED.mistake(sentence)(lambda self, ids, images, mask, wrong=wrong: _embed(self, ids, images, mask, **wrong))
+
+
+@EMBED.mistake("A text without a picture is ordinary: images may be None. Ask before you encode.")
+def _(self, ids, images, mask):
+    image_tokens = self.projector(self.vision_encoder(images))
+    if self.config.image_token_id is not None and bool((ids == self.config.image_token_id).any()):
+        embeddings = self.decoder.token_embedding(ids)
+        return merge_image_tokens(embeddings, image_tokens, ids == self.config.image_token_id), mask, 0
+    return _embed(self, ids, images, mask)
+
+
+@EMBED.part
+def _(code, learner) -> None:
+    code.vision_language_model.VisionLanguageModel.embed = learner

@@ -1,0 +1,11 @@
+"""What the exercises of several chapters need."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    """Normal random numbers that depend on the seed only."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,178 @@
+"""Files of model directories: found, read with care, checked, and written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+TOKENIZER_FILES = ("tokenizer*.json", "chat_template.*")
+FILES = ("*.json", "*.safetensors", "*.jinja", "README.md")
+
+
+def find_directory(path_or_hub_id: str | Path, files: Sequence[str] = FILES) -> Path:
+    """A local directory as it is; anything else is a Hub id, fetched (or found in the local cache)."""
+    path = Path(path_or_hub_id).expanduser()
+    if path.is_dir():
+        return path
+    name = str(path_or_hub_id)
+    if path.is_file():
+        raise NotADirectoryError(f"{name} is a file. Give the directory that holds config.json and model.safetensors.")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or "/" not in name:
+        raise FileNotFoundError(f"There is no directory {name}, and it does not look like a Hub id (owner/name).")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(files)))
+    except GatedRepoError as error:
+        raise PermissionError(
+            f"The Hub shows {name} only to those who accepted its terms: do so on its page, then `hf auth login`."
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise FileNotFoundError(
+            f"There is no directory {name}, and the Hub has no model of that name (if it is private: `hf auth login`)."
+        ) from error
+    except OSError as error:  # all of the Hub's own errors are OSErrors too
+        if error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS):
+            raise OSError(f"Cannot store {name}: {error}. Make room, or let HF_HOME name another place.") from error
+        raise ConnectionError(
+            f"{name} is neither a directory here nor in the local cache, and the Hub cannot be reached. "
+            "Connect to the network once, or give a model directory."
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        below = sorted(path.parent.glob(f"*/{path.name}"))  # a run's directory holds best/ and the checkpoints
+        meant = f" Did you mean {below[0].parent}?" if below else ""
+        raise FileNotFoundError(f"{path.parent} is not a model directory: it has no {path.name}.{meant}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}). Fetch the file again.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a JSON {type(values).__name__} where an object of settings belongs.")
+    return values
+
+
+def read_tensors(directory: Path) -> dict[str, Tensor]:
+    """All tensors of model.safetensors, else of the shards that model.safetensors.index.json lists.
+
+    In this order, as in transformers: save_pretrained into a directory of shards leaves these lying.
+    """
+    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if index.is_file() and not single.is_file():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ValueError(f"{index} has no weight_map, so it does not say where the tensors are.")
+        files = sorted({directory / shard for shard in weight_map.values()})
+        if outside := [file.name for file in files if file.parent != directory]:
+            raise ValueError(f"{index} points outside of its directory, to {outside[0]}: do not trust this model.")
+    else:
+        files = [single]
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors.update(read_safetensors(file))
+    return tensors
+
+
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """Read one file; refuse pickles, and say plainly when a file is missing or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    if not file.is_file():
+        pickles = [p.name for p in file.parent.glob("*.bin")] + [p.name for p in file.parent.glob("*.pt*")]
+        reason = (
+            f" It has {', '.join(sorted(pickles))}, a pickle, which could run any code: convert it to safetensors."
+            if pickles
+            else ""
+        )
+        raise FileNotFoundError(f"{file.parent} has no {file.name}.{reason}")
+    try:
+        with safe_open(file, framework="pt") as source:
+            tensors = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118 (not a dict)
+            metadata = source.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(
+            f"{file} is not a whole safetensors file ({error}). It may be cut off, or a pickle: fetch it again."
+        ) from error
+    # A tied tensor is stored once; the metadata tells under which other name it is to be found.
+    for name, stored in metadata.items():
+        if stored in tensors and name not in tensors:
+            tensors[name] = tensors[stored]
+    return tensors
+
+
+def tie_head(tensors: dict[str, Tensor], embedding: str, head: str, source: str | Path) -> None:
+    """Give a tied pair, of which files hold one or both, both its names."""
+    if embedding in tensors and head in tensors and not torch.equal(tensors[embedding], tensors[head]):
+        raise ValueError(f"The config in {source} says that {head} is {embedding}, but the weights of the two differ.")
+    for name, other in ((embedding, head), (head, embedding)):
+        if other in tensors:
+            tensors.setdefault(name, tensors[other])
+
+
+def check_tensors(shapes: Mapping[str, Sequence[int]], tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Anything missing, left over, mis-shaped or not floating point is an error that names it."""
+    problems = [f"missing {name} {list(shapes[name])}" for name in shapes if name not in tensors]
+    problems += [f"unexpected {name} {list(tensors[name].shape)}" for name in tensors if name not in shapes]
+    for name in shapes.keys() & tensors.keys():
+        if list(tensors[name].shape) != list(shapes[name]):
+            problems.append(f"{name} has shape {list(tensors[name].shape)}, expected {list(shapes[name])}")
+        elif not tensors[name].is_floating_point():
+            problems.append(f"{name} holds {tensors[name].dtype}, expected floating point")
+    if problems:
+        more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(f"The weights in {source} do not fit this model: {'; '.join(problems[:5])}{more}.")
+
+
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Give every parameter its tensor, and have no tensor left over."""
+    wanted = module.state_dict()
+    check_tensors({name: tensor.shape for name, tensor in wanted.items()}, tensors, source)
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(tensors[name])
+
+
+def extend_rows(weight: Tensor, rows: int) -> Tensor:
+    """Add rows to an embedding [V, dim] -> [rows, dim] for new tokens: each starts as the mean of the old rows, so that
+    a token that was never trained is neither louder nor rarer than the average one."""
+    if rows < weight.shape[0]:
+        raise ValueError(f"The checkpoint has {weight.shape[0]} tokens, the model only {rows}: rows cannot be dropped.")
+    mean = weight.float().mean(dim=0, keepdim=True).to(weight.dtype)
+    return torch.cat([weight, mean.expand(rows - weight.shape[0], -1)])
+
+
+def make_directory(path: str | Path) -> Path:
+    directory = Path(path)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"Cannot write to {directory}: {error.strerror}. Choose another output directory.") from error
+    return directory
+
+
+def write_json(values: Mapping[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """All or nothing: a full disk or a kill leaves the old file as it was."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    temporary = path.with_suffix(".partial")
+    try:
+        save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
+        temporary.chmod(path.parent.stat().st_mode & 0o644)  # the library lets the owner alone read it
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"Could not write {path}: {error}. Free some space or choose another directory.") from error

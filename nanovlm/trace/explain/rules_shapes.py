@@ -1,0 +1,193 @@
+"""Rules for steps that join, rearrange and compare: cat, broadcasting, view, expand, permute."""
+
+from __future__ import annotations
+
+import math
+import re
+from itertools import pairwise
+
+from nanovlm.trace.explain.case import Advice, Case, broadcast, ordinal, ordinal_of_both, shape
+from nanovlm.trace.rows import TensorInfo
+
+
+def cat(case: Case) -> Advice | None:
+    parts = case.parts()
+    if len(parts) < 2:
+        return None
+    both = " and ".join(f"{text} is {shape(info.shape)}" for text, info in parts[:4])
+    first = parts[0][1]
+    if any(info.ndim != first.ndim for _, info in parts):
+        few, many = min(parts, key=lambda p: p[1].ndim), max(parts, key=lambda p: p[1].ndim)
+        fix = None
+        for at in range(few[1].ndim + 1):
+            grown = (*few[1].shape[:at], 1, *few[1].shape[at:])
+            if many[1].ndim == few[1].ndim + 1 and _differ([grown, many[1].shape]) in ([], [at]):
+                fix = f"add it: {few[0]}.unsqueeze({at}) is {shape(grown)}."
+                break
+        return Advice(f"{both}: {few[0]} has {few[1].ndim} dims and {many[0]} has {many[1].ndim}.", fix)
+    differ = _differ([info.shape for _, info in parts])
+    if case.name == "stack":
+        dims = f"torch.cat(…, dim={differ[0]})" if len(differ) == 1 else "one shape"
+        fix = f"{dims} joins them along the dim that differs." if len(differ) == 1 else "bring them to one shape first."
+        return Advice(f"{both}: stack needs equal shapes.", fix)
+    dim = case.value(1, "dim", 0)
+    dim = dim % first.ndim if isinstance(dim, int) and first.ndim else 0
+    clash = [d for d in differ if d != dim]
+    if not clash:
+        return None
+    sizes = " against ".join(str(info.shape[clash[0]]) for _, info in parts[:4])
+    wrong = (
+        f"{both}: joined along dim {dim}, they may differ only there, but {ordinal(clash[0], first.ndim)} is {sizes}."
+    )
+    if len(differ) == 1:
+        total = sum(info.shape[differ[0]] for _, info in parts)
+        result = (*first.shape[: differ[0]], total, *first.shape[differ[0] + 1 :])
+        return Advice(wrong, f"join along the dim that differs: dim={differ[0]} gives {shape(result)}.")
+    if clash == [first.ndim - 1]:
+        a, b = parts[0][1].shape[-1], parts[1][1].shape[-1]
+        return Advice(wrong, f"project one of them to the other's width first: nn.Linear({a}, {b}) on {parts[0][0]}.")
+    return Advice(wrong, f"bring dim {', '.join(map(str, clash))} to one size first.")
+
+
+def _differ(shapes: list[tuple[int, ...]]) -> list[int]:
+    return [d for d, sizes in enumerate(zip(*shapes, strict=True)) if len(set(sizes)) > 1]
+
+
+def broadcasting(case: Case) -> Advice | None:
+    pair = [(text, info) for text, info in case.operands() if info.ndim]
+    clashing = [(p, q) for p, q in pairwise(pair) if broadcast(p[1].shape, q[1].shape) is None]
+    if not clashing:
+        return None
+    (left, a), (right, b) = clashing[0]
+    ndim = max(a.ndim, b.ndim)
+    x, y = (1,) * (ndim - a.ndim) + a.shape, (1,) * (ndim - b.ndim) + b.shape
+    dim = max(d for d in range(ndim) if x[d] != y[d] and 1 not in (x[d], y[d]))
+    both = f"{left} is {shape(a.shape)} and {right} is {shape(b.shape)}"
+    called = ordinal_of_both(dim, a, b)
+    wrong = f"{both}: {called} is {x[dim]} against {y[dim]}."
+    if a.ndim != b.ndim:
+        wrong += " (Shapes are lined up at the right.)"
+    for text, info, other in ((right, b, a), (left, a, b)):
+        fix = _rearranged(text, info, other)
+        if fix:
+            return Advice(wrong, fix)
+    few, many = sorted((x[dim], y[dim]))
+    small, large = (left, right) if x[dim] == few else (right, left)
+    small_dim, large_dim = (dim - ndim + (a if text == left else b).ndim for text in (small, large))
+    if many == few + 1:
+        cut = ", ".join([":"] * large_dim + [f":{few}"])
+        fix = f"one too many (a class token, or an off-by-one): take {large}[{cut}], or build {small} with {many}."
+        return Advice(wrong, fix)
+    if few and many % few == 0 and ndim == 4 and dim == 1:
+        return Advice(wrong, f"repeat the {few} heads: {small}.repeat_interleave({many // few}, dim={small_dim}).")
+    if dim == ndim - 1 and a.ndim == b.ndim:
+        return Advice(wrong, f"bring both to one width first, for example nn.Linear({few}, {many}) on {small}.")
+    return Advice(wrong, f"make {called} the same size in both, or 1.")
+
+
+def _rearranged(text: str, info: TensorInfo, other: TensorInfo) -> str | None:
+    """A change of `text` that makes it broadcast to the other's shape: a new dim, or two dims swapped."""
+    if info.ndim < other.ndim:
+        for at in range(info.ndim, -1, -1):
+            grown = (*info.shape[:at], 1, *info.shape[at:])
+            if broadcast(grown, other.shape) == other.shape:
+                return f"give it the missing dim: {text}.unsqueeze({at if at < info.ndim else -1}) is {shape(grown)}."
+        if info.ndim == 2 and other.ndim == 4 and info.shape == (other.shape[0], other.shape[-1]):
+            return f"give it the missing dims: {text}[:, None, None, :]."
+    if info.ndim == other.ndim > 1:
+        for i in range(info.ndim):
+            for j in range(i + 1, info.ndim):
+                swapped = list(info.shape)
+                swapped[i], swapped[j] = swapped[j], swapped[i]
+                if broadcast(tuple(swapped), other.shape) == other.shape:
+                    return f"two dims are swapped: {text}.transpose({i}, {j}) is {shape(swapped)}."
+    return None
+
+
+def view(case: Case) -> Advice | None:
+    x = case.info(0, "input")
+    if x is None:
+        return None
+    text, wanted = case.text(0, "input"), case.row.args[1:]
+    if len(wanted) == 1 and isinstance(wanted[0], (list, tuple)):
+        wanted = tuple(wanted[0])
+    wanted = tuple(wanted) or tuple(case.row.kwargs.get("shape", case.row.kwargs.get("size", ())))
+    if not wanted or not all(isinstance(size, int) for size in wanted):
+        return None
+    fixed = math.prod(size for size in wanted if size != -1)
+    if "stride" in case.said and (fixed == x.numel or -1 in wanted):
+        return Advice(
+            f"{text} is {shape(x.shape)}, but its elements do not lie in that order in memory (after a transpose or "
+            f"permute), so `view` cannot make {shape(wanted)} of it without copying.",
+            f"use {text}.reshape({', '.join(map(str, wanted))}), which copies where it must.",
+        )
+    if x.numel == fixed:
+        return None
+    have = f"{text} is {shape(x.shape)}, that is {x.numel} elements"
+    if -1 in wanted:
+        return Advice(
+            f"{have}; with {shape(wanted)} the other dims make {fixed}, which does not divide them.",
+            "check the fixed sizes of the new shape against the shape that comes in.",
+        )
+    wrong = f"{have}, but {shape(wanted)} needs {fixed}."
+    if x.ndim and len(wanted) > x.ndim and wanted[: x.ndim - 1] == x.shape[:-1]:
+        split = " x ".join(map(str, wanted[x.ndim - 1 :]))
+        wrong += f" The last dim, {x.shape[-1]}, is not {split}."
+    for at in range(len(wanted) - 1, -1, -1):
+        others = math.prod(size for i, size in enumerate(wanted) if i != at)
+        if others and x.numel % others == 0 and x.numel:
+            sizes = [x.numel // others if i == at else size for i, size in enumerate(wanted)]
+            return Advice(wrong, f"dim {at} must be {sizes[at]}: {shape(sizes)} has as many elements.")
+    return Advice(wrong, "the two products must be equal: -1 lets torch work out one dim.")
+
+
+def expand(case: Case) -> Advice | None:
+    x = case.info(0, "input")
+    match = re.search(r"\((-?\d+)\) must match the existing size \((\d+)\) at non-singleton dimension (\d+)", case.said)
+    if x is None or match is None:
+        return None
+    asked, size, dim = map(int, match.groups())
+    text = case.text(0, "input")
+    fix = f"to copy it {asked // size} times there: {text}.repeat_interleave({asked // size}, dim={dim})."
+    return Advice(
+        f"{text} is {shape(x.shape)}; expand can only stretch dims of size 1, but dim {dim} is {size} and is to become "
+        f"{asked}.",
+        fix if size and asked % size == 0 and x.ndim > dim else f"add a dim of size 1 with {text}.unsqueeze(…) first.",
+    )
+
+
+def dims(case: Case) -> Advice | None:
+    """permute, transpose, sum and the like with a dim that is not there."""
+    x = case.info(0, "input")
+    if x is None:
+        return None
+    text = case.text(0, "input")
+    match = re.search(r"Dimension out of range .* got (-?\d+)", case.said)
+    if match:
+        return Advice(
+            f"{text} is {shape(x.shape)}: it has dims 0 to {x.ndim - 1} (or -1 to -{x.ndim}), and dim {match.group(1)} "
+            "is asked for.",
+            "count the dims from 0, or from the right with -1.",
+        )
+    if case.name == "permute":
+        asked = case.row.args[1:] if len(case.row.args) != 2 else case.row.args[1]
+        count = len(asked) if isinstance(asked, (tuple, list)) else 1
+        if count != x.ndim:
+            return Advice(
+                f"{text} is {shape(x.shape)}, {x.ndim} dims, but permute is given {count}.",
+                f"name each of the {x.ndim} dims once, or use transpose to swap just two.",
+            )
+    return None
+
+
+def split(case: Case) -> Advice | None:
+    x = case.info(0, "tensor")
+    match = re.search(
+        r"sum exactly to (\d+) \(input tensor's size at dimension (-?\d+)\).*split_sizes=\[(.*?)\]", case.said
+    )
+    if x is None or match is None:
+        return None
+    total, dim, sizes = match.groups()
+    made = sum(int(size) for size in sizes.split(","))
+    have = f"{case.text(0, 'tensor')} is {shape(x.shape)}: dim {dim} is {total}"
+    return Advice(f"{have}, but the pieces [{sizes}] add up to {made}.", f"choose sizes that add up to {total}.")

@@ -1,0 +1,177 @@
+"""Rules that need more than shapes: dtypes, devices, ids out of range, masks that pick another number of places."""
+
+from __future__ import annotations
+
+import re
+
+from nanovlm.trace.explain.case import Advice, Case, shape
+
+
+def device(case: Case) -> Advice | None:
+    places = {info.device for _, info in case.operands() if info.ndim}
+    if len(places) < 2:
+        return None
+    listed = ", ".join(f"{text} {shape(info.shape)} is on {info.device}" for text, info in case.operands() if info.ndim)
+    weights = [(text, info) for text, info in case.operands() if info.name]
+    moved = next(((text, info) for text, info in case.operands() if not info.name and info.ndim), None)
+    target = weights[0][1].device if weights else case.operands()[0][1].device
+    if moved is None or moved[1].device == target:
+        return Advice(f"{listed}.", "bring them to one device: tensor.to(other.device).")
+    if target == "meta":
+        return Advice(f"{listed}.", "the model has no values: trace(…, device='meta') runs the input without them too.")
+    if moved[1].device == "meta":
+        return Advice(f"{listed}.", f"{moved[0]} has no values: make it on the model's device, device={target!r}.")
+    return Advice(f"{listed}.", f"bring it to the model: {moved[0]}.to({target!r}), or the model with model.to(…).")
+
+
+def dtype(case: Case) -> Advice | None:
+    """Different floating types, or a type that this step does not take."""
+    found = [(text, info) for text, info in case.operands()]
+    listed = ", ".join(f"{text} {shape(info.shape)} is {info.dtype_name}" for text, info in found)
+    if case.name == "embedding" and found and found[0][1].dtype.is_floating_point:
+        return Advice(f"{listed}: an embedding looks rows up by whole numbers.", f"use {found[0][0]}.long().")
+    types = {info.dtype_name for _, info in found}
+    if not re.search(r"dtype|scalar type|not implemented for|nput type|type [A-Z]\w+", case.said) or not found:
+        return None
+    text, info = found[0]
+    weight = next(((t, i) for t, i in found if i.name), None)
+    if len(types) > 1:
+        target = (weight or found[-1])[1].dtype_name
+        if not info.dtype.is_floating_point:
+            scale = " / 255" if info.dtype_name == "uint8" else ""
+            return Advice(f"{listed}.", f"make it a floating-point tensor first: {text}.to(torch.{target}){scale}.")
+        owner = f", or the model with model.to(torch.{info.dtype_name})" if weight else ""
+        return Advice(f"{listed}.", f"bring it to the same type: {text}.to(torch.{target}){owner}.")
+    if not info.dtype.is_floating_point:
+        return Advice(f"{listed}, which {case.name} does not take.", f"use {text}.float().")
+    return None
+
+
+def ids(case: Case) -> Advice | None:
+    """Embedding: ids outside of the table."""
+    x, weight = case.info(0, "input"), case.info(1, "weight")
+    low, high = case.facts.get("low"), case.facts.get("high")
+    if x is None or weight is None or low is None:
+        return None
+    rows, text = weight.shape[0], case.text(0, "input")
+    if low >= 0 and high < rows:
+        return None
+    wrong = (
+        f"{text} {shape(x.shape)} holds ids from {low} to {high}, but {case.layer_name} has {rows} rows "
+        f"{shape(weight.shape)}: 0 to {rows - 1}."
+    )
+    if low < 0:
+        kind = " (-100 marks targets that are not scored)" if low == -100 else ""
+        return Advice(wrong, f"negative ids{kind}: pass the input ids, not the labels.")
+    if high == (x.shape[-1] if x.shape else 0) - 1 and low == 0:
+        return Advice(
+            wrong,
+            f"these are positions: cut the sequence to {rows} tokens, or build the table with {high + 1} rows.",
+        )
+    if high == rows:
+        return Advice(wrong, f"one row short: build it with {high + 1} rows, or let the ids start at 0.")
+    return Advice(
+        wrong, f"tokenizer and model disagree: build it with at least {high + 1} rows, or use its own tokenizer."
+    )
+
+
+def index(case: Case) -> Advice | None:
+    """x[...] with an index that is not there."""
+    x = case.info(0, "input")
+    if x is None:
+        return None
+    text = case.text(0, "tensor")
+    match = re.search(r"index (-?\d+) is out of bounds for dimension (\d+) with size (\d+)", case.said)
+    if match:
+        at, dim, size = map(int, match.groups())
+        return Advice(
+            f"{text} is {shape(x.shape)}: dim {dim} has {size} entries, 0 to {size - 1}, and {at} is asked for.",
+            f"the last one is {size - 1} (or -1)."
+            if at == size
+            else f"keep the index below {size}, or make dim {dim} longer.",
+        )
+    match = re.search(r"too many indices for tensor of dimension (\d+)", case.said)
+    if match:
+        return Advice(
+            f"{text} is {shape(x.shape)}, {x.ndim} dims, and more are indexed.", f"index at most {x.ndim} dims."
+        )
+    match = re.search(r"mask \[([\d, ]+)\].* does not match .* tensor \[([\d, ]+)\]", case.said)
+    if match:
+        return Advice(
+            f"the mask is [{match.group(1)}], but {text} is {shape(x.shape)}.",
+            "a mask must have the sizes of the dims that it picks from.",
+        )
+    return placed(case)
+
+
+def placed(case: Case) -> Advice | None:
+    """x[mask] = values and masked_scatter: as many values as the mask has places."""
+    match = re.search(r"value tensor of shape \[([\d, ]+)\] .* indexing result of shape \[([\d, ]+)\]", case.said)
+    x = case.info(0, "input")
+    if match and x is not None:
+        given, places = match.group(1), match.group(2)
+        values = case.text(2, "the values")
+        return Advice(
+            f"{case.text(0, 'tensor')} is {shape(x.shape)} and {case.text(1, 'the index')} picks [{places}] of it, but "
+            f"{values} is [{given}].",
+            f"give exactly [{places}] values; with image tokens, count the placeholders in the ids.",
+        )
+    mask, source, true = case.info(1, "mask"), case.info(2, "source"), case.facts.get("true")
+    if case.name.startswith("masked_scatter") and mask is not None and source is not None and true is not None:
+        values = case.text(2, "source")
+        return Advice(
+            f"the mask {shape(mask.shape)}, laid over {case.text(0, 'input')} {shape(x.shape)}, has {true} places, but "
+            f"{values} {shape(source.shape)} has {source.numel} values.",
+            "as many placeholders as image tokens: compare their numbers before.",
+        )
+    return None
+
+
+def targets(case: Case) -> Advice | None:
+    """Cross entropy: one class id for each row of logits."""
+    logits, target = case.info(0, "input"), case.info(1, "target")
+    if logits is None or target is None:
+        return None
+    a, b = case.text(0, "logits"), case.text(1, "targets")
+    both = f"{a} is {shape(logits.shape)} and {b} is {shape(target.shape)}"
+    if logits.ndim == 3 and target.shape == logits.shape[:2] and logits.shape[2] != target.shape[-1]:
+        return Advice(
+            f"{both}: cross_entropy takes dim 1 as the classes, not the last.",
+            f"one row a token: {a}.flatten(0, 1) is {shape((logits.shape[0] * logits.shape[1], logits.shape[2]))}, and "
+            f"{b}.flatten() is {shape((target.numel,))}.",
+        )
+    low, high = case.facts.get("low"), case.facts.get("high")
+    classes = logits.shape[1] if logits.ndim > 1 else logits.shape[0]
+    if high is not None and (high >= classes or low < 0):
+        return Advice(
+            f"{b} holds classes from {low} to {high}, but {a} {shape(logits.shape)} has {classes}: 0 to {classes - 1}.",
+            f"give the head at least {high + 1} outputs." if high >= classes else "mark what is not scored with -100.",
+        )
+    if logits.shape[0] != target.shape[0]:
+        return Advice(
+            f"{both}: {logits.shape[0]} rows of logits against {target.shape[0]} targets.",
+            "one target for each row; check the shift between inputs and targets.",
+        )
+    return None
+
+
+def norm(case: Case) -> Advice | None:
+    """layer_norm, rms_norm, batch_norm, group_norm built for another width."""
+    x, weight = case.info(0, "input"), next((i for i in case.row.inputs if i.name and i.ndim), None)
+    if x is None:
+        return None
+    text = case.text(0, "input")
+    if case.name in ("layer_norm", "rms_norm"):
+        wanted = tuple(case.value(1, "normalized_shape") or ())
+        if wanted and x.shape[-len(wanted) :] != wanted:
+            wrong = f"{text} is {shape(x.shape)}, but {case.layer_name} was built for a last dim of {shape(wanted)}."
+            at = next((d for d in range(x.ndim - 1) if wanted == (x.shape[d],)), None)
+            if at is not None:
+                return Advice(wrong, f"dim {at} has that size: {text}.transpose({at}, -1) before, and back after.")
+            return Advice(wrong, f"build it with {x.shape[-1]}, or bring the last dim to {wanted[-1]}.")
+    elif weight is not None and x.ndim > 1 and x.shape[1] != weight.shape[0]:
+        wrong = (
+            f"{text} is {shape(x.shape)}: dim 1 is {x.shape[1]}, but {case.layer_name} was built for {weight.shape[0]}."
+        )
+        return Advice(wrong, f"build it with {x.shape[1]}, or move the channels to dim 1.")
+    return None

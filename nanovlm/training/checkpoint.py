@@ -1,0 +1,123 @@
+"""Checkpoints that a kill cannot spoil: all of a run's state, written beside the old one and then renamed."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanovlm.config import TrainConfig
+
+KEEP = 2  # the newest, and the one before it should the disk fail
+OF_THE_PLACE = ("output_dir", "run_name", "resume")  # settings that may differ when a run goes on
+
+
+def get_run_name(config: TrainConfig, num_parameters: int) -> str:
+    """Sizes, rates and date, so that two runs are told apart by their names."""
+    batch = config.batch_size * config.gradient_accumulation_steps
+    rates = f"lr{config.lr_projector:g}-{config.lr_backbones:g}"
+    data = "+".join(config.dataset_names) + (f"-{config.data_cutoff_idx}" if config.data_cutoff_idx else "")
+    date = time.strftime("%m%d-%H%M%S")
+    return f"nanovlm-{num_parameters / 1e6:.1f}M_{data}_bs{batch}_{config.max_steps}steps_{rates}_{date}"
+
+
+def find_run(config: TrainConfig, new_name: str) -> Path:
+    """The directory of this run: named, or new, or (with resume) the one that wrote last.
+
+    Raises: FileNotFoundError, FileExistsError or OSError where a run cannot go on, or begin, there.
+    """
+    root = Path(config.output_dir)
+    if config.resume and config.run_name is None:
+        # A start that failed, for want of its data say, has left a directory without a checkpoint.
+        runs = sorted(filter(checkpoints, root.glob("*/checkpoints")), key=lambda path: path.stat().st_mtime)
+        if not runs:
+            raise FileNotFoundError(f"There is nothing to resume: {root} holds no run. Start one without --resume.")
+        return runs[-1].parent
+    directory = root / (config.run_name or new_name)
+    if config.resume and not (directory / "checkpoints").is_dir():
+        raise FileNotFoundError(f"There is nothing to resume: {directory} is not a run. Start it without --resume.")
+    if not config.resume and checkpoints(directory / "checkpoints"):
+        raise FileExistsError(f"{directory} holds an earlier run. Add --resume to go on, or choose another --run-name.")
+    try:
+        (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"Cannot write to {directory}: {error.strerror}. Choose another --output-dir.") from error
+    return directory
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every generator that training draws from."""
+    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])  # there may be fewer GPUs now
+
+
+def save_checkpoint(directory: Path, step: int, state: dict[str, Any]) -> Path:
+    """Write `state` as directory/step_NNNNNN.pt, whole or not at all, and drop all but the newest KEEP."""
+    path = directory / f"step_{step:06d}.pt"
+    temporary = directory / "unfinished.partial"  # one name, so that what a kill leaves is written over
+    try:
+        torch.save(state, temporary)
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        temporary.unlink(missing_ok=True)
+        last = checkpoints(directory)
+        raise OSError(
+            f"Could not write the checkpoint {path} ({_first_line(error)}); the last one, "
+            f"{last[-1].name if last else 'had there been one'}, is untouched. Free some space or choose another "
+            "--output-dir, then go on with --resume."
+        ) from error
+    for old in checkpoints(directory)[:-KEEP]:
+        old.unlink()
+    return path
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """All whole checkpoints, the oldest first."""
+    return sorted(directory.glob("step_*.pt"), key=lambda path: (len(path.name), path.name))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Raises: ValueError if the file is damaged."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read ({_first_line(error)}). Delete it to resume from the one before it."
+        ) from error
+
+
+def changed_settings(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What a resumed run does differently, for people to read."""
+    return [
+        f"{name} {saved.get(name)!r} -> {value!r}"
+        for name, value in now.items()
+        if name not in OF_THE_PLACE and saved.get(name) != value
+    ]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def replace_directory(new: Path, old: Path) -> None:
+    """Put the directory `new` where `old` is. A kill in between leaves one of the two whole."""
+    retired = old.with_name(old.name + ".old")
+    shutil.rmtree(retired, ignore_errors=True)
+    if old.exists():
+        old.replace(retired)
+    new.replace(old)
+    shutil.rmtree(retired, ignore_errors=True)

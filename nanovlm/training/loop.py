@@ -1,0 +1,160 @@
+"""The training loop: a run that can be watched, stopped, killed and resumed."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from nanovlm.config import TrainConfig
+from nanovlm.data.loading import get_dataloaders
+from nanovlm.device import choose_precision, find_device
+from nanovlm.models.vision_language_model import VisionLanguageModel
+from nanovlm.training import parallel
+from nanovlm.training.checkpoint import (
+    changed_settings,
+    checkpoints,
+    find_run,
+    get_run_name,
+    load_checkpoint,
+    random_state,
+    replace_directory,
+    restore_random_state,
+    save_checkpoint,
+)
+from nanovlm.training.interrupt import Interrupt
+from nanovlm.training.optimizer import Optimizers
+from nanovlm.training.run_log import MetricsLog, Throughput
+from nanovlm.training.step import get_lr, train_step
+from nanovlm.training.validation import answer_accuracy, short_questions, validation_loss
+
+
+@dataclass
+class Progress:
+    """How far a run has come; a checkpoint holds it beside weights and optimizers."""
+
+    step: int = 0
+    best_val_loss: float = math.inf
+    seconds: float = 0.0  # of training, evaluations included
+
+
+@dataclass
+class Run:
+    """What `train` hands back."""
+
+    directory: Path
+    model: VisionLanguageModel
+    step: int
+    best_val_loss: float
+    seconds: float
+    interrupted: bool = False
+
+
+def train(config: TrainConfig, model: VisionLanguageModel) -> Run:
+    """Train `model` (with its tokenizer and image processor attached) as `config` says."""
+    rank, world = parallel.start()
+    log = tqdm.write if rank == 0 else lambda _: None
+    device = find_device()
+    precision = choose_precision(config.precision, device)
+    longest = model.config.language.max_positions
+    if config.max_length > longest:
+        raise ValueError(f"max_length {config.max_length} exceeds the model's {longest} positions.")
+    torch.manual_seed(config.seed)
+    random.seed(config.seed)
+    name = get_run_name(config, sum(p.numel() for p in model.parameters()))
+    directory = parallel.broadcast_object(lambda: find_run(config, name))
+    log(f"run        {directory}")
+    log(f"precision  {precision.name}: {precision.reason}")
+
+    model.to(device, precision.weights).train()
+    parallel.broadcast_parameters(model.parameters())
+    model.gradient_checkpointing(config.gradient_checkpointing)
+    if config.compile:
+        model.compile_parts()
+    optimizers = Optimizers(model, config)
+    scaler = precision.scaler(device)
+    train_loader, val_loader = get_dataloaders(config, model.config, model.tokenizer, model.image_processor)
+    questions = short_questions(val_loader, config.accuracy_pictures) if rank == 0 else []
+
+    progress, clock = Progress(), time.perf_counter()
+    saved = checkpoints(directory / "checkpoints")
+    if config.resume and saved:
+        state = load_checkpoint(saved[-1])
+        optimizers.restore(model, state, saved[-1], scaler)
+        restore_random_state(state["random"])
+        progress = Progress(state["step"], state["best_val_loss"], state["seconds"])
+        log(f"resumed    at step {progress.step} from {saved[-1].name}")
+        if changed := changed_settings(state["config"], asdict(config)):
+            log(f"changed    {', '.join(changed)}")
+
+    def save() -> None:
+        nonlocal clock
+        now = time.perf_counter()
+        progress.seconds, clock = progress.seconds + now - clock, now
+        state = {**asdict(progress), **optimizers.state(model, scaler), "random": random_state()}
+        save_checkpoint(directory / "checkpoints", progress.step, {**state, "config": asdict(config)})
+
+    if rank == 0 and not (config.resume and saved):
+        if config.resume:
+            log("resumed    at the start: this run had saved nothing yet")
+        save()  # so that a kill in the first steps costs nothing, and a full disk shows before the work is done
+
+    per_step = config.gradient_accumulation_steps
+    train_loader.set_start(progress.step * per_step * world + rank, stride=world)
+    batches = iter(train_loader)
+    metrics = MetricsLog(directory, config, progress.step) if rank == 0 else None
+    throughput = Throughput(world)
+    bar = tqdm(total=config.max_steps, initial=progress.step, desc="training", disable=None if rank == 0 else True)
+    stopping = False
+    try:
+        with bar, Interrupt() as interrupt:
+            while progress.step < config.max_steps and not stopping:
+                group = [next(batches) for _ in range(per_step)]
+                lr = get_lr(progress.step, 1.0, config.max_steps, config.warmup_fraction, config.min_lr_fraction)
+                optimizers.set_lr(lr)
+                progress.step += 1
+                loss = train_step(model, group, optimizers, scaler, precision, device, config.max_grad_norm)
+                throughput.count(group)
+                bar.update()
+                step, last = progress.step, progress.step == config.max_steps
+                stopping = parallel.any_rank(interrupt.asked, device)
+                if metrics and (step % config.log_every == 0 or last):
+                    speed = throughput.read()
+                    bar.set_postfix_str(f"loss {loss:.3f}, {speed['samples_per_second']:,.0f} samples/s")
+                    seconds = progress.seconds + time.perf_counter() - clock
+                    metrics.write(step, batch_loss=loss, lr_scale=lr, seconds=seconds, **speed)
+                if metrics and (step % config.eval_every == 0 or last):
+                    values = {"val_loss": validation_loss(model, val_loader, precision, device)}
+                    if questions:
+                        values["accuracy"] = answer_accuracy(model, questions, precision, device)
+                    metrics.write(step, **values, skipped=len(train_loader.skipped + val_loader.skipped))
+                    log(f"step {step:>6}  loss {loss:.4f}  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
+                    if values["val_loss"] < progress.best_val_loss:
+                        progress.best_val_loss = values["val_loss"]
+                        best = model.save_pretrained(directory / "best.new", optimizers.weights(model))
+                        replace_directory(best, directory / "best")
+                if rank == 0 and (step % config.save_every == 0 or last or stopping):
+                    save()
+    except FloatingPointError as error:
+        raise FloatingPointError(
+            f"Step {progress.step}: {error}. Last good checkpoint: {checkpoints(directory / 'checkpoints')[-1]}. "
+            "Lower the learning rate, or look at those samples."
+        ) from error
+    progress.seconds += time.perf_counter() - clock
+    if skipped := train_loader.skipped + val_loader.skipped:
+        log(f"skipped    {len(skipped)} samples that could not be used, first: {skipped[0]}")
+    if train_loader.num_truncated:
+        log(f"cut        samples to {config.max_length} tokens, {train_loader.num_truncated} times")
+    interrupted = progress.step < config.max_steps
+    if interrupted:
+        log(f"stopped    at step {progress.step}, saved. Go on with the same command and")
+        log(f"           --resume --run-name {directory.name}")
+    if metrics:
+        metrics.close()
+    parallel.stop()
+    return Run(directory, model, progress.step, progress.best_val_loss, progress.seconds, interrupted)
