@@ -5,33 +5,30 @@
 # let your own parts from chapters 01 to 06 carry the shipped weights. Forty minutes; the code runs in half a minute.
 
 # %% [markdown] tags=["stamped"]
-# [![Open in Colab][badge]][colab] ·
+# [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [← 05 Text, tokens and labels](05_text_tokens.ipynb) ·
 # [12 Shape tracing →](12_shape_tracing.ipynb) ·
 # [exercises](../exercises/06_vision_language_model.ipynb)
 #
-# [badge]: https://colab.research.google.com/assets/colab-badge.svg
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/06_vision_language_model.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/06_vision_language_model.ipynb
 
 # %% tags=["stamped"]
-# Set-up, the same in every notebook: use the installed nanovlm; in Colab, install it once.
+# @title Set-up: the nanovlm that is installed; Colab installs it first.
+import subprocess
 import sys
 from importlib import import_module
 
 try:
     import_module("nanovlm.course")
 except ImportError:
-    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@v0.1.0"
+    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@main"
     if "google.colab" not in sys.modules:
-        raise ModuleNotFoundError(
-            "This kernel has no nanovlm. In a clone of the repository `make lab` sets everything up; elsewhere run\n"
-            f'    pip install "{package}"\nand start the kernel again.'
-        ) from None
-    import subprocess
-
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", package], check=True)
+        advice = f'In a clone run `make lab`, elsewhere pip install "{package}".'
+        raise ModuleNotFoundError(f"This kernel has no nanovlm. {advice}") from None
+    if subprocess.run([sys.executable, "-m", "pip", "install", "-q", package]).returncode:
+        raise RuntimeError("pip could not install nanovlm (see above). Run this again.") from None
     import_module("nanovlm.course")
 
 # %%
@@ -49,6 +46,7 @@ from nanovlm.assets import asset_path
 from nanovlm.config import LMConfig, ProjectorConfig, VLMConfig
 from nanovlm.course import budget, expect_shape, lever, quiz, use, yours
 from nanovlm.inference.prompts import collate_prompts, prepare_prompt
+from nanovlm.viz.start_here import sample_card
 
 # %% [markdown]
 # ## The question: how does a picture get into a sentence?
@@ -67,7 +65,7 @@ question = "Where is the red star?"
 
 ids, pixels = prepare_prompt(model, question, picture)
 input_ids = torch.tensor([ids])
-picture
+sample_card(picture, alt="Four shapes, one in each corner; the star is red.")
 
 # %% [markdown]
 # What did the prompt become?
@@ -121,7 +119,7 @@ def standing(way, pictures):
     return lines_figure([("the text", [*before, *seats, *after]), ("the line", [*before, *tokens, *after])])
 
 
-lever(standing, way=["in their places", "in front"], pictures=(0, 3, 1, 1))
+lever(standing, way=["in their places", "in front"], pictures=(0, 3), start={"pictures": 1})
 
 # %% [markdown]
 # Watch the length. In front, the line grows by the image tokens. In their places, it is as long as the text was: the
