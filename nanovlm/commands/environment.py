@@ -127,7 +127,7 @@ def packages() -> list[Finding]:
 
     from nanovlm import __version__
 
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     findings = [Finding("nanovlm", f"{__version__} in {here}")]
     try:
         requirements = importlib.metadata.requires("nanovlm") or []
