@@ -61,7 +61,7 @@ def decode_beams(
         select(rows)
         written = torch.cat([written[rows], tokens[:, None]], dim=1)
         finished = finished[rows] | torch.isin(tokens, stop)
-        if written.shape[1] == max_new_tokens or beams.settled(finished, max_new_tokens):
+        if written.shape[1] == max_new_tokens or beams.should_stop(finished, max_new_tokens):
             return written[:: beams.num_beams]
         logits = step(tokens)
 
