@@ -166,4 +166,15 @@ _wrong("The result is [new, rows]: stack along dim=1, one row for each answer.",
 
 @GREEDY.part
 def _(code, learner) -> None:
-    code.generate.decode = lambda logits, step, choose, ends, most: learner(logits, step, choose, list(ends), most)
+    def decode(logits, step, choose, ends, max_new_tokens, on_tokens=None):
+        """The learner's loop; what it chooses is told to on_tokens, with which a single answer is streamed."""
+
+        def watched(logits: Tensor) -> Tensor:
+            tokens = choose(logits)
+            if on_tokens is not None:
+                on_tokens(tokens)
+            return tokens
+
+        return learner(logits, step, watched, list(ends), max_new_tokens)
+
+    code.generate.decode = decode
