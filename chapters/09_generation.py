@@ -2,37 +2,33 @@
 # # 09 Generation
 #
 # A trained model gives probabilities, and a reader wants words. You write the loop between the two, make it fast with a
-# cache, choose tokens in six ways, and find out what each of them costs. About fifty-five minutes; the code runs in
-# less than two.
+# cache, choose tokens in six ways, and find out what each of them costs. About an hour; the code runs in two minutes.
 
 # %% [markdown] tags=["stamped"]
-# [![Open in Colab][badge]][colab] ·
+# [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [← 06 The vision-language model](06_vision_language_model.ipynb) ·
 # [12 Shape tracing →](12_shape_tracing.ipynb) ·
 # [exercises](../exercises/09_generation.ipynb)
 #
-# [badge]: https://colab.research.google.com/assets/colab-badge.svg
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/09_generation.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/09_generation.ipynb
 
 # %% tags=["stamped"]
-# Set-up, the same in every notebook: use the installed nanovlm; in Colab, install it once.
+# @title Set-up: the nanovlm that is installed; Colab installs it first.
+import subprocess
 import sys
 from importlib import import_module
 
 try:
     import_module("nanovlm.course")
 except ImportError:
-    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@v0.1.0"
+    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@main"
     if "google.colab" not in sys.modules:
-        raise ModuleNotFoundError(
-            "This kernel has no nanovlm. In a clone of the repository `make lab` sets everything up; elsewhere run\n"
-            f'    pip install "{package}"\nand start the kernel again.'
-        ) from None
-    import subprocess
-
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", package], check=True)
+        advice = f'In a clone run `make lab`, elsewhere pip install "{package}".'
+        raise ModuleNotFoundError(f"This kernel has no nanovlm. {advice}") from None
+    if subprocess.run([sys.executable, "-m", "pip", "install", "-q", package]).returncode:
+        raise RuntimeError("pip could not install nanovlm (see above). Run this again.") from None
     import_module("nanovlm.course")
 
 # %% [markdown]
@@ -43,8 +39,8 @@ except ImportError:
 #    choose among them for a purpose;
 # 3. make generation faster (cache, batches, speculative decoding) and measure whether it became so.
 #
-# **You need** the decoder of chapter 04 (attention, RoPE, the mask) and the model of chapter 06. **Time**: twenty-five
-# minutes of reading, ten of code, seven quizzes and three levers; the exercises take about two hours more.
+# **You need** the decoder of chapter 04 (attention, RoPE, the mask) and the model of chapter 06. **Time**: twenty
+# minutes of text, thirty for the code, ten for seven quizzes and three levers; the exercises take two hours more.
 
 # %%
 import math
@@ -85,12 +81,13 @@ def five(image: Image.Image | None) -> list[str]:
 
 for name, image in (("with the picture", picture), ("without a picture", None)):
     answers = five(image)
+    assert (len(set(answers)) == 1) == (image is not None)
     print(f"{name}: {len(set(answers))} different answers of {len(answers)}")
     print("\n".join(f"    {answer}" for answer in answers[: len(set(answers))]))
 
 # %% [markdown]
-# With the picture all five agree, because one token has nearly all the probability at every step, so that a draw has
-# nothing to decide. Without a picture the model must guess, and its five guesses differ.
+# With the picture all five agree, because at every step one token has nearly all of the probability, so that the draw
+# has no choice. Without a picture the model must guess, and its five guesses differ.
 #
 # So the model does not give an answer. It gives a *distribution* over answers, one token at a time, and what you read
 # depends on how you choose from it. That choice is the subject of this chapter. First comes the loop around it.
@@ -144,7 +141,7 @@ print(pocket.generate(image=picture, prompt=describe, stop=". bottom"))
 decode = use("generation.greedy")
 
 # %% [markdown]
-# ## Without a cache each token is paid for again and again
+# ## Without a cache every step reads the whole sequence again
 #
 # The loop above hands the *whole* sequence to the model in every step, the picture too, although nothing of it has
 # changed but the last token.
@@ -251,7 +248,7 @@ print(f"{tokens} tokens: {slow * 1000:.0f} ms without a cache, {fast * 1000:.0f}
 # For each token, a key and a value of every key/value head of every block.
 
 
-# %%
+# %% tags=["nbval-check-output"]
 def bytes_per_token(num_blocks: int, num_kv_heads: int, head_dim: int, bytes_per_number: int) -> int:
     return 2 * num_blocks * num_kv_heads * head_dim * bytes_per_number
 
@@ -264,8 +261,8 @@ print(f"the same with one key/value head for each of its 9 heads: {bytes_per_tok
 # %% [markdown]
 # ## A wrong cache answers in whole sentences
 #
-# Four caches that people have written. Each of them runs without an error on this model. The first token of every answer
-# comes from the prefill, which has no cached tokens before it. Predict which of the four spoil even that one.
+# Here are four mistakes that people make in a cache. Each of them runs without an error on this model. The first token
+# of an answer comes from the prefill, which has no cached tokens before it: which of the four spoil even that one?
 
 # %%
 from nanovlm.models.language_model import apply_rope
@@ -295,17 +292,19 @@ for fault in ("none", "turned on every read", "is_causal with one query", "store
     )
 
 # %% [markdown]
-# Look at the share of right answers beside the captions. Most questions have an answer of one token, which comes
+# Compare the share of right answers with the captions. Most questions have an answer of one token, which comes
 # straight out of the prefill, so a cache that ruins every caption may leave the score almost as it was. The last fault,
 # which lets the prompt see its own future, changes neither the score nor the caption here, although it changes every
-# number that the model computes. A benchmark of short answers would not notice any of the four.
-#
+# number that the model computes. A benchmark of short answers would hardly notice
+# any of the four.
+
+# %% [markdown]
 # What notices is a comparison: the same tokens with a cache and without one must give the same numbers, however the
 # sequence is cut into pieces. In exercise 9.2 you mend such a cache, and in 9.3 you write the test that would have
 # caught it.
 
 # %% [markdown]
-# ## Temperature: how much a difference counts
+# ## Temperature sets how much a difference counts
 #
 # Now to the choice. We need a distribution with something to choose, and a clear picture gives none. So we ask about a
 # picture without showing one. *Which bar is the shortest?* The model has to guess a colour:
@@ -326,7 +325,7 @@ for p, token in zip(*guess.softmax(dim=-1).topk(7), strict=True):
     print(f"{words([int(token)])!r:12}{p:7.1%}")
 
 # %% [markdown]
-# All six colours, and next to nothing else. The **temperature** $T$ divides the logits before the softmax:
+# The six colours share nearly all of the probability. The **temperature** $T$ divides the logits before the softmax:
 #
 # $$p_i \propto e^{z_i / T} = \left(e^{z_i}\right)^{1/T}$$
 #
@@ -363,7 +362,8 @@ def bars(logits: Tensor, temperature: float, rule: str, shown: int = 10):
     return bars_figure(names, probabilities[:shown].tolist(), kept[:shown].tolist(), "The next token", what)
 
 
-lever(lambda temperature: bars(guess, temperature, "none"), temperature=[1.0, 0.25, 0.5, 1.5, 2.0, 4.0])
+hot = [0.25, 0.5, 1.0, 1.5, 2.0, 4.0]
+lever(lambda temperature: bars(guess, temperature, "none"), temperature=hot, start={"temperature": 1.0})
 
 # %% [markdown]
 # How undecided is such a distribution? Its **entropy**, in bits, is the number of yes-or-no questions that it takes to
@@ -381,7 +381,7 @@ for temperature in (0.25, 0.5, 1.0, 2.0, 4.0):
 # there are filters.
 
 # %% [markdown]
-# ## Three ways to cut the tail
+# ## Top-k, top-p and min-p cut the tail in different places
 #
 # A question with a longer tail is *What does the sign say?*, again without a picture. All three rules keep the likeliest
 # tokens and rule out the others. They differ in where they cut:
@@ -396,7 +396,10 @@ quiz("ch09.min_p")
 # %%
 sign = next_logits("What does the sign say?")
 lever(
-    lambda rule, temperature: bars(sign, temperature, rule, 12), rule=list(FILTERS)[::-1], temperature=[1.0, 0.5, 2.0]
+    lambda rule, temperature: bars(sign, temperature, rule, 12),
+    rule=list(FILTERS),
+    temperature=[0.5, 1.0, 2.0],
+    start={"rule": "min-p 0.2", "temperature": 1.0},
 )
 
 # %% [markdown]
@@ -410,7 +413,7 @@ for rule, keep in FILTERS.items():
     print(f"{rule:12}" + "".join(f"{count:12}" for count in left))
 
 # %% [markdown]
-# With the picture the model is sure of one token, and top-k lets two others in all the same. Top-p and min-p follow the
+# With the picture the model is sure of one token, and top-k lets two others in nevertheless. Top-p and min-p follow the
 # model: one token where it is sure, several where it is not. When the temperature rises, top-p opens wide, since a flat
 # distribution needs many tokens to reach 0.8, while min-p stays close to the best
 # ([Nguyen et al. 2024](https://arxiv.org/abs/2407.01082) propose it for this reason;
@@ -505,7 +508,8 @@ lines_figure(
 # there are few questions: up to temperature 1.5 the figure shows no difference, and only the fall of the uncut curve at
 # its right end is larger than its intervals. (At the `laptop` budget there are three times as many questions. All points
 # share the same ones, which a paired test would use: chapter 10.)
-#
+
+# %% [markdown]
 # ### Five answers say how sure the model is
 #
 # Drawing has a use even here. Ask five times at temperature 1: how often do the answers agree, and is the majority
@@ -531,7 +535,7 @@ print(f"the majority is right {vote} times, greedy decoding {right_share()[0]} t
 # an answer follows a chain of reasoning that can be reached in several ways; "red" has no such chain.
 
 # %% [markdown]
-# ## A loop that feeds itself
+# ## Greedy decoding can repeat itself without end
 #
 # At 20 % contrast, one picture makes the model do this:
 
@@ -630,7 +634,8 @@ beams_figure(drawing, "Two beams, four tokens")
 # - a **finished** beam stays in the competition as it is, at no further cost;
 # - every token lowers the sum, so that short answers win unfairly. Dividing by $\text{length}^a$, with the **length
 #   penalty** $a$, corrects for that; $a = 0$ does not, and $a = 1$ compares means.
-#
+
+# %% [markdown]
 # The cache must follow: a beam that goes on from another one's past takes over that one's keys and values. Beams help
 # where one answer is right and long, in translation or in reading text. Many beams in open-ended text give short, dull
 # answers, since the likeliest text is not the most natural one (Holtzman et al. show it well).
@@ -657,7 +662,7 @@ for colour in ("red", "blue", "green"):
 # answers form a tree, a **trie**, whose edges are tokens; each row walks from the root to an end, and at each node only
 # the tokens below it may be chosen.
 
-# %%
+# %% tags=["nbval-check-output"]
 from nanovlm.inference.logits_processors import Choices
 
 places = ["top left", "top right", "bottom left", "bottom right", "no"]
@@ -693,7 +698,7 @@ for contrast in (1.0, 0.1):
 # forbidden tokens together.
 
 # %% [markdown]
-# ## Many questions at once
+# ## A batch shares the cost of a pass
 #
 # A pass over one token uses the machine badly, so one answers many prompts in one batch. Prompts differ in length. The
 # padding goes to the **left**, so that every row ends in its last real token, behind which the first new one belongs.
@@ -719,7 +724,7 @@ lengths = (rows != end).sum(dim=1) + 1
 print(f"{rows.numel()} places in the batch, {1 - lengths.sum() / rows.numel():.0%} of them behind the row's end")
 
 # %% [markdown]
-# One slow row keeps the others waiting: this is **static batching**. Servers such as vLLM use **continuous batching**: a
+# The one long answer keeps all other rows waiting, which is the weakness of **static batching**. Servers such as vLLM use **continuous batching**: a
 # row that has ended gives its place to the next prompt in the queue at once
 # ([Kwon et al. 2023](https://arxiv.org/abs/2309.06180)). The package sorts prompts by their work instead, which is
 # simpler and enough for a folder of pictures.
@@ -738,8 +743,8 @@ assert alone == first
 # %% [markdown]
 # ## Streaming: tokens are bytes, readers want characters
 #
-# A reader would rather watch the answer grow than wait for it. But a token is a piece of *bytes*, and a character may
-# have several. Decode after each token, and this happens:
+# A reader would rather watch the answer grow than wait for it. But a token is a piece of a sequence of *bytes*, and one
+# character may have several bytes. Decode after each token, and this happens:
 
 # %%
 pieces = pocket.tokenizer.encode("20 °C 🙂")
@@ -806,7 +811,7 @@ guesses_figure(rounds, f"{ids.shape[1] - length} tokens in {len(rounds)} passes 
 # At a temperature above 0 "agrees" has no meaning: both models draw. Take one place and three tokens. The draft draws
 # from $q$, and we want a token from $p$:
 
-# %%
+# %% tags=["nbval-check-output"]
 q = torch.tensor([0.6, 0.3, 0.1])  # the draft
 p = torch.tensor([0.3, 0.5, 0.2])  # the whole model
 for name, a, b in zip("ABC", q, p, strict=True):
@@ -818,20 +823,20 @@ for name, a, b in zip("ABC", q, p, strict=True):
 # $q$: so after a rejection draw from $\max(p - q, 0)$, divided by its sum
 # ([Leviathan et al. 2023](https://arxiv.org/abs/2211.17192)). Add it up:
 
-# %%
+# %% tags=["nbval-check-output"]
 stays = (p / q).clamp(max=1)
 rest = (p - q).clamp(min=0)
 rest = rest / rest.sum()
 rejected = (q * (1 - stays)).sum()
-print("from guesses that stay:", (q * stays).tolist())
-print("after a rejection:     ", (rejected * rest).tolist())
-print("together:              ", [round(x, 6) for x in (q * stays + rejected * rest).tolist()])
+for name, kept, drawn in zip("ABC", q * stays, rejected * rest, strict=True):
+    print(f"{name}: {kept:.0%} from guesses that stay, {drawn:.0%} after a rejection, {kept + drawn:.0%} together")
 torch.testing.assert_close(q * stays + rejected * rest, p)
 
 # %% [markdown]
-# Exactly $p$, for any draft. The last exercise, 9.9, asks for this rule over several guesses. The tests of the package
-# check in the same way that the distribution is the model's own.
-#
+# The sum is exactly $p$, and it would be so for any draft. The last exercise, 9.9, asks for this rule over several
+# guesses. The tests of the package check in the same way that the distribution is the model's own.
+
+# %% [markdown]
 # ### Is it faster?
 
 # %%
@@ -848,21 +853,26 @@ for blocks in (1, 2, 3):
     print(f"draft of {blocks} blocks: {passes} passes, {kept:.0%} of the guesses kept, {took:.2f} s")
 
 # %% [markdown]
-# The passes of the whole decoder fall, to about a third with the best draft. The time does not follow, because three
-# blocks of four are no cheap draft. When does it pay? With $k$ guesses a round, of which a share $a$ is kept at each
+# The passes of the whole decoder fall, to about a third with the best draft. The time does not fall with them, because
+# three blocks of four are not a cheap draft. When does it pay? With $k$ guesses a round, of which a share $a$ is kept at each
 # place, a round gives $1 + a + a^2 + \dots + a^k$ tokens and costs one pass and $k$ drafts of cost $c$:
 
 
 # %%
-def speed_up(kept: float, cost: float, guesses: int = 3) -> float:
+def speed_up(kept: float, cost: float, guesses: int) -> float:
     """Tokens a round over its cost, in passes of the whole model."""
     return sum(kept**i for i in range(guesses + 1)) / (1 + guesses * cost)
 
 
-drafts = [0.02, 0.1, 0.25, 0.5, 0.75]
-curves = {f"{kept:.0%} kept": [speed_up(kept, cost) for cost in drafts] for kept in (0.9, 0.7, 0.5, 0.3)}
-curves["no gain"] = [1.0] * len(drafts)
-lines_figure(drafts, curves, "Speed-up by three guesses", "cost of a draft token / cost of a pass", "times as fast")
+def gain(guesses: int):
+    drafts = [0.02, 0.1, 0.25, 0.5, 0.75]
+    curves = {f"{kept:.0%} kept": [speed_up(kept, cost, guesses) for cost in drafts] for kept in (0.9, 0.7, 0.5, 0.3)}
+    curves["no gain"] = [1.0] * len(drafts)
+    title = f"Speed-up with {guesses} guesses a round"
+    return lines_figure(drafts, curves, title, "cost of a draft token / cost of a pass", "times as fast")
+
+
+lever(gain, guesses=[1, 2, 3, 5, 8], start={"guesses": 3})
 
 # %% [markdown]
 # Where half of the guesses are kept, a draft that costs a quarter of a pass gains next to nothing, and one that costs a
@@ -875,7 +885,7 @@ lines_figure(drafts, curves, "Speed-up by three guesses", "cost of a draft token
 # The 222M model of nanoVLM: SigLIP-B/16 and SmolLM2-135M. Where does its work go, for one picture, a prompt of 128
 # tokens with the picture in it, and an answer of 20?
 
-# %%
+# %% tags=["nbval-check-output"]
 from nanovlm.bench.flops import decoder_flops, generation_flops, head_flops, projector_flops, vision_flops
 from nanovlm.config import VLMConfig
 
@@ -895,7 +905,7 @@ for name, flops in parts.items():
 # other way round. To write *one* token, every weight of the decoder is read from memory once, for two operations each.
 # So the time of a token is at least the size of the weights over the memory's bandwidth:
 
-# %%
+# %% tags=["nbval-check-output"]
 with torch.device("meta"):
     from nanovlm.models.language_model import LanguageModel
 
@@ -912,7 +922,7 @@ for name, bandwidth in (("a laptop's memory, 50 GB/s", 50e9), ("T4, 320 GB/s", 3
 # small what is read besides. `torch.compile` and a static cache attack the other part, the time between operations.
 
 # %% [markdown]
-# ## The rules for one answer, in one place
+# ## Every method is an option of `generate`
 #
 # Everything above is an option of `generate`, in Python and on the command line:
 #
