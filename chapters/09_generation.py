@@ -112,8 +112,8 @@ print(words(ids[0, length:].tolist()))
 print("ids:", ids[0, length:].tolist())
 
 # %% [markdown]
-# The answer is right, and then it goes on. The model did write its end token, which has the id in the next cell, but the
-# loop took no notice, and behind an end the model has learnt nothing: whatever comes there is noise.
+# The answer is right, and then it goes on. The model did write its end token, which has the id in the next cell, but
+# the loop took no notice, and behind an end the model has learnt nothing: whatever comes there is noise.
 
 # %%
 where = ids[0, length:].tolist().index(end)
@@ -185,8 +185,8 @@ torch.testing.assert_close(torch.stack(outputs), whole)
 print("token by token and all at once:", expect_shape(whole, "5 4"), "with the same numbers")
 
 # %% [markdown]
-# The package does this for all heads and blocks in `KVCache`, in memory that is reserved once. Reading the prompt is the
-# **prefill**: many tokens in one pass. Then comes **decoding**: one token a pass. (The keys that are kept have been
+# The package does this for all heads and blocks in `KVCache`, in memory that is reserved once. Reading the prompt is
+# the **prefill**: many tokens in one pass. Then comes **decoding**: one token a pass. (The keys that are kept have been
 # turned by RoPE already, each by its own position, and positions go on counting behind the prompt.)
 
 # %%
@@ -212,7 +212,7 @@ assert written[0].tolist() == ids[0, length:][: written.shape[1]].tolist()
 print(words(written[0].tolist()))
 
 # %% [markdown]
-# The same tokens, and this time your loop has stopped at the end. How much time was saved?
+# The tokens are the same, and this time the loop has stopped at the end. How much time was saved?
 
 
 # %%
@@ -295,8 +295,8 @@ for fault in ("none", "turned on every read", "is_causal with one query", "store
 # Compare the share of right answers with the captions. Most questions have an answer of one token, which comes
 # straight out of the prefill, so a cache that ruins every caption may leave the score almost as it was. The last fault,
 # which lets the prompt see its own future, changes neither the score nor the caption here, although it changes every
-# number that the model computes. A benchmark of short answers would hardly notice
-# any of the four.
+# number behind the prompt's earlier tokens. A benchmark of short answers would pass two of these caches and take the
+# other two for a slightly weaker model.
 
 # %% [markdown]
 # What notices is a comparison: the same tokens with a cache and without one must give the same numbers, however the
@@ -329,9 +329,9 @@ for p, token in zip(*guess.softmax(dim=-1).topk(7), strict=True):
 #
 # $$p_i \propto e^{z_i / T} = \left(e^{z_i}\right)^{1/T}$$
 #
-# At $T = 1$ these are the model's own probabilities, which training has fitted to the data. Below 1, differences between
-# logits grow and the likeliest gains; as $T$ goes to 0 it takes all, which is greedy decoding. Above 1 the distribution
-# becomes flat.
+# At $T = 1$ these are the model's own probabilities, which training has fitted to the data. Below 1, differences
+# between logits grow and the likeliest gains; as $T$ goes to 0 it takes all, which is greedy decoding. Above 1 the
+# distribution becomes flat.
 
 # %%
 quiz("ch09.temperature")
@@ -383,8 +383,8 @@ for temperature in (0.25, 0.5, 1.0, 2.0, 4.0):
 # %% [markdown]
 # ## Top-k, top-p and min-p cut the tail in different places
 #
-# A question with a longer tail is *What does the sign say?*, again without a picture. All three rules keep the likeliest
-# tokens and rule out the others. They differ in where they cut:
+# A question with a longer tail is *What does the sign say?*, again without a picture. All three rules keep the
+# likeliest tokens and rule out the others. They differ in where they cut:
 #
 # - **top-k** keeps a fixed number, however sure the model is;
 # - **top-p** keeps the fewest tokens that together reach the probability `p`;
@@ -424,8 +424,9 @@ for rule, keep in FILTERS.items():
 # %% [markdown]
 # ## The order of filter and temperature changes what is kept
 #
-# Temperature first, then the filter, or the other way round? One place to look is nanoVLM, Hugging Face's project, whose
-# `generate` of October 2025 [filters first](https://github.com/huggingface/nanoVLM/blob/4e0c0961846135c2217f95e54cb4c2d66eb55e42/models/vision_language_model.py#L120-L121)
+# Temperature first, then the filter, or the other way round? One place to look is nanoVLM, Hugging Face's project,
+# whose `generate` of October 2025 [filters
+# first](https://github.com/huggingface/nanoVLM/blob/4e0c0961846135c2217f95e54cb4c2d66eb55e42/models/vision_language_model.py#L120-L121)
 # and divides by the temperature afterwards. In a few lines, on the colours:
 
 
@@ -441,13 +442,14 @@ for temperature in (0.5, 1.5):
     print("    filter first:     ", shares(keep_top_p(guess[None], 0.6) / temperature))
 
 # %% [markdown]
-# When it is cold, filtering first keeps tokens that the cold distribution no longer needs; when it is hot, it keeps fewer.
-# Neither order is forbidden, but a setting such as "temperature 0.5, top-p 0.9" means different things in the two, so a
-# paper's numbers cannot be repeated with the other one. Transformers and the package divide first.
+# When it is cold, filtering first keeps tokens that the cold distribution no longer needs; when it is hot, it keeps
+# fewer. Neither order is forbidden, but a setting such as "temperature 0.5, top-p 0.9" means different things in the
+# two, so a paper's numbers cannot be repeated with the other one. Transformers and the package divide first.
 #
-# The same file has two more of this chapter's stories. Its [top-p](https://github.com/huggingface/nanoVLM/blob/4e0c0961846135c2217f95e54cb4c2d66eb55e42/models/utils.py)
-# drops the token with which the sum crosses `p`, and its loop always runs for `max_new_tokens` steps and cuts the rows at
-# their ends afterwards. The answers are right; the time is that of the longest possible answer.
+# The same file has two more of this chapter's stories. Its
+# [top-p](https://github.com/huggingface/nanoVLM/blob/4e0c0961846135c2217f95e54cb4c2d66eb55e42/models/utils.py) drops
+# the token with which the sum crosses `p`, and its loop always runs for `max_new_tokens` steps and cuts the rows at
+# their ends afterwards, so that every answer takes the time of the longest possible one.
 
 
 # %%
@@ -506,8 +508,8 @@ lines_figure(
 # Greedy decoding is the leftmost point. A draw can only move away from the token that the model holds to be the
 # likeliest, so a rising temperature costs accuracy, and a cut gives most of it back. The intervals are wide, because
 # there are few questions: up to temperature 1.5 the figure shows no difference, and only the fall of the uncut curve at
-# its right end is larger than its intervals. (At the `laptop` budget there are three times as many questions. All points
-# share the same ones, which a paired test would use: chapter 10.)
+# its right end is larger than its intervals. (At the `laptop` budget there are three times as many questions. All
+# points share the same ones, which a paired test would use: chapter 10.)
 
 # %% [markdown]
 # ### Five answers say how sure the model is
@@ -531,8 +533,9 @@ print(f"the majority is right {vote} times, greedy decoding {right_share()[0]} t
 
 # %% [markdown]
 # Where all five agree, the model is right more often than where they differ, as far as the few others can tell (look at
-# their intervals): agreement is a measure of confidence that needs no logits. The majority itself (**self-consistency**) is hardly better than greedy decoding here. It helps where
-# an answer follows a chain of reasoning that can be reached in several ways; "red" has no such chain.
+# their intervals): agreement is a measure of confidence that needs no logits. The majority itself
+# (**self-consistency**) is hardly better than greedy decoding here. It helps where an answer follows a chain of
+# reasoning that can be reached in several ways; "red" has no such chain.
 
 # %% [markdown]
 # ## Greedy decoding can repeat itself without end
@@ -568,9 +571,25 @@ for penalty in (1.0, 1.3, 2.0):
     print(f"penalty {penalty}: {answer!r}")
 
 # %% [markdown]
-# The loop ends, but the answer is still wrong, since the model does not see the shape. A penalty treats the symptom. It
-# has side effects as well: in a caption such as *red star. yellow triangle. red circle.* the second "red" is right, and
-# a strong penalty forbids it. For answers like ours it belongs switched off.
+# The loop ends, but the answer is still wrong, since the model does not see the shape: a penalty treats the symptom. It
+# has a side effect as well. A right caption repeats itself, *top left: … top right: …*, and two of its shapes may have
+# the same colour. How many captions of clear pictures does a penalty leave intact?
+
+# %%
+captions = [test[i]["texts"][-1]["assistant"] for i in range(12)]
+clear = {"image": [test[i]["images"][0] for i in range(12)], "prompt": [describe] * 12}
+for penalty in (1.0, 2.0, 3.0):
+    answers = pocket.generate(**clear, repetition_penalty=penalty)
+    wrong = [answer for answer, caption in zip(answers, captions, strict=True) if answer != caption]
+    print(
+        f"penalty {penalty}: {12 - len(wrong):2} of 12 right",
+        *(f"  not right: {answer}" for answer in wrong[:2]),
+        sep="\n",
+    )
+
+# %% [markdown]
+# Up to a point the model is so sure of its words that the penalty does not matter. Beyond it, words are exchanged for
+# others *because* they are right twice. For answers like ours the penalty belongs switched off.
 
 # %% [markdown]
 # ## Beam search finds answers that greedy decoding walks past
@@ -604,9 +623,9 @@ for num_beams in (1, 2):
     )
 
 # %% [markdown]
-# On this faint picture of a sign greedy decoding begins with "2", as if it had been asked to count, and from there every
-# continuation is bad, so that the caption turns into another kind of picture half-way. Two beams keep a second beginning
-# alive. Step by step, with all candidates that compete:
+# On this faint picture of a sign greedy decoding begins with "2", as if it had been asked to count, and from there
+# every continuation is bad, so that the caption turns into another kind of picture half-way. Two beams keep a second
+# beginning alive. Step by step, with all candidates that compete:
 
 
 # %%
@@ -652,8 +671,8 @@ for colour in ("red", "blue", "green"):
     print(f"P({colour}) = {p:.4f}")
 
 # %% [markdown]
-# With this one can make a multiple-choice test of a model that has never learnt to answer with a letter. Chapter 10 does
-# so, and asks what is fair when the options differ in length.
+# With this one can make a multiple-choice test of a model that has never learnt to answer with a letter. Chapter 10
+# does so, and asks what is fair when the options differ in length.
 
 # %% [markdown]
 # ## Only allowed answers: form without knowledge
@@ -724,10 +743,10 @@ lengths = (rows != end).sum(dim=1) + 1
 print(f"{rows.numel()} places in the batch, {1 - lengths.sum() / rows.numel():.0%} of them behind the row's end")
 
 # %% [markdown]
-# The one long answer keeps all other rows waiting, which is the weakness of **static batching**. Servers such as vLLM use **continuous batching**: a
-# row that has ended gives its place to the next prompt in the queue at once
-# ([Kwon et al. 2023](https://arxiv.org/abs/2309.06180)). The package sorts prompts by their work instead, which is
-# simpler and enough for a folder of pictures.
+# The one long answer keeps all other rows waiting, which is the weakness of **static batching**. Servers such as vLLM
+# use **continuous batching**: a row that has ended gives its place to the next prompt in the queue at once ([Kwon et
+# al. 2023](https://arxiv.org/abs/2309.06180)). The package sorts prompts by their work instead, which is simpler and
+# enough for a folder of pictures.
 #
 # One trap is left. If rows draw from one common generator, what a row gets depends on its neighbours, and another batch
 # size gives other answers. The package gives each row a generator of its own:
@@ -752,9 +771,9 @@ for count in range(1, len(pieces) + 1):
     print(repr(words(pieces[:count])))
 
 # %% [markdown]
-# The sign � stands for bytes that are not a character yet. Nor can one decode each token alone and join the results: half
-# a character plus half a character is two � and not one °. So decode *all* ids, hold back what may still change, and show
-# the rest of what is new. Exercise 9.8 does so in three lines. Here it is at work:
+# The sign � stands for bytes that are not a character yet. Nor can one decode each token alone and join the results:
+# half a character plus half a character is two � and not one °. So decode *all* ids, hold back what may still change,
+# and show the rest of what is new. Exercise 9.8 does so in three lines. Here it is at work:
 
 # %%
 shown = []
@@ -764,9 +783,9 @@ print(shown)
 # %% [markdown]
 # ## Speculative decoding: guess cheaply, check exactly
 #
-# A pass over four tokens takes little longer than a pass over one. So let a small **draft** model guess three tokens, and
-# let the large one read them all in one pass. Behind each guess it says what it would have written itself. Guesses that
-# agree stay; at the first that does not, its own token takes the place, and the rest is thrown away.
+# A pass over four tokens takes little longer than a pass over one. So let a small **draft** model guess three tokens,
+# and let the large one read them all in one pass. Behind each guess it says what it would have written itself. Guesses
+# that agree stay; at the first that does not, its own token takes the place, and the rest is thrown away.
 
 # %%
 quiz("ch09.speculative")
@@ -854,8 +873,8 @@ for blocks in (1, 2, 3):
 
 # %% [markdown]
 # The passes of the whole decoder fall, to about a third with the best draft. The time does not fall with them, because
-# three blocks of four are not a cheap draft. When does it pay? With $k$ guesses a round, of which a share $a$ is kept at each
-# place, a round gives $1 + a + a^2 + \dots + a^k$ tokens and costs one pass and $k$ drafts of cost $c$:
+# three blocks of four are not a cheap draft. When does it pay? With $k$ guesses a round, of which a share $a$ is kept
+# at each place, a round gives $1 + a + a^2 + \dots + a^k$ tokens and costs one pass and $k$ drafts of cost $c$:
 
 
 # %%
@@ -876,8 +895,8 @@ lever(gain, guesses=[1, 2, 3, 5, 8], start={"guesses": 3})
 
 # %% [markdown]
 # Where half of the guesses are kept, a draft that costs a quarter of a pass gains next to nothing, and one that costs a
-# half loses. An early exit of a four-block model cannot be cheap enough. A 30-block decoder whose exit is after three blocks and *trained* for it could be, and so could a 135M model
-# that drafts for a 1.7B one with the same tokenizer.
+# half loses. An early exit of a four-block model cannot be cheap enough. A 30-block decoder whose exit is after three
+# blocks and *trained* for it could be, and so could a 135M model that drafts for a 1.7B one with the same tokenizer.
 
 # %% [markdown]
 # ## At real size, decoding waits for memory
@@ -901,25 +920,29 @@ for name, flops in parts.items():
     print(f"{name:36}{flops / 1e9:7.1f} GFLOP {flops / whole:6.0%}")
 
 # %% [markdown]
-# By operations, the picture and the prompt are nearly everything, and the nineteen tokens are little. By time it is the
-# other way round. To write *one* token, every weight of the decoder is read from memory once, for two operations each.
-# So the time of a token is at least the size of the weights over the memory's bandwidth:
+# By operations, the picture and the prompt are nearly everything, and the nineteen tokens are little. But to write
+# *one* token, every weight of the decoder is read from memory once, for two operations each. So a token takes at least
+# the size of the weights over the memory's bandwidth, while a prefill can use the arithmetic units to the full:
 
 # %% tags=["nbval-check-output"]
-with torch.device("meta"):
-    from nanovlm.models.language_model import LanguageModel
+from nanovlm.models.language_model import LanguageModel
 
+with torch.device("meta"):
     weights = sum(p.numel() for p in LanguageModel(large.language).parameters())
+first = whole - parts["19 more tokens"] - parts["the head, 20 times"]
 print(f"the decoder has {weights / 1e6:.0f} M weights")
-for name, bandwidth in (("a laptop's memory, 50 GB/s", 50e9), ("T4, 320 GB/s", 320e9), ("H100, 3.35 TB/s", 3.35e12)):
-    for kind, size in (("bfloat16", 2), ("int8", 1)):
-        print(f"{name:28}{kind:10} at most {bandwidth / (weights * size):8,.0f} tokens/s for one row")
+for name, peak, bandwidth in (("T4", 65e12, 320e9), ("H100", 989e12, 3.35e12)):
+    read, token = 1e3 * first / peak, 1e3 * weights * 2 / bandwidth
+    print(f"{name:5} picture and prompt {read:5.2f} ms at least, 19 tokens {19 * token:6.2f} ms at least")
+    print(f"      one row: at most {1e3 / token:6,.0f} tokens/s in 16 bits, {2e3 / token:6,.0f} in int8")
 
 # %% [markdown]
-# (The bandwidths of the T4 and the H100 SXM are those of NVIDIA's data sheets; 50 GB/s is two channels of DDR4-3200.)
-# This bound explains the methods of this chapter in one sentence. A batch reads the weights once for all its rows,
-# speculative decoding reads them once for several tokens, int8 halves what is read, and sharing key/value heads keeps
-# small what is read besides. `torch.compile` and a static cache attack the other part, the time between operations.
+# (The peaks are those of NVIDIA's data sheets for the T4 and the H100 SXM: 65 and 989 TFLOP/s in 16 bits without
+# sparsity, 320 GB/s and 3.35 TB/s. Nobody reaches them, and we have measured neither.) By time it is the other way
+# round: the nineteen tokens take longest. This bound explains the methods of this chapter in one sentence. A batch
+# reads the weights once for all its rows, speculative decoding reads them once for several tokens, int8 halves what is
+# read, and sharing key/value heads keeps small what is read besides. `torch.compile` and a static cache attack the
+# other part, the time between operations.
 
 # %% [markdown]
 # ## Every method is an option of `generate`
@@ -945,11 +968,11 @@ for name, bandwidth in (("a laptop's memory, 50 GB/s", 50e9), ("T4, 320 GB/s", 3
 # ## Where this lives in the package
 #
 # In `nanovlm/inference/`: `sampling.py` has the filters, the draw and the beams, `generate.py` the loop, `streaming.py`
-# the text that can be shown, `logits_processors.py` repetition, choices and stop strings, and `speculative.py` the draft
-# and its rule. The cache is in `nanovlm/models/language_model.py`.
+# the text that can be shown, `logits_processors.py` repetition, choices and stop strings, and `speculative.py` the
+# draft and its rule. The cache is in `nanovlm/models/language_model.py`.
 #
-# `yours()` takes your loop, your cached attention, your filters, your draw, your beam step and your streaming as soon as
-# they pass, and answers with them:
+# `yours()` takes your loop, your cached attention, your filters, your draw, your beam step and your streaming as soon
+# as they pass, and answers with them:
 
 # %%
 own = yours()
@@ -965,7 +988,8 @@ print(own.generate(image=picture, prompt=describe, temperature=0.8, min_p=0.1, s
 # - A constraint repairs the form, not the knowledge.
 # - Decoding waits for memory, which is why batches and guesses help.
 #
-# In the wild: the [sampling code of transformers](https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/generation/logits_process.py),
+# In the wild: the [sampling code of
+# transformers](https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/generation/logits_process.py),
 # where each filter is a class, and [PagedAttention](https://arxiv.org/abs/2309.06180), the cache of vLLM.
 #
 # **A challenge**, without a solution: answer 1,000 questions about Thimble pictures as fast as your machine can, with
