@@ -88,7 +88,7 @@ def lines_figure(
     ticks = list(x) if len(x) <= 8 else [x[0], x[len(x) // 2], x[-1]]
     body += [text(at(v), bottom + 20, f"{v:g}", 13, "muted", "middle") for v in ticks]
     names = sorted(lines, key=lambda name: -lines[name][-1])
-    places = _apart([up(lines[name][-1]) for name in names], 19)
+    places = _apart([up(lines[name][-1]) for name in names], 19, bottom)
     told = []
     for name, values in lines.items():
         colour = CYCLE[list(lines).index(name) % len(CYCLE)]
@@ -172,9 +172,10 @@ def _round_step(span: float) -> float:
     return next(m * power for m in (0.2, 0.5, 1.0, 2.0) if (span or 1.0) / (m * power) <= 5.5)
 
 
-def _apart(places: Sequence[float], least: float) -> list[float]:
-    """The same places, in rising order, moved down until neighbours are `least` apart."""
+def _apart(places: Sequence[float], least: float, most: float) -> list[float]:
+    """The same places, in rising order, moved until neighbours are `least` apart and none is beyond `most`."""
     out: list[float] = []
     for place in places:
         out.append(max(place, out[-1] + least) if out else place)
-    return out
+    limits = [most - least * i for i in range(len(out))][::-1]
+    return [min(place, limit) for place, limit in zip(out, limits, strict=True)]
