@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from nanovlm.evaluate import Evaluation, Question, Score, answer_all
+from nanovlm.evaluation.scores import Evaluation, Question, Score, answer_all
 from nanovlm.evaluation.likelihood import score_options
 
 if TYPE_CHECKING:

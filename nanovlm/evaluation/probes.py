@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from nanovlm.data.thimble import thimble_sample, thimble_scene
 from nanovlm.data.thimble.shapes import SEEN
-from nanovlm.evaluate import Question
+from nanovlm.evaluation.scores import Question
 
 NEGATIVES = ("random", "popular", "adversarial")
 

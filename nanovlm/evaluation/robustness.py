@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from PIL import Image, ImageEnhance, ImageFilter
 
-from nanovlm.evaluate import Question
+from nanovlm.evaluation.scores import Question
 
 Change = Callable[[Question], Question]
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nanovlm.evaluate import interval
+from nanovlm.evaluation.scores import interval
 
 
 class Paired(NamedTuple):

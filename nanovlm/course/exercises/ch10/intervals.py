@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nanovlm.course.exercises.common import noise
 from nanovlm.course.judge.exercise import Case, Exercise, expect
-from nanovlm.evaluate import interval
+from nanovlm.evaluation.scores import interval
 
 # -- evaluation.wilson -----------------------------------------------------------------------------------------------------
 
