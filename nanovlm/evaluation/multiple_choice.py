@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from nanovlm.evaluation.scores import Evaluation, Question, Score, answer_all
 from nanovlm.evaluation.likelihood import score_options
+from nanovlm.evaluation.scores import Evaluation, Question, Score, answer_all
 
 if TYPE_CHECKING:
     from nanovlm.models.vision_language_model import VisionLanguageModel

@@ -140,6 +140,22 @@ _normalise_mistake("Everything is right but “none”, which is 0 in this table
 _normalise_mistake(
     "You replace number words inside of other words: “someone” becomes “some1”. Compare whole words.", numbers="letters"
 )
+_normalise_mistake(
+    "This is the normalisation of reading tests (SQuAD): all marks vanish, the point of “2.5” and the hyphen of “top-left” "
+    "too, and number words stay. VQA's rules are others.",
+    filler="",
+    points="all",
+    keep="",
+    numbers="none",
+)
+_normalise_mistake(
+    "Only the capitals and the articles are done: marks, commas and number words are left as they were.",
+    filler=r"\g<0>",
+    points="none",
+    commas=False,
+    articles="words",
+    numbers="none",
+)
 _normalise_mistake("Several spaces in a row stay. split() without an argument swallows them.", tight=False)
 _normalise_mistake("The apostrophe becomes a space: “it's” turns into two words. It is the one mark that stays.", keep="")
 

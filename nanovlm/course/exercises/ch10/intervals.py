@@ -341,7 +341,7 @@ SELECTION = Exercise(
     cases=lambda: [
         Case(0.33, 1500, 40, note="a true share of 33 %, 1,500 questions, 40 looks"),
         Case(0.33, 1500, 1, note="a single look"),
-        Case(0.25, 100, 40, note="100 questions"),
+        Case(0.25, 300, 40, note="300 questions"),
         Case(0.6, 400, 10, note="60 %, 400 questions, 10 looks"),
         Case(0.33, 1500, 131, note="131 looks"),
     ],
