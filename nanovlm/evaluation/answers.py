@@ -23,6 +23,11 @@ def normalise_answer(text: str) -> str:
     return " ".join(_DIGITS.get(word, word) for word in words if word not in ARTICLES)
 
 
+def same_answer(answer: str, expected: str) -> bool:
+    """Whether two answers are equal once both are normalised."""
+    return normalise_answer(answer) == normalise_answer(expected)
+
+
 def vqa_accuracy(answer: str, human_answers: Sequence[str]) -> float:
     """VQA's accuracy of one answer (Antol et al. 2015): min(matches / 3, 1), averaged over leaving each annotator out.
 

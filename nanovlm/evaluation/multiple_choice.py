@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nanovlm.evaluation.likelihood import score_options
-from nanovlm.evaluation.scores import Evaluation, Question, Score, answer_all
+from nanovlm.evaluation.scores import Evaluation, Question, Score, answer_all, evaluate_multiple_choice
 
 if TYPE_CHECKING:
     from nanovlm.models.vision_language_model import VisionLanguageModel
@@ -74,24 +74,19 @@ def evaluate_choice(
     protocol: "letter" and "lenient" generate an answer and look for the letter in it; "likelihood" asks the question
     without its options and takes the option that the model finds most probable (`normalise` as in `score_options`).
     """
+    if protocol in LETTER_RULES:
+        return evaluate_multiple_choice(model, samples, batch_size, blind=False, right=LETTER_RULES[protocol])
+    if protocol != "likelihood":
+        raise ValueError(f"protocol is letter, lenient or likelihood, not {protocol!r}.")
     if not samples:
         raise ValueError("There is nothing to evaluate: no sample was given.")
+    stems, options = zip(*(split_options(sample["question"]) for sample in samples), strict=True)
+    images = [[sample["image"]] for sample in samples]
+    scores = score_options(model, stems, images, [list(each.values()) for each in options], normalise, batch_size)
     result = Evaluation()
-    if protocol == "likelihood":
-        stems, options = zip(*(split_options(sample["question"]) for sample in samples), strict=True)
-        images = [[sample["image"]] for sample in samples]
-        texts = [list(each.values()) for each in options]
-        scores = score_options(model, stems, images, texts, normalise, batch_size)
-        answers = [list(each)[int(score.argmax())] for each, score in zip(options, scores, strict=True)]
-        right = strict_letter
-    elif protocol in LETTER_RULES:
-        asked = [_question(i, sample) for i, sample in enumerate(samples)]
-        answers, right = answer_all(model, asked, batch_size), LETTER_RULES[protocol]
-    else:
-        raise ValueError(f"protocol is letter, lenient or likelihood, not {protocol!r}.")
-    for i, (sample, answer) in enumerate(zip(samples, answers, strict=True)):
-        question = _question(i, sample)
-        result.scores.setdefault(question.kind, Score()).add(right(answer, question.answer))
+    for i, (sample, letters, score) in enumerate(zip(samples, options, scores, strict=True)):
+        question, answer = _question(i, sample), list(letters)[int(score.argmax())]
+        result.scores.setdefault(question.kind, Score()).add(strict_letter(answer, question.answer))
         result.answers.append((question, answer))
     return result
 
