@@ -68,8 +68,10 @@ from nanovlm.viz.evaluation import Share, share_rows
 #
 # nanoVLM is the project that this course re-implements. Its [README at
 # v0.1](https://github.com/huggingface/nanoVLM/blob/v0.1/README.md) reports **35.3 %** on MMStar for its model of
-# 222 million parameters. The [card of MMStar](https://huggingface.co/datasets/Lin-Chen/MMStar) reports **30.3 %**
-# for LLaVA-1.5, which has 7 billion. Before you read on, write down what you would need to know to compare them.
+# 222 million parameters. The [card of
+# MMStar](https://huggingface.co/datasets/Lin-Chen/MMStar/blob/1aa29ae60da1db0b1b88ab146d2edada96ebe86b/README.md)
+# reports **30.3 %** for LLaVA-1.5, which has 7 billion. Before you read on, write down what you would need to know
+# to compare them.
 
 # %%
 quiz("ch10.two_numbers")
@@ -196,7 +198,7 @@ print(f"all rules: {sum(found)} of {len(found)}; still wrong:", [a for a, f in z
 #
 # VQA asked ten people about each picture. An answer scores min(matches / 3, 1), averaged over leaving out one
 # person at a time, so that the model is compared with nine people, as each person would be. Leaving one out costs
-# something wherever two or three agree:
+# something wherever two or three agree ([exercise 10.2](../exercises/10_evaluation.ipynb)):
 
 # %% tags=["nbval-check-output"]
 for agreeing in range(6):
@@ -215,7 +217,8 @@ quiz("ch10.all_right")
 
 # %% [markdown]
 # Wilson's interval asks a better question: for which true accuracies would a result like this one be no surprise?
-# Move both levers, and look at the edges, where small tests live.
+# The formula is [exercise 10.3](../exercises/10_evaluation.ipynb). Move both levers, and look at the edges, where
+# small tests live.
 
 # %%
 from nanovlm.viz.evaluation import two_intervals
@@ -305,7 +308,7 @@ for bits, right in few.items():
 # 1. **guessing** among the possible answers;
 # 2. **the most frequent answer** to each question text in the training data;
 # 3. **the model with exchanged pictures**: it reads the question and looks at the wrong thing;
-# 4. **a model trained without pictures**, the strongest, which costs a training run (chapter 07 trains one).
+# 4. **a model trained without pictures**, the strongest, which costs a training run of its own.
 
 # %%
 from nanovlm.data.thimble import chance
@@ -374,9 +377,10 @@ for answer in ("B", "b", "(B)", "A cat", "A, B, C, D", "Not B", "I see (a Big do
     print(f"{answer:20} for B: strict {strict_letter(answer, 'B')!s:6} lenient {lenient_letter(answer, 'B')}")
 
 # %% [markdown]
-# The regex errs both ways: it takes sentences, and it refuses “b”. Now let the pocket model do something that has
-# nothing to do with the question: it *describes* each picture, and the regex scores the descriptions as answers.
-# Descriptions of signs begin with an article, as in “A red sign with 3 characters”.
+# The regex errs both ways: it takes sentences, and it refuses “b”. A test of seven lines would have shown it, and
+# [exercise 10.5](../exercises/10_evaluation.ipynb) is to write that test. Now let the pocket model do something
+# that has nothing to do with the question: it *describes* each picture, and the regex scores the descriptions as
+# answers. Descriptions of signs begin with an article, as in “A red sign with 3 characters”.
 
 # %%
 described = pocket.generate(
@@ -470,10 +474,24 @@ for by in range(4):
 #   MMStar draws its questions from, by its paper.
 
 # %% [markdown]
+# What does sampling cost? The pocket model is sure of most answers, so a draw from its distribution seldom differs
+# from the likeliest answer. A model that hesitates between four letters pays more, and gets another score every
+# time.
+
+# %%
+asked = turned[:60]
+greedy = tilted[: len(asked)].mean()
+for seed in range(3):
+    given = pocket.generate(
+        prompt=[q.text for q in asked], image=[q.images for q in asked], max_new_tokens=12, temperature=1.0, seed=seed
+    )
+    print(f"sampled, seed {seed}: {right_of(given, expected[: len(asked)]).mean():.1%}; greedy: {greedy:.1%}")
+
+# %% [markdown]
 # What does choosing buy? The [published
 # curve](https://github.com/huggingface/nanoVLM/blob/v0.1/assets/nanoVLM-222M-loss.png) ends at about 32,700 steps,
 # so there were about 131 looks. Suppose that nothing at all changed between them: one model, a true accuracy of 33
-# %, fresh luck at each look.
+# %, fresh luck at each look. [Exercise 10.6](../exercises/10_evaluation.ipynb) measures the same.
 
 # %%
 quiz("ch10.selection")
@@ -513,7 +531,8 @@ print(
 #
 # **BLEU** asks which share of a caption's runs of one to four words occurs in a reference. Each run counts at most
 # as often as in the reference, the four shares are averaged geometrically, and short captions are punished
-# ([Papineni et al. 2002](https://aclanthology.org/P02-1040/)). By hand for single words and pairs:
+# ([Papineni et al. 2002](https://aclanthology.org/P02-1040/)). The whole is [exercise
+# 10.10](../exercises/10_evaluation.ipynb); by hand, for single words and pairs:
 
 # %% tags=["nbval-check-output"]
 from nanovlm.evaluation.captions import cider, fact_f1, ngrams
@@ -587,7 +606,7 @@ except ImportError:
 #
 # Does a picture find its own caption among others? Score each caption for each picture by likelihood, look along
 # the rows for *picture to text* and down the columns for *text to picture*. Recall@k is how often the right one is
-# among the best k. By chance it is k / N.
+# among the best k. By chance it is k / N. ([Exercise 10.7](../exercises/10_evaluation.ipynb) is to write it.)
 
 # %%
 from nanovlm.evaluation.retrieval import caption_scores

@@ -22,11 +22,11 @@ class Share(NamedTuple):
 
 def share_rows(title: str, rows: Sequence[Share], chance: float | None = None, highest: float = 1.0) -> Figure:
     """One row for each score: a point, its 95 % interval, and a dashed line where guessing would be."""
-    x0, full, pitch, top = 250, 350, 30, 62
+    x0, full, pitch, top = 250, 350, 30, 74
     body = [text(16, 28, title, 16, font_weight="bold")]
-    for tick in range(5):
-        value = highest * tick / 4
-        x = x0 + full * tick / 4
+    for tick in range(6):
+        value = highest * tick / 5
+        x = x0 + full * tick / 5
         body += [
             line(x, top - 12, x, top + pitch * len(rows)),
             text(x, top - 18, f"{value:.0%}", 13, "muted", "middle"),
