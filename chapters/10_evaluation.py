@@ -377,10 +377,10 @@ for answer in ("B", "b", "(B)", "A cat", "A, B, C, D", "Not B", "I see (a Big do
     print(f"{answer:20} for B: strict {strict_letter(answer, 'B')!s:6} lenient {lenient_letter(answer, 'B')}")
 
 # %% [markdown]
-# The regex errs both ways: it takes sentences, and it refuses “b”. A test of seven lines would have shown it, and
-# [exercise 10.5](../exercises/10_evaluation.ipynb) is to write that test. Now let the pocket model do something
-# that has nothing to do with the question: it *describes* each picture, and the regex scores the descriptions as
-# answers. Descriptions of signs begin with an article, as in “A red sign with 3 characters”.
+# The regex errs both ways: it takes sentences, and it refuses “b”. A short test would have shown it, and [exercise
+# 10.5](../exercises/10_evaluation.ipynb) is to write that test. Now let the pocket model do something that has
+# nothing to do with the question: it *describes* each picture, and the regex scores the descriptions as answers.
+# Descriptions of signs begin with an article, as in “A red sign with 3 characters”.
 
 # %%
 described = pocket.generate(
@@ -437,7 +437,7 @@ def share_of(name, correct, total):
     return Share(name, correct / total, *interval(correct, total))
 
 
-rows = [share_of("descriptions, lenient regex", sum(by_accident), len(by_accident))]
+rows = [share_of("descriptions (upright), regex", sum(by_accident), len(by_accident))]
 for name, result in protocols.items():
     rows.append(share_of(name, sum(s.correct for s in result.scores.values()), len(choice)))
 share_rows("One model, one set of questions, six protocols", rows, chance=0.25)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from nanovlm import VisionLanguageModel
 from nanovlm.assets import asset_path
-from nanovlm.data.thimble import multiple_choice_sample, thimble_scene
+from nanovlm.data.thimble import load_multiple_choice, multiple_choice_sample, thimble_scene
 from nanovlm.evaluation.likelihood import NORMALISATIONS, answer_log_probs, score_options
 from nanovlm.evaluation.lmms import Requests, lmms_model
 from nanovlm.evaluation.multiple_choice import (
@@ -148,9 +149,49 @@ def test_the_adapter_is_an_lmms_where_lmms_eval_is_installed() -> None:
     assert isinstance(adapter.generate_until([request])[0], str)
 
 
+TASK = """
+task: thimble_choice
+dataset_path: parquet
+dataset_kwargs: {{data_files: {{test: {folder}/choice.parquet}}}}
+test_split: test
+output_type: generate_until
+doc_to_visual: !function task.doc_to_visual
+doc_to_text: !function task.doc_to_text
+doc_to_target: !function task.doc_to_target
+generation_kwargs: {{max_new_tokens: 8, temperature: 0, do_sample: false}}
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+metadata: [{{version: 0.0}}]
+"""
+TASK_CODE = """
+from nanovlm.evaluation.multiple_choice import split_options
+
+def doc_to_visual(doc):
+    return [doc["image"].convert("RGB")]
+
+def doc_to_text(doc, lmms_eval_specific_kwargs=None):
+    return split_options(doc["question"])[0]
+
+def doc_to_target(doc):
+    return split_options(doc["question"])[1][doc["answer"]]
+"""
+
+
+def test_lmms_eval_runs_a_task_of_our_own(tmp_path: Path) -> None:
+    pytest.importorskip("lmms_eval.evaluator", reason="lmms-eval is not installed")
+    from lmms_eval.evaluator import simple_evaluate
+    from lmms_eval.tasks import TaskManager
+
+    load_multiple_choice(6).to_parquet(tmp_path / "choice.parquet")
+    (tmp_path / "thimble_choice.yaml").write_text(TASK.format(folder=tmp_path))
+    (tmp_path / "task.py").write_text(TASK_CODE)
+    tasks = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    results = simple_evaluate(model=lmms_model("pocket", 4), tasks=["thimble_choice"], task_manager=tasks, batch_size=4)
+    assert results["results"]["thimble_choice"]["exact_match,none"] > 0.8
+
+
 def test_without_lmms_eval_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
-    monkeypatch.setitem(sys.modules, "lmms_eval", None)
+    monkeypatch.setitem(sys.modules, "lmms_eval.api.model", None)
     with pytest.raises(ImportError, match="pip install lmms-eval"):
         lmms_model()
