@@ -301,9 +301,10 @@ for bits, right in few.items():
 # difference”.
 
 # %% [markdown]
-# ## Four blind baselines, from cheap to dear
+# ## A score means something only beside a blind baseline
 #
-# How much of a score needs the picture? Each of these knows a little more than the one before:
+# How much of a score needs the picture? Four baselines answer that, from the cheapest to the strongest, and each
+# knows a little more than the one before:
 #
 # 1. **guessing** among the possible answers;
 # 2. **the most frequent answer** to each question text in the training data;
@@ -553,7 +554,8 @@ quiz("ch10.swap")
 # **CIDEr** weighs each run by how rare it is over all pictures, so that “red circle” counts more than “top left”
 # ([Vedantam et al. 2015](https://arxiv.org/abs/1411.5726)). And because the Thimble's captions are lists of facts,
 # we can simply check the facts: place, colour and shape of each object, as an **F1** of stated and true facts. Two
-# versions of every caption compete: one is true and in other words, one has two shapes exchanged.
+# versions of every caption compete: one is true and in another order, one has two shapes exchanged (where the
+# picture has two).
 
 # %%
 captions = [sample["texts"][-1]["assistant"] for sample in samples]
@@ -627,9 +629,9 @@ print("a model that scores everything equally:", tuple(recall_at_k(torch.zeros(m
 # %% [markdown]
 # ## Reading needs a score for nearly right
 #
-# “MXJ” read as “MXI” is wrong by exact match and right in two characters of three. The **character error rate**
-# counts edits per expected character. **ANLS** turns edits into a similarity for each answer, and sets it to 0
-# below one half, so that guessing earns nothing ([Biten et al. 2019](https://arxiv.org/abs/1905.13648)).
+# A sign “MXJ” that is read as “MXI” is wrong by exact match and right in two characters of three. The **character
+# error rate** counts edits per expected character. **ANLS** turns edits into a similarity for each answer, and sets
+# it to 0 below one half, so that guessing earns nothing ([Biten et al. 2019](https://arxiv.org/abs/1905.13648)).
 
 # %%
 from nanovlm.evaluation.answers import anls, character_error_rate
@@ -643,6 +645,15 @@ for name in ("as drawn", "turned by 5°", "turned by 10°"):
         f"{name:14} exact {right_of(read, true).mean():4.0%}   ANLS {similar:.2f}   "
         f"characters wrong {character_error_rate(read, true):4.0%}   e.g. {read[0]} for {true[0]}"
     )
+
+# %% [markdown]
+# A count deserves the same. “3” for “4” is a smaller error than “1” for “4”, and the **mean absolute error** says
+# so where exact match does not.
+
+# %%
+counted = [(int(a), int(q.answer)) for q, a in zip(turned, turned_answers, strict=True) if q.kind == "count"]
+error = sum(abs(a - e) for a, e in counted) / len(counted)
+print(f"counts: exact {sum(a == e for a, e in counted) / len(counted):.0%}, mean absolute error {error:.2f}")
 
 # %% [markdown]
 # ## Yes/no probes show bias before they show sight
@@ -666,8 +677,9 @@ for name in ("as drawn", "turned by 15°"):
 
 # %% [markdown]
 # On turned pictures the pocket model falls back on *no*: it denies most of what is there, and its accuracy stays
-# above one half because half of the right answers are *no*. Large models tend to the other side, and say yes. A
-# model that always says yes has an accuracy of 50 %, finds everything, and sees nothing.
+# above one half because half of the right answers are *no*. Several of the large models in POPE's paper lean the
+# other way and say yes to most questions. A model that always says yes has an accuracy of 50 %, finds everything,
+# and sees nothing.
 
 # %% [markdown]
 # ## What survives a small change is understood
@@ -696,8 +708,9 @@ lever(after_changes, kind=kinds)
 
 # %% [markdown]
 # Blur costs little, and five degrees are nearly free. Ten are not, because the training pictures contain no turned
-# shape: a heart that leans is nothing the model has a name for. One letter, “color”, breaks questions about colour,
-# since the model knows the word as a sequence of tokens and not as a spelling. None of this is visible at 100 %.
+# shape: a heart that leans is nothing the model has a name for. One missing letter, “color”, breaks questions about
+# colour, since the model knows the word as a sequence of tokens and not as a spelling. None of this is visible at
+# 100 %.
 
 # %% [markdown]
 # ## A model should know when it does not know
@@ -742,11 +755,12 @@ lever(calibration, change=["turned by 15°", "turned by 10°", "as drawn"])
 # don't know” can use it. If it is flat, the confidence says nothing.
 
 # %% [markdown]
-# ## Is the test in the training data?
+# ## Copies of the test in the training data can be found
 #
-# Two cheap searches find most copies. Texts: which test questions share a run of eight words with a training text?
-# Pictures: shrink to 8 × 8 grey cells, note for each whether it is brighter than the mean, and compare these 64
-# bits. We plant a leak, a test picture that was enlarged, shrunk again and brightened, and look for it.
+# Two cheap searches find exact and nearly exact copies. Texts: which test questions share a run of eight words with
+# a training text? Pictures: shrink to 8 × 8 grey cells, note for each whether it is brighter than the mean, and
+# compare these 64 bits. We plant a leak, a test picture that was enlarged, shrunk again and brightened, and look
+# for it.
 
 # %%
 from PIL import ImageEnhance
@@ -833,15 +847,15 @@ for name, rule in rules.items():
 # ## The challenge: a benchmark that it fails and you pass
 #
 # Collect a hundred questions about pictures which you answer at once and the pocket model does not. The score is
-# the share that it gets *wrong*, and its interval has to lie above the blind score. Turning all pictures by 90
-# degrees is too easy a way out: use at least five kinds of difficulty, none of which fills more than a third. Here
-# is a start of two, both of one kind.
+# the share that it gets *wrong*, with its interval. Let somebody else answer too: a question on which people
+# disagree does not count. Turning all pictures by 90 degrees is too easy a way out, so use at least five kinds of
+# difficulty, none of which fills more than a third. Here is a start of two, both of one kind.
 
 # %%
 items = [question for question, _ in failed[:2]]  # put your own here
-yours = [question.answer for question in items]  # what you say: look at the pictures and write it down
+mine = [question.answer for question in items]  # what you say: look at the pictures and write it down
 its = answer_all(pocket, items)
-wrong = sum(a != e for a, e in zip(its, yours, strict=True))
+wrong = sum(a != e for a, e in zip(its, mine, strict=True))
 low, high = interval(wrong, len(items))
 print(f"the pocket model fails {wrong} of {len(items)}: from {low:.0%} to {high:.0%}")
 
