@@ -600,7 +600,7 @@ try:
     print(f"sacrebleu {theirs:.4f}, ours {bleu(made, references):.4f}")
 except ImportError:
     print(
-        "sacrebleu is not installed here: pip install 'nanovlm[eval]'. The package's tests compare with it where it is."
+        "sacrebleu is not installed here (pip install sacrebleu). The package's tests compare with it where it is."
     )
 
 # %% [markdown]

@@ -3,9 +3,11 @@
 lmms-eval is large and optional: nothing here imports it before `lmms_model` is called.
 
     from lmms_eval.evaluator import simple_evaluate
+    from nanovlm import VisionLanguageModel
     from nanovlm.evaluation.lmms import lmms_model
 
-    results = simple_evaluate(model=lmms_model("runs/mine/best"), tasks=["mmstar"], batch_size=16)
+    model = lmms_model(VisionLanguageModel.from_pretrained("runs/mine/best"))
+    results = simple_evaluate(model=model, tasks=["mmstar"], batch_size=16)
 """
 
 from __future__ import annotations
@@ -76,8 +78,8 @@ class Requests:
         return target if isinstance(target, str) else str(target(self._document(request)))
 
 
-def lmms_model(name: str = "pocket", batch_size: int = 16) -> Any:
-    """A model directory, a Hub id or "pocket", as an object that lmms-eval's `simple_evaluate(model=…)` takes.
+def lmms_model(model: VisionLanguageModel, batch_size: int = 16) -> Any:
+    """The model as an object that lmms-eval's `simple_evaluate(model=…)` takes.
 
     Raises: ImportError that says what to install.
     """
@@ -88,10 +90,7 @@ def lmms_model(name: str = "pocket", batch_size: int = 16) -> Any:
             "lmms-eval is not installed. It is optional and large: pip install lmms-eval, best in an environment of "
             "its own."
         ) from error
-    from nanovlm.commands.models import load_model
-
-    adapter = type("NanoVLM", (Requests, lmms), {"__module__": __name__})
-    return adapter(load_model(name), batch_size)
+    return type("NanoVLM", (Requests, lmms), {"__module__": __name__})(model, batch_size)
 
 
 def _before(text: str, until: str | list[str]) -> str:

@@ -22,7 +22,7 @@ REFERENCES = [
 
 
 def test_bleu_agrees_with_sacrebleu() -> None:
-    sacrebleu = pytest.importorskip("sacrebleu", reason="sacrebleu is not installed: pip install nanovlm[eval]")
+    sacrebleu = pytest.importorskip("sacrebleu", reason="sacrebleu is not installed: pip install sacrebleu")
     columns = [list(column) for column in zip(*REFERENCES, strict=True)]
     for max_n in (1, 2, 4):
         metric = sacrebleu.BLEU(tokenize="none", smooth_method="none", max_ngram_order=max_n)

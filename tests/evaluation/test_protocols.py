@@ -140,9 +140,9 @@ def test_requests_of_lmms_eval_are_answered_in_their_order(pocket: VisionLanguag
         adapter.generate_until_multi_round([])
 
 
-def test_the_adapter_is_an_lmms_where_lmms_eval_is_installed() -> None:
+def test_the_adapter_is_an_lmms_where_lmms_eval_is_installed(pocket: VisionLanguageModel) -> None:
     api = pytest.importorskip("lmms_eval.api.model", reason="lmms-eval is not installed")
-    adapter = lmms_model("pocket", batch_size=4)
+    adapter = lmms_model(pocket, batch_size=4)
     assert isinstance(adapter, api.lmms) and adapter.world_size == 1
     adapter.task_dict = {"choice": {"test": SAMPLES}}
     request = _request("What is this?", {"max_new_tokens": 2}, lambda doc: [doc["image"]], 0, "choice", "test")
@@ -176,7 +176,7 @@ def doc_to_target(doc):
 """
 
 
-def test_lmms_eval_runs_a_task_of_our_own(tmp_path: Path) -> None:
+def test_lmms_eval_runs_a_task_of_our_own(pocket: VisionLanguageModel, tmp_path: Path) -> None:
     pytest.importorskip("lmms_eval.evaluator", reason="lmms-eval is not installed")
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager
@@ -185,13 +185,15 @@ def test_lmms_eval_runs_a_task_of_our_own(tmp_path: Path) -> None:
     (tmp_path / "thimble_choice.yaml").write_text(TASK.format(folder=tmp_path))
     (tmp_path / "task.py").write_text(TASK_CODE)
     tasks = TaskManager(include_path=str(tmp_path), include_defaults=False)
-    results = simple_evaluate(model=lmms_model("pocket", 4), tasks=["thimble_choice"], task_manager=tasks, batch_size=4)
+    results = simple_evaluate(model=lmms_model(pocket, 4), tasks=["thimble_choice"], task_manager=tasks, batch_size=4)
     assert results["results"]["thimble_choice"]["exact_match,none"] > 0.8
 
 
-def test_without_lmms_eval_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_lmms_eval_one_sentence_says_what_to_install(
+    pocket: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "lmms_eval.api.model", None)
     with pytest.raises(ImportError, match="pip install lmms-eval"):
-        lmms_model()
+        lmms_model(pocket)
