@@ -7,14 +7,13 @@ are compared with those of the known wrong versions, so that the likely thought 
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from typing import Any
 
 from torch import Tensor, nn
 
 from nanovlm.course.judge.compare import Finding, first_difference, in_words, kind, same
-from nanovlm.course.judge.exercise import BROKEN, Case, Complaint, Exercise, load_exercises
+from nanovlm.course.judge.exercise import Case, Complaint, Exercise
 from nanovlm.course.judge.guard import (
     STEPS,
     Clock,
@@ -35,36 +34,6 @@ ENDLESS = (
     "for something that never came, on inputs of a few numbers. Is there a loop that never ends, or a loop over every "
     "element where one tensor operation would do?"
 )
-
-
-def check(exercise_id: str, learner: Any = None) -> Result:
-    """Judge `learner` (a function or a class) as the answer to an exercise. Never raises, always ends."""
-    try:
-        result = _judge(exercise_id, learner)
-    except Exception as error:
-        result = Result(
-            str(exercise_id),
-            "",
-            "checker",
-            f"The check itself failed: {type(error).__name__}: {error}. Not your fault.",
-        )
-    return result.show()
-
-
-def _judge(exercise_id: str, learner: Any) -> Result:
-    exercises = load_exercises()
-    if exercise_id not in exercises:
-        near = difflib.get_close_matches(str(exercise_id), exercises, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else f" There are: {', '.join(sorted(exercises))}."
-        hint += "".join(f" {module} could not be imported: {error}" for module, error in BROKEN.items())
-        return Result(str(exercise_id), "", "unknown", f"There is no exercise {str(exercise_id)[:80]!r}.{hint}")
-    result = judge(exercises[exercise_id], learner)
-    from nanovlm.course.progress import record_check
-
-    problem = record_check(result, learner)
-    if problem:
-        result.note = " ".join(filter(None, [result.note, problem]))
-    return result
 
 
 def judge(exercise: Exercise, learner: Any) -> Result:
