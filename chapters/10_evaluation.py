@@ -6,33 +6,30 @@
 # the end you can say what the best-known number of this project's ancestor means.
 
 # %% [markdown] tags=["stamped"]
-# [![Open in Colab][badge]][colab] ·
+# [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [← 06 The vision-language model](06_vision_language_model.ipynb) ·
 # [12 Shape tracing →](12_shape_tracing.ipynb) ·
 # [exercises](../exercises/10_evaluation.ipynb)
 #
-# [badge]: https://colab.research.google.com/assets/colab-badge.svg
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/10_evaluation.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/10_evaluation.ipynb
 
 # %% tags=["stamped"]
-# Set-up, the same in every notebook: use the installed nanovlm; in Colab, install it once.
+# @title Set-up: the nanovlm that is installed; Colab installs it first.
+import subprocess
 import sys
 from importlib import import_module
 
 try:
     import_module("nanovlm.course")
 except ImportError:
-    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@v0.1.0"
+    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@main"
     if "google.colab" not in sys.modules:
-        raise ModuleNotFoundError(
-            "This kernel has no nanovlm. In a clone of the repository `make lab` sets everything up; elsewhere run\n"
-            f'    pip install "{package}"\nand start the kernel again.'
-        ) from None
-    import subprocess
-
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", package], check=True)
+        advice = f'In a clone run `make lab`, elsewhere pip install "{package}".'
+        raise ModuleNotFoundError(f"This kernel has no nanovlm. {advice}") from None
+    if subprocess.run([sys.executable, "-m", "pip", "install", "-q", package]).returncode:
+        raise RuntimeError("pip could not install nanovlm (see above). Run this again.") from None
     import_module("nanovlm.course")
 
 # %% [markdown]
@@ -231,7 +228,7 @@ def both_intervals(wrong, questions):
     return two_intervals(correct, questions, (share - half, share + half), wilson(correct, questions))
 
 
-lever(both_intervals, wrong=(0, 20, 1, 0), questions=[20, 60, 240, 500])
+lever(both_intervals, wrong=(0, 20), questions=[20, 60, 240, 500])
 
 # %% [markdown]
 # How many questions does a claim need? The half width falls with the root of their number, so half the width costs
@@ -507,7 +504,7 @@ def choosing(looks, true_share):
     return selection_figure(true_share, single.tolist(), best.tolist(), looks)
 
 
-lever(choosing, looks=[131, 1, 5, 40], true_share=[0.33, 0.25, 0.5])
+lever(choosing, start={"looks": 131, "true_share": 0.33}, looks=[1, 5, 40, 131], true_share=[0.25, 0.33, 0.5])
 
 # %%
 best_of_131 = best_of(0.33, 1500, 131)
@@ -747,7 +744,7 @@ def calibration(change):
     return calibration_figure(reliability(sure, right), coverage.tolist(), risk.tolist())
 
 
-lever(calibration, change=["turned by 15°", "turned by 10°", "as drawn"])
+lever(calibration, start={"change": "turned by 15°"}, change=list(measured))
 
 # %% [markdown]
 # On the right is what confidence is good for even where it is too high: answer the surest questions first, and
