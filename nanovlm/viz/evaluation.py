@@ -50,7 +50,7 @@ def share_rows(title: str, rows: Sequence[Share], chance: float | None = None, h
             text(x, bottom + 20, f"guessing, {chance:.0%}", 13, anchor="middle"),
         ]
     told = "; ".join(f"{row.name} {row.share:.1%}, interval {row.low:.1%} to {row.high:.1%}" for row in rows)
-    return svg_figure(WIDTH, bottom + 32, body, f"{title}. {told}.")
+    return svg_figure(WIDTH, bottom + (14 if chance is None else 32), body, f"{title}. {told}.")
 
 
 def two_intervals(correct: int, total: int, wald: tuple[float, float], wilson: tuple[float, float]) -> Figure:
