@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 10 Evaluation
 #
-# Two models, two numbers, and the question whether one is better. You take scores apart: what counts as right, how
-# sure a number is, what a model gets without looking, and what four protocols make of one and the same model. At
-# the end you can say what the best-known number of this project's ancestor means.
+# Two models have two scores, and you want to know whether one model is better. To find out, you take scores apart:
+# what counts as right, how sure a number is, what a model gets without looking, and what four protocols make of one
+# and the same model. At the end you can say what the best-known number of this project's ancestor means.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
@@ -442,7 +442,7 @@ share_rows("One model, one set of questions, six protocols", rows, chance=0.25)
 
 # %% [markdown]
 # The same weights give anything from nearly nothing to most of the questions. None of these numbers is *the*
-# accuracy; each answers its own question. A comparison is meaningful within a row and never between rows.
+# accuracy, because each answers its own question. Two models may be compared within a row, and never across rows.
 #
 # One check belongs to every letter protocol. A model that always says A gets 25 %. **Circular evaluation** asks
 # each question once for every rotation of its options and counts it only if all answers are right ([Liu et al.
