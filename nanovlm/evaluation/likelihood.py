@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from nanovlm.data.chat import IGNORE
+from nanovlm.config import IGNORE
 from nanovlm.data.collators import VQACollator
 from nanovlm.data.datasets import Skipped, VQADataset
 
