@@ -1,6 +1,6 @@
-"""`python -m nanovlm.data.thimble --bench` measures; `--sheet FILE.png` shows; `--pictures DIR` and `--parquet DIR` make samples.
+"""`python -m nanovlm.data.thimble --bench` measures; `--sheet FILE.png` shows; `--pictures DIR`, `--parquet DIR` write.
 
-The pictures that ship were made by `python -m nanovlm.data.thimble --pictures assets/pictures`.
+The pictures and tables that ship are listed in CONTRIBUTING.md with their commands.
 """
 
 from __future__ import annotations
