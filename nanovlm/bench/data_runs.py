@@ -24,11 +24,11 @@ from nanovlm.data.collators import Batch, PackingCollator, VQACollator
 from nanovlm.data.datasets import Skipped, VQADataset
 from nanovlm.data.thimble import Thimble
 from nanovlm.data.tiling import make_image_processor
-from nanovlm.evaluate import short_questions
+from nanovlm.device import choose_precision
+from nanovlm.evaluation.scores import short_questions
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.optimizer import Optimizers
-from nanovlm.precision import choose_precision
-from nanovlm.train import answer_accuracy, get_lr, train_step
+from nanovlm.training.loop import answer_accuracy, get_lr, train_step
+from nanovlm.training.optimizer import Optimizers
 
 SUBSET = "charts"
 STEPS, BATCH, EVAL_EVERY, VAL_PICTURES = 700, 32, 70, 80
