@@ -98,35 +98,55 @@ PIPELINES: dict[str, Pipeline] = {
 }
 
 
-def train(name: str, steps: int = STEPS, batch_size: int = BATCH, report: Callable[[str], None] = print) -> list[dict]:
-    """One run. Returns a point every EVAL_EVERY steps: step, loss (mean since the last point), accuracy."""
+def loader(data: Any, collate: Any, batch_size: int = BATCH, shuffle: bool = False) -> Loader:
+    """Batches of `data` for the small model, in order and once, or shuffled and for ever."""
     config = small_vlm()
+    tokenizer = ChatTokenizer.from_pretrained(asset_path("pocket"))
+    samples = VQADataset(data, tokenizer, make_image_processor(config), config, ROW)
+    order = BatchOrder(torch.arange(len(data)), batch_size, seed=0, shuffle=shuffle)
+    return Loader(MapBatches(samples, order, collate(tokenizer.pad_token_id), endless=shuffle))
+
+
+def questions() -> list[Batch]:
+    """The short questions about the validation pictures, each on its own."""
+    return short_questions(loader(Thimble(SUBSET, "val", VAL_PICTURES), VQACollator), VAL_PICTURES)
+
+
+def train(name: str, steps: int = STEPS, report: Callable[[str], None] = print) -> list[dict[str, float]]:
+    """One run. Returns a point every EVAL_EVERY steps: step, loss (mean since the last point), accuracy."""
     torch.manual_seed(0)
-    model = VisionLanguageModel(config).train()
-    tokenizer, processor = ChatTokenizer.from_pretrained(asset_path("pocket")), make_image_processor(config)
+    model = VisionLanguageModel(small_vlm()).train()
     recipe = TrainConfig(optimizer="muon", weight_decay=0.1, lr_projector=2e-3, lr_backbones=2e-3)
     optimizers, precision = Optimizers(model, recipe), choose_precision("fp32", CPU)
-    scaler = precision.scaler(CPU)
-    read, make_collator = PIPELINES[name]
-
-    def loader(data: Any, collate: Any, shuffle: bool) -> Loader:
-        samples = VQADataset(data, tokenizer, processor, config, ROW)
-        order = BatchOrder(torch.arange(len(data)), batch_size, seed=0, shuffle=shuffle)
-        return Loader(MapBatches(samples, order, collate, endless=shuffle))
-
-    batches = iter(loader(read(Thimble(SUBSET, "train", 50_000)), make_collator(tokenizer.pad_token_id), True))
-    validation = loader(Thimble(SUBSET, "val", VAL_PICTURES), VQACollator(tokenizer.pad_token_id), False)
-    questions = short_questions(validation, VAL_PICTURES)
+    scaler, asked = precision.scaler(CPU), questions()
+    read, collate = PIPELINES[name]
+    batches = iter(loader(read(Thimble(SUBSET, "train", 50_000)), collate, shuffle=True))
     points, losses = [], []
     for step in range(1, steps + 1):
         optimizers.set_lr(get_lr(step - 1, 1.0, steps))
         losses.append(train_step(model, [next(batches)], optimizers, scaler, precision, CPU, recipe.max_grad_norm))
         if step % EVAL_EVERY == 0 or step == steps:
-            accuracy = answer_accuracy(model, questions, precision, CPU)
+            accuracy = answer_accuracy(model, asked, precision, CPU)
             points.append({"step": step, "loss": sum(losses) / len(losses), "accuracy": accuracy})
             report(f"{name}: step {step}, loss {points[-1]['loss']:.3f}, accuracy {accuracy:.3f}")
             losses = []
     return points
+
+
+def record(runs: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """What is stored: the curves, and what one has to know to make them again."""
+    return {
+        "command": COMMAND,
+        "machine": f"{platform.machine()}, one thread, torch {torch.__version__.split('+')[0]}, float32",
+        "model": f"width {WIDTH}, {VISION_BLOCKS} encoder and {LANGUAGE_BLOCKS} decoder blocks",
+        "data": f"Thimble, {SUBSET}: {BATCH} pictures a step; validation: {VAL_PICTURES} pictures",
+        "questions": sum(len(batch["input_ids"]) for batch in questions()),
+        "runs": {
+            name: [{key: round(value, 4) for key, value in point.items()} for point in runs[name]]
+            for name in PIPELINES
+            if name in runs
+        },
+    }
 
 
 def main() -> None:
@@ -135,20 +155,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PIPELINES, default=list(PIPELINES), metavar="NAME")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    known = json.loads(options.out.read_text()) if options.out.exists() else {}
-    runs = known.get("runs", {})
+    runs = json.loads(options.out.read_text())["runs"] if options.out.exists() else {}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     for name in options.only:
-        points = train(name)
-        runs[name] = [{k: round(v, 4) for k, v in point.items()} for point in points]
-        record = {
-            "command": COMMAND,
-            "machine": f"{platform.machine()}, one thread, torch {torch.__version__.split('+')[0]}, float32",
-            "model": f"width {WIDTH}, {VISION_BLOCKS} encoder and {LANGUAGE_BLOCKS} decoder blocks",
-            "data": f"Thimble, {SUBSET}: {BATCH} pictures a step; validation: {VAL_PICTURES} pictures",
-            "runs": {known_name: runs[known_name] for known_name in PIPELINES if known_name in runs},
-        }
-        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        runs[name] = train(name)
+        options.out.write_text(json.dumps(record(runs), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def messages_of(sample, min_ratings):
     columns = [(sample.get(f"{name}_ratings") or [None] * len(turns), low) for name, low in min_ratings.items()]
     kept = [t for i, t in enumerate(turns) if not any(c[i] is not None and c[i] < low for c, low in columns)]
     if kept:
-        return [dict(role=role, content=turn[role]) for turn in kept for role in ROLES]
+        return [{"role": role, "content": turn[role]} for turn in kept for role in ROLES]
     raise ValueError("nothing left")
 
 

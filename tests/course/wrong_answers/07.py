@@ -325,7 +325,7 @@ def _example(*lengths, pad=9, token=5):
 
 
 def looks_at_shapes(pad_batch):
-    ids, mask, targets, images = pad_batch(*_example(2, 4))
+    ids, mask, targets, _ = pad_batch(*_example(2, 4))
     assert ids.shape == (2, 4) and mask.shape == (2, 4) and targets.shape == (2, 4)
 
 
@@ -353,7 +353,7 @@ def equal_rows(pad_batch):
 
 
 def too_strict(pad_batch):
-    ids, mask, targets, images = pad_batch(*_example(2, 4))
+    _, mask, _, _ = pad_batch(*_example(2, 4))
     assert mask.dtype == torch.bool
 
 
