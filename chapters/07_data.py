@@ -256,13 +256,13 @@ lever(filtered, number=[0, 1, 2], visual_dependency=(1, 5, 1, 3), image_correspo
 # %% [markdown]
 # ## Look at the data before you train
 #
-# It takes a minute, and finds more than any tool. Twelve samples, each with one of its questions:
+# It takes a minute, and finds more than any tool. Ten samples, each with one of its questions:
 
 # %%
 from nanovlm.viz.data import samples_figure
 
 train = Thimble("shapes", "train")
-seen = [train[i] for i in range(12)]
+seen = [train[i] for i in range(10)]
 samples_figure([s["images"][0] for s in seen], [(t["user"], t["assistant"]) for t in (s["texts"][0] for s in seen)])
 
 # %% [markdown]

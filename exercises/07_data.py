@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 07 Exercises: data
 #
-# Nine exercises on the road from a file on a disk to a batch that a model can learn from. Each of these functions fails
-# without an error message when it is wrong, which is why one of the exercises is to write a test.
+# Nine exercises on the road from a file on a disk to a batch that a model can learn from. Each of these functions
+# fails without an error message when it is wrong, which is why one of the exercises is to write a test.
 
 # %% [markdown] tags=["stamped"]
 # [![Open in Colab][badge]][colab] ·
@@ -54,13 +54,14 @@ from nanovlm.course import check, use
 # nobody asked.
 
 # %% [markdown] tags=["exercise"]
-# A sample is a dict. Its `"texts"` is a list of turns, `{"user": question, "assistant": answer}`. In FineVision's schema
-# it also has up to four lists with one rating a turn, from 1 to 5: `"relevance_ratings"`, `"visual_dependency_ratings"`
-# and so on. A rating of `None` means that the turn was not rated; in the_cauldron's schema the lists are missing.
+# A sample is a dict. Its `"texts"` is a list of turns, `{"user": question, "assistant": answer}`. In FineVision's
+# schema it also has up to four lists with one rating a turn, from 1 to 5: `"relevance_ratings"`,
+# `"visual_dependency_ratings"` and so on. A rating of `None` means that the turn was not rated; in the_cauldron's
+# schema the lists are missing.
 #
-# `min_ratings` maps the name of a rating to the lowest value to keep, for example `{"visual_dependency": 3}`. Return the
-# turns that reach every minimum as chat messages, `{"role": "user", "content": question}` followed by
-# `{"role": "assistant", "content": answer}`, in their order. A turn that was not rated is kept. If no turn is left, raise
+# `min_ratings` maps the name of a rating to the lowest value to keep, for example `{"visual_dependency": 3}`. Return
+# the turns that reach every minimum as chat messages, `{"role": "user", "content": question}` followed by `{"role":
+# "assistant", "content": answer}`, in their order. A turn that was not rated is kept. If no turn is left, raise
 # `ValueError`.
 
 # %% [markdown] tags=["stamped"]
@@ -111,10 +112,10 @@ check("data.messages_of", messages_of)
 # Measure what somebody scores who has read all training questions and answers, and never sees a picture. `train` and
 # `test` are lists of `(question, answer)`.
 #
-# To a test question that was asked in training, the guesser gives the answer that was most frequent *to that question*.
-# To a question that was never asked, it gives the most frequent answer of all training turns. Where two answers are
-# equally frequent, the one that came first in training counts (`Counter.most_common` does so). Return the share of test
-# turns that are guessed right, between 0 and 1.
+# To a test question that was asked in training, the guesser gives the answer that was most frequent *to that
+# question*. To a question that was never asked, it gives the most frequent answer of all training turns. Where two
+# answers are equally frequent, the one that came first in training counts (`Counter.most_common` does so). Return the
+# share of test turns that are guessed right, between 0 and 1.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -159,7 +160,8 @@ check("data.blind_score", blind_score)
 # lies on its side, or in which every logo stands on black.
 
 # %% [markdown] tags=["exercise"]
-# `content` is what a file holds: `bytes`. Return a PIL picture in mode `RGB`, as a person would see it on a white page:
+# `content` is what a file holds: `bytes`. Return a PIL picture in mode `RGB`, as a person would see it on a white
+# page:
 #
 # - turned upright, where its EXIF block says that it lies on its side,
 # - with what is transparent laid over white, also where a palette picture names one colour as transparent
@@ -218,8 +220,8 @@ check("data.open_picture", open_picture)
 # the score goes up for the wrong reason. Nothing else about the run will tell you.
 
 # %% [markdown] tags=["exercise"]
-# `pictures` holds the bytes of each sample's picture. Samples about one picture have the same bytes. Return two lists of
-# indices: the samples for training, and those for validation, about a share of `val_share` of the pictures.
+# `pictures` holds the bytes of each sample's picture. Samples about one picture have the same bytes. Return two lists
+# of indices: the samples for training, and those for validation, about a share of `val_share` of the pictures.
 #
 # Let the picture alone decide its side, with the seed: equal pictures land on one side, the same call gives the same
 # split in every process, no picture changes its side when others are added, and another seed deals anew. Which rule
@@ -323,8 +325,8 @@ check("data.pad_batch", pad_batch)
 # finds them in a millisecond, provided that its example is unkind enough.
 
 # %% [markdown] tags=["exercise"]
-# **Write the test.** The check runs your test on a `pad_batch` that is right, where it has to pass, and on seven that are
-# wrong in seven ways, where it has to fail. It tells you how many you catch.
+# **Write the test.** The check runs your test on a `pad_batch` that is right, where it has to pass, and on seven that
+# are wrong in seven ways, where it has to fail. It tells you how many you catch.
 #
 # A test calls the function that it is given with a small example and compares the results by `assert`. It returns
 # nothing. `pad_batch` has the parameters of the exercise before this one.
@@ -373,12 +375,12 @@ check("data.test_pad_batch", test_pad_batch)
 
 # %% [markdown] tags=["exercise"]
 # Put samples of `lengths` tokens into as few rows of `max_length` as you can, by **first-fit decreasing**: take the
-# longest sample first, and put each into the first row, in the order in which rows were opened, that has room for it. If
-# none has, open a new row. Of equally long samples the earlier one comes first.
+# longest sample first, and put each into the first row, in the order in which rows were opened, that has room for it.
+# If none has, open a new row. Of equally long samples the earlier one comes first.
 #
 # Return the rows, in the order in which they were opened. Each is a list of sample numbers, in the order in which they
-# were put in. A sample longer than `max_length` raises `ValueError`. For lengths `[2, 7, 3]` and rows of 9, the result is
-# `[[1, 0], [2]]`.
+# were put in. A sample longer than `max_length` raises `ValueError`. For lengths `[2, 7, 3]` and rows of 9, the result
+# is `[[1, 0], [2]]`.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -438,9 +440,9 @@ check("data.pack", pack)
 # ```
 #
 # The symptom: change a word of document 0, and the logits of document 1 move. Mend it. `document_ids` counts the
-# documents of each row, `[0, 0, 0, 1, 1, -1]`. Return the mask, bool `[B, 1, T, T]`, True where the query sees the key, and
-# the positions `[B, T]`, which begin at 0 in each document. What a padding token sees does not matter, as long as it
-# sees something.
+# documents of each row, `[0, 0, 0, 1, 1, -1]`. Return the mask, bool `[B, 1, T, T]`, True where the query sees the
+# key, and the positions `[B, T]`, which begin at 0 in each document. What a padding token sees does not matter, as
+# long as it sees something.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -486,8 +488,8 @@ check("data.document_mask", document_mask)
 # first one again, and not with a fresh shuffle in which some samples come twice and others never.
 
 # %% [markdown] tags=["exercise"]
-# Which samples make batch number `batch`? There are `size` samples. Each epoch is a new permutation of all of them, and
-# the epochs lie end to end, so that every batch is full and may reach from one epoch into the next. A batch can be
+# Which samples make batch number `batch`? There are `size` samples. Each epoch is a new permutation of all of them,
+# and the epochs lie end to end, so that every batch is full and may reach from one epoch into the next. A batch can be
 # larger than the data.
 #
 # The answer must be a pure function of its four arguments: the same whenever it is asked, and without having asked for

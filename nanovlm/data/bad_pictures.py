@@ -34,14 +34,14 @@ def odd_pictures(side: int = 96) -> list[OddPicture]:
     make: list[tuple[str, Callable[[], bytes], bool, str]] = [
         ("plain PNG", lambda: _saved(scene, "PNG"), True, "nothing"),
         ("EXIF rotation", lambda: _saved(sideways, "JPEG", exif=exif, quality=90), True, "lies on its side"),
-        ("palette", lambda: _saved(scene.quantize(8), "PNG"), True, "its numbers are indices, not colours"),
+        ("palette", lambda: _saved(scene.quantize(8), "PNG"), True, "its numbers are no colours"),
         ("CMYK", lambda: _saved(scene.convert("CMYK"), "JPEG", quality=90), True, "four channels of ink"),
-        ("16-bit grey", lambda: _saved(Image.fromarray(grey), "PNG"), True, "0..65535: clipped, it is all white"),
+        ("16-bit grey", lambda: _saved(Image.fromarray(grey), "PNG"), True, "clipped at 255, it is all white"),
         ("alpha", lambda: _saved(_cut_out(scene), "PNG"), True, "what is transparent turns black"),
         ("long comment", lambda: _saved(scene, "PNG", pnginfo=comment), True, "a text chunk of 2 MB is refused"),
-        ("1 x 1", lambda: _saved(scene.resize((1, 1)), "PNG"), True, "a tracking pixel: nothing to see, but whole"),
+        ("1 x 1", lambda: _saved(scene.resize((1, 1)), "PNG"), True, "a tracking pixel, but whole"),
         ("truncated", lambda: jpeg[: len(jpeg) // 2], False, "the lower half is missing"),
-        ("bomb", _bomb, False, "claims 40,000 x 40,000 pixels, 4.8 GB once decoded"),
+        ("bomb", _bomb, False, "claims 40,000 x 40,000 pixels"),
         ("a web page", lambda: b"<!DOCTYPE html><title>404</title>", False, "an error page saved as a picture"),
         ("empty", lambda: b"", False, "a download that never began"),
     ]

@@ -17,7 +17,7 @@ Curve = Sequence[tuple[float, float]]  # (step, share from 0 to 1)
 
 def curves_figure(title: str, curves: Mapping[str, Curve], chance: float | None = None, half: float = 0.0) -> Figure:
     """Accuracies over steps, one line a run, labelled at its end. half: of the interval, drawn at the last point."""
-    left, top, width, height = 64, 52, 420, 240
+    left, top, width, height = 64, 52, 430, 240
     last = max(step for curve in curves.values() for step, _ in curve)
     spread = _apart([top + height * (1 - curve[-1][1]) for curve in curves.values()], 20)
 
@@ -34,7 +34,7 @@ def curves_figure(title: str, curves: Mapping[str, Curve], chance: float | None 
     if chance is not None:
         y = place(0, chance)[1]
         body.append(line(left, y, left + width, y, "muted", 1.5, stroke_dasharray="3 4"))
-        body.append(text(left + 6, y - 6, f"blind guessing: {chance:.0%}", 13, "muted"))
+        body.append(text(left + width - 4, y + 18, f"blind guessing: {chance:.0%}", 13, "muted", "end"))
     told = []
     for i, ((name, curve), label) in enumerate(zip(curves.items(), spread, strict=True)):
         colour, points = CYCLE[i % len(CYCLE)], [place(*point) for point in curve]
@@ -61,17 +61,17 @@ def _apart(places: Sequence[float], gap: float) -> list[float]:
     return out
 
 
-def samples_figure(pictures: Sequence[Image.Image], turns: Sequence[tuple[str, str]], columns: int = 6) -> Figure:
+def samples_figure(pictures: Sequence[Image.Image], turns: Sequence[tuple[str, str]], columns: int = 5) -> Figure:
     """A contact sheet: each picture with one of its questions and the answer."""
-    side, gap = 100, 12
-    column, row = side + gap, side + 58
+    side, gap = 122, 12
+    column, row = side + gap, side + 66
     body, told = [], []
     for i, (picture, (question, answer)) in enumerate(zip(pictures, turns, strict=True)):
         x, y = 16 + i % columns * column, 16 + i // columns * row
         body.append(picture_at(x, y, side, side, png_bytes(picture.convert("RGB")), f"{question} {answer}"))
-        for j, words in enumerate(_two_lines(question, 17)):
-            body.append(text(x, y + side + 15 + 13 * j, words, 11.5, "muted"))
-        body.append(text(x, y + side + 43, _short(answer, 15), 13, font_weight="bold"))
+        for j, words in enumerate(_two_lines(question, 18)):
+            body.append(text(x, y + side + 16 + 16 * j, words, 13, "muted"))
+        body.append(text(x, y + side + 50, _short(answer, 15), 14, font_weight="bold"))
         told.append(f"{question} {answer}")
     height = 16 + -(-len(turns) // columns) * row
     return svg_figure(
@@ -120,7 +120,7 @@ def gallery_figure(entries: Sequence[tuple[str, str, Image.Image | None, Image.I
     for i, (name, trouble, plain, careful) in enumerate(entries):
         x, y = 16 + i % columns * cell, 14 + i // columns * row
         body.append(text(x, y + 12, name, 14, font_weight="bold"))
-        body.append(text(x, y + 28, _short(trouble, 32), 12, "muted", title=trouble))
+        body.append(text(x, y + 28, _short(trouble, 34), 13, "muted", title=trouble))
         words = []
         for j, (label, shown) in enumerate((("convert", plain), ("open_image", careful))):
             left = x + j * (side + 24)
@@ -136,7 +136,7 @@ def gallery_figure(entries: Sequence[tuple[str, str, Image.Image | None, Image.I
                 body.append(
                     picture_at(left + (side - wide) / 2, y + 36 + (side - high) / 2, wide, high, png_bytes(small))
                 )
-            body.append(text(left + side / 2, y + 36 + side + 15, label, 12, "muted", "middle"))
+            body.append(text(left + side / 2, y + 36 + side + 15, label, 13, "muted", "middle"))
             words.append(f"{label} {'refuses it' if shown is None else 'shows a picture'}")
         told.append(f"{name} ({trouble}): {', '.join(words)}")
     height = 14 + -(-len(entries) // columns) * row + 6
@@ -160,7 +160,7 @@ def rows_figure(title: str, rows: Sequence[Sequence[int]], row_length: int, most
             size = width * length / row_length
             body.append(rect(x, y, max(size - 1.5, 0.5), high, CYCLE[j % 2], title=f"{length} tokens"))
             x += size
-        body.append(text(left + width + 8, y + high - 2, f"{sum(row)}", 12, "muted"))
+        body.append(text(left + width + 8, y + high - 2, f"{sum(row)}", 13, "muted"))
     bottom = 60 + len(shown) * (high + 4)
     if len(rows) > most:
         body.append(text(left, bottom + 14, f"and {len(rows) - most} rows more", 13, "muted"))
@@ -173,17 +173,24 @@ def rows_figure(title: str, rows: Sequence[Sequence[int]], row_length: int, most
 
 
 def leak_figure(documents: Sequence[int], moved: Mapping[str, Sequence[float]]) -> Figure:
-    """A packed row, and how far each token's logits move when document 0 is changed; a strip for each pipeline."""
-    left, width = 150, 534
+    """A packed row, and how far each token's logits move when a word of document 0 changes; a strip for each pipeline.
+
+    The scale is that of the largest move outside document 0, whose own bars are grey and cut off at the top.
+    """
+    left, width, tall = 150, 534, 62
     cell = width / len(documents)
-    largest = max(max(values) for values in moved.values()) or 1.0
+    leaked = {
+        name: [value if document > 0 else 0.0 for value, document in zip(values, documents, strict=True)]
+        for name, values in moved.items()
+    }
+    largest = max(max(values) for values in leaked.values()) or 1.0
     body = [
         text(16, 28, "Change one word of document 0: which logits move?", 15, font_weight="bold"),
         text(16, 60, "document", 13),
     ]
     for i, document in enumerate(documents):
         colour = "soft" if document < 0 else CYCLE[document % len(CYCLE)]
-        body.append(rect(left + i * cell, 44, cell - 0.4, 22, colour, title=f"document {document}"))
+        body.append(rect(left + i * cell, 44, cell + 0.2, 22, colour))
     for number in sorted({d for d in documents if d >= 0}):
         places = [i for i, d in enumerate(documents) if d == number]
         middle = left + (places[0] + len(places) / 2) * cell
@@ -191,14 +198,13 @@ def leak_figure(documents: Sequence[int], moved: Mapping[str, Sequence[float]]) 
     told = []
     for j, (name, values) in enumerate(moved.items()):
         base = 150 + j * 84
-        body.append(text(16, base - 22, name, 13))
-        body.append(line(left, base, left + width, base))
-        for i, value in enumerate(values):
-            high = 62 * value / largest
+        body += [text(16, base - 22, name, 13), line(left, base, left + width, base)]
+        for i, (value, leak, document) in enumerate(zip(values, leaked[name], documents, strict=True)):
+            high = tall * min(value if document == 0 else leak, largest) / largest
             if high > 0.3:
-                body.append(rect(left + i * cell, base - high, max(cell - 0.4, 0.6), high, "red"))
-        others = max((v for v, d in zip(values, documents, strict=True) if d > 0), default=0.0)
-        told.append(f"{name}: the logits of the other documents move by up to {others:.2g}")
+                colour = "line" if document == 0 else "red"
+                body.append(rect(left + i * cell, base - high, max(cell - 0.4, 0.6), high, colour))
+        told.append(f"{name}: the logits of the other documents move by up to {max(leaked[name]):.2g}")
     what = f"A row of {len(documents)} tokens in {max(documents) + 1} documents"
     alt = f"{what}; one word of document 0 is changed. {'; '.join(told)}."
     return svg_figure(WIDTH, 150 + 84 * (len(moved) - 1) + 22, body, alt)
@@ -236,9 +242,9 @@ def sample_card(picture: Image.Image, turns: Sequence[tuple[str, str, str, bool]
         f"<td><b>{html.escape(answer)}</b></td><td>{html.escape(note)}</td></tr>"
         for question, answer, note, kept in turns
     )
-    side = svg_figure(180, 180, [picture_at(6, 6, 168, 168, png_bytes(picture.convert("RGB")))], title)
+    side = svg_figure(150, 150, [picture_at(5, 5, 140, 140, png_bytes(picture.convert("RGB")))], title)
     markup = (
-        f'<div style="display:flex;gap:16px;flex-wrap:wrap;align-items:flex-start"><div>{side.markup}</div>'
+        f'<div style="display:flex;gap:16px;align-items:flex-start"><div style="flex:0 0 150px">{side.markup}</div>'
         f'<div><b>{html.escape(title)}</b><table style="font-size:14px">{rows}</table></div></div>'
     )
     lines = "; ".join(f"{q} {a}{'' if kept else ' (left out)'}" for q, a, _, kept in turns)
