@@ -126,9 +126,9 @@ for turn in sample["texts"][:3]:
     print("texts: ", turn)
 
 # %% [markdown]
-# A picture is stored as the bytes of its file, not as pixels. Somebody has to decode it, once an epoch, and that
-# somebody will meet files that cannot be decoded. What a row does *not* have matters as well: it has no id, no split
-# into training and test, no size of the picture and no licence. You will have to make up for each of them.
+# A picture is stored as the bytes of its file, not as pixels. The data loader has to decode it, once an epoch, and it
+# will meet files that cannot be decoded. What a row does *not* have matters as well: it has no id, no split into
+# training and test, no size of the picture and no licence. You will have to make up for each of them.
 #
 # Here are the three samples to look at.
 
@@ -254,9 +254,10 @@ lever(filtered, number=[0, 1, 2], visual_dependency=(1, 5, 1, 3), image_correspo
 # found there, and about 3 % of the_cauldron's. We come back to that under *splits*.
 
 # %% [markdown]
-# ## Look at the data before you train
+# ## Counting answers shows what can be guessed without a picture
 #
-# It takes a minute, and finds more than any tool. Ten samples, each with one of its questions:
+# Looking at samples before the first training step takes a minute, and it finds mistakes that no tool looks for. Here
+# are ten, each with one of its questions:
 
 # %%
 from nanovlm.viz.data import samples_figure
@@ -267,8 +268,8 @@ samples_figure([s["images"][0] for s in seen], [(t["user"], t["assistant"]) for 
 
 # %% [markdown]
 # The pictures look harmless. Now count the *answers*. A model can learn which answer is frequent for which question
-# without ever looking at a picture, and will do so first, because it is the easiest thing to learn. Somebody who
-# guesses that way is the **blind baseline**.
+# without ever looking at a picture, and will do so first, because it is the easiest thing to learn. The accuracy of a
+# guesser that only counts is the **blind baseline**.
 #
 # To show what unbalanced data look like, we make some. With `lopsided`, the function below loses nine of ten turns
 # about the Thimble's charts whose answer is "no", "1" or "2".
@@ -300,7 +301,7 @@ shown = [
 answers_figure({question: counts[question] for question in shown if counts[question]})
 
 # %% [markdown]
-# Predict the score of somebody who has read all of these turns and answers with closed eyes, always giving the most
+# Predict the score of a guesser that has read all of these turns, never sees a picture, and always gives the most
 # frequent answer to the question. In the Thimble as it is, answers are balanced for each question.
 
 # %%
@@ -312,10 +313,10 @@ for name, turns, test in (
     ("as it is", fair, turns_of(held_out, num_samples // 2)),
     ("lopsided", lopsided, turns_of(held_out, num_samples // 2, lopsided=True)),
 ):
-    print(f"{name}: {blind_score(turns, test):.1%} of {len(test)} test questions with closed eyes")
+    print(f"{name}: {blind_score(turns, test):.1%} of {len(test)} test questions without a picture")
 
 # %% [markdown]
-# So an accuracy of, say, 45 % may be worth nothing on one data set and much on another. Write the blind score beside
+# So one and the same accuracy may be worth nothing on one data set and much on another. Write the blind score beside
 # every accuracy that you report. It needs no model and no GPU: two dictionaries are enough ([exercise
 # 7.2](../exercises/07_data.ipynb)).
 #
@@ -323,7 +324,7 @@ for name, turns, test in (
 # you have a *visual dependency* of your own making, from the data alone.
 
 # %% [markdown]
-# ## Pictures arrive in twelve kinds of trouble
+# ## Some picture files are shown wrongly without an error
 #
 # A collection of millions of files contains every kind of file. The gallery below is made in code, by
 # `nanovlm.data.bad_pictures`. For each file, the left side shows what Pillow's `Image.open(…).convert("RGB")` gives,
@@ -708,7 +709,8 @@ print(f"one word of sample 0 changed: the logits of sample 1 move by up to {diff
 # we measured it: the run of this chapter's beginning, once more, with several samples in each row.
 
 # %%
-if_packed = {name: runs[name] for name in runs if name == "right" or name.startswith("packed")}
+names = {"right": "padded", "packed, with boundaries": "packed, boundaries", "packed, no boundaries": "packed, none"}
+if_packed = {names[name]: curve for name, curve in runs.items() if name in names}
 curves_figure("Right answers about unseen charts, padded and packed", if_packed, chance=blind, half=(high - low) / 2)
 
 # %% [markdown]
@@ -717,7 +719,7 @@ curves_figure("Right answers about unseen charts, padded and packed", if_packed,
 # on the size is that the leak can be tested, and that the mask costs nothing to get right.
 
 # %% [markdown]
-# ## Mixing: a source's share is a decision
+# ## The share of each source is a decision
 #
 # A mixture of subsets is drawn with weights. Taking every sample once gives a source the share that it happens to
 # have, so that ten million captions drown ten thousand charts. Taking all sources equally often repeats the small ones
@@ -785,7 +787,7 @@ lever(buffered, buffer=[100, 1, 10, 300, 999])
 # in turn.
 
 # %% [markdown]
-# ## When is the loader the bottleneck?
+# ## The loader has to be faster than the model
 #
 # A GPU that waits costs as much as one that works. Measure the parts of a step separately, for one sample, on your
 # machine:
@@ -836,7 +838,7 @@ print(f"{rate * flops_per_sample / 800e12:.0%} of the 800 TFLOP/s that an H100 r
 # cores.
 
 # %% [markdown]
-# ## Whose pictures are these?
+# ## A data card answers four questions
 #
 # Data come from people. Before you train on a collection, or publish one, answer four questions in writing, on a
 # **data card**: where each source is from and under which licence; who may be recognised in it, and whether they
