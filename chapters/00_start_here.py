@@ -5,32 +5,29 @@
 # answer, and learn how this course works. Twenty minutes of reading and trying; the code runs in half a minute.
 
 # %% [markdown] tags=["stamped"]
-# [![Open in Colab][badge]][colab] ·
+# [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [01 From pixels to patches →](01_patch_embedding.ipynb) ·
 # [exercises](../exercises/00_start_here.ipynb)
 #
-# [badge]: https://colab.research.google.com/assets/colab-badge.svg
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/00_start_here.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/00_start_here.ipynb
 
 # %% tags=["stamped"]
-# Set-up, the same in every notebook: use the installed nanovlm; in Colab, install it once.
+# @title Set-up: the nanovlm that is installed; Colab installs it first.
+import subprocess
 import sys
 from importlib import import_module
 
 try:
     import_module("nanovlm.course")
 except ImportError:
-    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@v0.1.0"
+    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@main"
     if "google.colab" not in sys.modules:
-        raise ModuleNotFoundError(
-            "This kernel has no nanovlm. In a clone of the repository `make lab` sets everything up; elsewhere run\n"
-            f'    pip install "{package}"\nand start the kernel again.'
-        ) from None
-    import subprocess
-
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", package], check=True)
+        advice = f'In a clone run `make lab`, elsewhere pip install "{package}".'
+        raise ModuleNotFoundError(f"This kernel has no nanovlm. {advice}") from None
+    if subprocess.run([sys.executable, "-m", "pip", "install", "-q", package]).returncode:
+        raise RuntimeError("pip could not install nanovlm (see above). Run this again.") from None
     import_module("nanovlm.course")
 
 # %% [markdown]
@@ -90,7 +87,7 @@ sign = Image.open(asset_path("pictures/glyphs.png"))
 written = model.generate(
     image=sign, prompt="What does the sign say?", on_text=lambda piece: print(piece, end="|", flush=True)
 )
-sign
+sample_card(sign, alt="A sign with a few letters and digits.")
 
 # %% [markdown]
 # Your turn. Run the next cell, choose a picture, type a question and press Enter. "Describe the picture." works as well.
@@ -367,7 +364,7 @@ large_steps = trace(large, question_ids, photo, device="meta")
 print(f"{large_steps.num_params:,} parameters\n\n{large_steps.stages()}")
 
 # %% [markdown]
-# Compare the two lists, line by line. The steps are the same. Only the joint differs: this model puts its image tokens
+# Compare the two lists, line by line. The steps are the same. Only the fusion differs: this model puts its image tokens
 # in front of the text, where ours has them between the words.
 
 # %% [markdown]
@@ -415,8 +412,9 @@ hint("start.score")
 #
 # ### Your own parts
 #
-# What passes its check is kept. `use` brings it back, in any later notebook. Until then the reference stands in, and a
-# line says so:
+# What passes its check is kept, each answer as a file of a small package that is yours: `my_vlm`, beside your progress.
+# You can read these files, change them, and put them under git. `use` brings an answer back, in any later notebook. Until
+# then the reference stands in, and a line says so:
 
 # %%
 from nanovlm.course import use
@@ -430,8 +428,9 @@ print(f"{my_score(answers, truth):.0%} of the three answers above are right")
 #
 # ### Progress, and how much your machine is asked for
 #
-# Your progress is one file in your home folder. On Colab it is in your Drive, if you mount it. Set `NANOVLM_HOME` to
-# keep it elsewhere.
+# Your progress is the folder `.nanovlm` in your home folder. On Colab it is in your Drive, if you mount it. Set
+# `NANOVLM_HOME` to keep it elsewhere. Code that comes with a folder from another machine is not run before you have said
+# `nanovlm course trust`.
 #
 # The same notebooks run in a test, on a laptop and on a large GPU. One word sets how much they do: `NANOVLM_BUDGET` is
 # `ci`, `laptop`, `t4` or `h100`. If you set nothing, the course looks at your machine and picks one.

@@ -1,4 +1,4 @@
-"""Which number format to compute in, and why."""
+"""Which device and dtype to compute in, and why."""
 
 from __future__ import annotations
 

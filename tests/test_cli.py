@@ -256,7 +256,9 @@ def test_the_traceback_on_request(run: Run, monkeypatch, tmp_path: Path) -> None
 
 
 def answers(out: str) -> list[str]:
-    return re.findall(r"^\d+  (.*)$", out, re.MULTILINE)
+    """What `generate` printed below picture and prompt: each answer as often as it was drawn."""
+    drawn = re.findall(r"^(\d+) of \d+: (.*)$", out, re.MULTILINE)
+    return [answer for times, answer in drawn for _ in range(int(times))] or [out.split("\n\n", 1)[1].strip()]
 
 
 def test_generate_draws_five_answers(run: Run, directory: Path, picture: Path) -> None:
@@ -267,6 +269,26 @@ def test_generate_draws_five_answers(run: Run, directory: Path, picture: Path) -
     assert len(set(answers(out))) == 5
     assert run(*ask)[1] == out, "the same seed draws the same answers"
     assert len(answers(run(*ask, "--generations", 2)[1])) == 2
+
+
+def test_equal_answers_are_one_line(run: Run, directory: Path, picture: Path) -> None:
+    ask = ("generate", "--model", directory, "--image", picture, "--max-new-tokens", 2, "--generations", 3)
+    lines = run(*ask, "--top-k", 1)[1].splitlines()
+    assert lines[2] == "" and lines[3].startswith("3 of 3: ") and len(lines) == 4
+
+
+def test_a_picture_that_is_not_there_is_told_before_a_model_is_loaded(run: Run, tmp_path: Path) -> None:
+    said = complaint(run("generate", "--model", tmp_path / "none", "--image", tmp_path / "none.png"))
+    assert "none.png" in said
+
+
+def test_help_shows_the_kind_of_value_that_an_option_takes(run: Run) -> None:
+    out = run("generate", "--help")[1]
+    assert "--temperature FLOAT" in out and "{None}" not in out
+
+
+def test_a_trace_fits_a_terminal(run: Run) -> None:
+    assert max(map(len, run("trace")[1].splitlines())) <= 100
 
 
 def test_generate_gives_the_most_likely_answer(run: Run, directory: Path, picture: Path) -> None:
@@ -292,6 +314,7 @@ def test_generate_asks_about_every_picture_of_a_folder(run: Run, directory: Path
     status, out, err = run(*ask)
     rows = {Path(row["image"]).name: row for row in map(json.loads, out.splitlines())}
     assert status == 0
+    assert {row["prompt"] for row in rows.values()} == {"Describe the picture."}
     assert isinstance(rows["red.png"]["answer"], str) and "cut short" in rows["broken.png"]["error"]
     assert "1 answered, 1 skipped" in err
     run(*ask, "--out", picture.parent / "answers.jsonl")
@@ -396,19 +419,18 @@ def test_export(run: Run, directory: Path, tmp_path: Path) -> None:
 # -- what it costs ----------------------------------------------------------------------------------------------------
 
 COST = """
-import sys, time
-import torch
-torch.set_num_threads(1)
-start = time.process_time()
+import sys
+from nanovlm.models.vision_transformer import ViT
+seen, forward = [], ViT.forward
+ViT.forward = lambda encoder, images: seen.append(len(images)) or forward(encoder, images)
 from nanovlm.cli import main
 status = main(["generate"])
-print("cost", time.process_time() - start, status, *(name for name in {heavy} if name in sys.modules))
+print("cost", status, seen, *(name for name in {heavy} if name in sys.modules))
 """
-HEAVY = ("transformers", "datasets", "matplotlib", "ipywidgets", "wandb", "pandas")
+HEAVY = ("transformers", "datasets", "matplotlib", "ipywidgets", "wandb", "pandas", "torchvision", "pyarrow")
 
 
-def test_the_pocket_model_answers_within_two_seconds_beyond_torch() -> None:
-    """In processor time, so that a busy machine does not fail it."""
+def test_an_answer_needs_no_heavy_package_and_one_look_at_the_picture() -> None:
     out = subprocess.run(
         [sys.executable, "-c", COST.format(heavy=HEAVY)],
         check=True,
@@ -417,10 +439,8 @@ def test_the_pocket_model_answers_within_two_seconds_beyond_torch() -> None:
         encoding="utf-8",
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"},
     ).stdout
-    seconds, status, *heavy = re.search(r"^cost (.*)$", out, re.MULTILINE)[1].split()
-    assert status == "0" and len(answers(out)) == 5
-    assert not heavy, "nothing that takes seconds to import is needed for an answer"
-    assert float(seconds) < 2.0
+    assert len(answers(out)) == 5
+    assert re.search(r"^cost (.*)$", out, re.MULTILINE)[1] == "0 [1]"
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")

@@ -25,10 +25,10 @@ from nanovlm.data.datasets import Skipped, VQADataset
 from nanovlm.data.thimble import Thimble
 from nanovlm.data.tiling import make_image_processor
 from nanovlm.device import choose_precision
-from nanovlm.evaluation.scores import short_questions
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.training.loop import answer_accuracy, get_lr, train_step
 from nanovlm.training.optimizer import Optimizers
+from nanovlm.training.step import get_lr, train_step
+from nanovlm.training.validation import answer_accuracy, short_questions
 
 SUBSET = "charts"
 STEPS, BATCH, EVAL_EVERY, VAL_PICTURES = 700, 32, 70, 80

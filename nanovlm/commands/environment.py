@@ -8,6 +8,7 @@ import platform
 import re
 import shutil
 import sys
+import textwrap
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,14 +48,18 @@ def examine() -> list[Finding]:
     return findings
 
 
-def report(findings: list[Finding]) -> str:
-    """One line each, advice below the line that it is about."""
+def report(findings: list[Finding], columns: int | None = None) -> str:
+    """One line each, advice below the line that it is about, wrapped between words. columns: None, the terminal's."""
     width = max(len(f.subject) for f in findings)
+    columns = max(columns or shutil.get_terminal_size().columns, width + 30)
+    wrapper = textwrap.TextWrapper(columns, break_long_words=False, break_on_hyphens=False)
+    wrapper.subsequent_indent = " " * (width + 6)
     lines = []
     for f in findings:
-        lines.append(f"{MARKS[f.state]}  {f.subject:<{width}}  {f.found}")
-        if f.advice:
-            lines.append(f"{'':{width + 6}}{f.advice}")
+        wrapper.initial_indent = f"{MARKS[f.state]}  {f.subject:<{width}}  "
+        lines += wrapper.wrap(f.found)
+        wrapper.initial_indent = wrapper.subsequent_indent
+        lines += wrapper.wrap(f.advice)
     problems = sum(f.state == "problem" for f in findings)
     verdict = "Everything that the course needs is here." if not problems else f"{problems} to mend: the lines with !!."
     return "\n".join([*lines, "", verdict])

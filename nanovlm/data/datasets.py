@@ -35,7 +35,7 @@ def check_columns(dataset: Any, wanted: Sequence[str]) -> None:
     if columns is not None and not set(wanted) <= set(columns):
         raise ValueError(
             f"The data set has the columns {', '.join(columns)}, but {' and '.join(wanted)} are wanted "
-            "(the_cauldron's schema for training, MMStar's for multiple choice)."
+            "(the_cauldron's schema)."
         )
 
 
@@ -52,8 +52,8 @@ class _Samples(Dataset):
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.prompt_format = vlm_cfg.prompt_format
-        self.image_tokens_in_front = vlm_cfg.num_image_tokens if vlm_cfg.image_token_id is None else 0
-        self.num_placeholders = 0 if self.image_tokens_in_front else vlm_cfg.num_image_tokens
+        self.num_prefix_tokens = vlm_cfg.num_image_tokens if vlm_cfg.image_token_id is None else 0
+        self.num_placeholders = 0 if self.num_prefix_tokens else vlm_cfg.num_image_tokens
         if self.num_placeholders and tokenizer.image_token_id != vlm_cfg.image_token_id:
             raise ValueError(
                 f"The tokenizer's image token has id {tokenizer.image_token_id}, the model expects "
@@ -87,7 +87,7 @@ class _Samples(Dataset):
         raise NotImplementedError
 
     def _check_pictures(self, images: Sequence[Any]) -> None:
-        if self.image_tokens_in_front and len(images) != 1:
+        if self.num_prefix_tokens and len(images) != 1:
             raise ValueError(f"it has {len(images)} pictures, but this model takes exactly one, in front of the text")
 
     def _prepare(self, images: Sequence[Any]) -> tuple[torch.Tensor, list[str] | None]:
@@ -127,10 +127,10 @@ class VQADataset(_Samples):
         self.min_ratings = dict(min_ratings or {})
         if unknown := sorted(set(self.min_ratings) - set(RATINGS)):
             raise ValueError(f"There is no rating called {', '.join(unknown)}; there are {', '.join(RATINGS)}.")
-        self.max_tokens = None if max_length is None else max_length - self.image_tokens_in_front
+        self.max_tokens = None if max_length is None else max_length - self.num_prefix_tokens
         if self.max_tokens is not None and self.max_tokens < 2:
             raise ValueError(
-                f"max_length {max_length} leaves no room for text beside {self.image_tokens_in_front} image tokens."
+                f"max_length {max_length} leaves no room for text beside {self.num_prefix_tokens} image tokens."
             )
 
     def _encode(self, sample: Mapping[str, Any], index: int) -> dict[str, Any]:
@@ -194,35 +194,3 @@ def messages_of(sample: Mapping[str, Any], min_ratings: Mapping[str, int] | None
     if not messages:
         raise ValueError(f"none of its {len(turns)} turns is rated high enough")
     return messages
-
-
-class MMStarDataset(_Samples):
-    """Multiple choice in MMStar's schema (Chen et al., 2024, arXiv:2403.20330): prompts to answer with one letter.
-
-    A sample is {"image": picture, "question": text with its options, "answer": "B", "category": str, …}. An item is
-    {"input_ids" [T], "images" [1, 3, H, W], "answer": letter, "category", "index"}; the ids end where answers begin.
-    """
-
-    columns = ("image", "question", "answer")
-    instruction = "\nAnswer with the letter."
-
-    def _encode(self, sample: Mapping[str, Any], index: int) -> dict[str, Any]:
-        answer = str(sample["answer"]).strip()
-        if len(answer) != 1 or not answer.isalpha():
-            raise ValueError(f"its answer {answer!r} is not a letter")
-        pixels, image_texts = self._prepare([sample["image"]])
-        ids, _ = self.tokenizer.encode_chat(
-            [{"role": "user", "content": sample["question"] + self.instruction}],
-            num_images=1,
-            num_image_tokens=self.num_placeholders,
-            add_generation_prompt=True,
-            prompt_format=self.prompt_format,
-            image_texts=image_texts,
-        )
-        return {
-            "input_ids": torch.tensor(ids),
-            "images": pixels,
-            "answer": answer.upper(),
-            "category": sample.get("category", ""),
-            "index": index,
-        }

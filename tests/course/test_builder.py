@@ -9,7 +9,7 @@ import nbformat
 import pytest
 
 from nanovlm.course.builder import build, find_root
-from nanovlm.course.percent import parse, render
+from nanovlm.course.percent import AuthoringError, parse, render
 from tests.course.learners import ROOT
 from tests.course.small_clone import STEM, edit, make_clone, snapshot
 
@@ -55,7 +55,13 @@ ONE_CHARACTER = [
     ("exercises/{}.py", "raise Not", "raise  Not", "exercises/{}.py"),
     ("exercises/{}.ipynb", "Tiles to tokens", "Tiles to token", "exercises/{}.ipynb"),
     ("solutions/{}.ipynb", '"cell_type"', '"cell_type" ', "solutions/{}.ipynb"),
-    ("pyproject.toml", '"0.1.0"', '"0.1.1"', "chapters/{0}.py solutions/{0}.ipynb exercises/{0}.py"),
+    ("pyproject.toml", '"0.1.0"', '"0.1.1"', "CITATION.cff"),
+    (
+        "pyproject.toml",
+        "nanovlm-course/nanovlm",
+        "somebody/fork",
+        "chapters/{0}.py solutions/{0}.ipynb exercises/{0}.py README.md CITATION.cff",
+    ),
 ]
 
 
@@ -67,6 +73,16 @@ def test_an_edit_of_one_character_is_named(course: Path, file: str, old: str, ne
         assert any(p.startswith(f"{name} is stale") for p in problems), (name, problems)
     build(root=course)
     assert not any("stale" in p for p in build(check=True, root=course).problems)
+
+
+def test_a_fork_keeps_no_old_address(course: Path) -> None:
+    edit(course / "pyproject.toml", lambda text: text.replace("nanovlm-course/nanovlm", "somebody/fork"))
+    build(root=course)
+    files = [path for path in course.rglob("*") if path.is_file()]
+    assert not [path for path in files if b"nanovlm-course/nanovlm" in path.read_bytes()]
+    readme = (course / "README.md").read_text()
+    assert "git clone https://github.com/somebody/fork\ncd fork\n" in readme
+    assert "repository-code: https://github.com/somebody/fork\n" in (course / "CITATION.cff").read_text()
 
 
 def test_exercises_hold_everything_but_the_answers(course: Path) -> None:
@@ -86,7 +102,7 @@ def test_the_chapter_lists_its_exercises_and_the_readme_the_chapters(course: Pat
     chapter = (course / "chapters" / f"{STEM}.py").read_text()
     assert "| 3.1 | Tiles to tokens (`pixel_shuffle.shuffle`) | ●●○ | 12 |" in chapter
     readme = (course / "README.md").read_text()
-    row = f"- [03 Pixel shuffle and the projector](chapters/{STEM}.ipynb): You build the joint. 30 minutes."
+    row = f"- [03 Pixel shuffle and the projector](chapters/{STEM}.ipynb): You build the fusion. 30 minutes."
     assert row in " ".join(readme.split())
     assert readme.startswith("# A course") and readme.endswith("More.\n")
 
@@ -99,7 +115,7 @@ def test_notebooks_are_valid_and_open_everywhere(course: Path) -> None:
         ids = [cell.id for cell in notebook.cells]
         assert len(set(ids)) == len(ids)
         setup = notebook.cells[2]
-        assert setup.metadata.tags == ["stamped"] and "@v0.1.0" in setup.source
+        assert setup.metadata.tags == ["stamped"] and "@main" in setup.source and setup.metadata.jupyter.source_hidden
         assert "-U" not in setup.source and "chdir" not in setup.source
         assert notebook.cells[0].source.startswith("# 03 ")
         assert f"blob/main/{path.relative_to(course).as_posix()}" in notebook.cells[1].source
@@ -165,7 +181,7 @@ def test_an_exercise_without_a_solution_and_orphans_are_named(course: Path) -> N
     ("old", "new", "words"),
     [
         ("# # 03 Pixel shuffle and", "# # 03 Pixel shuffling and", "The title must be"),
-        ("#\n# You build the joint. 30 minutes.\n", "", "needs a paragraph"),
+        ("#\n# You build the fusion. 30 minutes.\n", "", "needs a paragraph"),
         ("x.transpose(2, 3)", "x.transpose(3, 2)", r"differs: here 'x = x.transpose(3, 2)'"),
         ("modality_projector.pixel_shuffle", "modality_projector.pixel_shuffel", "defines no 'pixel_shuffel'"),
     ],
@@ -184,12 +200,42 @@ def test_a_file_that_the_outline_does_not_know_is_an_error(course: Path) -> None
 def test_percent_text_survives_parsing(course: Path) -> None:
     import jupytext
 
-    for path in (ROOT / "solutions").glob("*.py"):
+    for path in [path for folder in ("chapters", "solutions", "exercises") for path in (ROOT / folder).glob("*.py")]:
         text = path.read_text()
         assert render(parse(text, path)) == text
         notebook = jupytext.reads(text, "py:percent")
         notebook.metadata["jupytext"] = {"notebook_metadata_filter": "-all", "cell_metadata_filter": "tags,-all"}
         assert jupytext.writes(notebook, "py:percent") == text, "Jupyter would save this file in another way"
+
+
+def test_cells_know_their_lines() -> None:
+    text = '\n# %% [markdown] tags=["a", "b"]\n# # T\n#\n# - x\n\n# %%\n\ny = """\n# %%\n"""\n%time y\n\n\n# %%\nz'
+    cells = parse(text, "f.py")
+    assert [cell.words() for cell in cells] == ["# T\n\n- x", 'y = """\n# %%\n"""\n%time y', "z"]
+    assert [cell.tags for cell in cells] == [["a", "b"], [], []]
+    for cell in cells[1:]:
+        assert text.split("\n")[cell.number :][: len(cell.lines) - 1] == cell.lines[:-1]
+    assert [cell.number for cell in cells] == [2, 8, 15]
+    assert parse("", "f.py") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("# %%\nx\n\n# %%\n\n# %%\ny\n", "f.py:4: This cell is empty"),
+        ("# %%\nx\n\n# %% a title\ny\n", "f.py:4: Cannot read '# %% a title'"),
+        ("# %% [md]\n# x\n", "f.py:1: Cannot read"),
+        ('# %% tags="one"\nx\n', "f.py:1: Cannot read the tags"),
+        ("# %% tags=[1]\nx\n", "f.py:1: Cannot read the tags"),
+        ("# %%\nx\n\n# %% [markdown]\n# one\ntwo\n", "f.py:6: A line of a markdown cell"),
+        ('# %% [markdown]\n"""\none\n"""\n', "f.py:2: A line of"),
+        ("# ---\n# title: x\n# ---\n\n# %%\nx\n", "f.py:1: The file must begin with a cell"),
+        ("# %%% x\n", "f.py:1: Cannot read"),
+    ],
+)
+def test_what_is_no_cell_of_the_course_is_named_with_its_line(text: str, words: str) -> None:
+    with pytest.raises(AuthoringError, match=re.escape(words)):
+        parse(text, "f.py")
 
 
 def test_the_root_is_found_from_below_and_missed_in_words(course: Path, tmp_path: Path) -> None:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +19,7 @@ from torch import Tensor
 from nanovlm.course import check
 from nanovlm.course.exercises.ch02.blocks import SMALL
 from nanovlm.course.exercises.ch05.ids import expand
+from nanovlm.course.judge import guard
 from nanovlm.course.judge.compare import first_difference
 from nanovlm.course.judge.engine import judge
 from nanovlm.course.judge.exercise import REGISTRY, Case, Complaint, Exercise, expect, load_exercises, with_weights
@@ -368,7 +375,7 @@ def test_the_input_that_was_changed_is_named_as_the_learner_knows_it() -> None:
         input_ids.zero_()
         return out
 
-    assert "changes its input input_ids in place" in said("joint.forward", forward)
+    assert "changes its input input_ids in place" in said("fusion.forward", forward)
 
 
 def test_a_list_that_was_changed_is_to_become_a_new_list() -> None:
@@ -419,7 +426,7 @@ def test_an_exception_that_is_returned_is_told_so() -> None:
         except ValueError:
             return ValueError("counts disagree")
 
-    words = said("joint.merge_image_tokens", wrong)
+    words = said("fusion.merge_image_tokens", wrong)
     assert "returns a ValueError" in words and "raise ValueError" in words
     assert "went through" not in words
 
@@ -429,3 +436,109 @@ def test_an_instance_in_place_of_a_class_is_told_so() -> None:
     assert "instance" in words and 'check("vit.block", ViTBlock)' in words
     assert "This is a ViTConfig, not a class" in said("vit.block", SMALL)
     assert "This is a tensor, not a function" in said("vit.attention", torch.ones(2))
+
+
+# -- in a notebook ----------------------------------------------------------------------------------------------------
+
+CELLS = """
+from IPython.core.interactiveshell import InteractiveShell
+
+shell = InteractiveShell.instance()
+cells = {cells!r}
+for cell in cells:
+    result = shell.run_cell(cell, store_history=True).result
+    if cell.startswith("check"):
+        print("RUNG", result.rung, "|", result.message)
+"""
+RIGHT = "def shuffle(x, r):\n    raise NotImplementedError('pixel_shuffle.shuffle')"
+CHECK = "check('pixel_shuffle.shuffle', shuffle)"
+
+
+def test_after_a_cell_that_failed_the_check_says_that_the_function_is_the_one_of_before(tmp_path: Path) -> None:
+    cells = ["from nanovlm.course import check", RIGHT, CHECK]
+    cells += ["def shuffle(x, r):\n    return (x", CHECK, "something = shuffle", CHECK]
+    cells += ["1 / 0\n" + RIGHT, CHECK, RIGHT, CHECK]
+    done = subprocess.run(
+        [sys.executable, "-c", CELLS.format(cells=cells)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "NANOVLM_HOME": str(tmp_path), "IPYTHONDIR": str(tmp_path)},
+    )
+    said = re.findall(r"^RUNG (\w+) \| (.*)$", done.stdout, re.MULTILINE)
+    rungs = [rung for rung, _ in said]
+    assert rungs == ["not_written", "not_run", "not_run", "not_run", "not_written"], done.stdout + done.stderr
+    assert "SyntaxError in its line 2" in said[1][1] and "one of before" in said[1][1]
+    assert "SyntaxError" not in said[3][1]
+
+
+SLOW_MODULE = """
+import time
+
+start = time.process_time()
+while time.process_time() - start < 0.3:
+    pass
+whole = True
+"""
+
+
+@pytest.mark.parametrize("thread", [False, True], ids=["main thread", "another thread"])
+def test_an_import_is_never_broken_off_and_not_counted(
+    thread: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that has run out at every look: only in an import nobody looks at it."""
+    monkeypatch.setattr(guard.Clock, "expired", lambda self: True)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = f"slow_module_of_a_learner_{thread:d}"
+    (tmp_path / f"{name}.py").write_text(SLOW_MODULE)
+    seen = []
+
+    def imports() -> int:
+        import_module(name)
+        seen.append("imported")
+        while True:
+            pass
+
+    call = guard._call_in_thread if thread else guard._call_with_alarm
+    with pytest.raises(guard.OutOfTime):
+        call(guard.Clock(), imports)
+    assert seen == ["imported"] and sys.modules.pop(name).whole
+
+
+def test_a_check_that_is_called_by_a_module_which_is_imported_is_bounded_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard.Clock, "expired", lambda self: True)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "loops_for_ever.py").write_text(
+        "from nanovlm.course.judge import guard\n\ndef loop():\n    while True:\n        pass\n\n"
+        "guard.call_within(guard.Clock(), loop)\n"
+    )
+    with pytest.raises(guard.OutOfTime):
+        import_module("loops_for_ever")
+
+
+def test_the_first_work_on_the_meta_device_is_no_loop_and_meta_works_afterwards() -> None:
+    """In a new process: torch imports sympy for it, once, which takes longer than a check's patience."""
+    program = """
+import sys
+import torch
+from nanovlm.course.judge import guard
+from nanovlm.course.judge.engine import judge
+from nanovlm.course.judge.exercise import load_exercises
+from nanovlm.models.vision_transformer import ViT
+
+def by_building(config):
+    with torch.device("meta"):
+        model = ViT(config)
+        model(torch.zeros(1, 3, config.image_size, config.image_size))
+    return sum(p.numel() for p in model.parameters())
+
+guard.FREE = 0.0  # what is not an import is measured from the start
+exercise = load_exercises()["vit.count_parameters"]
+assert "sympy" not in sys.modules, "this test is about its import"
+print(judge(exercise, by_building).rung, judge(exercise, by_building).rung)
+print((torch.zeros(2, 3, device="meta") @ torch.zeros(3, 4, device="meta")).shape)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "passed passed\ntorch.Size([2, 4])\n", done.stdout + done.stderr
