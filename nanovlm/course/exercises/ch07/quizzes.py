@@ -50,7 +50,7 @@ Quiz(
     choices=(
         "It falls, because there are fewer turns to count.",
         "It stays where it was, because the pictures did not change.",
-        "It rises by ten points or more.",
+        "It rises by several points.",
         "It becomes 100 %.",
     ),
     right=2,
