@@ -34,7 +34,7 @@ def curves_figure(title: str, curves: Mapping[str, Curve], chance: float | None 
     if chance is not None:
         y = place(0, chance)[1]
         body.append(line(left, y, left + width, y, "muted", 1.5, stroke_dasharray="3 4"))
-        body.append(text(left + width - 4, y + 18, f"blind guessing: {chance:.0%}", 13, "muted", "end"))
+        body.append(text(left + width - 4, y + 18, f"blind guessing: {100 * chance:.0f} %", 13, "muted", "end"))
     told = []
     for i, ((name, curve), label) in enumerate(zip(curves.items(), spread, strict=True)):
         colour, points = CYCLE[i % len(CYCLE)], [place(*point) for point in curve]
@@ -44,7 +44,7 @@ def curves_figure(title: str, curves: Mapping[str, Curve], chance: float | None 
         if half:
             body.append(line(x, y - half * height, x, y + half * height, colour, 2))
         body.append(line(x + 4, y, x + 16, label, colour, 1))
-        body.append(text(x + 20, label + 4.5, f"{share:.0%}  {name}", 13))
+        body.append(text(x + 20, label + 4.5, f"{100 * share:.0f} %  {name}", 13))
         told.append(f"{name}: from {curve[0][1]:.0%} to {share:.0%}")
     floor = f" Blind guessing: {chance:.0%}." if chance is not None else ""
     return svg_figure(
@@ -186,6 +186,7 @@ def leak_figure(documents: Sequence[int], moved: Mapping[str, Sequence[float]]) 
     largest = max(max(values) for values in leaked.values()) or 1.0
     body = [
         text(16, 28, "Change one word of document 0: which logits move?", 15, font_weight="bold"),
+        text(WIDTH - 16, 28, "grey: document 0 itself, cut off", 13, "muted", "end"),
         text(16, 60, "document", 13),
     ]
     for i, document in enumerate(documents):
