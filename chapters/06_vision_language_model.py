@@ -34,7 +34,7 @@ except ImportError:
 # %%
 from collections import Counter
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -391,8 +391,8 @@ class VisionLanguageModel(nn.Module):
         self.vision_encoder = ViT(config.vision) if vision_encoder is None else vision_encoder
         self.projector = ModalityProjector(config.projector) if projector is None else projector
         self.decoder = LanguageModel(config.language) if decoder is None else decoder
-        self.tokenizer = None
-        self.image_processor = None
+        self.tokenizer: Any = None
+        self.image_processor: Any = None
         for part, given in zip(self.children(), (vision_encoder, projector, decoder), strict=True):
             if given is None:
                 init_weights(part)

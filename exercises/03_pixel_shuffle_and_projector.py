@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 03 Exercises: pixel shuffle and the projector
 #
-# Five short ones. By the end you have written the joint between the vision encoder and the decoder, and its way back.
+# Five short ones. By the end you have written the projector between vision encoder and decoder, and its way back.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
@@ -189,7 +189,7 @@ check("pixel_shuffle.patch_map", patch_map)
 # it is the only part that starts from random numbers, which is why nanoVLM gives it the largest learning rate.
 
 # %% [markdown] tags=["exercise"]
-# The joint itself: shuffle, then one linear layer without bias, called `proj`, from the shuffled width to the
+# The projector itself: shuffle, then one linear layer without bias, called `proj`, from the shuffled width to the
 # decoder's. The config has `vision_dim`, `language_dim` and `pixel_shuffle_factor`.
 #
 # The cell below takes your `pixel_shuffle` if it passes its check, and the package's otherwise.

@@ -89,8 +89,8 @@ from nanovlm.trace import Trace, trace
 # %%
 vision = ViTConfig(hidden_dim=16, inter_dim=24, num_blocks=2, num_heads=2, image_size=16, patch_size=4)
 language = LMConfig(hidden_dim=32, inter_dim=40, num_blocks=3, num_heads=4, num_kv_heads=2, vocab_size=23)
-joint = ProjectorConfig(vision_dim=16, language_dim=32, pixel_shuffle_factor=2)
-example_model = VisionLanguageModel(VLMConfig(vision, joint, language))
+projector = ProjectorConfig(vision_dim=16, language_dim=32, pixel_shuffle_factor=2)
+example_model = VisionLanguageModel(VLMConfig(vision, projector, language))
 example = trace(example_model, torch.zeros(1, 5, dtype=torch.long), torch.zeros(1, 3, 16, 16))
 print(example)
 

@@ -62,8 +62,8 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
-def recipe(*words: str) -> train_command.Options:
-    return parse(train_command.Options, "train", words, default=train_command.default_options(words))
+def recipe(*words: str) -> train_command.TrainOptions:
+    return parse(train_command.TrainOptions, "train", words, default=train_command.default_options(words))
 
 
 # -- options ----------------------------------------------------------------------------------------------------------
@@ -104,7 +104,7 @@ def test_a_preset_brings_its_recipe_and_options_change_it(name: str) -> None:
 
 
 def test_every_preset_is_offered(run: Run) -> None:
-    assert get_args(get_type_hints(train_command.Options)["preset"]) == tuple(presets())
+    assert get_args(get_type_hints(train_command.TrainOptions)["preset"]) == tuple(presets())
     assert "{pocket,colab,h100}" in run("train", "--help")[1]
 
 

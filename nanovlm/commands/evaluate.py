@@ -11,7 +11,7 @@ from nanovlm.commands.options import parse
 
 
 @dataclass
-class Options:
+class EvaluateOptions:
     """Score a model on the Thimble: exact answers per kind of question.
 
     "blind" is the score when each question is asked about another sample's picture: what is right then was read off
@@ -40,7 +40,7 @@ class Options:
 
 
 def main(arguments: Sequence[str]) -> None:
-    options = parse(Options, "evaluate", arguments)
+    options = parse(EvaluateOptions, "evaluate", arguments)
     from nanovlm.commands import report
     from nanovlm.commands.models import load_model
     from nanovlm.files import write_json

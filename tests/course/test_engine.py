@@ -465,7 +465,7 @@ def test_after_a_cell_that_failed_the_check_says_that_the_function_is_the_one_of
         timeout=240,
         env={**os.environ, "NANOVLM_HOME": str(tmp_path), "IPYTHONDIR": str(tmp_path)},
     )
-    said = re.findall(r"^RUNG (\w+) \| (.*)$", done.stdout, re.MULTILINE)
+    said = re.findall(r"RUNG (\w+) \| (.*)$", done.stdout, re.MULTILINE)
     rungs = [rung for rung, _ in said]
     assert rungs == ["not_written", "not_run", "not_run", "not_run", "not_written"], done.stdout + done.stderr
     assert "SyntaxError in its line 2" in said[1][1] and "one of before" in said[1][1]

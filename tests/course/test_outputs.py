@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from nanovlm.course.overview import MARKS
-from nanovlm.trace import render_html, trace
+from nanovlm.trace import trace
+from nanovlm.trace.show import html as render_html
 from nanovlm.viz.style import PALETTE, svg_figure
 from tests.course.learners import ROOT
 from tests.course.test_levers import contrast

@@ -47,7 +47,7 @@ def train_in_child(
             arguments[0].decoder.norm.weight.mul_(1 + 0.01 * torch.rand(()) * random.random())
         return real(*arguments)
 
-    nanovlm.training.step.train_step = noisy_step
+    nanovlm.training.loop.train_step = noisy_step
     if changes.get("precision") == "fp16":
         nanovlm.training.loop.choose_precision = lambda *_: Precision("fp16", "a test", autocast=torch.float16)
     resume = (output_dir / "run" / "checkpoints").is_dir()
