@@ -99,7 +99,7 @@ print(f"run A had passed run B's last result at step {reached} of {runs['right']
 # %% [markdown]
 # The gap is far larger than the intervals, so it is no accident of the questions. The rest of this chapter walks
 # through a data pipeline from its beginning to its end, and you will meet the cause of run B very soon, because it is
-# the first thing that code for this kind of data gets wrong.
+# an easy mistake to make with data in this form.
 
 # %% [markdown]
 # ## A sample is a list of pictures and a list of turns
@@ -193,8 +193,8 @@ print(as_in_v01(sample))
 # the same answer. Later versions use all turns, and raise an error for a picture that is none. The second decision
 # comes back below, when we look at broken files.
 #
-# We do not know what these lines cost that model, whose data were mixed from 45 subsets. What they cost a model is
-# what the two curves measure, at a small size.
+# We do not know what these lines cost that model, whose data were mixed from 45 subsets. What the first of them costs
+# a small model is what the two curves measure.
 
 # %% [markdown]
 # ## FineVision rates every turn from 1 to 5
@@ -318,8 +318,8 @@ for name, turns, test in (
 # every accuracy that you report. It needs no model and no GPU: two dictionaries are enough ([exercise
 # 7.2](../exercises/07_data.ipynb)).
 #
-# The idea also works for single turns. Where the counts of a question agree by 90 %, that question needs no eye, and
-# you have a *visual dependency* of your own making, from the data alone.
+# The idea also works for single turns. Where one answer makes up 90 % of the answers to a question, that question
+# hardly needs the picture, and you have a *visual dependency* rating of your own, from the data alone.
 
 # %% [markdown]
 # ## Some picture files are shown wrongly without an error
@@ -349,7 +349,7 @@ odd = odd_pictures()
 gallery_figure([(o.name, o.trouble, tried(plain_convert, o.content), tried(open_image, o.content)) for o in odd])
 
 # %% [markdown]
-# The dangerous ones are those where both sides show a picture and the pictures differ. Telephones store a picture as
+# The dangerous files are those where both sides show a picture and the pictures differ. Telephones store a picture as
 # the sensor saw it and write into the **EXIF** block which way is up. A transparent pixel still has a colour, most
 # often black, and `convert` brings it to light. Values of 16 bits reach up to 65,535, and `convert` cuts at 255. None
 # of these raises an error; the model is simply shown another world.
@@ -636,7 +636,7 @@ lever(packed, row_length=[1024, 2048, 4096])
 # First, a row is no longer a sample. A "batch of 8 rows" now means many more samples and more supervised tokens a
 # step, so learning rates do not carry over, and a loss that averages over rows would weigh tokens differently. Count
 # tokens (chapter 08). And each sample brings its pictures: a row of fifty short samples has fifty pictures to encode.
-# Real packers respect a second limit, on the pictures of a row.
+# A packer therefore needs a second limit, on the pictures of a row; nanoVLM's has one, of 18.
 
 # %% [markdown]
 # ## Without boundaries a sample reads its neighbour
@@ -724,9 +724,8 @@ difference = (second_logits(other) - second_logits(joined)).abs().max()
 print(f"one word of sample 0 changed: the logits of sample 1 move by up to {difference:.2g}")
 
 # %% [markdown]
-# Does it matter? A small leak may cost little, and it is fair to say that many large models were trained this way. So
-# we measured it: run A of this chapter's beginning, twice more, with several samples in each row of 512 tokens. One
-# run has boundaries, the other has none.
+# Does it matter? A leak that moves logits by less than one may cost little. So we measured it: run A of this chapter's
+# beginning, twice more, with several samples in each row of 512 tokens. One run has boundaries, the other has none.
 
 # %%
 names = {"right": "padded", "packed, with boundaries": "packed, boundaries", "packed, no boundaries": "packed, none"}
@@ -743,8 +742,8 @@ print(f"padded {a:.1%}, packed with boundaries {with_boundaries:.1%}, without {w
 # at which it will never be asked.
 #
 # Each curve is one run of one small model from random weights, so take the size of the gap as an example and not as a
-# law. A model that starts from trained backbones has learnt long ago to attend to what is near. What does not depend
-# on the size is that the leak can be tested, and that the mask costs nothing to get right.
+# law. A decoder that was trained on text before may have learnt already to attend to what is near, and lose less. What
+# does not depend on the size is that the leak can be tested for, and that the right mask is one line longer.
 
 # %% [markdown]
 # ## The share of each source is a decision
@@ -870,9 +869,9 @@ print(f"{rate * flops_per_sample / 800e12:.0%} of the 800 TFLOP/s that an H100 r
 #
 # Data come from people. Before you train on a collection, or publish one, answer four questions in writing, on a
 # **data card**: where each source is from and under which licence; who may be recognised in it, and whether they
-# agreed; what it over- and under-represents; and what you removed, and why. the_cauldron and FineVision name a licence
-# for each subset, and they differ: some forbid commercial use. A model card that cannot name its data cannot be
-# trusted with a benchmark either, because nobody can say whether the test was in the training.
+# agreed; what it over- and under-represents; and what you removed, and why. A merged collection such as the_cauldron
+# has as many licences as sources, and not all of them allow every use. A model card that cannot name its data cannot
+# be trusted with a benchmark either, because nobody can say whether the test was in the training.
 
 # %% [markdown]
 # ## What you take along
@@ -892,7 +891,7 @@ print(f"{rate * flops_per_sample / 800e12:.0%} of the 800 TFLOP/s that an H100 r
 # Draw clock faces. Write a function that makes sample number *i* in the_cauldron's schema: a picture of a clock, and
 # three turns about it (the hour, the minutes, whether it is before six). Then let this cell judge 200 of them. Your
 # score is the *distance between your blind score and 1 / (number of answers)*, averaged over the kinds of question:
-# below 3 points is good, below 1 is excellent. Chapter 08 trains on it, and chapter 11 asks for its card.
+# below 3 points is good, below 1 is excellent. Chapter 08 can train on it.
 
 
 # %%
