@@ -9,7 +9,7 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [← 06 The vision-language model](06_vision_language_model.ipynb) ·
-# [12 Shape tracing →](12_shape_tracing.ipynb) ·
+# [10 Evaluation →](10_evaluation.ipynb) ·
 # [exercises](../exercises/07_data.ipynb)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/07_data.ipynb
@@ -591,14 +591,26 @@ lengths = (torch.randn(256, generator=generator).mul(0.8).add(4.6).exp().clamp(2
 print(f"256 samples: the median has {sorted(lengths)[128]} tokens, the longest {max(lengths)}")
 
 
+def batches_of(batch_size: int, order: str) -> list[list[int]]:
+    ranked = sorted(lengths) if order == "sorted by length" else lengths
+    return [ranked[start : start + batch_size] for start in range(0, len(ranked), batch_size)]
+
+
+def waste(batches: list[list[int]]) -> float:
+    return 1 - sum(lengths) / sum(len(batch) * max(batch) for batch in batches)
+
+
+# %%
+for order in ("as they come", "sorted by length"):
+    print(f"{order:18}", ", ".join(f"{size} a batch: {waste(batches_of(size, order)):.0%}" for size in (4, 16, 64)))
+
+
+# %%
 def padded(batch_size, order):
-    numbers = sorted(range(len(lengths)), key=lambda i: lengths[i]) if order == "sorted by length" else range(256)
-    groups = [[lengths[i] for i in numbers[k : k + batch_size]] for k in range(0, 256, batch_size)]
-    waste = 1 - sum(lengths) / sum(len(group) * max(group) for group in groups)
-    first = groups[len(groups) // 2]
-    return rows_figure(
-        f"One batch of {batch_size}; over all batches {waste:.0%} is padding", [[n] for n in first], max(first)
-    )
+    batches = batches_of(batch_size, order)
+    one = batches[len(batches) // 2]
+    title = f"One batch of {batch_size}; over all batches {waste(batches):.0%} is padding"
+    return rows_figure(title, [[length] for length in one], max(one))
 
 
 lever(padded, {"batch_size": 16}, batch_size=[4, 8, 16, 32, 64], order=["as they come", "sorted by length"])
@@ -932,4 +944,4 @@ print(f"{guessable(clock):.1f} points above chance")
 # | 7.8 | Mend it: a row that reads its neighbour (`data.document_mask`) | ●●● | 15 |
 # | 7.9 | Batch number n, asked alone (`data.resumable_order`) | ●●● | 15 |
 #
-# Next: [12 Shape tracing](12_shape_tracing.ipynb)
+# Next: [10 Evaluation](10_evaluation.ipynb)

@@ -357,6 +357,15 @@ def test_evaluate_writes_scores_and_pictures(run: Run, directory: Path, tmp_path
     assert Image.open(sheet).width > 1000
 
 
+@pytest.mark.parametrize("protocol", ["exact", "vqa", "letter", "lenient", "likelihood"])
+def test_evaluate_scores_by_the_protocol_that_is_asked_for(run: Run, directory: Path, protocol: str) -> None:
+    status, out, _ = run("evaluate", "--model", directory, "--subsets", "shapes", "--size", 3, "--protocol", protocol)
+    assert status == 0
+    by_options = protocol not in ("exact", "vqa")
+    assert (f"multiple choice by {protocol}, test" in out) == by_options
+    assert ("shapes, test" in out) != by_options
+
+
 def test_train_ends_with_the_proof(run: Run, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(train_command, "TEST_PICTURES", 2)
     status, out, _ = run(
