@@ -697,8 +697,10 @@ leak_figure(documents[0].tolist(), moved)
 # The cure is one more condition in the mask. A query sees a key if the key is not later **and belongs to the same
 # document**. Positions begin at 0 in each document, as they will when somebody asks a single question.
 
-# %% tags=["nbval-check-output"]
+# %%
 document_mask = use("data.document_mask")
+
+# %% tags=["nbval-check-output"]
 mask, positions = document_mask(torch.tensor([[0, 0, 0, 1, 1, -1]]))
 print(mask[0, 0].int())
 print("positions:", positions[0, :5].tolist())
