@@ -7,8 +7,8 @@
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
-# [← 06 The vision-language model](06_vision_language_model.ipynb) ·
-# [12 Shape tracing →](12_shape_tracing.ipynb) ·
+# [← 07 Data](07_data.ipynb) ·
+# [10 Evaluation →](10_evaluation.ipynb) ·
 # [exercises](../exercises/09_generation.ipynb)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/09_generation.ipynb
@@ -1014,4 +1014,4 @@ print(own.generate(image=picture, prompt=describe, temperature=0.8, min_p=0.1, s
 # | 9.8 | What can be shown already? (`generation.stream_text`) | ●●○ | 12 |
 # | 9.9 | Which guesses may stay? (`generation.speculative_accept`) | ●●● | 20 |
 #
-# Next: [12 Shape tracing](12_shape_tracing.ipynb)
+# Next: [10 Evaluation](10_evaluation.ipynb)

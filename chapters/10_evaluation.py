@@ -8,7 +8,7 @@
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
-# [← 06 The vision-language model](06_vision_language_model.ipynb) ·
+# [← 09 Generation](09_generation.ipynb) ·
 # [12 Shape tracing →](12_shape_tracing.ipynb) ·
 # [exercises](../exercises/10_evaluation.ipynb)
 #
