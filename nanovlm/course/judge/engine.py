@@ -88,8 +88,8 @@ def judge(exercise: Exercise, learner: Any) -> Result:
             f"not what it {'builds' if wanted == 'class' else 'returns'}.",
         )
     watched = not_returned(learner)
-    clock = Clock(SECONDS)
     cases = list(exercise.cases())
+    clock = Clock(SECONDS)  # it is the learner's: to make the inputs is not their work
     finding = _signature(exercise, learner, cases[0])
     if finding is not None:
         return result(finding.rung, finding.message)
