@@ -48,6 +48,7 @@ from PIL import Image
 
 from nanovlm import VisionLanguageModel
 from nanovlm.assets import asset_path
+from nanovlm.inference.prompts import prepare_prompt
 
 model = VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
 
@@ -138,10 +139,10 @@ def spell(ids):
     return [model.tokenizer.decode([i], skip_special_tokens=False) for i in ids]
 
 
-ids, pixels = model.prepare_prompt(question, picture)  # a list of token ids, and the picture as a tensor
+ids, pixels = prepare_prompt(model, question, picture)  # a list of token ids, and the picture as a tensor
 first = ids.index(model.config.image_token_id)
 last = first + model.config.num_image_tokens
-written = model.generate_ids(torch.tensor([ids]), pixels, max_new_tokens=12)[0].tolist()
+written = model.generate(torch.tensor([ids]), pixels, max_new_tokens=12)[0].tolist()
 
 path_figure(
     picture,
@@ -233,7 +234,7 @@ sample_card(sample["images"][0], turns, alt="An orange triangle and a blue squar
 
 # %%
 from nanovlm.course import budget
-from nanovlm.evaluate import evaluate
+from nanovlm.evaluation.scores import evaluate
 from nanovlm.viz.start_here import Scored, seeing_bars
 
 num_pictures = budget().pick(ci=30, laptop=60)
@@ -444,7 +445,7 @@ budget()
 # One call looks. In a terminal it is `nanovlm doctor`. A line with `!!` needs mending, and says how.
 
 # %%
-from nanovlm.doctor import examine, report
+from nanovlm.commands.environment import examine, report
 
 print(report(examine()))
 

@@ -142,7 +142,7 @@ quiz("ch01.range")
 # %%
 from nanovlm.data.processors import ImageProcessor
 from nanovlm.data.thimble import chance, thimble_sample
-from nanovlm.evaluate import evaluate
+from nanovlm.evaluation.scores import evaluate
 from nanovlm.viz.joint import score_table
 
 model = VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
@@ -836,7 +836,7 @@ torch.testing.assert_close(resized, theirs(at_96_pixels, interpolate_pos_encodin
 #
 # `PatchEmbedding` and `resize_positions` are the package's own, in `nanovlm/models/vision_transformer.py`. The builder of
 # this notebook compares them with that file and fails if they differ. Normalising is in `nanovlm/data/processors.py`.
-# `resize_positions` is called when a SigLIP encoder is loaded for another picture size (`nanovlm/models/backbones.py`).
+# `resize_positions` is called when a SigLIP encoder is loaded for another picture size (`nanovlm/weights/backbones.py`).
 #
 # In the 222M model it is the first step:
 

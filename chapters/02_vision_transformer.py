@@ -45,6 +45,7 @@ from torch import Tensor, nn
 from nanovlm.assets import asset_path
 from nanovlm.config import ViTConfig
 from nanovlm.course import Cells, budget, expect_shape, lever, quiz, use
+from nanovlm.inference.prompts import prepare_prompt
 
 # %% [markdown]
 # ## The question: what can one patch know?
@@ -712,7 +713,7 @@ def attention_maps(encoder, images):
 
 
 # %% tags=["nbval-check-output"]
-_, pixels = model.prepare_prompt("Where is the red star?", photo)  # the picture as a tensor, [1, 3, 64, 64]
+_, pixels = prepare_prompt(model, "Where is the red star?", photo)  # the picture as a tensor, [1, 3, 64, 64]
 with torch.inference_mode():
     maps = attention_maps(encoder, pixels)
 assert torch.allclose(maps.sum(dim=-1), torch.tensor(1.0))
@@ -796,7 +797,7 @@ quiz("ch02.head")
 
 # %%
 def maps_of(*pictures):
-    pixels = torch.cat([model.prepare_prompt("?", each)[1] for each in pictures])
+    pixels = torch.cat([prepare_prompt(model, "?", each)[1] for each in pictures])
     with torch.inference_mode():
         return attention_maps(encoder, pixels)
 
@@ -1032,7 +1033,7 @@ quiz("ch02.norm")
 
 # %%
 from nanovlm.data.thimble import chance
-from nanovlm.evaluate import evaluate
+from nanovlm.evaluation.scores import evaluate
 
 num_pictures = budget().pick(ci=60, laptop=120)
 shapes = samples[:num_pictures]
@@ -1139,7 +1140,7 @@ assert lost_counts["a colour"] > 0.2 + max(lost_counts["all shapes"], lost_count
 # %%
 from collections import Counter
 
-from nanovlm.evaluate import Question, answer_all
+from nanovlm.evaluation.scores import Question, answer_all
 
 counting = []
 for i, content in enumerate(contents[:num_pictures]):
@@ -1224,7 +1225,7 @@ assert min(which.values()) > 0.95
 # %% tags=["nbval-check-output"]
 from nanovlm.trace import trace
 
-ids, pixels = model.prepare_prompt("Where is the red star?", photo)
+ids, pixels = prepare_prompt(model, "Where is the red star?", photo)
 trace(model, torch.tensor([ids]), pixels).expect({"vision_encoder": "1 64 128", "pixel_shuffle": "1 16 512"})
 print("64 patches in, 64 vectors out")
 

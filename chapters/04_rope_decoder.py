@@ -48,6 +48,7 @@ from nanovlm import VisionLanguageModel
 from nanovlm.assets import asset_path
 from nanovlm.config import LMConfig
 from nanovlm.course import budget, expect_shape, lever, quiz
+from nanovlm.inference.prompts import prepare_prompts
 
 # %% [markdown]
 # ## The question: what comes next?
@@ -62,7 +63,7 @@ from nanovlm.course import budget, expect_shape, lever, quiz
 # %%
 pocket = VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
 picture = Image.open(asset_path("pictures/shapes.png"))
-prompt = pocket.prepare_prompts(["Where is the red star?"], [picture])
+prompt = prepare_prompts(pocket, ["Where is the red star?"], [picture])
 
 # %% tags=["nbval-check-output"]
 ids = prompt["input_ids"]  # [1, length]
@@ -201,7 +202,7 @@ assert RMSNorm(4, eps=1e-5).half()(x).tolist() == [1.0, -1.0, 1.0, 1.0]
 
 # %%
 from nanovlm.data.thimble import Thimble
-from nanovlm.evaluate import answer_all, questions_of
+from nanovlm.evaluation.scores import answer_all, questions_of
 from nanovlm.models import language_model
 
 shapes = Thimble("shapes", "test")
@@ -988,7 +989,7 @@ print("predictions that changed:", moved.nonzero().flatten().tolist())
 # %% tags=["nbval-check-output"]
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from nanovlm.models.backbones import llama_config, llama_tensors
+from nanovlm.weights.backbones import llama_config, llama_tensors
 
 torch.manual_seed(0)
 theirs = LlamaForCausalLM(

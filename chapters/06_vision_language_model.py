@@ -37,7 +37,7 @@ except ImportError:
 # %%
 from collections import Counter
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,7 @@ import nanovlm
 from nanovlm.assets import asset_path
 from nanovlm.config import LMConfig, ProjectorConfig, VLMConfig
 from nanovlm.course import budget, expect_shape, lever, quiz, use, yours
+from nanovlm.inference.prompts import collate_prompts, prepare_prompt
 
 # %% [markdown]
 # ## The question: how does a picture get into a sentence?
@@ -64,7 +65,7 @@ model = nanovlm.VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
 picture = Image.open(asset_path("pictures/shapes.png")).convert("RGB")
 question = "Where is the red star?"
 
-ids, pixels = model.prepare_prompt(question, picture)
+ids, pixels = prepare_prompt(model, question, picture)
 input_ids = torch.tensor([ids])
 picture
 
@@ -255,7 +256,7 @@ print(
 
 # %% tags=["nbval-check-output"]
 without_seats = input_ids[input_ids != model.config.image_token_id][None]
-two_ids, two_pixels = model.prepare_prompt(question, [picture, picture])
+two_ids, two_pixels = prepare_prompt(model, question, [picture, picture])
 cases = {
     "in their places": (input_ids, pixels),
     "two pictures": (torch.tensor([two_ids]), two_pixels),
@@ -375,8 +376,6 @@ class VLMOutput(NamedTuple):
 
 
 # %% tags=["package:nanovlm.models.vision_language_model.VisionLanguageModel"]
-from nanovlm.models.generation import GenerationMixin
-from nanovlm.models.hub import HubMixin
 from nanovlm.models.language_model import KVCache, LanguageModel
 from nanovlm.models.modality_projector import ModalityProjector
 from nanovlm.models.vision_language_model import init_weights
@@ -385,18 +384,20 @@ from nanovlm.models.vision_transformer import ViT
 IGNORE = -100  # a target that is not supervised
 
 
-class VisionLanguageModel(GenerationMixin, HubMixin, nn.Module):
+class VisionLanguageModel(nn.Module):
     """ViT -> pixel shuffle and linear -> decoder."""
 
-    def __init__(self, config: VLMConfig) -> None:
+    def __init__(self, config: VLMConfig, vision_encoder=None, projector=None, decoder=None) -> None:
         super().__init__()
         self.config = config
-        self.vision_encoder = ViT(config.vision)
-        self.projector = ModalityProjector(config.projector)
-        self.decoder = LanguageModel(config.language)
-        self.tokenizer: Any = None
-        self.image_processor: Any = None
-        init_weights(self)
+        self.vision_encoder = ViT(config.vision) if vision_encoder is None else vision_encoder
+        self.projector = ModalityProjector(config.projector) if projector is None else projector
+        self.decoder = LanguageModel(config.language) if decoder is None else decoder
+        self.tokenizer = None
+        self.image_processor = None
+        for part, given in zip(self.children(), (vision_encoder, projector, decoder), strict=True):
+            if given is None:
+                init_weights(part)
 
     def gradient_checkpointing(self, on: bool = True) -> None:
         self.vision_encoder.gradient_checkpointing = self.decoder.gradient_checkpointing = on
@@ -464,6 +465,27 @@ class VisionLanguageModel(GenerationMixin, HubMixin, nn.Module):
             raise ValueError("No token of this batch is supervised: every target is -100, so there is no mean loss.")
         loss = F.cross_entropy(logits.float(), targets[supervised])
         return VLMOutput(logits, loss, hidden_states)
+
+    def generate(self, *args, **options):
+        from nanovlm.inference.generate import generate
+
+        return generate(self, *args, **options)
+
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id, dtype: torch.dtype | None = None) -> "VisionLanguageModel":
+        from nanovlm.weights.pretrained import load
+
+        return load(path_or_hub_id, dtype, cls)
+
+    def save_pretrained(self, directory, weights=None):
+        from nanovlm.weights.pretrained import save
+
+        return save(self, directory, weights)
+
+    def push_to_hub(self, repo_id: str, private: bool = False) -> str:
+        from nanovlm.weights.pretrained import push
+
+        return push(self, repo_id, private)
 
 
 # %% [markdown]
@@ -589,7 +611,7 @@ def ablation(question, seen):
     shown = {"grey": grey, "another picture": other}.get(seen, picture)
     kind, truth = ASKED[question]
     answers = possible_answers("shapes", kind)
-    prompt_ids, right_pixels = model.prepare_prompt(question, picture)
+    prompt_ids, right_pixels = prepare_prompt(model, question, picture)
     own, own_logits = chances(prompt_ids, right_pixels, answers)
     disorder = seen == "tokens out of order"
     with changed(model.projector, shuffled if disorder else lambda image_tokens: image_tokens):
@@ -607,7 +629,7 @@ lever(ablation, question=list(ASKED), seen=["another picture", "its own picture"
 
 # %%
 from nanovlm.data.thimble import chance
-from nanovlm.evaluate import questions_of
+from nanovlm.evaluation.scores import questions_of
 
 samples = [thimble_sample("shapes", "test", i, image_size=64) for i in range(budget().pick(ci=25, laptop=60))]
 
@@ -615,9 +637,9 @@ samples = [thimble_sample("shapes", "test", i, image_size=64) for i in range(bud
 def scores(model, samples, change=lambda ids: ids):
     """The share of right answers by kind of question."""
     questions = questions_of(samples)
-    prompts = [model.prepare_prompt(each.text, each.images) for each in questions]
-    batch = model.collate_prompts([(change(ids), pixels) for ids, pixels in prompts])
-    written = model.generate_ids(**batch, max_new_tokens=12).tolist()
+    prompts = [prepare_prompt(model, each.text, each.images) for each in questions]
+    batch = collate_prompts(model, [(change(ids), pixels) for ids, pixels in prompts])
+    written = model.generate(**batch, max_new_tokens=12).tolist()
     right = {each.kind: [] for each in questions}
     for each, row in zip(questions, written, strict=True):
         right[each.kind].append(model.tokenizer.decode(row).strip() == each.answer)
@@ -713,9 +735,9 @@ assert late < mean(chance("shapes")) and all(
 print(f"{right:.0%} of the answers are right, and with the picture behind the question {late:.0%}")
 
 whether = [each for each in questions_of(samples) if each.kind == "exists"]  # such as: Is there a red square?
-prompts = [model.prepare_prompt(each.text, each.images) for each in whether]
-batch = model.collate_prompts([(behind(ids), pixels) for ids, pixels in prompts])
-told = Counter(model.tokenizer.decode(row).strip() for row in model.generate_ids(**batch, max_new_tokens=12).tolist())
+prompts = [prepare_prompt(model, each.text, each.images) for each in whether]
+batch = collate_prompts(model, [(behind(ids), pixels) for ids, pixels in prompts])
+told = Counter(model.tokenizer.decode(row).strip() for row in model.generate(**batch, max_new_tokens=12).tolist())
 assert told["yes"] + told["no"] < len(whether) / 2
 print(f"Is there …? {told['yes'] + told['no']} of {len(whether)} times yes or no. Most frequent: {told.most_common(4)}")
 
@@ -844,7 +866,7 @@ score_table(broken, guessing=chance("shapes"))
 # model that "is a bit weak". The package loads strictly, always, and says what does not fit:
 
 # %% tags=["nbval-check-output"]
-from nanovlm.models.hub import load_strictly
+from nanovlm.files import load_strictly
 
 try:
     load_strictly(careless, renamed, "the renamed file")

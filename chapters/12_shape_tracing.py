@@ -46,6 +46,7 @@ from nanovlm import VisionLanguageModel
 from nanovlm.assets import asset_path
 from nanovlm.config import VLMConfig
 from nanovlm.course import expect_shape, lever, quiz, use
+from nanovlm.inference.prompts import prepare_prompt
 from nanovlm.models.modality_projector import ModalityProjector, pixel_shuffle
 from nanovlm.trace import ShapeMismatch, patch_map, trace, tracing
 
@@ -108,7 +109,7 @@ trace(Joint(), patches, ids)
 model = VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
 picture = Image.open(asset_path("pictures/shapes.png")).convert("RGB")
 
-ids, pixels = model.prepare_prompt("Where is the red star?", picture)
+ids, pixels = prepare_prompt(model, "Where is the red star?", picture)
 ids = torch.tensor([ids])
 print(expect_shape(ids, "1 length"), "|", expect_shape(pixels, "1 3 64 64"))
 
@@ -427,7 +428,7 @@ after.expect({"vision_encoder": "B 64 128", "projector": "B 16 128", "decoder": 
 
 # %%
 from nanovlm.data.thimble import thimble_sample
-from nanovlm.evaluate import evaluate
+from nanovlm.evaluation.scores import evaluate
 
 samples = [thimble_sample("shapes", "test", i, image_size=64) for i in range(20)]
 

@@ -47,6 +47,7 @@ from nanovlm import VisionLanguageModel
 from nanovlm.assets import asset_path
 from nanovlm.course import budget, expect_shape, lever, quiz, use
 from nanovlm.data.thimble import chance, thimble_sample
+from nanovlm.inference.prompts import prepare_prompts
 from nanovlm.viz.tiles import picture_figure, shrunk_row
 
 # %% [markdown]
@@ -98,9 +99,9 @@ texts = [thimble_sample("glyphs", "test", i)["texts"][0]["assistant"] for i in r
 
 def answers_to(questions: list[str], images: Tensor) -> list[str]:
     """One view [3, 64, 64] for each question -> what the pocket model says."""
-    batch = pocket.prepare_prompts(questions, [Image.new("RGB", (64, 64))] * len(questions))
+    batch = prepare_prompts(pocket, questions, [Image.new("RGB", (64, 64))] * len(questions))
     batch["images"] = images  # in place of the empty pictures
-    return [pocket.tokenizer.decode(ids).strip() for ids in pocket.generate_ids(**batch, max_new_tokens=8).tolist()]
+    return [pocket.tokenizer.decode(ids).strip() for ids in pocket.generate(**batch, max_new_tokens=8).tolist()]
 
 
 def read_signs(views: Tensor) -> float:
@@ -710,7 +711,7 @@ question, picture = "How many signs are red?", page.crop((0, 0, 512, 300))
 messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
 prompt = their_processor.apply_chat_template(messages, add_generation_prompt=True)
 their_inputs = their_processor(text=prompt, images=[picture], return_tensors="pt")
-our_inputs = ours.prepare_prompts([question], [picture])
+our_inputs = prepare_prompts(ours, [question], [picture])
 
 assert our_inputs["images"].equal(their_inputs["pixel_values"][0])  # the same pixels, bit by bit
 assert our_inputs["input_ids"].equal(their_inputs["input_ids"])  # the same text
@@ -805,7 +806,7 @@ with torch.device("meta"):
 
 # %% tags=["nbval-check-output"]
 two = [page.crop((0, 0, 512, 120)), page.crop((0, 0, 64, 64))]
-batch = ours.prepare_prompts(["What differs?"], [two])
+batch = prepare_prompts(ours, ["What differs?"], [two])
 views_of = [ours.image_processor.num_tiles(picture.size) for picture in two]
 placeholders = int((batch["input_ids"] == ours.config.image_token_id).sum())
 assert len(batch["images"]) == sum(views_of) and placeholders == sum(views_of) * ours.config.num_image_tokens
@@ -843,7 +844,7 @@ for rows, columns in ((1, 1), (3, 4), (4, 4)):
 # %%
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from nanovlm.models.export import export_smolvlm
+from nanovlm.weights.export import export_smolvlm
 
 exported = export_smolvlm(pocket, tempfile.mkdtemp())
 as_smolvlm = AutoModelForImageTextToText.from_pretrained(exported)
@@ -854,7 +855,7 @@ messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "te
 prompt = as_processor.apply_chat_template(messages, add_generation_prompt=True)
 inputs = as_processor(text=prompt, images=[scene], return_tensors="pt")
 with torch.no_grad():
-    difference = as_smolvlm(**inputs).logits - pocket(**pocket.prepare_prompts([question], [scene])).logits
+    difference = as_smolvlm(**inputs).logits - pocket(**prepare_prompts(pocket, [question], [scene])).logits
 assert difference.abs().max() < 1e-3
 answer = as_smolvlm.generate(**inputs, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :]
 their_answer = as_processor.decode(answer, skip_special_tokens=True)
@@ -943,7 +944,7 @@ print("what the page meant:", 4 * 512)
 # - `nanovlm/data/tiling.py`: the rules for sizes, cutting, and the text; `scale_to_longest`, `fill_tiles` and the text
 #   of this page are that file's own, and the builder checks it.
 # - `nanovlm/config.py`: `TilingConfig`, the five settings. A model without one squashes every picture to one view.
-# - `nanovlm/models/formats/`: SmolVLM's and nanoVLM's files, read; `nanovlm/models/export.py`: written.
+# - `nanovlm/models/formats/`: SmolVLM's and nanoVLM's files, read; `nanovlm/weights/export.py`: written.
 #
 # What you take along:
 #

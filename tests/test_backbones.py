@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, SiglipConfig, SiglipModel, SiglipVisionConfig, SiglipVisionModel
 
-from nanovlm.models.backbones import llama_config, load_language_backbone, load_vision_backbone, siglip_config
-from nanovlm.models.hub import extend_rows
+from nanovlm.files import extend_rows
 from nanovlm.models.vision_transformer import resize_positions
+from nanovlm.weights.backbones import llama_config, load_language_backbone, load_vision_backbone, siglip_config
 from tests.tiny import loud, max_difference
 
 VISION = {

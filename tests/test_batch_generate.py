@@ -13,9 +13,15 @@ import torch
 from PIL import Image
 
 from nanovlm import VisionLanguageModel
-from nanovlm.batch_generate import find_pictures, for_inference, generate_batch, measure_speed_up, write_answers
 from nanovlm.config import LMConfig, ProjectorConfig, TilingConfig, ViTConfig, VLMConfig
 from nanovlm.data.tiling import make_image_processor, tile_tokens
+from nanovlm.inference.many_pictures import (
+    find_pictures,
+    for_inference,
+    generate_batch,
+    measure_speed_up,
+    write_answers,
+)
 from tests.tiny import loud
 from tests.tiny_tokenizer import tiny_tokenizer
 
@@ -84,13 +90,13 @@ def test_a_picture_without_a_suffix_is_asked_about_too(tmp_path):
 
 def test_batches_hold_equal_work(folder, monkeypatch):
     model, seen = model_of(TilingConfig(max_side=96)), []
-    generate_ids = model.generate_ids
+    generate = model.generate
 
     def spy(**batch):
         seen.append((len(batch["input_ids"]), len(batch["images"]), batch["attention_mask"].float().mean().item()))
-        return generate_ids(**batch)
+        return generate(**batch)
 
-    monkeypatch.setattr(model, "generate_ids", spy)
+    monkeypatch.setattr(model, "generate", spy)
     list(generate_batch(model, find_pictures(folder), PROMPT, batch_size=20, max_new_tokens=2))
     rows, tiles, real = zip(*seen, strict=True)
     assert sum(rows) == 26 and max(tiles) <= 20

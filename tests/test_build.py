@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
-from nanovlm.build import ROWS_MULTIPLE, build_model
 from nanovlm.config import Preset, ProjectorConfig, TrainConfig, ViTConfig, VLMConfig, presets
 from nanovlm.models.vision_language_model import VisionLanguageModel
+from nanovlm.weights.from_preset import ROWS_MULTIPLE, build_model
 from tests.tiny import max_difference, tiny_config
 from tests.tiny_tokenizer import SETTINGS, raw_tokenizer
 

@@ -19,12 +19,12 @@ import torch
 from PIL import Image
 
 from nanovlm.assets import asset_path
-from nanovlm.build import build_model
 from nanovlm.cli import COMMANDS, main
 from nanovlm.commands import train as train_command
+from nanovlm.commands.model_card import write_card
 from nanovlm.commands.options import parse
 from nanovlm.config import TrainConfig, presets
-from nanovlm.model_card import write_card
+from nanovlm.weights.from_preset import build_model
 from tests.tiny import loud
 
 Run = Callable[..., tuple[int, str, str]]
@@ -223,7 +223,7 @@ def test_recipes_that_cannot_be_run(run: Run, tmp_path: Path, words: tuple[str, 
 
 
 def test_a_missing_package_names_the_extra_that_brings_it(run: Run, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "nanovlm.doctor", None)
+    monkeypatch.setitem(sys.modules, "nanovlm.commands.environment", None)
     monkeypatch.setattr("nanovlm.cli.EXTRAS", {"nanovlm": "data"})
     assert 'pip install "nanovlm[data]"' in complaint(run("doctor"))
 
@@ -424,7 +424,7 @@ def test_the_pocket_model_answers_within_two_seconds_beyond_torch() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-@pytest.mark.parametrize("module", ["nanovlm", "nanovlm.train", "nanovlm.evaluate"])
+@pytest.mark.parametrize("module", ["nanovlm"])
 def test_the_modules_are_commands_too(
     module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
 from nanovlm.commands.report import in_turns
-from nanovlm.evaluate import Evaluation, Question, Score
+from nanovlm.evaluation.scores import Evaluation, Question, Score
 from nanovlm.viz.contact_sheet import ANSWER, CARD, AnsweredPicture, _Sheet, contact_sheet
 
 RED = Image.new("RGB", (8, 8), "red")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-import nanovlm.doctor as doctor
+import nanovlm.commands.environment as doctor
 from nanovlm import assets
-from nanovlm.build import build_model
 from nanovlm.cli import main
 from nanovlm.config import presets
+from nanovlm.weights.from_preset import build_model
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def test_no_module_of_the_core_imports_a_heavy_package_by_itself() -> None:
     names = [module.name for module in pkgutil.walk_packages(nanovlm.__path__, "nanovlm.")]
     drawing = ("nanovlm.viz", "nanovlm.course", "nanovlm.__main__")
     core = [name for name in names if not name.startswith(drawing) and not name.endswith("__main__")]
-    assert {"nanovlm.models.language_model", "nanovlm.data.datasets", "nanovlm.train"} <= set(core)
+    assert {"nanovlm.models.language_model", "nanovlm.data.datasets", "nanovlm.training.loop"} <= set(core)
     assert heavy(imported("\n".join(f"import {name}" for name in core))["modules"]) == set()
 
 

@@ -10,9 +10,7 @@ import pytest
 
 import nanovlm
 from nanovlm.assets import asset_path
-from nanovlm.data.thimble import SUBSETS, Thimble
-from nanovlm.evaluate import evaluate
-from nanovlm.model_card import (
+from nanovlm.commands.model_card import (
     CARD,
     EARLIER_LOG,
     LOG,
@@ -23,6 +21,8 @@ from nanovlm.model_card import (
     release,
     write_card,
 )
+from nanovlm.data.thimble import SUBSETS, Thimble
+from nanovlm.evaluation.scores import evaluate
 from nanovlm.models.vision_language_model import VisionLanguageModel
 
 MB = 1_000_000

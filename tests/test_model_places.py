@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import errors
 
-from nanovlm.models.hub import find_directory
+from nanovlm.files import find_directory
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from tests.tiny import tiny_config, tiny_model
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nanovlm.config import TrainConfig
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.optimizer import Muon, Optimizers, orthogonalise, param_groups
+from nanovlm.training.optimizer import Muon, Optimizers, orthogonalise, param_groups
 from tests.tiny import PICTURE, ids_of, max_difference, pictures, tiny_model
 
 NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)

@@ -15,11 +15,11 @@ from transformers import (
 )
 
 from nanovlm.config import ProjectorConfig, VLMConfig
-from nanovlm.models.backbones import llama_config, llama_tensors, siglip_config, siglip_tensors
-from nanovlm.models.hub import load_strictly
+from nanovlm.files import load_strictly
 from nanovlm.models.language_model import KVCache, LanguageModel
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.models.vision_transformer import ViT
+from nanovlm.weights.backbones import llama_config, llama_tensors, siglip_config, siglip_tensors
 from tests.tiny import loud, max_difference
 
 TOLERANCE = 1e-5

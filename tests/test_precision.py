@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nanovlm import precision
-from nanovlm.precision import choose_precision, find_device
+from nanovlm import device as precision
+from nanovlm.device import choose_precision, find_device
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda", 0), torch.device("mps")
 

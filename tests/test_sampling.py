@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nanovlm.models.generation import BeamSearch, Sampler, keep_top_k, keep_top_p
+from nanovlm.inference.sampling import BeamSearch, Sampler, keep_top_k, keep_top_p
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from tests.tiny import END, IMAGE, tiny_model
 

@@ -119,7 +119,7 @@ def test_no_signature_leaves_a_shape_out(file: Path) -> None:
 def test_without_jaxtyping_the_annotations_are_only_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Colab has no jaxtyping."""
     monkeypatch.setitem(sys.modules, "jaxtyping", None)  # its import fails
-    monkeypatch.delitem(sys.modules, "nanovlm.shapes")
-    shapes = importlib.import_module("nanovlm.shapes")
+    monkeypatch.delitem(sys.modules, "nanovlm.tensor_types")
+    shapes = importlib.import_module("nanovlm.tensor_types")
     assert shapes.Float[torch.Tensor, "batch length dim"] is torch.Tensor
     assert all(hasattr(shapes, name) for name in shapes.__all__)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 
 from nanovlm.config import VLMConfig
-from nanovlm.models.formats.smolvlm import tensor_slots
-from nanovlm.models.tensor_names import to_theirs
 from nanovlm.models.vision_language_model import IGNORE, VisionLanguageModel
+from nanovlm.weights.format_smolvlm import tensor_slots
+from nanovlm.weights.tensor_names import to_theirs
 
 if TYPE_CHECKING:
     from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration

@@ -11,7 +11,7 @@ import torch
 
 from nanovlm.bench.contenders import Setting
 from nanovlm.bench.timing import Timing, interleave
-from nanovlm.precision import choose_precision
+from nanovlm.device import choose_precision
 
 Start = Callable[[Setting], Callable[[], Any]]  # makes a contender ready in a setting
 

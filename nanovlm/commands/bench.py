@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> None:
     from nanovlm.bench.report import table
     from nanovlm.bench.run import run_bench
     from nanovlm.commands import report
-    from nanovlm.models.hub import write_json
+    from nanovlm.files import write_json
 
     report.check_output(options.json, ".json")
     results = run_bench(options.sizes, options.quick, options.compile, options.growth)

@@ -9,7 +9,7 @@ from nanovlm.commands.options import parse
 
 def main(arguments: Sequence[str]) -> int:
     parse(check, "doctor", arguments)
-    from nanovlm.doctor import examine, report
+    from nanovlm.commands.environment import examine, report
 
     findings = examine()
     print(report(findings))

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parse(Options, "evaluate", arguments)
     from nanovlm.commands import report
     from nanovlm.commands.models import load_model
-    from nanovlm.models.hub import write_json
+    from nanovlm.files import write_json
 
     report.check_output(options.json, ".json")
     report.check_output(options.sheet, ".png")

@@ -22,7 +22,7 @@ class Options:
 def main(arguments: Sequence[str]) -> None:
     options = parse(Options, "export", arguments)
     from nanovlm.commands.models import find_model
-    from nanovlm.models.export import export_model
+    from nanovlm.weights.export import export_model
 
     directory = export_model(find_model(options.model), options.to, options.out)
     print(f"wrote {directory}")

@@ -99,9 +99,9 @@ def write(piece: str) -> None:
 
 def ask_each(options: Options) -> None:
     """One line of JSON a picture on --out; what was skipped, and how many, on standard error."""
-    from nanovlm.batch_generate import find_pictures, generate_batch, write_answers
     from nanovlm.commands.models import load_model
     from nanovlm.commands.report import check_output
+    from nanovlm.inference.many_pictures import find_pictures, generate_batch, write_answers
 
     check_output(options.out, ".jsonl")
     paths = find_pictures(options.batch)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanovlm.data.thimble import SUBSETS, Thimble, chance, multiple_choice_sample
-from nanovlm.evaluate import Evaluation, Question, evaluate, evaluate_captions, evaluate_multiple_choice
+from nanovlm.evaluation.scores import Evaluation, Question, evaluate, evaluate_captions, evaluate_multiple_choice
 from nanovlm.viz.contact_sheet import AnsweredPicture, contact_sheet
 
 if TYPE_CHECKING:

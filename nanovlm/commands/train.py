@@ -13,7 +13,7 @@ from nanovlm.config import TrainConfig, presets
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nanovlm.train import Run
+    from nanovlm.training.loop import Run
 
 TEST_PICTURES = 500  # per subset and split
 
@@ -36,10 +36,10 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(Options, "train", arguments, default=default_options(arguments))
     import torch
 
-    from nanovlm.build import build_model
     from nanovlm.commands.models import find_model
     from nanovlm.models.vision_language_model import VisionLanguageModel
-    from nanovlm.train import train
+    from nanovlm.training.loop import train
+    from nanovlm.weights.from_preset import build_model
 
     torch.manual_seed(options.recipe.seed)  # the weights to start from are the seed's, too
     if options.model is None:
@@ -82,10 +82,10 @@ def examine(run: Run, options: Options) -> None:
     from pathlib import Path
 
     from nanovlm.commands import report
+    from nanovlm.commands.environment import processor
     from nanovlm.commands.models import find_model, load_model
     from nanovlm.data.thimble import SUBSETS
-    from nanovlm.doctor import processor
-    from nanovlm.models.hub import write_json
+    from nanovlm.files import write_json
 
     names = options.recipe.dataset_names
     subsets = [name for name in SUBSETS if name in names or names == ("all",)]

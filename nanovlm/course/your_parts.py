@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nanovlm.models.vision_language_model import VisionLanguageModel
 
 # In the order of their imports.
-MODULES = ("vision_transformer", "modality_projector", "language_model", "generation", "vision_language_model")
+MODULES = ("vision_transformer", "modality_projector", "language_model", "vision_language_model")
 
 
 def use(exercise_id: str, learner: Any = None) -> Any:
@@ -49,8 +49,9 @@ def yours(replace: Mapping[str, Any] | None = None, directory: str | Path | None
 
     `.parts` of the model tells for each exercise whether it is "yours", "reference" or "replaced".
     """
-    from nanovlm.models.formats import recognise
-    from nanovlm.models.hub import load_strictly, read_json
+    from nanovlm.files import load_strictly, read_json
+    from nanovlm.weights.formats import recognise
+    from nanovlm.weights.pretrained import attach
 
     replace = dict(replace or {})
     for exercise_id in replace:
@@ -92,7 +93,7 @@ def yours(replace: Mapping[str, Any] | None = None, directory: str | Path | None
     except Exception as error:
         whose = f"from your parts ({', '.join(own)})" if own else "from the reference parts"
         raise ValueError(f"The model could not be built {whose}: {type(error).__name__}: {error}") from error
-    source.attach_processors(model, directory, values)
+    attach(model, source.load_processors(model.config, directory, values))
     model.eval()
     model.parts = parts  # type: ignore[assignment]
     kept_ids, tried = ([i for i, origin in parts.items() if origin == what] for what in ("yours", "replaced"))

@@ -86,10 +86,9 @@ class _Samples(Dataset):
         if self.image_tokens_in_front and len(images) != 1:
             raise ValueError(f"it has {len(images)} pictures, but this model takes exactly one, in front of the text")
 
-    def _open(self, images: Sequence[Any]) -> tuple[list[Any], list[str] | None]:
-        """The pictures, decoded, and what stands for each in the text (how it is cut into tiles decides that)."""
-        opened = [self.image_processor.open(image) for image in images]
-        return opened, self.image_processor.image_texts(opened, self.tokenizer.image_token, self.num_placeholders)
+    def _prepare(self, images: Sequence[Any]) -> tuple[torch.Tensor, list[str] | None]:
+        """Pixels, and what stands for each picture in the text (how it is cut into tiles decides that)."""
+        return self.image_processor.prepare(images, self.tokenizer.image_token, self.num_placeholders)
 
 
 class VQADataset(_Samples):
@@ -125,8 +124,9 @@ class VQADataset(_Samples):
             )
 
     def _encode(self, sample: Mapping[str, Any], index: int) -> dict[str, Any]:
-        self._check_pictures(sample["images"] or [])
-        images, image_texts = self._open(sample["images"] or [])
+        images = sample["images"] or []
+        self._check_pictures(images)
+        pixels, image_texts = self._prepare(images)
         ids, supervised = self.tokenizer.encode_chat(
             messages_of(sample["texts"]),
             num_images=len(images),
@@ -146,7 +146,7 @@ class VQADataset(_Samples):
         return {
             "input_ids": torch.tensor(ids),
             "targets": targets,
-            "images": self.image_processor(images),
+            "images": pixels,
             "index": index,
             "num_supervised": num_supervised,
             "truncated": truncated,
@@ -181,7 +181,7 @@ class MMStarDataset(_Samples):
         answer = str(sample["answer"]).strip()
         if len(answer) != 1 or not answer.isalpha():
             raise ValueError(f"its answer {answer!r} is not a letter")
-        images, image_texts = self._open([sample["image"]])
+        pixels, image_texts = self._prepare([sample["image"]])
         ids, _ = self.tokenizer.encode_chat(
             [{"role": "user", "content": sample["question"] + self.instruction}],
             num_images=1,
@@ -192,7 +192,7 @@ class MMStarDataset(_Samples):
         )
         return {
             "input_ids": torch.tensor(ids),
-            "images": self.image_processor(images),
+            "images": pixels,
             "answer": answer.upper(),
             "category": sample.get("category", ""),
             "index": index,

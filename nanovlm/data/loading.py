@@ -233,7 +233,7 @@ def undecoded(feature: Any) -> Any:
 
 def _find_tokenizer(vlm_cfg: VLMConfig) -> ChatTokenizer:
     if vlm_cfg.tokenizer is not None:
-        from nanovlm.models.hub import find_directory
+        from nanovlm.files import find_directory
 
         return ChatTokenizer.from_pretrained(find_directory(vlm_cfg.tokenizer))
     from nanovlm.assets import asset_path

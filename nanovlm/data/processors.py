@@ -203,10 +203,20 @@ class ImageProcessor:
         """One picture (or anything `open_image` takes) gives [1, 3, H, W]; a list of P pictures [P, 3, H, W]."""
         if not isinstance(images, (list, tuple)):
             images = [images]
+        return self.to_tensor([self.open(image) for image in images])
+
+    def prepare(
+        self, images: Sequence[Any], image_token: str, num_image_tokens: int
+    ) -> tuple[torch.Tensor, list[str] | None]:
+        """Open each picture once -> the model's pixels, and `image_texts` of them."""
+        opened = [self.open(image) for image in images]
+        return self.to_tensor(opened), self.image_texts(opened, image_token, num_image_tokens)
+
+    def to_tensor(self, opened: Sequence[Image.Image]) -> torch.Tensor:
+        """Pictures as `open` gives them -> [P, 3, H, W] in the model's range."""
         size = self.image_size
-        pixels = torch.empty(len(images), 3, size, size)
-        for row, image in zip(pixels, images, strict=True):
-            image = self.open(image)
+        pixels = torch.empty(len(opened), 3, size, size)
+        for row, image in zip(pixels, opened, strict=True):
             if image.size != (size, size):
                 image = image.resize((size, size), RESAMPLING[self.resample])
             row.copy_(self.pixels(image))
@@ -216,7 +226,7 @@ class ImageProcessor:
         """Anything that `open_image` takes -> RGB, decoded no larger than needed."""
         return open_image(image, target_size=self.image_size)
 
-    def image_texts(self, images: Sequence[Any], image_token: str, num_image_tokens: int) -> list[str] | None:
+    def image_texts(self, opened: Sequence[Image.Image], image_token: str, num_image_tokens: int) -> list[str] | None:
         """What stands for each picture in the text; None: num_image_tokens image tokens and nothing else."""
         return None
 

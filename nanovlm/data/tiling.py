@@ -121,11 +121,10 @@ class TiledImageProcessor(ImageProcessor):
         """Anything that `open_image` takes -> RGB at its full size, which decides the tiles."""
         return open_image(image)
 
-    def __call__(self, images: Any) -> Tensor:
-        """One picture (or anything `open_image` takes), or a list of them, in order."""
-        images = images if isinstance(images, (list, tuple)) else [images]
-        tiles = [self._tiles(self.open(image)) for image in images]
-        return torch.cat(tiles) if tiles else super().__call__([])
+    def to_tensor(self, opened: Sequence[Image.Image]) -> Tensor:
+        """Pictures as `open` gives them -> the tiles of all of them, in order."""
+        tiles = [self._tiles(image) for image in opened]
+        return torch.cat(tiles) if tiles else super().to_tensor([])
 
     def _tiles(self, image: Image.Image) -> Tensor:
         rows, columns = self.grid(image.size)
@@ -142,9 +141,9 @@ class TiledImageProcessor(ImageProcessor):
         whole = F.interpolate(pixels[None], (side, side), mode="bilinear", antialias=True)  # as torchvision's resize
         return torch.cat([whole, tiles])
 
-    def image_texts(self, images: Sequence[Any], image_token: str, num_image_tokens: int) -> list[str]:
+    def image_texts(self, opened: Sequence[Image.Image], image_token: str, num_image_tokens: int) -> list[str]:
         """What stands for each picture in the text: per tile its place and num_image_tokens image tokens."""
-        grids = [self.grid(self.open(image).size) for image in images]
+        grids = [self.grid(image.size) for image in opened]
         tile = image_token * num_image_tokens
         if self.tiling.layout == "smolvlm":
             return [_smolvlm_text(*grid, tile) for grid in grids]

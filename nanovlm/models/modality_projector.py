@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from nanovlm.config import ProjectorConfig
-from nanovlm.shapes import Float
+from nanovlm.tensor_types import Float
 
 
 def pixel_shuffle(

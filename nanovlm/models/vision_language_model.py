@@ -1,20 +1,23 @@
-"""The joint: pictures become tokens, tokens stand among words, the decoder reads both."""
+"""The vision-language model: pictures become tokens among the words of a text, and the decoder reads both."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanovlm.config import VLMConfig
-from nanovlm.models.generation import GenerationMixin
-from nanovlm.models.hub import HubMixin
 from nanovlm.models.language_model import KVCache, LanguageModel
 from nanovlm.models.modality_projector import ModalityProjector
 from nanovlm.models.vision_transformer import ViT
-from nanovlm.shapes import Bool, Float, Int, Shaped
+from nanovlm.tensor_types import Bool, Float, Int, Shaped
+
+if TYPE_CHECKING:
+    from nanovlm.protocols import Decoder, PictureProcessor, Projector, Tokenizer, VisionEncoder
 
 IGNORE = -100  # a target that is not supervised; torch's own default
 
@@ -46,21 +49,30 @@ def merge_image_tokens(
     return embeddings.masked_scatter(is_placeholder[:, :, None], image_tokens.to(embeddings.dtype))
 
 
-class VisionLanguageModel(GenerationMixin, HubMixin, nn.Module):
+class VisionLanguageModel(nn.Module):
     """ViT -> pixel shuffle and linear -> decoder.
 
     `tokenizer` and `image_processor` come along with a model directory; the tensor form needs neither.
     """
 
-    def __init__(self, config: VLMConfig) -> None:
+    def __init__(
+        self,
+        config: VLMConfig,
+        vision_encoder: VisionEncoder | None = None,
+        projector: Projector | None = None,
+        decoder: Decoder | None = None,
+    ) -> None:
+        """Parts that are handed in keep their weights; those that are built here start at random."""
         super().__init__()
         self.config = config
-        self.vision_encoder = ViT(config.vision)
-        self.projector = ModalityProjector(config.projector)
-        self.decoder = LanguageModel(config.language)
-        self.tokenizer: Any = None
-        self.image_processor: Any = None
-        init_weights(self)
+        self.vision_encoder = ViT(config.vision) if vision_encoder is None else vision_encoder
+        self.projector = ModalityProjector(config.projector) if projector is None else projector
+        self.decoder = LanguageModel(config.language) if decoder is None else decoder
+        self.tokenizer: Tokenizer | None = None
+        self.image_processor: PictureProcessor | None = None
+        for part, given in zip(self.children(), (vision_encoder, projector, decoder), strict=True):
+            if given is None:
+                init_weights(part)
 
     def gradient_checkpointing(self, on: bool = True) -> None:
         """Forget activations in the forward pass and recompute them in the backward: less memory, a third more time."""
@@ -142,13 +154,38 @@ class VisionLanguageModel(GenerationMixin, HubMixin, nn.Module):
         loss = F.cross_entropy(logits.float(), targets[supervised])
         return VLMOutput(logits, loss, hidden_states)
 
+    def generate(self, *args: Any, **options: Any) -> Tensor | str | list[str]:
+        """An answer to a question about pictures, or token ids: see `nanovlm.inference.generate.generate`."""
+        from nanovlm.inference.generate import generate
 
-def init_weights(model: VisionLanguageModel) -> None:
-    """Random weights from which training starts to see soonest; trained backbones replace theirs.
+        return generate(self, *args, **options)
+
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id: str | Path, dtype: torch.dtype | None = None) -> VisionLanguageModel:
+        """A model directory or Hub id, with tokenizer and image processor: see `nanovlm.weights.pretrained.load`."""
+        from nanovlm.weights.pretrained import load
+
+        return load(path_or_hub_id, dtype, cls)
+
+    def save_pretrained(self, directory: str | Path, weights: Mapping[str, Tensor] | None = None) -> Path:
+        """Write all that from_pretrained needs: see `nanovlm.weights.pretrained.save`."""
+        from nanovlm.weights.pretrained import save
+
+        return save(self, directory, weights)
+
+    def push_to_hub(self, repo_id: str, private: bool = False) -> str:
+        """Upload the model directory: see `nanovlm.weights.pretrained.push`."""
+        from nanovlm.weights.pretrained import push
+
+        return push(self, repo_id, private)
+
+
+def init_weights(part: nn.Module) -> None:
+    """Random weights from which training starts to see soonest.
 
     Measured on the pocket preset (LOG.md): with every weight at 0.02, "where" was at chance after 600 steps.
     """
-    for name, weight in model.named_parameters():
+    for name, weight in part.named_parameters():
         if name.endswith("bias"):
             nn.init.zeros_(weight)
         elif name.endswith("position_embedding"):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nanovlm.config import ViTConfig
-from nanovlm.shapes import Bool, Float
+from nanovlm.tensor_types import Bool, Float
 
 
 def resize_positions(

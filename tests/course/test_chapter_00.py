@@ -18,7 +18,6 @@ from PIL import Image
 
 from nanovlm import VisionLanguageModel
 from nanovlm.assets import asset_path
-from nanovlm.build import build_model
 from nanovlm.config import presets
 from nanovlm.course import asking
 from nanovlm.course.asking import PICTURES, QUESTIONS, ask, uploaded_bytes
@@ -28,6 +27,7 @@ from nanovlm.data.thimble.__main__ import write_pictures
 from nanovlm.viz.question_path import path_figure
 from nanovlm.viz.start_here import Scored, answer_card, answers_row, sample_card, seeing_bars
 from nanovlm.viz.style import MAX_WIDTH, PALETTE, Figure
+from nanovlm.weights.from_preset import build_model
 
 ROOT = Path(__file__).resolve().parents[2]
 SVG = "{http://www.w3.org/2000/svg}"

@@ -17,7 +17,8 @@ from nanovlm.course.exercises.ch06.measures import parameters_by_part
 from nanovlm.course.judge.exercise import REGISTRY
 from nanovlm.course.your_parts import part_ids
 from nanovlm.data.thimble import thimble_sample
-from nanovlm.evaluate import evaluate
+from nanovlm.evaluation.scores import evaluate
+from nanovlm.inference.prompts import prepare_prompt
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from tests.course.learners import handed_in
 from tests.tiny import ids_of, pictures
@@ -59,7 +60,7 @@ def test_ones_own_parts_run_the_shipped_weights(pocket: VisionLanguageModel) -> 
     mine = yours()
     assert set(mine.parts.values()) == {"yours"}
     picture = Image.open(asset_path("pictures/shapes.png"))
-    ids, pixels = pocket.prepare_prompt(QUESTION, picture)
+    ids, pixels = prepare_prompt(pocket, QUESTION, picture)
     with torch.inference_mode():
         expected = pocket(torch.tensor([ids]), pixels).logits
         torch.testing.assert_close(mine(torch.tensor([ids]), pixels).logits, expected, rtol=1e-4, atol=1e-4)

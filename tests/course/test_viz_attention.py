@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from nanovlm.inference.prompts import prepare_prompt
 from nanovlm.models.modality_projector import pixel_shuffle
 from nanovlm.trace import patch_map
 from nanovlm.viz.attention import attention_over_picture
@@ -93,7 +94,7 @@ def test_a_trace_of_the_pocket_model_becomes_a_picture_for_each_lever() -> None:
     from nanovlm.trace import trace
 
     model = VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
-    ids, pixels = model.prepare_prompt("Where is the red star?", Image.open(asset_path("pictures/shapes.png")))
+    ids, pixels = prepare_prompt(model, "Where is the red star?", Image.open(asset_path("pictures/shapes.png")))
     layers = [f"decoder.blocks.{i}" for i in range(model.config.language.num_blocks)]
     seen = trace(model, torch.tensor([ids]), pixels, attention=layers).attention
     line = [model.tokenizer.decode([i], skip_special_tokens=False) for i in ids]

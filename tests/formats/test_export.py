@@ -14,8 +14,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, SmolVLMForC
 from nanovlm import VisionLanguageModel, VLMConfig
 from nanovlm.config import LMConfig, ProjectorConfig, TilingConfig, ViTConfig
 from nanovlm.data.tiling import make_image_processor, tile_tokens
-from nanovlm.models.export import export_model, export_nanovlm, export_smolvlm
-from nanovlm.models.hub import find_directory
+from nanovlm.files import find_directory
+from nanovlm.inference.prompts import prepare_prompt, prepare_prompts
+from nanovlm.weights.export import export_model, export_nanovlm, export_smolvlm
 from tests.formats.local import characters
 from tests.formats.test_smolvlm import picture
 from tests.tiny import loud, max_difference
@@ -91,7 +92,7 @@ def test_transformers_computes_what_we_compute(tmp_path, kind):
         messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
         text = processor.apply_chat_template(messages, add_generation_prompt=True)
         inputs = processor(text=text, images=[image], return_tensors="pt")
-        batch = ours.prepare_prompts([question], [image])
+        batch = prepare_prompts(ours, [question], [image])
         assert max_difference(inputs["pixel_values"][0], batch["images"]) < 1e-9
         ids = inputs["input_ids"][0]
         if ours.config.image_token_id is None:
@@ -119,7 +120,7 @@ def test_there_and_back_is_bitwise(tmp_path, kind):
     cut_the_same = {"tiling": back.config.tiling, "tokenizer": None}
     assert vars(back.config) == {**vars(ours.config), **cut_the_same}
     for image in (picture(50, 40), picture(8, 8)):
-        (ids, pixels), (ids_back, pixels_back) = (m.prepare_prompt("What?", image) for m in (ours, back))
+        (ids, pixels), (ids_back, pixels_back) = (prepare_prompt(m, "What?", image) for m in (ours, back))
         assert ids == ids_back and torch.equal(pixels, pixels_back)
 
 
@@ -132,7 +133,7 @@ def test_a_model_with_pictures_in_front_comes_back_with_placeholders(tmp_path, k
     assert back.generate(image=image, prompt="What?") == ours.generate(image=image, prompt="What?")
     args = (["What?"], [image])
     with torch.no_grad():
-        logits, expected = (m(**m.prepare_prompts(*args)).logits for m in (back, ours))
+        logits, expected = (m(**prepare_prompts(m, *args)).logits for m in (back, ours))
     assert max_difference(logits[..., : expected.shape[-1]], expected) < 1e-4
 
 
@@ -149,9 +150,9 @@ def test_several_pictures_and_left_padding_in_transformers_hands(tmp_path):
         for q, p in zip(questions, pictures, strict=True)
     ]
     inputs = processor(text=texts, images=pictures, padding=True, return_tensors="pt")
-    batch = ours.prepare_prompts(questions, pictures)
+    batch = prepare_prompts(ours, questions, pictures)
     assert inputs["input_ids"].tolist() == batch["input_ids"].tolist()
-    expected = ours.generate_ids(**batch, max_new_tokens=32).tolist()
+    expected = ours.generate(**batch, max_new_tokens=32).tolist()
     eos = ours.config.eos_token_id
     generated = theirs.generate(**inputs, max_new_tokens=32, pad_token_id=eos)[:, inputs["input_ids"].shape[1] :]
     assert generated.tolist() == expected
@@ -166,7 +167,7 @@ def test_written_by_transformers_again_it_still_works(tmp_path):
     back = VisionLanguageModel.from_pretrained(tmp_path / "theirs")
     assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in back.state_dict().items())
     image = picture(50, 40)
-    assert back.prepare_prompt("What?", image)[0] == ours.prepare_prompt("What?", image)[0]
+    assert prepare_prompt(back, "What?", image)[0] == prepare_prompt(ours, "What?", image)[0]
     assert back.generate(image=image, prompt="What?") == ours.generate(image=image, prompt="What?")
 
 
@@ -184,7 +185,7 @@ def test_export_to_nanovlm(tmp_path, pixel_range, kind):
     assert back.config.pixel_range == "unit"
     back.image_processor.resample = ours.image_processor.resample  # nanoVLM's is not a setting
     for image in (picture(50, 40), picture(90, 20)):
-        batch, batch_back = (m.prepare_prompts(["What?"], [image]) for m in (ours, back))
+        batch, batch_back = (prepare_prompts(m, ["What?"], [image]) for m in (ours, back))
         assert torch.equal(batch["input_ids"], batch_back["input_ids"])
         with torch.no_grad():
             assert max_difference(ours(**batch).logits, back(**batch_back).logits) < 1e-4

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from nanovlm import VisionLanguageModel
 from nanovlm.config import TilingConfig
 from nanovlm.data.tiling import TiledImageProcessor
-from nanovlm.models.export import export_nanovlm
+from nanovlm.inference.prompts import prepare_prompts
+from nanovlm.weights.export import export_nanovlm
 from tests.formats.local import FIXTURES, characters, fixture
 from tests.tiny import max_difference
 
@@ -42,7 +43,7 @@ def test_fixtures_give_the_expected_logits(name):
 def test_the_222m_generation_asks_and_answers(tmp_path):
     model = VisionLanguageModel.from_pretrained(fixture(tmp_path / "m", OLD, characters()))
     assert (model.config.image_token_id, model.config.eos_token_id) == (None, 0)
-    batch = model.prepare_prompts(["What is this?"], [gradient(50, 20)])
+    batch = prepare_prompts(model, ["What is this?"], [gradient(50, 20)])
     assert model.tokenizer.decode(batch["input_ids"][0]) == "Question: What is this? Answer:"
     square = gradient(50, 20).resize((32, 32), Image.Resampling.BILINEAR)
     assert np.array_equal((batch["images"][0].permute(1, 2, 0) * 255).round().numpy(), np.asarray(square))
@@ -55,7 +56,7 @@ def test_the_450m_generation_shows_the_whole_and_then_its_tiles(tmp_path):
     model = VisionLanguageModel.from_pretrained(directory)
     assert (model.config.image_token_id, model.config.eos_token_id) == (134, 2)
     tile = "<|image|>" * 4
-    batch = model.prepare_prompts(["Why?"], [gradient(64, 30)])  # 64 x 32 pixels: two tiles beside each other
+    batch = prepare_prompts(model, ["Why?"], [gradient(64, 30)])  # 64 x 32 pixels: two tiles beside each other
     assert model.tokenizer.decode(batch["input_ids"][0], skip_special_tokens=False) == (
         f"<|im_start|>user\n<|global_image|>{tile}<row_1_col_1>{tile}<row_1_col_2>{tile}Why?<|im_end|>\n"
         "<|im_start|>assistant\n"
@@ -65,10 +66,10 @@ def test_the_450m_generation_shows_the_whole_and_then_its_tiles(tmp_path):
     together = torch.cat([left, right], dim=2)
     assert max_difference(torch.nn.functional.avg_pool2d(together, (1, 2)), whole) < 0.05
     assert left[0, 0, 0] < 0.01 and right[0, 0, -1] > 0.99
-    icon = model.prepare_prompts(["Why?"], [gradient(8, 8)])
+    icon = prepare_prompts(model, ["Why?"], [gradient(8, 8)])
     assert icon["images"].shape == (1, 3, 32, 32)
     assert f"<|global_image|>{tile}Why?" in model.tokenizer.decode(icon["input_ids"][0], skip_special_tokens=False)
-    two = model.prepare_prompts(["Why?"], [[gradient(8, 8), gradient(64, 30)]])
+    two = prepare_prompts(model, ["Why?"], [[gradient(8, 8), gradient(64, 30)]])
     text = model.tokenizer.decode(two["input_ids"][0], skip_special_tokens=False)
     assert f"<image: 0><|global_image|>{tile}<image: 1><|global_image|>{tile}<row_1_col_1>" in text
     assert two["images"].shape[0] == 4
@@ -82,7 +83,7 @@ def test_tiled_models_without_a_global_token(tmp_path):
             tmp_path / "m", NEW, characters(), vlm_extra_tokens=tokens, max_img_size=64, resize_to_max_side_len=None
         )
     )
-    batch = model.prepare_prompts(["Why?", "Why?"], [gradient(64, 64), gradient(9, 9)])
+    batch = prepare_prompts(model, ["Why?", "Why?"], [gradient(64, 64), gradient(9, 9)])
     assert batch["images"].shape[0] == 4 + 1
     text = model.tokenizer.decode(batch["input_ids"][1], skip_special_tokens=False)
     assert "user\n<row_1_col_1>" + "<|image|>" * 4 + "Why?" in text
@@ -94,7 +95,7 @@ def test_models_with_a_placeholder_but_no_tiles(tmp_path):
     )
     model = VisionLanguageModel.from_pretrained(directory)
     assert model.config.tiling is None
-    batch = model.prepare_prompts(["Why?"], [gradient(90, 90)])
+    batch = prepare_prompts(model, ["Why?"], [gradient(90, 90)])
     text = model.tokenizer.decode(batch["input_ids"][0], skip_special_tokens=False)
     assert "user\n" + "<|image|>" * 4 + "Why?" in text
 

@@ -13,8 +13,9 @@ from PIL import Image
 from nanovlm import VisionLanguageModel
 from nanovlm.config import TilingConfig
 from nanovlm.data.tiling import TiledImageProcessor
-from nanovlm.models.export import export_smolvlm
-from nanovlm.models.formats.smolvlm import patch_places
+from nanovlm.inference.prompts import prepare_prompts
+from nanovlm.weights.export import export_smolvlm
+from nanovlm.weights.format_smolvlm import patch_places
 from tests.formats import oracle
 from tests.tiny import max_difference
 from tests.transformers_version import OLD_SMOLVLM, WHY_OLD
@@ -57,7 +58,7 @@ def compare(theirs, processor, ours: VisionLanguageModel, questions: list[str], 
     """Ids, logits and 32 greedy tokens; returns which tokens there were, to see that they say something."""
     prompts = [their_prompt(processor, q, len(p)) for q, p in zip(questions, pictures, strict=True)]
     inputs = processor(text=prompts, images=pictures, padding=True, padding_side="left", return_tensors="pt")
-    batch = ours.prepare_prompts(questions, pictures)
+    batch = prepare_prompts(ours, questions, pictures)
     real = inputs["attention_mask"].bool()
     assert torch.equal(batch["attention_mask"].bool(), real)
     assert torch.equal(batch["input_ids"][real], inputs["input_ids"][real])
@@ -68,7 +69,7 @@ def compare(theirs, processor, ours: VisionLanguageModel, questions: list[str], 
     start = inputs["input_ids"].shape[1]
     eos = ours.config.eos_token_id
     greedy = theirs.generate(**inputs, max_new_tokens=32, do_sample=False, eos_token_id=eos, pad_token_id=eos)
-    tokens = ours.generate_ids(**batch, max_new_tokens=32)
+    tokens = ours.generate(**batch, max_new_tokens=32)
     assert tokens.tolist() == greedy[:, start:].tolist()
     return set(tokens.flatten().tolist())
 
@@ -132,7 +133,7 @@ def test_other_settings_of_the_processor(tmp_path, settings, size):
     _, processor, ours = both(tmp_path, 8, 4, True, **settings)
     image = picture(*size)
     expected = processor(text=their_prompt(processor, "What?", 1), images=[image], return_tensors="pt")
-    batch = ours.prepare_prompts(["What?"], [image])
+    batch = prepare_prompts(ours, ["What?"], [image])
     assert torch.equal(batch["images"], expected["pixel_values"][0])
     assert torch.equal(batch["input_ids"], expected["input_ids"])
 
@@ -169,7 +170,7 @@ def test_files_of_transformers_4(tmp_path):
     assert again.config == ours.config
     assert again.image_processor == ours.image_processor
     args = (["What?"], [picture(40, 40)])
-    assert torch.equal(again.prepare_prompts(*args)["input_ids"], ours.prepare_prompts(*args)["input_ids"])
+    assert torch.equal(prepare_prompts(again, *args)["input_ids"], prepare_prompts(ours, *args)["input_ids"])
 
 
 def test_bfloat16_weights_are_read(tmp_path):

@@ -13,7 +13,8 @@ from PIL import Image
 
 from nanovlm.data.loading import get_dataloaders
 from nanovlm.data.thimble import Thimble
-from nanovlm.evaluate import (
+from nanovlm.device import choose_precision
+from nanovlm.evaluation.scores import (
     Evaluation,
     Score,
     answer_all,
@@ -26,8 +27,7 @@ from nanovlm.evaluate import (
     short_questions,
 )
 from nanovlm.models.vision_language_model import IGNORE
-from nanovlm.precision import choose_precision
-from nanovlm.train import answer_accuracy
+from nanovlm.training.loop import answer_accuracy
 from tests.tiny import IMAGE
 from tests.training.tiny_run import new_model, recipe
 
@@ -241,7 +241,7 @@ def test_accuracy_in_training_is_greedy_exact_match():
         for row, (ids, targets) in enumerate(zip(batch["input_ids"], batch["targets"], strict=True)):
             places = (targets != IGNORE).nonzero()[:, 0]
             prompt, picture = ids[None, : places[0] + 1].clone(), batch["images"][row : row + 1]
-            greedy = model.generate_ids(prompt, picture, max_new_tokens=len(places))[0]
+            greedy = model.generate(prompt, picture, max_new_tokens=len(places))[0]
             if len(greedy) == len(places) and IMAGE not in greedy and total % 3:
                 targets[places] = greedy
                 ids[places[1:]] = greedy[:-1]

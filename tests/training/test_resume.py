@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-import nanovlm.checkpoint
-import nanovlm.metrics
-import nanovlm.train
-from nanovlm.checkpoint import checkpoints, load_checkpoint
-from nanovlm.precision import Precision
+import nanovlm.training.checkpoint
+import nanovlm.training.loop
+import nanovlm.training.run_log
+from nanovlm.device import Precision
+from nanovlm.training.checkpoint import checkpoints, load_checkpoint
 from tests.training import children
 from tests.training.tiny_run import equal, metrics, new_model, recipe, run
 
@@ -39,7 +39,7 @@ def train_in_child(
         children.die_after(seconds)
     if moment is not None:
         MOMENTS[moment]()
-    real = nanovlm.train.train_step
+    real = nanovlm.training.loop.train_step
 
     def noisy_step(*arguments: Any) -> float:
         """Draws random numbers, as dropout would."""
@@ -47,12 +47,12 @@ def train_in_child(
             arguments[0].decoder.norm.weight.mul_(1 + 0.01 * torch.rand(()) * random.random())
         return real(*arguments)
 
-    nanovlm.train.train_step = noisy_step
+    nanovlm.training.loop.train_step = noisy_step
     if changes.get("precision") == "fp16":
-        nanovlm.train.choose_precision = lambda *_: Precision("fp16", "a test", autocast=torch.float16)
+        nanovlm.training.loop.choose_precision = lambda *_: Precision("fp16", "a test", autocast=torch.float16)
     resume = (output_dir / "run" / "checkpoints").is_dir()
     config = recipe(output_dir, max_steps=STEPS, resume=resume, **changes)
-    nanovlm.train.train(config, new_model(seed))
+    nanovlm.training.loop.train(config, new_model(seed))
     (output_dir / "seconds").write_text(str(time.process_time() - started))
 
 
@@ -89,13 +89,13 @@ def nothing_more(*_: Any, **__: Any) -> None:
 
 TORCH_SAVE = torch.save
 MOMENTS = {
-    "in the first step": lambda: at(1, nanovlm.train, "train_step", nothing_more),
+    "in the first step": lambda: at(1, nanovlm.training.loop, "train_step", nothing_more),
     "within the first checkpoint": lambda: at(1, torch, "save", half_a_checkpoint),
     "within a later checkpoint": lambda: at(4, torch, "save", half_a_checkpoint),
-    "between writing and renaming": lambda: at(3, nanovlm.train, "save_checkpoint", _written_not_renamed),
-    "within a line of the log": lambda: at(8, nanovlm.metrics.MetricsLog, "write", half_a_line),
-    "before a new best model is in place": lambda: at(2, nanovlm.train, "replace_directory", nothing_more),
-    "when the old best model is set aside": lambda: at(2, nanovlm.train, "replace_directory", _set_aside),
+    "between writing and renaming": lambda: at(3, nanovlm.training.loop, "save_checkpoint", _written_not_renamed),
+    "within a line of the log": lambda: at(8, nanovlm.training.run_log.MetricsLog, "write", half_a_line),
+    "before a new best model is in place": lambda: at(2, nanovlm.training.loop, "replace_directory", nothing_more),
+    "when the old best model is set aside": lambda: at(2, nanovlm.training.loop, "replace_directory", _set_aside),
 }
 
 
@@ -182,15 +182,15 @@ def test_killed_with_a_worker(undisturbed, tmp_path):
 
 def stopped_with_its_workers(output_dir: Path) -> None:
     os.setpgrp()
-    real = nanovlm.train.train_step
+    real = nanovlm.training.loop.train_step
 
     def told(*arguments: Any) -> float:
         # Sent by somebody else: from its parent a worker would take it for the end of the data.
         subprocess.run(["kill", "-TERM", "--", f"-{os.getpgrp()}"], start_new_session=True, check=True)
         return real(*arguments)
 
-    at(3, nanovlm.train, "train_step", told)
-    done = nanovlm.train.train(recipe(output_dir, max_steps=STEPS, num_workers=1, eval_every=2), new_model())
+    at(3, nanovlm.training.loop, "train_step", told)
+    done = nanovlm.training.loop.train(recipe(output_dir, max_steps=STEPS, num_workers=1, eval_every=2), new_model())
     assert done.interrupted and done.step == 3
 
 
@@ -237,7 +237,7 @@ def test_a_run_without_a_gradient_scaler_may_go_on_with_one(tmp_path, monkeypatc
     """From a laptop to an older GPU, which needs float16."""
     run(tmp_path, max_steps=1)
     fp16 = Precision("fp16", "a test", autocast=torch.float16)
-    monkeypatch.setattr(nanovlm.train, "choose_precision", lambda *_: fp16)
+    monkeypatch.setattr(nanovlm.training.loop, "choose_precision", lambda *_: fp16)
     on = run(tmp_path, max_steps=2, resume=True)
     assert load_checkpoint(checkpoints(on.directory / "checkpoints")[-1])["scaler"]["scale"] > 1
 
@@ -255,7 +255,7 @@ def test_a_checkpoint_of_another_kind_is_refused(tmp_path, changes, sentence):
     if changes.pop("model", None):
         model.projector.proj = torch.nn.Linear(7, 7, bias=False)
     with pytest.raises(ValueError, match=sentence):
-        nanovlm.train.train(recipe(tmp_path, resume=True, **changes), model)
+        nanovlm.training.loop.train(recipe(tmp_path, resume=True, **changes), model)
 
 
 def test_a_truncated_checkpoint_is_named_and_the_one_before_works(tmp_path):
@@ -285,7 +285,7 @@ def test_a_checkpoint_runs_no_code(tmp_path):
 
 def test_the_newest_two_are_kept_in_order_of_steps(tmp_path):
     for step in (999_998, 999_999, 1_000_000, 1_000_001):
-        nanovlm.checkpoint.save_checkpoint(tmp_path, step, {"step": step})
+        nanovlm.training.checkpoint.save_checkpoint(tmp_path, step, {"step": step})
     kept = checkpoints(tmp_path)
     assert [load_checkpoint(path)["step"] for path in kept] == [1_000_000, 1_000_001]
 

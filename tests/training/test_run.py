@@ -17,12 +17,12 @@ import pytest
 import torch
 from torch import nn
 
-import nanovlm.checkpoint
 import nanovlm.data.thimble
-import nanovlm.train
-from nanovlm.checkpoint import checkpoints, load_checkpoint
+import nanovlm.training.checkpoint
+import nanovlm.training.loop
 from nanovlm.data.datasets import VQADataset
 from nanovlm.models.vision_language_model import VisionLanguageModel
+from nanovlm.training.checkpoint import checkpoints, load_checkpoint
 from tests.training.tiny_run import equal, max_difference, metrics, recipe, run, weights
 
 
@@ -42,7 +42,7 @@ class ChangedLoader:
 
 @pytest.fixture
 def change_batches(monkeypatch):
-    real = nanovlm.train.get_dataloaders
+    real = nanovlm.training.loop.get_dataloaders
 
     def use(change, which=0):
         def get_dataloaders(*arguments):
@@ -50,7 +50,7 @@ def change_batches(monkeypatch):
             loaders[which] = ChangedLoader(loaders[which], change)
             return loaders
 
-        monkeypatch.setattr(nanovlm.train, "get_dataloaders", get_dataloaders)
+        monkeypatch.setattr(nanovlm.training.loop, "get_dataloaders", get_dataloaders)
 
     return use
 
@@ -58,7 +58,7 @@ def change_batches(monkeypatch):
 @pytest.fixture
 def before_step(monkeypatch):
     """Call something right before step number n of a run."""
-    real = nanovlm.train.train_step
+    real = nanovlm.training.loop.train_step
 
     def use(number, action):
         calls = 0
@@ -70,7 +70,7 @@ def before_step(monkeypatch):
                 action(model)
             return real(model, *arguments)
 
-        monkeypatch.setattr(nanovlm.train, "train_step", train_step)
+        monkeypatch.setattr(nanovlm.training.loop, "train_step", train_step)
 
     return use
 
@@ -105,7 +105,7 @@ def test_the_log_has_every_metric_as_json(tmp_path):
 
 def test_speed_is_measured_on_the_wall_clock_with_the_wait_for_data(tmp_path, change_batches, monkeypatch):
     clock = SimpleNamespace(now=100.0, perf_counter=lambda: clock.now, strftime=time.strftime)
-    monkeypatch.setattr(nanovlm.train, "time", clock)
+    monkeypatch.setattr(nanovlm.training.loop, "time", clock)
     tokens = []
 
     def slow(_, batch):
@@ -129,7 +129,7 @@ def test_the_logged_rate_is_the_one_used(tmp_path):
     done = run(tmp_path, max_steps=3)
     saved = load_checkpoint(checkpoints(done.directory / "checkpoints")[-1])
     scale = metrics(done.directory)[2]["lr_scale"]
-    assert scale == nanovlm.train.get_lr(2, 1.0, 3)
+    assert scale == nanovlm.training.loop.get_lr(2, 1.0, 3)
     for group in (group for state in saved["optimizers"] for group in state["param_groups"]):
         assert group["lr"] == pytest.approx(group["peak_lr"] * scale)
 
@@ -182,7 +182,7 @@ def test_the_best_checkpoint_is_the_one_with_the_lowest_validation_loss(tmp_path
         seen.append(weights(model))
         return next(losses)
 
-    monkeypatch.setattr(nanovlm.train, "validation_loss", validation_loss)
+    monkeypatch.setattr(nanovlm.training.loop, "validation_loss", validation_loss)
     done = run(tmp_path, max_steps=3, eval_every=1)
     best = weights(VisionLanguageModel.from_pretrained(done.directory / "best"))
     assert done.best_val_loss == 1.0
@@ -221,9 +221,9 @@ def test_validation_loss_is_the_mean_over_tokens(tmp_path):
     arguments = (model.config, model.tokenizer, model.image_processor)
     losses = []
     for size in (4, 5):
-        _, loader = nanovlm.train.get_dataloaders(recipe(tmp_path, val_size=5, batch_size=size), *arguments)
-        precision = nanovlm.train.choose_precision(config.precision, torch.device("cpu"))
-        losses.append(nanovlm.train.validation_loss(model, loader, precision, torch.device("cpu")))
+        _, loader = nanovlm.training.loop.get_dataloaders(recipe(tmp_path, val_size=5, batch_size=size), *arguments)
+        precision = nanovlm.training.loop.choose_precision(config.precision, torch.device("cpu"))
+        losses.append(nanovlm.training.loop.validation_loss(model, loader, precision, torch.device("cpu")))
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     assert metrics(one.directory)[-1]["val_loss"] == pytest.approx(losses[0], abs=1e-5)
 
@@ -401,7 +401,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(how, tmp_path, monke
             Path(path).write_bytes(b"as much as fitted")
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(nanovlm.checkpoint.torch, "save", full)
+        monkeypatch.setattr(nanovlm.training.checkpoint.torch, "save", full)
     with (
         limit,
         pytest.raises(OSError, match=r"Could not write the checkpoint .*step_000004\.pt .*step_000002\.pt") as e,
@@ -436,7 +436,7 @@ def test_a_full_disk_shows_before_the_work(tmp_path, monkeypatch, before_step):
     def full(state, path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(nanovlm.checkpoint.torch, "save", full)
+    monkeypatch.setattr(nanovlm.training.checkpoint.torch, "save", full)
     before_step(1, lambda _: pytest.fail("a step was taken"))
     with pytest.raises(OSError, match=r"No space left on device.*Free some space"):
         run(tmp_path)
@@ -485,7 +485,7 @@ def test_two_runs_of_a_seed_are_equal_and_of_two_seeds_are_not(tmp_path):
 
 def test_memory_stays_flat_over_300_steps(tmp_path, monkeypatch):
     tensors, kilobytes = [], []
-    real, status = nanovlm.train.train_step, Path("/proc/self/status")
+    real, status = nanovlm.training.loop.train_step, Path("/proc/self/status")
 
     def train_step(*arguments):
         loss = real(*arguments)
@@ -498,7 +498,7 @@ def test_memory_stays_flat_over_300_steps(tmp_path, monkeypatch):
                 kilobytes.append(int(status.read_text().split("VmRSS:")[1].split()[0]))
         return loss
 
-    monkeypatch.setattr(nanovlm.train, "train_step", train_step)
+    monkeypatch.setattr(nanovlm.training.loop, "train_step", train_step)
     run(tmp_path, max_steps=300, batch_size=1, max_length=40, log_every=10, eval_every=100, save_every=100)
     assert tensors[299] - tensors[149] < 75, "tensors are kept: that is more than one every other step"
     if not kilobytes:

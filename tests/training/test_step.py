@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanovlm.data.collators import PackingCollator
+from nanovlm.device import Precision, choose_precision
 from nanovlm.models.vision_language_model import IGNORE
-from nanovlm.optimizer import Optimizers, orthogonalise, param_groups
-from nanovlm.precision import Precision, choose_precision
-from nanovlm.train import train_step
+from nanovlm.training.loop import train_step
+from nanovlm.training.optimizer import Optimizers, orthogonalise, param_groups
 from tests.training.tiny_run import batches, equal, items, max_difference, new_model, recipe, step, weights
 
 CPU = torch.device("cpu")
@@ -252,7 +252,7 @@ def test_the_choice_of_precision_has_a_reason(monkeypatch):
     with pytest.raises(ValueError, match=r"fp16 training needs a CUDA GPU; this is cpu\. Use --precision auto"):
         choose_precision("fp16", CPU)
     for multiplies, name in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr("nanovlm.precision._cpu_multiplies_bf16", lambda answer=multiplies: answer)
+        monkeypatch.setattr("nanovlm.device._cpu_multiplies_bf16", lambda answer=multiplies: answer)
         chosen = choose_precision("auto", CPU)
         assert chosen.name == name and len(chosen.reason) > 10
 

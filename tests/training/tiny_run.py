@@ -14,10 +14,10 @@ from nanovlm.data.collators import VQACollator
 from nanovlm.data.datasets import VQADataset
 from nanovlm.data.processors import ImageProcessor
 from nanovlm.data.thimble import thimble_sample
+from nanovlm.device import choose_precision
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.optimizer import Optimizers
-from nanovlm.precision import choose_precision
-from nanovlm.train import Run, train, train_step
+from nanovlm.training.loop import Run, train, train_step
+from nanovlm.training.optimizer import Optimizers
 from tests.tiny import tiny_config
 from tests.tiny_tokenizer import tiny_tokenizer
 

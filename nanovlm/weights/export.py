@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from nanovlm.config import VLMConfig
-from nanovlm.models.formats import nanovlm, smolvlm
-from nanovlm.models.hub import extend_rows, make_directory, write_json, write_safetensors
-from nanovlm.models.tensor_names import to_theirs
+from nanovlm.files import extend_rows, make_directory, write_json, write_safetensors
+from nanovlm.weights import format_nanovlm as nanovlm
+from nanovlm.weights import format_smolvlm as smolvlm
+from nanovlm.weights.tensor_names import to_theirs
 
 if TYPE_CHECKING:
     from nanovlm.data.chat import ChatTokenizer

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from nanovlm.config import LMConfig, ViTConfig
-from nanovlm.models.hub import extend_rows, find_directory, load_strictly, read_json, read_tensors, tie_head
+from nanovlm.files import extend_rows, find_directory, load_strictly, read_json, read_tensors, tie_head
 from nanovlm.models.language_model import LanguageModel
-from nanovlm.models.tensor_names import llama_slots, siglip_slots, to_ours
 from nanovlm.models.vision_transformer import ViT, resize_positions
+from nanovlm.weights.tensor_names import llama_slots, siglip_slots, to_ours
 
 # What a full SigLIP checkpoint holds beside the patch encoder: the text tower and the pooling head.
 SIGLIP_UNUSED = ("text_model.", "logit_scale", "logit_bias", "vision_model.head.")

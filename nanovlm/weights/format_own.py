@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from nanovlm.config import VLMConfig
-from nanovlm.models.hub import load_tokenizer, read_tensors, tie_head
+from nanovlm.data.tiling import load_image_processor, make_image_processor
+from nanovlm.files import read_tensors, tie_head
+from nanovlm.weights.processors import Processors, load_tokenizer
 
 if TYPE_CHECKING:
     from nanovlm.models.vision_language_model import VisionLanguageModel
@@ -29,9 +31,7 @@ def read_weights(directory: Path, model: VisionLanguageModel) -> dict[str, Tenso
     return tensors
 
 
-def attach_processors(model: VisionLanguageModel, directory: Path, values: dict[str, Any]) -> None:
-    from nanovlm.data.tiling import load_image_processor, make_image_processor
-
+def load_processors(config: VLMConfig, directory: Path, values: dict[str, Any]) -> Processors:
     stored = (directory / "processor_config.json").is_file()
-    model.image_processor = load_image_processor(directory) if stored else make_image_processor(model.config)
-    model.tokenizer = load_tokenizer(directory, model.config.tokenizer)
+    image_processor = load_image_processor(directory) if stored else make_image_processor(config)
+    return Processors(load_tokenizer(directory, config.tokenizer), image_processor)

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from nanovlm.config import ProjectorConfig, TilingConfig, VLMConfig
-from nanovlm.models.backbones import llama_config, siglip_config
-from nanovlm.models.hub import check_tensors, load_tokenizer, read_json, read_tensors, stop_token_id, tie_head
-from nanovlm.models.tensor_names import Slot, llama_slots, siglip_slots, to_ours, within
+from nanovlm.data.processors import ImageProcessor
+from nanovlm.data.tiling import TiledImageProcessor
+from nanovlm.files import check_tensors, read_json, read_tensors, tie_head
+from nanovlm.weights.backbones import llama_config, siglip_config
+from nanovlm.weights.processors import Processors, load_tokenizer, stop_token_id
+from nanovlm.weights.tensor_names import Slot, llama_slots, siglip_slots, to_ours, within
 
 if TYPE_CHECKING:
     from nanovlm.models.vision_language_model import VisionLanguageModel
@@ -236,27 +239,24 @@ def read_weights(directory: Path, model: VisionLanguageModel) -> dict[str, Tenso
     return ours
 
 
-def attach_processors(model: VisionLanguageModel, directory: Path, values: dict[str, Any]) -> None:
-    from nanovlm.data.processors import ImageProcessor
-    from nanovlm.data.tiling import TiledImageProcessor
-
-    config, settings = model.config, read_picture_settings(directory)
+def load_processors(config: VLMConfig, directory: Path, values: dict[str, Any]) -> Processors:
+    settings = read_picture_settings(directory)
     number = settings.get("resample", 1)
     if number not in range(len(PIL_RESAMPLING)):
         raise ValueError(f"The image processor in {directory} resamples with PIL's filter {number!r}, unknown here.")
     resample = PIL_RESAMPLING[number]
     size, pixel_range = config.vision.image_size, config.pixel_range
     if config.tiling is None:
-        model.image_processor = ImageProcessor(size, pixel_range, resample)
+        image_processor = ImageProcessor(size, pixel_range, resample)
     else:
-        model.image_processor = TiledImageProcessor(size, pixel_range, resample, config.tiling)
-    tokenizer = model.tokenizer = load_tokenizer(directory, None)
+        image_processor = TiledImageProcessor(size, pixel_range, resample, config.tiling)
+    tokenizer = load_tokenizer(directory, None)
     if tokenizer is None:
-        return
+        return Processors(None, image_processor)
     image_token = tokenizer.tokenizer.id_to_token(config.image_token_id)
     if image_token is None:
         raise ValueError(
             f"The tokenizer in {directory} has no token with the image token's id, {config.image_token_id}."
         )
     tokenizer.add_tokens([image_token], image_token=image_token)
-    config.eos_token_id = stop_token_id(tokenizer)
+    return Processors(tokenizer, image_processor, stop_token_id(tokenizer))

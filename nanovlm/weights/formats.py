@@ -1,4 +1,4 @@
-"""Other people's model directories. Each module here reads (and writes the config of) one format."""
+"""The formats of model directories: this package's own and other people's, a module format_*.py for each."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 from nanovlm.config import VLMConfig
+from nanovlm.weights.processors import Processors
 
 if TYPE_CHECKING:
     from nanovlm.models.vision_language_model import VisionLanguageModel
 
 
 class Format(Protocol):
-    """What a module of this package offers."""
+    """What each format_*.py offers."""
 
     def recognises(self, values: dict[str, Any]) -> bool:
         """Whether these values of a config.json are this format's."""
@@ -24,13 +25,15 @@ class Format(Protocol):
     def read_weights(self, directory: Path, model: VisionLanguageModel) -> dict[str, Tensor]:
         """All weights under our names, checked under theirs; of `model` only names and shapes are used."""
 
-    def attach_processors(self, model: VisionLanguageModel, directory: Path, values: dict[str, Any]) -> None:
-        """Set model.tokenizer and model.image_processor."""
+    def load_processors(self, config: VLMConfig, directory: Path, values: dict[str, Any]) -> Processors:
+        """The tokenizer and the image processor of this directory, and the end token if the tokenizer names it."""
 
 
 def recognise(values: dict[str, Any], directory: Path) -> Format:
     """The format of a config.json, or an error that says what it is instead."""
-    from nanovlm.models.formats import nanovlm, own, smolvlm
+    from nanovlm.weights import format_nanovlm as nanovlm
+    from nanovlm.weights import format_own as own
+    from nanovlm.weights import format_smolvlm as smolvlm
 
     for module in (own, nanovlm, smolvlm):
         if module.recognises(values):

@@ -1,7 +1,7 @@
 """A finished run -> a model directory that says what it is.
 
-`python -m nanovlm.model_card runs/NAME --out assets/pocket`. The card is written from the run's own log and scores and
-from nothing else, so that it can be made again and compared.
+`python -m nanovlm.commands.model_card runs/NAME --out assets/pocket`. The card is written from the run's own log and
+scores and from nothing else, so that it can be made again and compared.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from nanovlm.commands.models import find_model
 from nanovlm.config import TrainConfig, presets
 from nanovlm.data.thimble import SUBSETS, Thimble
-from nanovlm.evaluate import percentage
+from nanovlm.evaluation.scores import percentage
 
 LOG, RESULTS, CARD = "train_log.jsonl", "results.json", "README.md"
 EARLIER_LOG = "train_log_{}.jsonl"  # of the runs that led to the last one; the first is 1
@@ -121,7 +121,8 @@ def write_card(
             "\n".join(score_table({"captions": results["captions"]})),
         ]
     parts += [
-        "The card is made from `results.json` and the logs (`train_log*.jsonl`) by `python -m nanovlm.model_card`."
+        "The card is made from `results.json` and the logs (`train_log*.jsonl`) by "
+        "`python -m nanovlm.commands.model_card`."
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -161,7 +161,7 @@ def _group(extra: str, requirements: list[Requirement]) -> Finding:
 def device() -> Finding:
     import torch
 
-    from nanovlm.precision import choose_precision, find_device
+    from nanovlm.device import choose_precision, find_device
 
     found = find_device()
     precision = choose_precision("auto", found)

@@ -1,20 +1,15 @@
-"""Model directories: config, weights, tokenizer and picture settings together, on disk or on the Hugging Face Hub."""
+"""Files of model directories: found, read with care, checked, and written whole or not at all."""
 
 from __future__ import annotations
 
 import errno
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from nanovlm.data.chat import ChatTokenizer
-    from nanovlm.models.vision_language_model import VisionLanguageModel
 
 TOKENIZER_FILES = ("tokenizer*.json", "chat_template.*")
 FILES = ("*.json", "*.safetensors", "*.jinja", "README.md")
@@ -155,60 +150,6 @@ def extend_rows(weight: Tensor, rows: int) -> Tensor:
     return torch.cat([weight, mean.expand(rows - weight.shape[0], -1)])
 
 
-class HubMixin:
-    """Adds from_pretrained, save_pretrained and push_to_hub to the joint."""
-
-    @classmethod
-    def from_pretrained(cls, path_or_hub_id: str | Path, dtype: torch.dtype | None = None) -> VisionLanguageModel:
-        """Load a model directory or Hub id, strictly, with the tokenizer and picture settings that belong to it.
-
-        Reads our own format, nanoVLM's, and SmolVLM's as transformers writes it.
-        """
-        from nanovlm.models.formats import recognise
-
-        directory = find_directory(path_or_hub_id)
-        values = read_json(directory / "config.json")
-        source = recognise(values, directory)
-        config = source.read_config(values, directory)
-        with torch.device("meta"):
-            model: VisionLanguageModel = cls(config)  # no memory and no random numbers for weights that are replaced
-        tensors = source.read_weights(directory, model)
-        model.to_empty(device="cpu")
-        tie_again(model)
-        load_strictly(model, tensors, directory)
-        source.attach_processors(model, directory, values)
-        return model.to(dtype) if dtype is not None else model
-
-    def save_pretrained(
-        self: VisionLanguageModel, directory: str | Path, weights: Mapping[str, Tensor] | None = None
-    ) -> Path:
-        """Write everything that from_pretrained needs; it then loads with no network.
-
-        `weights` by name stand in for the model's own: the float32 masters of a run that computes in bfloat16.
-        """
-        directory = make_directory(directory)
-        # The weights first: if the disk is full, they are what does not fit, and the old directory is still whole.
-        write_safetensors(weights_to_save(self, weights or {}), directory / "model.safetensors")
-        write_json(self.config.to_dict(), directory / "config.json")
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(directory)
-        if self.image_processor is not None:
-            self.image_processor.save_pretrained(directory)
-        return directory
-
-    def push_to_hub(self: VisionLanguageModel, repo_id: str, private: bool = False) -> str:
-        """Upload the model directory; returns the address. Log in first: `hf auth login`."""
-        import tempfile
-
-        from huggingface_hub import HfApi
-
-        api = HfApi()
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a nanovlm model"))
-
-
 def make_directory(path: str | Path) -> Path:
     directory = Path(path)
     try:
@@ -220,15 +161,6 @@ def make_directory(path: str | Path) -> Path:
 
 def write_json(values: Mapping[str, Any], path: Path) -> None:
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def weights_to_save(model: VisionLanguageModel, instead: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Every weight once: a tied head is the embedding, and is not written again."""
-    state = {**model.state_dict(), **instead}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    if model.config.language.tie_weights:
-        del tensors["decoder.head.weight"]
-    return tensors
 
 
 def write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -244,30 +176,3 @@ def write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: Mapping[
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
         raise OSError(f"Could not write {path}: {error}. Free some space or choose another directory.") from error
-
-
-def tie_again(model: VisionLanguageModel) -> None:
-    """`to_empty` gave a tied head a tensor of its own."""
-    if model.config.language.tie_weights:
-        model.decoder.head.weight = model.decoder.token_embedding.weight
-
-
-def load_tokenizer(directory: Path, hub_id: str | None) -> ChatTokenizer | None:
-    """The directory's own tokenizer, else the Hub's; without one the model takes tensors only, and says so."""
-    from nanovlm.data.chat import ChatTokenizer
-
-    if not (directory / "tokenizer.json").is_file():
-        if hub_id is None:
-            return None
-        try:
-            directory = find_directory(hub_id, TOKENIZER_FILES)
-        except (ConnectionError, FileNotFoundError) as error:
-            warnings.warn(f"Loaded without a tokenizer, so the model takes tensors only. {error}", stacklevel=4)
-            return None
-    return ChatTokenizer.from_pretrained(directory)
-
-
-def stop_token_id(tokenizer: ChatTokenizer) -> int:
-    """The token that closes an answer: what the chat template writes there, else end-of-sequence."""
-    end = tokenizer.end_of_turn_id() if tokenizer.settings.get("chat_template") else None
-    return tokenizer.eos_token_id if end is None else end

@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nanovlm.precision import find_device
+from nanovlm.device import find_device
+from nanovlm.inference.prompts import collate_prompts, prepare_prompt
 
 if TYPE_CHECKING:
     from nanovlm.models.vision_language_model import VisionLanguageModel
@@ -85,7 +86,7 @@ def generate_batch(
         raise ValueError("This model has no tokenizer or image processor: load it from a directory that holds them.")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; it is {batch_size}.")
-    model.prepare_prompt(prompt, None)  # a bad prompt is one error, not one a picture
+    prepare_prompt(model, prompt, None)  # a bad prompt is one error, not one a picture
     paths = [str(path) for path in paths]
     return _generate(model, paths, prompt, batch_size, max_new_tokens, seed, options)
 
@@ -154,7 +155,7 @@ def _prepare(
 ) -> tuple[list[int], Tensor | None] | str:
     """The prompt with this picture, or the sentence that says why it cannot be used."""
     try:
-        ids, pixels = model.prepare_prompt(prompt, path)
+        ids, pixels = prepare_prompt(model, prompt, path)
     except (OSError, ValueError, MemoryError) as error:
         return str(error) or type(error).__name__
     in_front = model.config.num_image_tokens if model.config.image_token_id is None else 0
@@ -170,7 +171,7 @@ def _answer(
     if not prompts:
         return []
     try:
-        rows = model.generate_ids(**model.collate_prompts(prompts), **options).tolist()
+        rows = model.generate(**collate_prompts(model, prompts), **options).tolist()
     except torch.OutOfMemoryError as error:
         raise RuntimeError(
             f"{len(prompts)} pictures at once do not fit into the GPU's memory: lower the batch size."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -231,9 +230,3 @@ def short_questions(loader: Loader, pictures: int, longest: int = 8) -> list[Bat
     ]
     collate = VQACollator(data.tokenizer.pad_token_id)
     return [collate(items[i : i + order.batch_size]) for i in range(0, len(items), order.batch_size)]
-
-
-if __name__ == "__main__":
-    from nanovlm.cli import main
-
-    raise SystemExit(main(["evaluate", *sys.argv[1:]]))

@@ -6,7 +6,6 @@ import math
 import os
 import random
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -18,8 +17,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from nanovlm import distributed
-from nanovlm.checkpoint import (
+from nanovlm.config import TrainConfig
+from nanovlm.data.loading import get_dataloaders
+from nanovlm.device import Precision, choose_precision, find_device
+from nanovlm.evaluation.scores import short_questions
+from nanovlm.files import check_tensors
+from nanovlm.models.vision_language_model import IGNORE, VisionLanguageModel, VLMOutput
+from nanovlm.training import parallel as distributed
+from nanovlm.training.checkpoint import (
     changed_settings,
     checkpoints,
     find_run,
@@ -29,14 +34,8 @@ from nanovlm.checkpoint import (
     restore_random_state,
     save_checkpoint,
 )
-from nanovlm.config import TrainConfig
-from nanovlm.data.loading import get_dataloaders
-from nanovlm.evaluate import short_questions
-from nanovlm.metrics import MetricsLog
-from nanovlm.models.hub import check_tensors
-from nanovlm.models.vision_language_model import IGNORE, VisionLanguageModel, VLMOutput
-from nanovlm.optimizer import Optimizers
-from nanovlm.precision import Precision, choose_precision, find_device
+from nanovlm.training.optimizer import Optimizers
+from nanovlm.training.run_log import MetricsLog
 
 
 def get_lr(
@@ -302,9 +301,3 @@ def train(config: TrainConfig, model: VisionLanguageModel) -> Run:
         log.close()
     distributed.stop()
     return Run(directory, model, step, best, seconds, interrupted=step < config.max_steps)
-
-
-if __name__ == "__main__":
-    from nanovlm.cli import main
-
-    raise SystemExit(main(["train", *sys.argv[1:]]))

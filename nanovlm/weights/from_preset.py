@@ -8,9 +8,9 @@ from nanovlm.assets import asset_path
 from nanovlm.config import Preset, VLMConfig
 from nanovlm.data.chat import ChatTokenizer
 from nanovlm.data.tiling import make_image_processor, tile_tokens
-from nanovlm.models.backbones import load_language_backbone, load_vision_backbone
-from nanovlm.models.hub import find_directory
+from nanovlm.files import TOKENIZER_FILES, find_directory
 from nanovlm.models.vision_language_model import VisionLanguageModel
+from nanovlm.weights.backbones import load_language_backbone, load_vision_backbone
 
 IMAGE_TOKEN = "<|image|>"
 ROWS_MULTIPLE = 64  # a vocabulary that tensor cores like: the head is the largest single product
@@ -41,7 +41,8 @@ def from_scratch(config: VLMConfig) -> VisionLanguageModel:
 def from_backbones(preset: Preset) -> VisionLanguageModel:
     """A SigLIP encoder and a Llama-style decoder, joined by a projector that has yet to learn."""
     config = preset.vlm
-    tokenizer = ChatTokenizer.from_pretrained(find_directory(config.tokenizer or preset.language_backbone))
+    source = config.tokenizer or preset.language_backbone
+    tokenizer = ChatTokenizer.from_pretrained(find_directory(source, TOKENIZER_FILES))
     if tokenizer.image_token is None:
         tokenizer.add_tokens([IMAGE_TOKEN], image_token=IMAGE_TOKEN)
     add_tile_tokens(tokenizer, config)
@@ -49,21 +50,18 @@ def from_backbones(preset: Preset) -> VisionLanguageModel:
     rows = -(-tokenizer.vocab_size // ROWS_MULTIPLE) * ROWS_MULTIPLE
     language = load_language_backbone(preset.language_backbone, rows)
     end = tokenizer.end_of_turn_id(config.prompt_format)
-    model = VisionLanguageModel(
-        replace(
-            config,
-            vision=vision.config,
-            language=language.config,
-            projector=replace(
-                config.projector, vision_dim=vision.config.hidden_dim, language_dim=language.config.hidden_dim
-            ),
-            image_token_id=tokenizer.image_token_id,
-            eos_token_id=tokenizer.eos_token_id if end is None else end,
-            tokenizer=None,  # it is saved with the model
-        )
+    config = replace(
+        config,
+        vision=vision.config,
+        language=language.config,
+        projector=replace(
+            config.projector, vision_dim=vision.config.hidden_dim, language_dim=language.config.hidden_dim
+        ),
+        image_token_id=tokenizer.image_token_id,
+        eos_token_id=tokenizer.eos_token_id if end is None else end,
+        tokenizer=None,  # it is saved with the model
     )
-    model.vision_encoder, model.decoder = vision, language
-    return attach(model, tokenizer)
+    return attach(VisionLanguageModel(config, vision_encoder=vision, decoder=language), tokenizer)
 
 
 def add_tile_tokens(tokenizer: ChatTokenizer, config: VLMConfig) -> None:

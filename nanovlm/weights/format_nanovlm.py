@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from nanovlm.config import LMConfig, ProjectorConfig, TilingConfig, ViTConfig, VLMConfig
-from nanovlm.models.hub import check_tensors, load_tokenizer, read_tensors, stop_token_id, tie_head
+from nanovlm.data.processors import ImageProcessor
+from nanovlm.data.tiling import NANOVLM_GLOBAL, make_image_processor, place_token
+from nanovlm.files import check_tensors, read_tensors, tie_head
+from nanovlm.weights.processors import Processors, load_tokenizer, stop_token_id
 
 if TYPE_CHECKING:
     from nanovlm.data.chat import ChatTokenizer
@@ -143,8 +146,6 @@ def write_config(config: VLMConfig) -> dict[str, Any]:
 
 def extra_tokens(config: VLMConfig, tokenizer: ChatTokenizer | None) -> dict[str, str]:
     """nanoVLM's vlm_extra_tokens: the image token and what its tiles need, by nanoVLM's names for them."""
-    from nanovlm.data.tiling import NANOVLM_GLOBAL, place_token
-
     tokens = {"image_token": (tokenizer and tokenizer.image_token) or "<|image|>"}
     tiling = config.tiling
     if tiling is None:
@@ -181,18 +182,15 @@ def read_weights(directory: Path, model: VisionLanguageModel) -> dict[str, Tenso
     return {names[name]: tensor for name, tensor in tensors.items()}
 
 
-def attach_processors(model: VisionLanguageModel, directory: Path, values: dict[str, Any]) -> None:
-    from nanovlm.data.processors import ImageProcessor
-    from nanovlm.data.tiling import make_image_processor
-
-    config = model.config
+def load_processors(config: VLMConfig, directory: Path, values: dict[str, Any]) -> Processors:
     if config.tiling is not None:
-        model.image_processor = make_image_processor(config)
+        image_processor = make_image_processor(config)
     else:  # torchvision's default
-        model.image_processor = ImageProcessor(config.vision.image_size, config.pixel_range, resample="bilinear")
-    tokenizer = model.tokenizer = load_tokenizer(directory, config.tokenizer)
+        image_processor = ImageProcessor(config.vision.image_size, config.pixel_range, resample="bilinear")
+    tokenizer = load_tokenizer(directory, config.tokenizer)
     if tokenizer is None:
-        return
+        return Processors(None, image_processor)
+    eos_token_id = None
     if extra_tokens := values.get("vlm_extra_tokens"):
         if template := values.get("lm_chat_template"):
             tokenizer.settings["chat_template"] = template
@@ -202,9 +200,10 @@ def attach_processors(model: VisionLanguageModel, directory: Path, values: dict[
                 f"The image token has id {tokenizer.image_token_id} in the tokenizer and {config.image_token_id} in "
                 f"the config of {directory}: this is not the tokenizer of this model."
             )
-        config.eos_token_id = stop_token_id(tokenizer)
+        eos_token_id = stop_token_id(tokenizer)
     if tokenizer.vocab_size > config.language.vocab_size:
         raise ValueError(
             f"The tokenizer has {tokenizer.vocab_size} tokens and the model only {config.language.vocab_size}: "
             f"this is not the tokenizer of the model in {directory}."
         )
+    return Processors(tokenizer, image_processor, eos_token_id)

@@ -1,4 +1,4 @@
-"""Several processes as one: `torchrun --nproc-per-node 4 -m nanovlm.train …`. Alone, everything here does nothing."""
+"""Several processes as one: `torchrun --nproc-per-node 4 -m nanovlm train …`. In one process nothing happens here."""
 
 from __future__ import annotations
 

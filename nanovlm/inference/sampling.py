@@ -1,0 +1,88 @@
+"""From logits to the next token: what top-k and top-p leave, one draw a row, or the best beams."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """Rule out (-inf) all but the k largest logits of each row. [R, vocab_size], same out"""
+    kept = logits.topk(min(k, logits.shape[-1]), dim=-1)
+    return torch.full_like(logits, float("-inf")).scatter(-1, kept.indices, kept.values)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """Keep the fewest likely tokens whose probabilities reach p, the one that crosses p included (nucleus sampling,
+    Holtzman et al. 2020, https://arxiv.org/abs/1904.09751). [R, vocab_size], same out"""
+    if p >= 1:  # everything; a sum of 49,152 rounded probabilities may reach 1 before its end
+        return logits
+    ordered, order = logits.sort(dim=-1, descending=True)
+    probabilities = ordered.softmax(dim=-1)
+    # What stands before a token already reaches p: the token is not needed. Before the first one stands nothing.
+    enough = probabilities.cumsum(dim=-1) - probabilities >= p
+    return logits.masked_fill(enough.scatter(-1, order, enough), float("-inf"))
+
+
+class Sampler:
+    """Picks one token a row: the most likely one at temperature 0, else a draw from what top-k and top-p leave."""
+
+    def __init__(
+        self, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
+    ) -> None:
+        if not temperature >= 0:  # so that NaN is refused too
+            raise ValueError(f"temperature must be 0 (greedy) or more; it is {temperature}.")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k must be at least 1; it is {top_k}.")
+        if top_p is not None and not 0 < top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1; it is {top_p}.")
+        self.temperature, self.top_k, self.top_p, self.generator = temperature, top_k, top_p, generator
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """logits [R, vocab_size] -> tokens [R]"""
+        if self.temperature == 0:
+            return logits.argmax(dim=-1)
+        # Temperature comes first: what top-p keeps depends on it. The largest logit becomes 0, so that none overflows.
+        logits = (logits - logits.amax(dim=-1, keepdim=True)) / self.temperature
+        if self.top_k is not None:
+            logits = keep_top_k(logits, self.top_k)
+        if self.top_p is not None:
+            logits = keep_top_p(logits, self.top_p)
+        return torch.multinomial(logits.softmax(dim=-1), 1, generator=self.generator).squeeze(1)
+
+
+class BeamSearch:
+    """Keeps the num_beams best continuations of each prompt. A beam's score is the sum of its log-probabilities over
+    length ** length_penalty; finished beams stay and compete."""
+
+    def __init__(self, num_prompts: int, num_beams: int, length_penalty: float, device: torch.device) -> None:
+        self.num_beams, self.length_penalty = num_beams, length_penalty
+        self.total = torch.full((num_prompts, num_beams), float("-inf"), device=device)
+        self.total[:, 0] = 0.0  # all beams start alike: let one of them speak first
+        self.lengths = torch.zeros_like(self.total)
+
+    def __call__(self, logits: Tensor, finished: Tensor, pad_token_id: int) -> tuple[Tensor, Tensor]:
+        """logits [prompts * beams, vocab_size], finished [prompts * beams] -> tokens and source rows, each [R]"""
+        log_probs = logits.float().log_softmax(dim=-1)
+        log_probs[finished] = float("-inf")
+        log_probs[finished, pad_token_id] = 0.0  # a finished beam goes on at no cost, as itself
+        prompts, beams = self.total.shape
+        vocab_size = logits.shape[-1]
+        totals = self.total[:, :, None] + log_probs.view(prompts, beams, vocab_size)
+        lengths = self.lengths + (~finished).view(prompts, beams)
+        scores = (totals / lengths[:, :, None].clamp(min=1) ** self.length_penalty).view(prompts, -1)
+        best = scores.topk(self.num_beams, dim=-1).indices  # [prompts, beams], the best first
+        source = best // vocab_size
+        self.total = totals.view(prompts, -1).gather(1, best)
+        self.lengths = lengths.gather(1, source)
+        rows = source + torch.arange(prompts, device=best.device)[:, None] * beams
+        return (best % vocab_size).flatten(), rows.flatten()
+
+    def settled(self, finished: Tensor, max_length: int) -> bool:
+        """Whether no running beam can still overtake the best finished one: a sum of log-probabilities only falls, so
+        that a running beam at best keeps its sum, and spreads it over max_length tokens."""
+        finished = finished.view_as(self.total)
+        longest = self.lengths.new_tensor(max_length) if self.length_penalty > 0 else self.lengths
+        scores = self.total / torch.where(finished, self.lengths, longest) ** self.length_penalty
+        best = [scores.masked_fill(others, float("-inf")).amax(dim=1) for others in (~finished, finished)]
+        return bool((best[0] > best[1]).all())

@@ -1,0 +1,87 @@
+"""A whole model from a directory or the Hugging Face Hub, and back: config, weights, tokenizer and picture settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nanovlm.files import find_directory, load_strictly, make_directory, read_json, write_json, write_safetensors
+from nanovlm.models.vision_language_model import VisionLanguageModel
+from nanovlm.weights.formats import recognise
+from nanovlm.weights.processors import Processors
+
+
+def load(
+    path_or_hub_id: str | Path, dtype: torch.dtype | None = None, model_class: type[VisionLanguageModel] | None = None
+) -> VisionLanguageModel:
+    """Load a model directory or Hub id, strictly, with the tokenizer and picture settings that belong to it.
+
+    Reads our own format, nanoVLM's, and SmolVLM's as transformers writes it. `model_class`: another class with the same
+    parameters, for example one built from a learner's parts.
+    """
+    directory = find_directory(path_or_hub_id)
+    values = read_json(directory / "config.json")
+    source = recognise(values, directory)
+    config = source.read_config(values, directory)
+    with torch.device("meta"):  # no memory and no random numbers for weights that are replaced
+        model = (model_class or VisionLanguageModel)(config)
+    tensors = source.read_weights(directory, model)
+    model.to_empty(device="cpu")
+    tie_again(model)
+    load_strictly(model, tensors, directory)
+    attach(model, source.load_processors(config, directory, values))
+    return model.to(dtype) if dtype is not None else model
+
+
+def attach(model: VisionLanguageModel, found: Processors) -> None:
+    """Give a model the tokenizer and image processor of its directory, and the end token that the tokenizer names."""
+    model.tokenizer, model.image_processor = found.tokenizer, found.image_processor
+    if found.eos_token_id is not None:
+        model.config.eos_token_id = found.eos_token_id
+
+
+def save(model: VisionLanguageModel, directory: str | Path, weights: Mapping[str, Tensor] | None = None) -> Path:
+    """Write everything that `load` needs; the directory then loads with no network.
+
+    `weights` by name stand in for the model's own: the float32 masters of a run that computes in bfloat16.
+    """
+    directory = make_directory(directory)
+    # The weights first: if the disk is full, they are what does not fit, and the old directory is still whole.
+    write_safetensors(weights_to_save(model, weights or {}), directory / "model.safetensors")
+    write_json(model.config.to_dict(), directory / "config.json")
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(directory)
+    if model.image_processor is not None:
+        model.image_processor.save_pretrained(directory)
+    return directory
+
+
+def push(model: VisionLanguageModel, repo_id: str, private: bool = False) -> str:
+    """Upload the model directory; returns the address. Log in first: `hf auth login`."""
+    import tempfile
+
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    with tempfile.TemporaryDirectory() as folder:
+        save(model, folder)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a nanovlm model"))
+
+
+def weights_to_save(model: VisionLanguageModel, instead: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every weight once: a tied head is the embedding, and is not written again."""
+    state = {**model.state_dict(), **instead}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    if model.config.language.tie_weights:
+        del tensors["decoder.head.weight"]
+    return tensors
+
+
+def tie_again(model: VisionLanguageModel) -> None:
+    """`to_empty` gave a tied head a tensor of its own."""
+    if model.config.language.tie_weights:
+        model.decoder.head.weight = model.decoder.token_embedding.weight
