@@ -19,17 +19,17 @@ from typing import Any
 
 import torch
 
-from nanovlm.build import from_scratch
+from nanovlm.commands.environment import processor
 from nanovlm.config import LMConfig, ProjectorConfig, TrainConfig, ViTConfig, VLMConfig
 from nanovlm.data.collators import Batch
 from nanovlm.data.loading import get_dataloaders
 from nanovlm.data.thimble import Thimble
-from nanovlm.doctor import processor
+from nanovlm.device import choose_precision
 from nanovlm.models.vision_language_model import IGNORE, VisionLanguageModel
-from nanovlm.optimizer import Optimizers
-from nanovlm.precision import choose_precision
-from nanovlm.train import get_lr, train_step, validation_loss
+from nanovlm.training.loop import get_lr, train_step, validation_loss
+from nanovlm.training.optimizer import Optimizers
 from nanovlm.training.probe import Probe, mean
+from nanovlm.weights.from_preset import from_scratch
 
 PROBED = 40  # validation pictures whose questions are asked at each evaluation
 EVERY = 25  # steps between evaluations
@@ -51,7 +51,7 @@ def small_recipe(**changes: Any) -> TrainConfig:
         dataset_size=20_000,
         val_size=64,
         batch_size=32,
-        max_steps=450,
+        max_steps=300,
         optimizer="muon",
         weight_decay=0.1,
         lr_projector=2e-3,
@@ -133,17 +133,17 @@ GALLERY = {
         probe_training=True,
     ),
     "resumed_wrongly": Run(
-        "stopped half-way; optimizer state, schedule and order of the data start anew", restart_at=225
+        "stopped half-way; optimizer state, schedule and order of the data start anew", restart_at=150
     ),
 }
 INITIALISATION = {"init_small": Run("every weight starts at 0.02", prepare=all_small)}
 RATES = {
     f"rates_{projector}_{backbones}": Run(
-        f"AdamW, 100 steps: projector {projector}, backbones {backbones}",
+        f"AdamW, 80 steps: projector {projector}, backbones {backbones}",
         {
             "optimizer": "adamw",
             "weight_decay": 0.01,
-            "max_steps": 100,
+            "max_steps": 80,
             "lr_projector": float(projector),
             "lr_backbones": float(backbones),
         },

@@ -1,4 +1,4 @@
-"""Does it see yet? Accuracy by kind of question, with the right picture and with another one's, at two forward passes."""
+"""Does it see yet? Accuracy by kind of question, with the right picture and with another one's."""
 
 from __future__ import annotations
 
