@@ -339,3 +339,12 @@ def _(model, batch):
 )
 def _(model, batch):
     return _memorise(model, batch)[-1] < 1.15
+
+
+@OVERFIT.mistake(
+    "A model in which only a bias is trained passes: its loss halves as well, because it learns which answers come at "
+    "all. Ask for a loss below 0.1 or so, not for a fall."
+)
+def _(model, batch):
+    losses = _memorise(model, batch)
+    return losses[-1] < losses[0] / 2
