@@ -35,7 +35,7 @@ from nanovlm.training.checkpoint import (
     save_checkpoint,
 )
 from nanovlm.training.optimizer import Optimizers
-from nanovlm.training.run_log import MetricsLog
+from nanovlm.training.run_log import MetricsLog, Watch
 
 
 def get_lr(
@@ -179,8 +179,11 @@ class Interrupt:
             signal.signal(number, handler or signal.SIG_DFL)
 
 
-def train(config: TrainConfig, model: VisionLanguageModel) -> Run:
-    """Train `model` (with its tokenizer and image processor attached) as `config` says."""
+def train(config: TrainConfig, model: VisionLanguageModel, watch: Watch | None = None) -> Run:
+    """Train `model` (with its tokenizer and image processor attached) as `config` says.
+
+    watch: called in the first process with (step, values) wherever the run writes a line of metrics, to draw it, say.
+    """
     rank, world = distributed.start()
     device = find_device()
     longest = model.config.language.max_positions
@@ -246,7 +249,7 @@ def train(config: TrainConfig, model: VisionLanguageModel) -> Run:
     per_step = config.gradient_accumulation_steps
     train_loader.set_start(step * per_step * world + rank, stride=world)
     batches = iter(train_loader)
-    log = MetricsLog(directory, config, step) if rank == 0 else None
+    log = MetricsLog(directory, config, step, watch) if rank == 0 else None
     began = since = time.perf_counter()
     samples, tokens, stopping = 0, 0, False
     bar = tqdm(total=config.max_steps, initial=step, desc="training", disable=None if rank == 0 else True)
