@@ -139,11 +139,11 @@ GALLERY = {
 INITIALISATION = {"init_small": Run("every weight starts at 0.02", prepare=all_small)}
 RATES = {
     f"rates_{projector}_{backbones}": Run(
-        f"AdamW, 80 steps: projector {projector}, backbones {backbones}",
+        f"AdamW, 60 steps: projector {projector}, backbones {backbones}",
         {
             "optimizer": "adamw",
             "weight_decay": 0.01,
-            "max_steps": 80,
+            "max_steps": 60,
             "lr_projector": float(projector),
             "lr_backbones": float(backbones),
         },

@@ -10,7 +10,6 @@ from typing import Any
 
 from nanovlm.config import TrainConfig
 
-
 Watch = Callable[[int, dict[str, Any]], None]  # step, what was measured at it
 
 
