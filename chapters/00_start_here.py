@@ -415,8 +415,9 @@ hint("start.score")
 #
 # ### Your own parts
 #
-# What passes its check is kept. `use` brings it back, in any later notebook. Until then the reference stands in, and a
-# line says so:
+# What passes its check is kept, each answer as a file of a small package that is yours: `my_vlm`, beside your progress.
+# You can read these files, change them, and put them under git. `use` brings an answer back, in any later notebook. Until
+# then the reference stands in, and a line says so:
 
 # %%
 from nanovlm.course import use
@@ -430,8 +431,9 @@ print(f"{my_score(answers, truth):.0%} of the three answers above are right")
 #
 # ### Progress, and how much your machine is asked for
 #
-# Your progress is one file in your home folder. On Colab it is in your Drive, if you mount it. Set `NANOVLM_HOME` to
-# keep it elsewhere.
+# Your progress is the folder `.nanovlm` in your home folder. On Colab it is in your Drive, if you mount it. Set
+# `NANOVLM_HOME` to keep it elsewhere. Code that comes with a folder from another machine is not run before you have said
+# `nanovlm course trust`.
 #
 # The same notebooks run in a test, on a laptop and on a large GPU. One word sets how much they do: `NANOVLM_BUDGET` is
 # `ci`, `laptop`, `t4` or `h100`. If you set nothing, the course looks at your machine and picks one.

@@ -723,7 +723,7 @@ print("repeat:           ", shared.repeat(2).tolist())
 # need not copy): you hand it fewer key heads than query heads.
 
 # %%
-from nanovlm.models.vision_transformer import attend
+from nanovlm.models.attention import attend
 
 q, k, v = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)  # 4 query heads, 2 others
 copied = attend(q, k.repeat_interleave(2, dim=1), v.repeat_interleave(2, dim=1), is_causal=True)

@@ -436,7 +436,7 @@ print(f"bfloat16: {weight.item()}, float32: {master.item():.3f}, and that in bfl
 # (a *gradient scaler*). What would be chosen here?
 
 # %%
-from nanovlm.device import choose_precision, find_device
+from nanovlm.device import choose_precision, find_device, processor
 
 precision = choose_precision("auto", find_device())
 print(f"{precision.name}: {precision.reason}")
@@ -550,7 +550,6 @@ pocket = random_again(yours())
 from dataclasses import replace
 from time import perf_counter
 
-from nanovlm.commands.environment import processor
 from nanovlm.config import presets
 from nanovlm.course.watching import train_and_watch
 

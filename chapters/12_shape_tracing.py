@@ -539,7 +539,7 @@ failed
 # This is the tracer's own function:
 
 
-# %% tags=["package:nanovlm.trace.watchers.attention_weights"]
+# %% tags=["package:nanovlm.trace.record.watchers.attention_weights"]
 def attention_weights(
     query: Tensor,
     key: Tensor,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 try:
-    from jaxtyping import Bool, Float, Int, Shaped  # Shaped: any number format
+    from jaxtyping import Bool, Float, Int, Shaped  # Shaped: any dtype
 except ImportError:
 
     class _Named:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nanovlm.bench import run as bench_run
+from nanovlm.bench import search
 from nanovlm.bench.contenders import (
     Setting,
     our_generation,
@@ -182,7 +184,28 @@ def test_a_setting_that_fails_is_reported_and_never_the_best() -> None:
         best(trials[:1])
 
 
-def test_a_precision_that_never_runs_is_not_compiled() -> None:
+@pytest.fixture(params=[True, False], ids=["bfloat16 products", "no bfloat16 products"])
+def with_bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """A CPU with and a CPU without instructions for products of bfloat16 numbers, whichever this one is."""
+    monkeypatch.setattr("nanovlm.device._cpu_multiplies_bf16", lambda: request.param)
+    return request.param
+
+
+def test_bfloat16_is_tried_where_the_processor_multiplies_it(with_bf16: bool) -> None:
+    tried: list[str] = []
+
+    def start(setting: Setting) -> Any:
+        tried.append(setting.precision)
+        return lambda: None
+
+    search_theirs(start, ("whole",), rounds=1, note=lambda trial: None)
+    tried += [setting.precision for setting in search.our_settings(compiled=True)]
+    assert set(tried) == ({"fp32", "bf16", "autocast"} if with_bf16 else {"fp32"})
+
+
+def test_a_precision_that_never_runs_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "bfloat16_pays", lambda: True)
+
     def start(setting: Setting):
         if setting.precision == "bf16":
             raise NotImplementedError("no such kernel")
@@ -212,7 +235,7 @@ def test_straightness() -> None:
     assert straightness({1: 1.0, 2: 4.0, 4: 16.0}) == 2.0
 
 
-def test_a_run_reports_everything(tiny_size: Size, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_reports_everything(tiny_size: Size, with_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_run, "sizes", lambda: {"tiny": tiny_size})
     monkeypatch.setattr(bench_run, "growth", lambda size, setting, rounds: growth(size, setting, 1, steps=103))
     monkeypatch.setattr(bench_run, "matmul_rate", lambda dtype: 1e9)
@@ -224,7 +247,9 @@ def test_a_run_reports_everything(tiny_size: Size, monkeypatch: pytest.MonkeyPat
     for result in size["results"]:
         assert result["flops"] > 0
         assert result["ratio"] > 0
-        assert len(result["transformers"]["tried"]) == 6, "three formats, two kinds of attention"
+        formats = {trial["setting"].partition(",")[0] for trial in result["transformers"]["tried"]}
+        assert formats == ({"fp32", "bf16", "autocast"} if with_bf16 else {"fp32"})
+        assert len(result["transformers"]["tried"]) == 2 * len(formats), "two kinds of attention"
         for who in ("nanovlm", "transformers"):
             side = result[who]
             fastest = min(side["tried"], key=lambda trial: trial["median_s"])
@@ -232,7 +257,8 @@ def test_a_run_reports_everything(tiny_size: Size, monkeypatch: pytest.MonkeyPat
     text = table(results)
     for expected in ("training step", "generate, batch 2", "GFLOP/s", "share", "growth", "MiB from step 100"):
         assert expected in text
-    assert any("bf16" in line for line in said)
+    assert any("only float32 is tried" in line for line in said) != with_bf16
+    assert ("bf16" in text.splitlines()[1]) == with_bf16
 
 
 def test_verdict() -> None:
@@ -248,6 +274,6 @@ def test_unknown_size() -> None:
 
 def test_command_refuses_before_it_measures(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "nanovlm", "bench", "--json", str(tmp_path / "results.txt")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2
     assert ".json" in done.stderr

@@ -396,19 +396,18 @@ def test_export(run: Run, directory: Path, tmp_path: Path) -> None:
 # -- what it costs ----------------------------------------------------------------------------------------------------
 
 COST = """
-import sys, time
-import torch
-torch.set_num_threads(1)
-start = time.process_time()
+import sys
+from nanovlm.models.vision_transformer import ViT
+seen, forward = [], ViT.forward
+ViT.forward = lambda encoder, images: seen.append(len(images)) or forward(encoder, images)
 from nanovlm.cli import main
 status = main(["generate"])
-print("cost", time.process_time() - start, status, *(name for name in {heavy} if name in sys.modules))
+print("cost", status, seen, *(name for name in {heavy} if name in sys.modules))
 """
-HEAVY = ("transformers", "datasets", "matplotlib", "ipywidgets", "wandb", "pandas")
+HEAVY = ("transformers", "datasets", "matplotlib", "ipywidgets", "wandb", "pandas", "torchvision", "pyarrow")
 
 
-def test_the_pocket_model_answers_within_two_seconds_beyond_torch() -> None:
-    """In processor time, so that a busy machine does not fail it."""
+def test_an_answer_needs_no_heavy_package_and_one_look_at_the_picture() -> None:
     out = subprocess.run(
         [sys.executable, "-c", COST.format(heavy=HEAVY)],
         check=True,
@@ -417,10 +416,8 @@ def test_the_pocket_model_answers_within_two_seconds_beyond_torch() -> None:
         encoding="utf-8",
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"},
     ).stdout
-    seconds, status, *heavy = re.search(r"^cost (.*)$", out, re.MULTILINE)[1].split()
-    assert status == "0" and len(answers(out)) == 5
-    assert not heavy, "nothing that takes seconds to import is needed for an answer"
-    assert float(seconds) < 2.0
+    assert len(answers(out)) == 5
+    assert re.search(r"^cost (.*)$", out, re.MULTILINE)[1] == "0 [1]"
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")

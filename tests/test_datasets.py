@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from nanovlm.config import LMConfig, ProjectorConfig, ViTConfig, VLMConfig
-from nanovlm.data.datasets import MMStarDataset, Skipped, VQADataset
+from nanovlm.data.datasets import Skipped, VQADataset
 from nanovlm.data.processors import ImageProcessor
-from nanovlm.data.thimble import Thimble, multiple_choice_sample
+from nanovlm.data.thimble import Thimble
 from tests.tiny_tokenizer import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -152,8 +152,6 @@ def test_missing_columns_are_named_at_once():
     table = datasets.Dataset.from_dict({"image": [1], "question": ["q"]})
     with pytest.raises(ValueError, match="columns image, question, but images and texts are wanted"):
         dataset(table)
-    with pytest.raises(ValueError, match="image and question and answer are wanted"):
-        MMStarDataset(table, TOKENIZER, PROCESSOR, vlm_config())
 
 
 def test_tokenizer_and_model_must_agree():
@@ -173,14 +171,3 @@ def test_the_thimble_goes_through():
     for item, raw in zip(samples, Thimble("shapes", "train", 8, image_size=16), strict=True):
         learned = TOKENIZER.decode(item["targets"][item["targets"] >= 0], False)
         assert learned == "".join(turn["assistant"] + "<|end|>" for turn in raw["texts"])
-
-
-def test_multiple_choice():
-    rows = [multiple_choice_sample(i, image_size=16) for i in range(4)]
-    for item, row in zip(MMStarDataset(rows, TOKENIZER, PROCESSOR, vlm_config()), rows, strict=True):
-        text = TOKENIZER.decode(item["input_ids"], False)
-        assert text.endswith(f"{row['question']}\nAnswer with the letter.<|assistant|>")
-        assert item["images"].shape == (1, 3, 16, 16)
-        assert (item["answer"], item["category"]) == (row["answer"], row["category"])
-    wrong = MMStarDataset([{**rows[0], "answer": "A cat"}], TOKENIZER, PROCESSOR, vlm_config())[0]
-    assert wrong.reason == "its answer 'A cat' is not a letter"

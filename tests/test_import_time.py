@@ -1,10 +1,9 @@
-"""`import nanovlm` costs next to nothing, because heavy packages are imported where they are used."""
+"""`import nanovlm` stays cheap: heavy packages are imported where they are used."""
 
 from __future__ import annotations
 
 import json
 import pkgutil
-import statistics
 import subprocess
 import sys
 
@@ -14,17 +13,16 @@ import nanovlm
 
 HEAVY = ("transformers", "datasets", "pyarrow", "pandas", "matplotlib", "ipywidgets", "IPython", "wandb", "torchvision")
 SCRIPT = """
-import json, sys, time
+import json, sys
 import torch
-before, began = set(sys.modules), time.process_time()
+before = set(sys.modules)
 {imports}
-seconds = time.process_time() - began
-print(json.dumps({{"seconds": seconds, "modules": sorted(set(sys.modules) - before)}}))
+print(json.dumps(sorted(set(sys.modules) - before)))
 """
 
 
-def imported(imports: str) -> dict:
-    """What the imports cost beyond torch, in seconds of processor time (the wall clock counts the neighbours too)."""
+def imported(imports: str) -> list[str]:
+    """The modules that the imports bring beyond torch."""
     command = [sys.executable, "-c", SCRIPT.format(imports=imports)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
@@ -35,10 +33,11 @@ def heavy(modules: list[str]) -> set[str]:
     return {name.partition(".")[0] for name in modules} & set(HEAVY)
 
 
-def test_import_costs_at_most_300_ms_beyond_torch() -> None:
-    runs = [imported("import nanovlm; nanovlm.VisionLanguageModel; nanovlm.TrainConfig") for _ in range(3)]
-    assert statistics.median(run["seconds"] for run in runs) <= 0.3
-    assert heavy(runs[0]["modules"]) == set()
+def test_the_model_and_its_recipe_bring_little_beyond_torch() -> None:
+    modules = imported("import nanovlm; nanovlm.VisionLanguageModel; nanovlm.TrainConfig")
+    assert heavy(modules) == set()
+    assert "torch._dynamo" not in modules, "half as dear as torch itself, and needed to compile only"
+    assert len(modules) < 100
 
 
 def test_import_alone_brings_not_even_torch() -> None:
@@ -51,7 +50,7 @@ def test_no_module_of_the_core_imports_a_heavy_package_by_itself() -> None:
     drawing = ("nanovlm.viz", "nanovlm.course", "nanovlm.__main__")
     core = [name for name in names if not name.startswith(drawing) and not name.endswith("__main__")]
     assert {"nanovlm.models.language_model", "nanovlm.data.datasets", "nanovlm.training.loop"} <= set(core)
-    assert heavy(imported("\n".join(f"import {name}" for name in core))["modules"]) == set()
+    assert heavy(imported("\n".join(f"import {name}" for name in core))) == set()
 
 
 @pytest.mark.parametrize("name", nanovlm.__all__)

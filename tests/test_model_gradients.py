@@ -1,4 +1,4 @@
-"""The training side of the forward pass: the loss, its gradients, and number formats that could spoil them."""
+"""The training side of the forward pass: the loss, its gradients, and dtypes that could spoil them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanovlm.models.attention import attend
 from nanovlm.models.vision_language_model import IGNORE, VisionLanguageModel
-from nanovlm.models.vision_transformer import attend
 from tests.tiny import FIRST_WORD, PICTURE, VOCAB_SIZE, ids_of, max_difference, pictures, tiny_model
 
 

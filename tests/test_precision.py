@@ -1,4 +1,4 @@
-"""The number format follows the device, says why, and refuses what cannot work."""
+"""The dtype follows the device, says why, and refuses what cannot work."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ import nanovlm
 from nanovlm.config import ProjectorConfig
 from tests.tiny import IMAGE, PICTURE, ids_of, loud, pictures, tiny_config
 
-PARTS = ("vision_transformer", "modality_projector", "language_model", "vision_language_model")
+PARTS = ("attention", "vision_transformer", "modality_projector", "language_model", "vision_language_model")
 FILES = [Path(nanovlm.__file__).parent / "models" / f"{part}.py" for part in PARTS]
 
 
@@ -84,7 +84,7 @@ def test_a_function_that_breaks_its_promise_is_caught(checked: dict[str, ModuleT
 
 
 def test_wrong_shapes_are_caught(checked: dict[str, ModuleType]) -> None:
-    language, vision = checked["language_model"], checked["vision_transformer"]
+    language, attention = checked["language_model"], checked["attention"]
     merge = checked["vision_language_model"].merge_image_tokens
     heads = torch.randn(2, 4, 5, 8)
     angles = torch.randn(2, 1, 5, 8)
@@ -92,8 +92,8 @@ def test_wrong_shapes_are_caught(checked: dict[str, ModuleType]) -> None:
     wrong = [
         lambda: language.apply_rope(heads, angles[..., :4], angles[..., :4]),  # half of head_dim
         lambda: language.apply_rope(heads.transpose(1, 2), angles, angles),  # heads and positions exchanged
-        lambda: vision.attend(heads, heads[:, :, :3], heads),  # more values than keys
-        lambda: vision.attend(heads, heads, heads, torch.zeros(2, 1, 5, 5)),  # an additive mask where a bool belongs
+        lambda: attention.attend(heads, heads[:, :, :3], heads),  # more values than keys
+        lambda: attention.attend(heads, heads, heads, torch.zeros(2, 1, 5, 5)),  # an additive mask where a bool belongs
         lambda: merge(torch.zeros(2, 6, 4), torch.zeros(1, 3, 5), torch.zeros(2, 6, dtype=torch.bool)),  # other dim
         lambda: merge(torch.zeros(2, 6, 4), torch.zeros(3, 4), torch.zeros(2, 6, dtype=torch.bool)),  # no picture axis
         lambda: language.attention_layout(torch.ones(2, 5), None, 6, heads.device),

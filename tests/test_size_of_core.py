@@ -11,8 +11,9 @@ import nanovlm
 
 PROMISE = 750  # lines of code
 PACKAGE = Path(nanovlm.__file__).parent
-MODELS = ("vision_transformer", "modality_projector", "language_model", "vision_language_model")
-CORE = [*(PACKAGE / "models" / f"{name}.py" for name in MODELS), PACKAGE / "train.py"]
+MODELS = ("attention", "vision_transformer", "modality_projector", "language_model", "vision_language_model")
+CORE = [PACKAGE / "models" / f"{name}.py" for name in MODELS]
+CORE += [PACKAGE / "training" / f"{name}.py" for name in ("step", "loop")]
 NOT_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
@@ -47,7 +48,7 @@ def test_the_counter_counts_code_only(tmp_path: Path) -> None:
     assert lines_of_code(file) == 2 + 3 + 1
 
 
-def test_the_four_model_files_and_the_training_loop_keep_the_promise() -> None:
+def test_the_model_files_and_the_training_loop_keep_the_promise() -> None:
     sizes = {file.name: lines_of_code(file) for file in CORE}
     assert min(sizes.values()) > 10
     assert sum(sizes.values()) <= PROMISE, f"{sum(sizes.values())} lines of code: {sizes}"

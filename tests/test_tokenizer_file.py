@@ -112,14 +112,3 @@ def test_the_chat_template_writes_the_agreed_text(in_transformers, prompt):
 def test_a_role_that_the_template_does_not_know_is_refused(in_transformers):
     with pytest.raises(Exception, match="system, user or assistant, not tool"):
         in_transformers.apply_chat_template([{"role": "tool", "content": "4"}], tokenize=False)
-
-
-def test_our_own_reader_renders_what_transformers_renders(in_transformers):
-    from nanovlm.data.chat import ChatTokenizer
-
-    own = ChatTokenizer.from_pretrained(SHIPPED)
-    assert (own.pad_token_id, own.eos_token_id, own.image_token_id) == (0, 1, 4)
-    messages = [{"role": "user", "content": "Is there a K?"}, {"role": "assistant", "content": "no"}]
-    text = in_transformers.apply_chat_template(messages, tokenize=False)
-    assert own.template().render(messages) == text
-    assert own.encode(text, special_tokens=True) == in_transformers(text).input_ids

@@ -15,8 +15,8 @@ from nanovlm.bench.peer import build_peer, peer_labels
 from nanovlm.config import TrainConfig
 from nanovlm.device import choose_precision
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.training.loop import train_step
 from nanovlm.training.optimizer import Optimizers
+from nanovlm.training.step import train_step
 
 CPU = torch.device("cpu")
 RECIPE = TrainConfig(optimizer="adamw", lr_projector=1e-4, lr_backbones=1e-4)  # one rate, as transformers has here

@@ -18,7 +18,7 @@ def lines(results: dict[str, Any]) -> Iterator[str]:
     machine = results["machine"]
     rates = machine["matmul_rate"]
     yield f"{machine['threads']} threads, torch {machine['torch']}, transformers {machine['transformers']}"
-    yield f"matrix product: fp32 {rates['fp32'] / 1e9:.0f} GFLOP/s, bf16 {rates['bf16'] / 1e9:.0f} GFLOP/s"
+    yield "matrix product: " + ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items())
     for name, size in results["sizes"].items():
         yield ""
         yield (

@@ -19,7 +19,16 @@ from nanovlm.bench.contenders import (
 from nanovlm.bench.flops import generation_flops, training_flops
 from nanovlm.bench.growth import growth
 from nanovlm.bench.peer import build_peer, peer_labels
-from nanovlm.bench.search import Start, Trial, best, forget_compiled, our_settings, search_theirs, try_setting
+from nanovlm.bench.search import (
+    Start,
+    Trial,
+    best,
+    bfloat16_pays,
+    forget_compiled,
+    our_settings,
+    search_theirs,
+    try_setting,
+)
 from nanovlm.bench.sizes import Size, make_batch, make_prompts, sizes
 from nanovlm.bench.timing import Timing, interleave, matmul_rate, median_ratio
 from nanovlm.models.vision_language_model import IGNORE, VisionLanguageModel
@@ -157,6 +166,8 @@ def run_bench(
     known = sizes()
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"There is no size {unknown[0]!r} to measure. Choose from {', '.join(known)}.")
+    if not bfloat16_pays():
+        say("This CPU has no instructions for products of bfloat16 numbers: only float32 is tried.")
     before = machine()
     results = {name: run_size(known[name], quick, compiled, say) for name in names}
     grown = None
@@ -173,10 +184,11 @@ def machine() -> dict[str, Any]:
     """Where this was measured. Rates: floating-point operations a second of a 2048 x 2048 matrix product."""
     import transformers
 
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16} if bfloat16_pays() else {"fp32": torch.float32}
     return {
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "matmul_rate": {"fp32": matmul_rate(torch.float32), "bf16": matmul_rate(torch.bfloat16)},
+        "matmul_rate": {name: matmul_rate(dtype) for name, dtype in dtypes.items()},
     }

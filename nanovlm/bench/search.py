@@ -47,29 +47,35 @@ def best(trials: Sequence[Trial]) -> Setting:
     return min(timed, key=lambda trial: trial.timing.median).setting
 
 
+def bfloat16_pays() -> bool:
+    """Without instructions for products of bfloat16 numbers, a step in them takes many times that of float32."""
+    return choose_precision("auto", torch.device("cpu")).name == "bf16"
+
+
 def our_settings(compiled: bool) -> list[Setting]:
     """float32, which `nanovlm generate` takes on a CPU, and what `nanovlm train` takes there; and with `--compile`
     where that is asked for."""
-    names = dict.fromkeys(("fp32", choose_precision("auto", torch.device("cpu")).name))
+    names = ("fp32", "bf16") if bfloat16_pays() else ("fp32",)
     ways = ("eager", "parts") if compiled else ("eager",)
     return [Setting(name, way) for way in ways for name in names]
 
 
 def search_theirs(start: Start, ways: Iterable[str], rounds: int, note: Callable[[Trial], Any]) -> list[Trial]:
-    """All of fp32, bf16 and autocast with both kinds of attention, eagerly; then each precision compiled (`ways`:
-    blocks, whole) with the attention that was faster."""
+    """All of fp32, and bf16 and autocast where they pay, with both kinds of attention, eagerly; then each precision
+    compiled (`ways`: blocks, whole) with the attention that was faster."""
+    precisions = ("fp32", "bf16", "autocast") if bfloat16_pays() else ("fp32",)
     trials: list[Trial] = []
 
     def attempt(setting: Setting) -> None:
         trials.append(try_setting(start, setting, rounds))
         note(trials[-1])
 
-    for precision in ("fp32", "bf16", "autocast"):
+    for precision in precisions:
         for attention in ("sdpa", "eager"):
             attempt(Setting(precision, "eager", attention))
     for way in ways:
-        for precision in ("fp32", "bf16", "autocast"):
-            eager = [t for t in trials[:6] if t.setting.precision == precision and t.timing is not None]
-            if eager:
+        for precision in precisions:
+            eager = [t for t in trials if (t.setting.precision, t.setting.compiled) == (precision, "eager")]
+            if any(t.timing is not None for t in eager):
                 attempt(Setting(precision, way, best(eager).attention))
     return trials

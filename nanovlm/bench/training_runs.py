@@ -19,16 +19,16 @@ from typing import Any
 
 import torch
 
-from nanovlm.commands.environment import processor
 from nanovlm.config import LMConfig, ProjectorConfig, TrainConfig, ViTConfig, VLMConfig
 from nanovlm.data.collators import Batch
 from nanovlm.data.loading import get_dataloaders
 from nanovlm.data.thimble import Thimble
-from nanovlm.device import choose_precision
+from nanovlm.device import choose_precision, processor
 from nanovlm.models.vision_language_model import IGNORE, VisionLanguageModel
-from nanovlm.training.loop import get_lr, train_step, validation_loss
 from nanovlm.training.optimizer import Optimizers
 from nanovlm.training.probe import Probe, mean
+from nanovlm.training.step import get_lr, train_step
+from nanovlm.training.validation import validation_loss
 from nanovlm.weights.from_preset import from_scratch
 
 PROBED = 40  # validation pictures whose questions are asked at each evaluation

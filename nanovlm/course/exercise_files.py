@@ -59,7 +59,7 @@ def _name(group: Group, path: Path | str) -> None:
         where = calls[1][2] if calls else group.line
         raise AuthoringError(path, where, f'An exercise needs one call check("id", name); this one has {len(calls)}.')
     group.exercise_id, group.name, _ = calls[0]
-    blocks = sum(_count_blocks(cell, path) for cell in group.cells)
+    blocks = sum(_count_blocks(cell, path) for cell in group.cells if not cell.markdown)
     if not blocks:
         raise AuthoringError(path, group.line, f"{group.exercise_id} has no {BEGIN} … {END}: nothing is left to write.")
 
@@ -87,6 +87,8 @@ def _count_blocks(cell: Cell, path: Path | str) -> int:
 
 def unsolved(cell: Cell, exercise_id: str) -> Cell:
     """The cell with each solution block replaced by `raise NotImplementedError(id)`."""
+    if cell.markdown:
+        return cell
     lines: list[str] = []
     inside = False
     for line in cell.lines:
@@ -97,7 +99,7 @@ def unsolved(cell: Cell, exercise_id: str) -> Cell:
             inside = False
         elif not inside:
             lines.append(line)
-    return Cell(cell.markdown, lines, cell.tags, cell.number)
+    return Cell(False, lines, cell.tags, cell.number)
 
 
 def check_ids(found: list[Group], chapter: str, exercises: dict[str, Exercise], path: Path | str) -> None:

@@ -20,15 +20,19 @@ def hint(exercise_id: str) -> Shown:
     if exercise_id not in exercises:
         near = difflib.get_close_matches(str(exercise_id), exercises, n=1)
         more = f" Did you mean {near[0]!r}?" if near else f" There are: {', '.join(sorted(exercises))}."
-        return _shown(f"There is no exercise {str(exercise_id)[:80]!r}.{more}", "")
+        return _shown(f"There is no exercise {str(exercise_id)[:80]!r}.{more}", "").show()
     exercise = exercises[exercise_id]
     step = record_hint(exercise_id)
     if step < 3:
         left = ("", "One more to come.", "Two more to come.")[2 - step]
-        return _shown(f"Hint {step + 1} of 3, {STEPS[step]}. {left}".strip(), exercise.hints[step], is_code=step == 2)
+        return _shown(
+            f"Hint {step + 1} of 3, {STEPS[step]}. {left}".strip(), exercise.hints[step], is_code=step == 2
+        ).show()
     home = chapter(exercise.chapter)
     where = f"solutions/{home.stem}.ipynb" if home else "solutions/"
-    return _shown(f"You have seen all three; {where} holds a solution. The last one again:", exercise.hints[2], True)
+    return _shown(
+        f"You have seen all three; {where} holds a solution. The last one again:", exercise.hints[2], True
+    ).show()
 
 
 CODE = "font:13px/1.5 ui-monospace,Menlo,Consolas,monospace;white-space:pre;overflow-x:auto"

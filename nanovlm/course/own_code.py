@@ -1,14 +1,16 @@
 """Keep a learner's function or class as source that runs by itself: its imports, its helpers, its constants."""
 
 from __future__ import annotations
+import __future__
 
 import ast
 import builtins
+import dis
 import inspect
 import linecache
 import sys
 from collections.abc import Iterator
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 
@@ -24,16 +26,6 @@ def own_code(thing: Any) -> tuple[str, str]:
         raise CannotKeep("only a function or class that was written with def or class can be kept.")
     keeper.keep(name, thing)
     return name, keeper.source()
-
-
-def revive(name: str, source: str, title: str) -> tuple[Any, dict[str, Any]]:
-    """The thing that own_code kept, and the names that it lives among; `title` stands for the file name in error
-    messages."""
-    filename = f"<{title}>"
-    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-    space: dict[str, Any] = {"__name__": f"your {title}"}
-    exec(compile(source, filename, "exec", dont_inherit=True), space)
-    return space[name], space
 
 
 class _Keeper:
@@ -65,55 +57,55 @@ class _Keeper:
             raise CannotKeep(f"it uses {name}, which another cell made. Make it an argument, or create it inside.")
 
     def _keep_definition(self, name: str, thing: Any) -> None:
-        node, code, space = definition_of(thing)
+        own_name, code, space = definition_of(thing)
         self.definitions[name] = ""  # so that a function that calls itself is not followed for ever
-        for used in sorted(_loaded_names(node)):
-            if used != name and used in space and not hasattr(builtins, used):
+        for used in sorted(globals_read(code)):
+            if used != name and used in space and not _is_builtin(used, space[used]):
                 self.keep(used, space[used])
         del self.definitions[name]  # behind its helpers
-        if node.name != name:
-            code += f"\n\n\n{name} = {node.name}"
+        if own_name != name:
+            code += f"\n\n\n{name} = {own_name}"
         self.definitions[name] = code
 
 
-def definition_of(thing: Any) -> tuple[Any, str, dict[str, Any]]:
-    """Syntax tree, source text and globals of a function or class; works for notebook cells, where inspect does not
-    find classes."""
-    functions = [thing] if isinstance(thing, FunctionType) else list(_methods(thing))
+def definition_of(thing: Any) -> tuple[str, str, dict[str, Any]]:
+    """Name, source text and globals of a function or class; works for notebook cells, where inspect does not find
+    classes."""
+    functions = list(_methods(thing)) if isinstance(thing, type) else [_unwrapped(thing)]
     if not functions:
         raise CannotKeep(
             f"the source of {thing.__name__} is not at hand: a class needs a method of its own to be found."
         )
-    code = inspect.unwrap(functions[0]).__code__
-    lines = linecache.getlines(code.co_filename)
-    name = thing.__name__
-    try:
-        tree = ast.parse("".join(lines))
-    except SyntaxError:
-        lines = []
-    if not lines:
-        raise CannotKeep(f"the source of {name} is not at hand.")
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    for node in ast.walk(tree):
-        if (
-            isinstance(node, kinds)
-            and node.name == name
-            and node.lineno
-            <= code.co_firstlineno + len(node.decorator_list)
-            <= (node.end_lineno or 0) + len(node.decorator_list)
-        ):
+    name, kinds = thing.__name__, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    for function in functions:
+        lines = linecache.getlines(function.__code__.co_filename)
+        try:
+            tree = ast.parse("".join(lines))
+        except SyntaxError:
+            continue
+        for node in ast.walk(tree):
+            if not isinstance(node, kinds) or node.name != name:
+                continue
             first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+            if not first <= function.__code__.co_firstlineno <= (node.end_lineno or 0):
+                continue
             if node.col_offset:
                 raise CannotKeep(f"{name} is defined inside something else: move it to the top of a cell.")
-            return node, "".join(lines[first - 1 : node.end_lineno]).rstrip(), functions[0].__globals__
+            return name, "".join(lines[first - 1 : node.end_lineno]).rstrip(), function.__globals__
     raise CannotKeep(f"the source of {name} is not at hand (a lambda? write it with def).")
 
 
 def _methods(cls: type) -> Iterator[FunctionType]:
     for member in vars(cls).values():
-        member = getattr(member, "__func__", getattr(member, "fget", member))
+        member = _unwrapped(getattr(member, "__func__", getattr(member, "fget", member)))
         if isinstance(member, FunctionType):
             yield member
+
+
+def _unwrapped(function: Any) -> Any:
+    """Without its decorators' wrappers, which have other source and other globals."""
+    inner = inspect.unwrap(function)
+    return inner if isinstance(inner, FunctionType) else function
 
 
 def _home(thing: Any) -> tuple[str, str] | None:
@@ -127,6 +119,11 @@ def _home(thing: Any) -> tuple[str, str] | None:
     return module, name
 
 
+def _is_builtin(name: str, thing: Any) -> bool:
+    """Not where a learner has given the name to something else; but IPython puts a wrapper of `open` into notebooks."""
+    return hasattr(builtins, name) and inspect.unwrap(thing) is getattr(builtins, name)
+
+
 def _is_plain(thing: Any) -> bool:
     try:
         return type(ast.literal_eval(repr(thing))) is type(thing)
@@ -134,19 +131,27 @@ def _is_plain(thing: Any) -> bool:
         return False
 
 
-def _loaded_names(node: ast.AST) -> set[str]:
-    """Names that the definition reads when it runs: all but those in annotations."""
+READS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
+
+
+def globals_read(source: str) -> set[str]:
+    """The global names that a definition reads, when it is made (decorators, defaults, base classes) and when it runs.
+
+    The compiler has sorted them already: an argument, a local or a comprehension's variable is none, whatever else has
+    its name. Annotations stay words, and names such as __name__ belong to the module.
+    """
     names: set[str] = set()
 
-    def visit(part: ast.AST) -> None:
-        if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load):
-            names.add(part.id)
-        for field, value in ast.iter_fields(part):
-            if field in ("annotation", "returns"):
-                continue
-            for child in value if isinstance(value, list) else [value]:
-                if isinstance(child, ast.AST):
-                    visit(child)
+    def visit(code: CodeType) -> None:
+        own: set[str] = set()  # of a class body, which makes names and reads them again
+        for step in dis.get_instructions(code):
+            if step.opname == "STORE_NAME":
+                own.add(step.argval)
+            elif step.opname in READS and (step.opname == "LOAD_GLOBAL" or step.argval not in own):
+                names.add(step.argval)
+        for constant in code.co_consts:
+            if isinstance(constant, CodeType):
+                visit(constant)
 
-    visit(node)
-    return names
+    visit(compile(source, "<definition>", "exec", flags=__future__.annotations.compiler_flag, dont_inherit=True))
+    return {name for name in names if not (name.startswith("__") and name.endswith("__"))}

@@ -1,17 +1,19 @@
-"""The percent format: a Python file whose cells begin with `# %%`. Parsed with line numbers: errors say where."""
+"""The percent format, read and written by jupytext: a Python file whose cells begin with `# %%`. What jupytext does not
+tell is added: in which line of the file a cell stands, so that errors say where."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 STAMPED = "stamped"  # the tag of cells that the builder owns
+MARKER = "# %%"
+WHOLE_MARKER = re.compile(r'# %%( \[markdown\])?( tags=\["[^"]+"(, "[^"]+")*\])?\s*$')
 
-MARKER = re.compile(r"^# %%(?P<rest>.*)$")
-REST = re.compile(r"^(?: (?P<markdown>\[markdown\]))?(?: tags=(?P<tags>\[.*\]))?$")
+# In text, of all metadata, a cell shows its tags and the notebook none.
+FILTERS = {"notebook_metadata_filter": "-all", "cell_metadata_filter": "tags,-all"}
 
 
 class AuthoringError(Exception):
@@ -23,7 +25,7 @@ class AuthoringError(Exception):
 
 @dataclass
 class Cell:
-    """`lines`: what follows the marker, as in the file (markdown keeps its "# "); `number`: the marker's line."""
+    """`lines`: the source, markdown without its comment signs; `number`: the line of the file in front of them."""
 
     markdown: bool
     lines: list[str]
@@ -35,69 +37,66 @@ class Cell:
         return STAMPED in self.tags
 
     def words(self) -> str:
-        """Markdown without the comment signs; code as it is."""
-        if not self.markdown:
-            return "\n".join(self.lines)
-        return "\n".join(line[2:] if line.startswith("# ") else line.removeprefix("#") for line in self.lines)
+        return "\n".join(self.lines)
 
 
 def parse(text: str, path: Path | str) -> list[Cell]:
+    import jupytext
+
+    file = text.splitlines()
+    _refuse_other_cells(file, path)
     cells: list[Cell] = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        marker = MARKER.match(line)
-        if marker is None:
-            if not cells:
-                if line.strip():
-                    raise AuthoringError(path, number, "The file must begin with a cell: # %% [markdown]. No header.")
-                continue
-            cells[-1].lines.append(line)
-            continue
-        rest = REST.match(marker["rest"].rstrip())
-        if rest is None:
-            raise AuthoringError(
-                path, number, f'Cannot read {line!r}. A cell begins with # %%, then [markdown], then tags=["…"].'
-            )
-        cells.append(Cell(rest["markdown"] is not None, [], _tags(rest["tags"], path, number), number))
-    for cell in cells:
-        while cell.lines and not cell.lines[-1].strip():
-            cell.lines.pop()
-        while cell.lines and not cell.lines[0].strip():
-            cell.lines.pop(0)
+    number = 0
+    for read in jupytext.reads(text.lstrip(), fmt="py:percent").cells if text.strip() else ():
+        # The next marker behind the last cell's source: in a string, the same characters begin no cell.
+        number = next(n for n, line in enumerate(file, start=1) if n > number and line.startswith(MARKER))
+        lines = read.source.split("\n")
+        cell = Cell(read.cell_type == "markdown", lines, read.metadata.get("tags", []), number)
+        number += len(lines)
+        while lines and not lines[-1].strip():
+            lines.pop()
+        while lines and not lines[0].strip():
+            lines.pop(0)
             cell.number += 1
-        if not cell.lines:
+        if not lines:
             raise AuthoringError(path, cell.number, "This cell is empty.")
-        for i, line in enumerate(cell.lines, start=1):
-            if cell.markdown and not line.startswith("#"):
-                raise AuthoringError(path, cell.number + i, "A line of a markdown cell must begin with #.")
+        for n in range(cell.number + 1, cell.number + 1 + len(lines)):
+            if cell.markdown and not file[n - 1].startswith("#"):
+                raise AuthoringError(path, n, "A line of a markdown cell must begin with #.")
+        cells.append(cell)
     return cells
 
 
-def _tags(words: str | None, path: Path | str, number: int) -> list[str]:
-    if words is None:
-        return []
-    try:
-        tags = json.loads(words)
-    except json.JSONDecodeError:
-        tags = None
-    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-        raise AuthoringError(path, number, f'Cannot read the tags {words}; write tags=["one", "two"].')
-    return tags
+def _refuse_other_cells(file: list[str], path: Path | str) -> None:
+    """jupytext knows more kinds of cells, headers and metadata than the course has."""
+    begun = False
+    for number, line in enumerate(file, start=1):
+        if line.startswith(MARKER):
+            begun = True
+            if not WHOLE_MARKER.match(line):
+                what = "the tags in " if "tags=" in line else ""
+                form = '# %%, then [markdown], then tags=["one", "two"]'
+                raise AuthoringError(path, number, f"Cannot read {what}{line!r}. A cell begins with {form}.")
+        elif line.strip() and not begun:
+            raise AuthoringError(path, number, "The file must begin with a cell: # %% [markdown]. No header.")
 
 
 def render(cells: Iterable[Cell]) -> str:
     """The file's text. Two blank lines stand before a cell that begins, and after one that ends, with a definition, as
     the formatter wants them."""
-    parts: list[str] = []
+    import jupytext
+    from nbformat import v4
+
+    notebook = v4.new_notebook(metadata={"jupytext": FILTERS})
     before: Cell | None = None
     for cell in cells:
         if before is not None:
-            parts.append("\n\n" if _ends_in_definition(before) or _begins_with_definition(cell) else "\n")
-        marker = "# %%" + (" [markdown]" if cell.markdown else "")
-        if cell.tags:
-            marker += f" tags={json.dumps(cell.tags, ensure_ascii=False)}"
-        parts.append("\n".join([marker, *cell.lines]) + "\n")
+            apart = _ends_in_definition(before) or _begins_with_definition(cell)
+            notebook.cells[-1].metadata["lines_to_next_cell"] = 2 if apart else 1
+        make = v4.new_markdown_cell if cell.markdown else v4.new_code_cell
+        notebook.cells.append(make(cell.words(), metadata={"tags": cell.tags} if cell.tags else {}))
         before = cell
-    return "".join(parts)
+    return jupytext.writes(notebook, fmt="py:percent")
 
 
 def _begins_with_definition(cell: Cell) -> bool:
@@ -105,16 +104,14 @@ def _begins_with_definition(cell: Cell) -> bool:
 
 
 def _ends_in_definition(cell: Cell) -> bool:
-    return not cell.markdown and cell.lines[-1].startswith(" ") and _last_statement_is_definition(cell.lines)
-
-
-def _last_statement_is_definition(lines: list[str]) -> bool:
-    top = [line for line in lines if line[:1] not in ("", " ", "#", ")", "]", "}")]
+    if cell.markdown or not cell.lines[-1].startswith(" "):
+        return False
+    top = [line for line in cell.lines if line[:1] not in ("", " ", "#", ")", "]", "}")]
     return bool(top) and top[-1].startswith(("def ", "class ", "async def "))
 
 
 def markdown_cell(words: str, *tags: str) -> Cell:
-    return Cell(True, [f"# {line}".rstrip() for line in words.split("\n")], list(tags))
+    return Cell(True, words.split("\n"), list(tags))
 
 
 def code_cell(code: str, *tags: str) -> Cell:

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nanovlm.course.showing import ShowsItself
+
 LETTERS = "abcdefgh"
 QUIZZES: dict[str, Quiz] = {}
 
@@ -39,7 +41,7 @@ class Quiz:
         QUIZZES[self.id] = self
 
 
-class Shown:
+class Shown(ShowsItself):
     """What a notebook displays: HTML there, text elsewhere."""
 
     def __init__(self, html: str, text: str) -> None:
@@ -65,13 +67,15 @@ def quiz(quiz_id: str, answer: str | None = None) -> Shown:
     letters = LETTERS[: len(asked.choices)]
     letter = str(answer).strip().lower()[:1]
     if not letter or letter not in letters:
-        return Shown(*_both(f"Answer with one of {', '.join(letters)}, for example quiz({quiz_id!r}, {letters[0]!r})."))
+        return Shown(
+            *_both(f"Answer with one of {', '.join(letters)}, for example quiz({quiz_id!r}, {letters[0]!r}).")
+        ).show()
     index = letters.index(letter)
     from nanovlm.course.progress import record_quiz
 
     record_quiz(quiz_id, index == asked.right)
     verdict = "Right." if index == asked.right else "Not this one."
-    return Shown(*_both(f"{letter}) {asked.choices[index]}: {verdict} {asked.because[index]}"))
+    return Shown(*_both(f"{letter}) {asked.choices[index]}: {verdict} {asked.because[index]}")).show()
 
 
 def _both(sentence: str) -> tuple[str, str]:

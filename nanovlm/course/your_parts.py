@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -10,10 +11,12 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from nanovlm.course import my_vlm
+from nanovlm.course.checking import record_check
 from nanovlm.course.judge.engine import judge
 from nanovlm.course.judge.exercise import REGISTRY, Exercise, load_exercises
-from nanovlm.course.own_code import revive
-from nanovlm.course.progress import load, record_check
+from nanovlm.course.my_vlm import Refused, refuse_others, source_file
+from nanovlm.course.progress import load, progress_file
 
 if TYPE_CHECKING:
     from nanovlm.models.vision_language_model import VisionLanguageModel
@@ -65,6 +68,7 @@ def yours(replace: Mapping[str, Any] | None = None, directory: str | Path | None
     parts: dict[str, str] = {}
     chosen: dict[str, Any] = {}
     kept: dict[str, _Kept] = {}
+    missing: dict[str, list[str]] = {}  # why a part that passed cannot be used -> ids
     for exercise_id in part_ids():
         if exercise_id in replace:
             parts[exercise_id], chosen[exercise_id] = "replaced", replace[exercise_id]
@@ -74,7 +78,9 @@ def yours(replace: Mapping[str, Any] | None = None, directory: str | Path | None
         if found is not None:
             kept[exercise_id], chosen[exercise_id] = found, found.thing
         elif reason != NOT_PASSED:
-            print(f"{exercise_id}: {reason}; the reference stands in.")
+            missing.setdefault(reason, []).append(exercise_id)
+    for reason, ids in missing.items():
+        print(f"{', '.join(ids)}: {reason}; the reference stands in.")
     _introduce(kept, chosen)
     code = ModelCode()
     for exercise_id, learner in chosen.items():
@@ -162,7 +168,7 @@ class _Kept(NamedTuple):
 
     thing: Any
     name: str
-    space: dict[str, Any]  # the names that it lives among, its helpers included
+    space: dict[str, Any]  # its module's names, its helpers included
 
 
 NOT_PASSED = "not passed yet"
@@ -173,15 +179,28 @@ def _kept(exercise: Exercise) -> tuple[_Kept | None, str]:
     record = load()["exercises"].get(exercise.id, {})
     if not record.get("passed"):
         return None, NOT_PASSED
-    if not isinstance(record.get("source"), str) or not isinstance(record.get("name"), str):
-        return None, "it passed, but its code could not be kept"
     try:
-        thing, space = revive(record["name"], record["source"], exercise.id)
+        if source_file(exercise.id) is None:
+            _write_old_source(exercise.id, record)
+        if source_file(exercise.id) is None:
+            return None, "it passed, but its code could not be kept"
+        module = my_vlm.load(exercise.id)
+        name = record.get("name", "")
+        thing = getattr(module, name)
+    except Refused as error:
+        return None, str(error).rstrip(".")
     except Exception as error:
         return None, f"your kept version does not run any more ({type(error).__name__}: {error})"
     if not judge(exercise, thing).passed:
         return None, "your kept version does not pass its check any more"
-    return _Kept(thing, record["name"], space), ""
+    return _Kept(thing, name, vars(module)), ""
+
+
+def _write_old_source(exercise_id: str, record: Mapping[str, Any]) -> None:
+    """Earlier versions kept the code in the progress file: make it a file, as it is kept now."""
+    if "source" in record:
+        refuse_others(os.stat(progress_file()), progress_file())
+        my_vlm.write(exercise_id, record["source"])
 
 
 def _introduce(kept: Mapping[str, _Kept], chosen: Mapping[str, Any]) -> None:

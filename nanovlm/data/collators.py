@@ -1,4 +1,4 @@
-"""Items -> batches: padded on one side, or packed, several to a row."""
+"""Items -> batches: padded at their ends, or packed, several to a row."""
 
 from __future__ import annotations
 
@@ -15,18 +15,11 @@ Item = dict[str, Any]
 Batch = dict[str, Any]
 
 
-def padding_waste(batch: Batch) -> float:
-    """The share of a batch's positions [B, T] that is padding: computed, and thrown away."""
-    mask = batch["attention_mask"]
-    return 1.0 - mask.sum().item() / max(mask.numel(), 1)
-
-
-def pad(rows: Sequence[Tensor], value: int, length: int, side: str = "right") -> Tensor:
-    """Rows of unequal lengths -> [B, length], filled up with `value` on one side."""
+def pad(rows: Sequence[Tensor], value: int, length: int) -> Tensor:
+    """Rows of unequal lengths -> [B, length], filled up with `value` at their ends."""
     padded = torch.full((len(rows), length), value, dtype=torch.int64)
     for target, row in zip(padded, rows, strict=True):
-        start = length - len(row) if side == "left" else 0
-        target[start : start + len(row)] = row
+        target[: len(row)] = row
     return padded
 
 
@@ -75,11 +68,8 @@ class VQACollator:
     T is the longest row of this batch, rounded up to a multiple if that is asked for (fewer shapes to compile).
     """
 
-    def __init__(self, pad_token_id: int, padding_side: str = "right", pad_to_multiple_of: int = 1) -> None:
-        if padding_side not in ("left", "right"):
-            raise ValueError(f"padding_side is left or right, not {padding_side!r}.")
+    def __init__(self, pad_token_id: int, pad_to_multiple_of: int = 1) -> None:
         self.pad_token_id = pad_token_id
-        self.padding_side = padding_side
         self.multiple = pad_to_multiple_of
 
     def __call__(self, items: Sequence[Item | Skipped]) -> Batch:
@@ -87,26 +77,12 @@ class VQACollator:
         length = max(len(item["input_ids"]) for item in items)
         length = -(-length // self.multiple) * self.multiple
         ids = [item["input_ids"] for item in items]
-        batch["input_ids"] = pad(ids, self.pad_token_id, length, self.padding_side)
-        batch["attention_mask"] = pad([torch.ones_like(row) for row in ids], 0, length, self.padding_side)
+        batch["input_ids"] = pad(ids, self.pad_token_id, length)
+        batch["attention_mask"] = pad([torch.ones_like(row) for row in ids], 0, length)
         if "targets" in items[0]:
-            batch["targets"] = pad([item["targets"] for item in items], IGNORE, length, self.padding_side)
+            batch["targets"] = pad([item["targets"] for item in items], IGNORE, length)
         batch["images"] = _pictures(items)
         batch["sample_indices"] = [item["index"] for item in items]
-        return batch
-
-
-class MMStarCollator(VQACollator):
-    """Prompts -> a batch padded on the left, so that answers begin where rows end; adds "answers" and "categories"."""
-
-    def __init__(self, pad_token_id: int) -> None:
-        super().__init__(pad_token_id, padding_side="left")
-
-    def __call__(self, items: Sequence[Item | Skipped]) -> Batch:
-        batch = super().__call__(items)
-        good, _ = _usable(items)
-        batch["answers"] = [item["answer"] for item in good]
-        batch["categories"] = [item["category"] for item in good]
         return batch
 
 

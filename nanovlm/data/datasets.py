@@ -31,7 +31,7 @@ def check_columns(dataset: Any, wanted: Sequence[str]) -> None:
     if columns is not None and not set(wanted) <= set(columns):
         raise ValueError(
             f"The data set has the columns {', '.join(columns)}, but {' and '.join(wanted)} are wanted "
-            "(the_cauldron's schema for training, MMStar's for multiple choice)."
+            "(the_cauldron's schema)."
         )
 
 
@@ -165,35 +165,3 @@ def messages_of(texts: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
                 raise ValueError(f"turn {number} has no {role} text")
             messages.append({"role": role, "content": text})
     return messages
-
-
-class MMStarDataset(_Samples):
-    """Multiple choice in MMStar's schema (Chen et al., 2024, arXiv:2403.20330): prompts to answer with one letter.
-
-    A sample is {"image": picture, "question": text with its options, "answer": "B", "category": str, …}. An item is
-    {"input_ids" [T], "images" [1, 3, H, W], "answer": letter, "category", "index"}; the ids end where answers begin.
-    """
-
-    columns = ("image", "question", "answer")
-    instruction = "\nAnswer with the letter."
-
-    def _encode(self, sample: Mapping[str, Any], index: int) -> dict[str, Any]:
-        answer = str(sample["answer"]).strip()
-        if len(answer) != 1 or not answer.isalpha():
-            raise ValueError(f"its answer {answer!r} is not a letter")
-        pixels, image_texts = self._prepare([sample["image"]])
-        ids, _ = self.tokenizer.encode_chat(
-            [{"role": "user", "content": sample["question"] + self.instruction}],
-            num_images=1,
-            num_image_tokens=self.num_placeholders,
-            add_generation_prompt=True,
-            prompt_format=self.prompt_format,
-            image_texts=image_texts,
-        )
-        return {
-            "input_ids": torch.tensor(ids),
-            "images": pixels,
-            "answer": answer.upper(),
-            "category": sample.get("category", ""),
-            "index": index,
-        }

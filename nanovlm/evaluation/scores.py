@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm.auto import tqdm
 
-from nanovlm.data.collators import Batch, VQACollator
-from nanovlm.data.datasets import Skipped
+from nanovlm.data.thimble.multiple_choice import INSTRUCTION
 
 if TYPE_CHECKING:
-    from nanovlm.data.batches import Loader
     from nanovlm.models.vision_language_model import VisionLanguageModel
 
 
@@ -169,7 +167,7 @@ def evaluate_multiple_choice(
 ) -> Evaluation:
     """MMStar's schema, scored strictly: the answer is the letter and nothing else. "A cat" is not the answer A."""
     questions = [
-        Question(i, [s["image"]], f"{s['question']}\nAnswer with the letter.", s["answer"], s["category"])
+        Question(i, [s["image"]], s["question"] + INSTRUCTION, s["answer"], s["category"])
         for i, s in enumerate(samples)
     ]
     return _score(model, questions, [[s["image"]] for s in samples], blind, batch_size, seed)
@@ -210,23 +208,3 @@ def _score(
         for question, answer in zip(questions, answer_all(model, shuffled, batch_size, max_new_tokens), strict=True):
             result.blind.setdefault(question.kind, Score()).add(answer == question.answer.strip())
     return result
-
-
-def short_questions(loader: Loader, pictures: int, longest: int = 8) -> list[Batch]:
-    """Batches of single questions about so many of a validation loader's samples, spread over all of them.
-
-    Left out are answers of more than `longest` tokens, as captions: exact match says little about those.
-    """
-    data, order = loader.batches.dataset, loader.batches.order
-    chosen = order.indices[:: max(1, len(order.indices) // max(1, pictures))][:pictures].tolist()
-    samples = {index: data.dataset[index] for index in chosen if not isinstance(data[index], Skipped)}
-    items = [
-        data.encode({**sample, "texts": [turn]}, index) for index, sample in samples.items() for turn in sample["texts"]
-    ]
-    items = [
-        item
-        for item in items
-        if not isinstance(item, Skipped) and item["num_supervised"] <= longest and not item["truncated"]
-    ]
-    collate = VQACollator(data.tokenizer.pad_token_id)
-    return [collate(items[i : i + order.batch_size]) for i in range(0, len(items), order.batch_size)]

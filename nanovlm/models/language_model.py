@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nanovlm.config import LMConfig
-from nanovlm.models.vision_transformer import attend
+from nanovlm.models.attention import attend
 from nanovlm.tensor_types import Bool, Float, Int, Shaped
 
 Rope = tuple[Float[Tensor, "#batch 1 length head_dim"], Float[Tensor, "#batch 1 length head_dim"]]  # cos and sin

@@ -154,7 +154,7 @@ class VisionLanguageModel(nn.Module):
         loss = F.cross_entropy(logits.float(), targets[supervised])
         return VLMOutput(logits, loss, hidden_states)
 
-    def generate(self, *args: Any, **options: Any) -> Tensor | str | list[str]:
+    def generate(self, *args: Any, **options: Any) -> str | list[str] | Tensor:
         """An answer to a question about pictures, or token ids: see `nanovlm.inference.generate.generate`."""
         from nanovlm.inference.generate import generate
 

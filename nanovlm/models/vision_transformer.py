@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nanovlm.config import ViTConfig
-from nanovlm.tensor_types import Bool, Float
+from nanovlm.models.attention import attend
+from nanovlm.tensor_types import Float
 
 
 def resize_positions(
@@ -22,33 +23,6 @@ def resize_positions(
     grid = positions.reshape(1, old, old, dim).permute(0, 3, 1, 2)  # [1, dim, old, old]
     grid = F.interpolate(grid, size=(grid_size, grid_size), mode="bicubic", align_corners=False)
     return grid.flatten(2).transpose(1, 2)  # [1, grid_size * grid_size, dim]
-
-
-def attend(
-    q: Float[Tensor, "batch num_heads length head_dim"],
-    k: Float[Tensor, "batch num_kv_heads keys head_dim"],
-    v: Float[Tensor, "batch num_kv_heads keys head_dim"],
-    mask: Bool[Tensor, "#batch 1 #length keys"] | None = None,
-    is_causal: bool = False,
-) -> Float[Tensor, "batch num_heads length head_dim"]:
-    """softmax(q k^T / sqrt(head_dim)) v, with as many query heads per key/value head as divide evenly.
-
-    q [B, num_heads, T, head_dim], k and v [B, num_kv_heads, keys, head_dim] -> [B, num_heads, T, head_dim]
-    """
-    groups = q.shape[1] // k.shape[1]
-    if not (q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.requires_grad):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=groups > 1)
-    # Step by step: on a CPU torch's fused kernel is four times as slow as this at training in bfloat16 (torch 2.13).
-    # The query heads that share a key/value head are rows of one matrix, so that keys and values are not copied.
-    batch, _, length, head_dim = q.shape
-    rows = (q * head_dim**-0.5).reshape(batch, -1, groups * length, head_dim)
-    scores = rows @ k.mT  # [B, num_kv_heads, groups * T, keys]
-    if is_causal:
-        mask = torch.ones(length, k.shape[2], dtype=torch.bool).tril()
-    if mask is not None:
-        hide = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, float("-inf"))
-        scores = scores + torch.cat([hide.expand(*hide.shape[:-2], length, -1)] * groups, dim=-2)
-    return (scores.softmax(dim=-1) @ v).reshape(q.shape)
 
 
 class PatchEmbedding(nn.Module):

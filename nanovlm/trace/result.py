@@ -8,15 +8,16 @@ from typing import Any
 
 from torch import Tensor
 
-from nanovlm.trace.compare import Diff, diff, expect
-from nanovlm.trace.flow import finish
+from nanovlm.trace.measure.flops import count_flops
 from nanovlm.trace.names import near
-from nanovlm.trace.render_graph import mermaid, svg
-from nanovlm.trace.render_html import render_html
-from nanovlm.trace.render_text import render_tree, with_remark
 from nanovlm.trace.rows import Row
-from nanovlm.trace.stages import Stages, find_stages
-from nanovlm.trace.tables import Table, as_json, module_table
+from nanovlm.trace.show.compare import Diff, diff, expect
+from nanovlm.trace.show.flow import finish
+from nanovlm.trace.show.graph import mermaid, svg
+from nanovlm.trace.show.html import render_html
+from nanovlm.trace.show.stages import Stages, find_stages
+from nanovlm.trace.show.tables import Table, as_json, module_table
+from nanovlm.trace.show.text import render_tree, with_remark
 
 
 class Trace:
@@ -62,6 +63,7 @@ class Trace:
                 only.args, only.kwargs = root.args, {}
             only.parent, self._root = None, only
         finish(self._root)
+        count_flops(self._root)
 
     @property
     def rows(self) -> list[Row]:

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from types import CodeType
 from typing import Any
 
-from nanovlm.trace.flops import flops_of
-
 Where = tuple[CodeType, int]  # a code object and the index of the instruction that was running: resolved when shown
 
 
@@ -79,6 +77,7 @@ class Row:
         "children",
         "cls",
         "error",
+        "flops",
         "index",
         "kind",
         "kwargs",
@@ -111,6 +110,7 @@ class Row:
         self.seconds: float | None = None
         self.stats: dict[str, float] | None = None
         self.note: str | None = None
+        self.flops = 0  # of the products in this row (measure/flops.py); a multiplication and an addition are two
         self.index = 0
 
     def walk(self) -> Iterator[Row]:
@@ -132,15 +132,6 @@ class Row:
         """Shape of the first tensor that came out, or None."""
         outs = self.outs
         return outs[0].shape if outs else None
-
-    @property
-    def flops(self) -> int:
-        """Floating-point operations of the products in this row (a multiplication and an addition are two)."""
-        if self.kind == "op":
-            return flops_of(self) or sum(child.flops for child in self.children)
-        if self.kind == "aten":
-            return 0
-        return sum(child.flops for child in self.children)
 
     @property
     def nbytes(self) -> int:

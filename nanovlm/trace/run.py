@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from nanovlm.trace import symbolic
-from nanovlm.trace.explain import explain
-from nanovlm.trace.frames import line_of
-from nanovlm.trace.meta import MetaMode, meta_inputs
-from nanovlm.trace.modules import find_modules
-from nanovlm.trace.recorder import Recorder
+from nanovlm.trace.explain.advice import explain
+from nanovlm.trace.measure import symbolic
+from nanovlm.trace.record.frames import line_of
+from nanovlm.trace.record.meta import MetaMode, meta_inputs
+from nanovlm.trace.record.modules import find_modules
+from nanovlm.trace.record.recorder import Recorder
+from nanovlm.trace.record.watchers import AttentionCatcher, watch_values
 from nanovlm.trace.result import Trace
 from nanovlm.trace.rows import Row
-from nanovlm.trace.watchers import AttentionCatcher, watch_values
 
 
 def trace(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,15 @@ from nanovlm.config import TrainConfig
 
 KEEP = 2  # the newest, and the one before it should the disk fail
 OF_THE_PLACE = ("output_dir", "run_name", "resume")  # settings that may differ when a run goes on
+
+
+def get_run_name(config: TrainConfig, num_parameters: int) -> str:
+    """Sizes, rates and date, so that two runs are told apart by their names."""
+    batch = config.batch_size * config.gradient_accumulation_steps
+    rates = f"lr{config.lr_projector:g}-{config.lr_backbones:g}"
+    data = "+".join(config.dataset_names) + (f"-{config.data_cutoff_idx}" if config.data_cutoff_idx else "")
+    date = time.strftime("%m%d-%H%M%S")
+    return f"nanovlm-{num_parameters / 1e6:.1f}M_{data}_bs{batch}_{config.max_steps}steps_{rates}_{date}"
 
 
 def find_run(config: TrainConfig, new_name: str) -> Path:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nanovlm.config import TrainConfig
+from nanovlm.files import check_tensors
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -46,7 +48,9 @@ class Muon(torch.optim.Optimizer):
             for (rows, columns), params in same_shape.items():
                 updates = []
                 for p in params:
-                    momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                    if "momentum" not in self.state[p]:
+                        self.state[p]["momentum"] = torch.zeros_like(p)
+                    momentum = self.state[p]["momentum"]
                     momentum.lerp_(p.grad, 1 - group["momentum"])
                     updates.append(p.grad.lerp(momentum, group["momentum"]))  # Nesterov: look one step ahead
                 update = orthogonalise(torch.stack(updates)).unbind()
@@ -131,15 +135,15 @@ class Optimizers:
         return [master.grad for master in self.masters]
 
     def clip(self, max_norm: float, scaler: torch.amp.GradScaler) -> Tensor:
-        """Shorten the gradient of all weights together to max_norm. Returns its length before."""
+        """Scale the gradients of all weights together to a norm of at most max_norm. Returns the norm before."""
         for optimizer in self.all:
             scaler.unscale_(optimizer)
         return torch.nn.utils.clip_grad_norm_(self.masters, max_norm)
 
-    def step(self, scaler: torch.amp.GradScaler, leave_out: bool = False) -> None:
-        """`leave_out`: a float16 gradient overflowed. The scaler would hold back only the optimizer it belongs to."""
+    def step(self, scaler: torch.amp.GradScaler, skip_step: bool = False) -> None:
+        """`skip_step`: a float16 gradient overflowed. The scaler would hold back only the optimizer it belongs to."""
         for optimizer in self.all:
-            if not leave_out:
+            if not skip_step:
                 scaler.step(optimizer)
         scaler.update()
         with torch.no_grad():
@@ -154,13 +158,27 @@ class Optimizers:
         return {name: masters.get(id(p), p.detach()) for name, p in model.named_parameters()}
 
     def load_weights(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-        """Take over what `weights` gave, in whatever number format this model computes."""
+        """Take over what `weights` gave, in whatever dtype this model computes."""
         with torch.no_grad():
             for name, target in self.weights(model).items():
                 target.copy_(weights[name])
             for p, master in self.pairs:
                 if p is not master:
                     p.copy_(master)
+
+    def state(self, model: nn.Module, scaler: torch.amp.GradScaler) -> dict[str, Any]:
+        """All that a checkpoint needs of weights, optimizers and scaler."""
+        return {"weights": self.weights(model), "optimizers": self.state_dict(), "scaler": scaler.state_dict()}
+
+    def restore(
+        self, model: nn.Module, state: Mapping[str, Any], source: str | Path, scaler: torch.amp.GradScaler
+    ) -> None:
+        """Take over what `state` gave. Raises: ValueError if it is another model's or another optimizer's."""
+        check_tensors({name: w.shape for name, w in self.weights(model).items()}, state["weights"], source)
+        self.load_weights(model, state["weights"])
+        self.load_state_dict(state["optimizers"])
+        if state["scaler"]:  # empty where the run before needed none
+            scaler.load_state_dict(state["scaler"])
 
     def state_dict(self) -> list[dict[str, Any]]:
         return [optimizer.state_dict() for optimizer in self.all]

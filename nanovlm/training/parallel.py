@@ -26,31 +26,31 @@ def start() -> tuple[int, int]:
 
 
 def stop() -> None:
-    if not alone():
+    if is_distributed():
         dist.destroy_process_group()
 
 
-def alone() -> bool:
-    return not (dist.is_available() and dist.is_initialized())
+def is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
-def from_first(make: Callable[[], T]) -> T:
+def broadcast_object(make: Callable[[], T]) -> T:
     """What `make` gives in the first process, to all of them: names with a time in them would differ."""
-    if alone():
+    if not is_distributed():
         return make()
     made = [make() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(made)
     return made[0]
 
 
-def copy_from_first(tensors: Iterable[Tensor]) -> None:
+def broadcast_parameters(tensors: Iterable[Tensor]) -> None:
     """Give all processes the first one's tensors, in place."""
-    if not alone():
+    if is_distributed():
         for tensor in tensors:
             dist.broadcast(tensor.detach(), src=0)
 
 
-def anywhere(flag: bool, device: torch.device) -> bool:
+def any_rank(flag: bool, device: torch.device) -> bool:
     """Whether the flag is up in any process: they must leave a loop together, or the rest would wait for ever."""
     count = torch.tensor(float(flag), device=device)
     sum_over_processes([count])
@@ -59,7 +59,7 @@ def anywhere(flag: bool, device: torch.device) -> bool:
 
 def sum_over_processes(tensors: Iterable[Tensor]) -> None:
     """Replace each tensor, in place, by its sum over all processes."""
-    if alone():
+    if not is_distributed():
         return
     tensors = list(tensors)
     flat = torch.cat([t.reshape(-1).float() for t in tensors])  # one message instead of hundreds

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,3 +48,23 @@ class MetricsLog:
     def close(self) -> None:
         if self.wandb is not None:
             self.wandb.finish()
+
+
+class Throughput:
+    """Samples and tokens a second since it was last read; the wait for data and evaluations are part of the time."""
+
+    def __init__(self, num_ranks: int) -> None:
+        self.num_ranks = num_ranks
+        self.samples = self.tokens = 0
+        self.since = time.perf_counter()
+
+    def count(self, batches: Sequence[dict[str, Any]]) -> None:
+        self.samples += self.num_ranks * sum(len(batch["sample_indices"]) for batch in batches)
+        self.tokens += self.num_ranks * sum(int(batch["attention_mask"].sum()) for batch in batches)
+
+    def read(self) -> dict[str, float]:
+        now = time.perf_counter()
+        seconds, self.since = now - self.since, now
+        speed = {"samples_per_second": self.samples / seconds, "tokens_per_second": self.tokens / seconds}
+        self.samples = self.tokens = 0
+        return speed

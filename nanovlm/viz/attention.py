@@ -33,7 +33,7 @@ def attention_over_picture(
         weights: [S], from the chosen word to every position of the line; they sum to 1, or to less.
         words: S texts, one a position; those of the image tokens are not shown.
         word: the position that looks.
-        tokens: for each image token its patches in reading order, as `nanovlm.trace.patch_map(…).tokens`.
+        tokens: for each image token its patches in reading order, as `nanovlm.trace.show.patch_map(…).tokens`.
         first_image_token: where the image tokens begin in the line.
         note: which layer and head this is.
     """

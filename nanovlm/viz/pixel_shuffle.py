@@ -75,7 +75,7 @@ def token_figure(picture: Image.Image, tokens: Sequence[Sequence[int]], token: i
     """Which part of a picture is one image token?
 
     Args:
-        tokens: for each token its patches, counted in reading order, as `nanovlm.trace.patch_map(…).tokens`.
+        tokens: for each token its patches, counted in reading order, as `nanovlm.trace.show.patch_map(…).tokens`.
         token: the one to show; beyond the last one, the last.
     """
     num_patches = sum(map(len, tokens))

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 
 from nanovlm.course.builder import build, find_root
-from nanovlm.course.percent import parse, render
+from nanovlm.course.percent import AuthoringError, parse, render
 from tests.course.learners import ROOT
 from tests.course.small_clone import STEM, edit, make_clone, snapshot
 
@@ -184,12 +184,42 @@ def test_a_file_that_the_outline_does_not_know_is_an_error(course: Path) -> None
 def test_percent_text_survives_parsing(course: Path) -> None:
     import jupytext
 
-    for path in (ROOT / "solutions").glob("*.py"):
+    for path in [path for folder in ("chapters", "solutions", "exercises") for path in (ROOT / folder).glob("*.py")]:
         text = path.read_text()
         assert render(parse(text, path)) == text
         notebook = jupytext.reads(text, "py:percent")
         notebook.metadata["jupytext"] = {"notebook_metadata_filter": "-all", "cell_metadata_filter": "tags,-all"}
         assert jupytext.writes(notebook, "py:percent") == text, "Jupyter would save this file in another way"
+
+
+def test_cells_know_their_lines() -> None:
+    text = '\n# %% [markdown] tags=["a", "b"]\n# # T\n#\n# - x\n\n# %%\n\ny = """\n# %%\n"""\n%time y\n\n\n# %%\nz'
+    cells = parse(text, "f.py")
+    assert [cell.words() for cell in cells] == ["# T\n\n- x", 'y = """\n# %%\n"""\n%time y', "z"]
+    assert [cell.tags for cell in cells] == [["a", "b"], [], []]
+    for cell in cells[1:]:
+        assert text.split("\n")[cell.number :][: len(cell.lines) - 1] == cell.lines[:-1]
+    assert [cell.number for cell in cells] == [2, 8, 15]
+    assert parse("", "f.py") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("# %%\nx\n\n# %%\n\n# %%\ny\n", "f.py:4: This cell is empty"),
+        ("# %%\nx\n\n# %% a title\ny\n", "f.py:4: Cannot read '# %% a title'"),
+        ("# %% [md]\n# x\n", "f.py:1: Cannot read"),
+        ('# %% tags="one"\nx\n', "f.py:1: Cannot read the tags"),
+        ("# %% tags=[1]\nx\n", "f.py:1: Cannot read the tags"),
+        ("# %%\nx\n\n# %% [markdown]\n# one\ntwo\n", "f.py:6: A line of a markdown cell"),
+        ('# %% [markdown]\n"""\none\n"""\n', "f.py:2: A line of"),
+        ("# ---\n# title: x\n# ---\n\n# %%\nx\n", "f.py:1: The file must begin with a cell"),
+        ("# %%% x\n", "f.py:1: Cannot read"),
+    ],
+)
+def test_what_is_no_cell_of_the_course_is_named_with_its_line(text: str, words: str) -> None:
+    with pytest.raises(AuthoringError, match=re.escape(words)):
+        parse(text, "f.py")
 
 
 def test_the_root_is_found_from_below_and_missed_in_words(course: Path, tmp_path: Path) -> None:

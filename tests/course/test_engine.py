@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +17,7 @@ from torch import Tensor
 from nanovlm.course import check
 from nanovlm.course.exercises.ch02.blocks import SMALL
 from nanovlm.course.exercises.ch05.ids import expand
+from nanovlm.course.judge import guard
 from nanovlm.course.judge.compare import first_difference
 from nanovlm.course.judge.engine import judge
 from nanovlm.course.judge.exercise import REGISTRY, Case, Complaint, Exercise, expect, load_exercises, with_weights
@@ -429,3 +434,75 @@ def test_an_instance_in_place_of_a_class_is_told_so() -> None:
     assert "instance" in words and 'check("vit.block", ViTBlock)' in words
     assert "This is a ViTConfig, not a class" in said("vit.block", SMALL)
     assert "This is a tensor, not a function" in said("vit.attention", torch.ones(2))
+
+
+SLOW_MODULE = """
+import time
+
+start = time.process_time()
+while time.process_time() - start < 0.3:
+    pass
+whole = True
+"""
+
+
+@pytest.mark.parametrize("thread", [False, True], ids=["main thread", "another thread"])
+def test_an_import_is_never_broken_off_and_not_counted(
+    thread: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that has run out at every look: only in an import nobody looks at it."""
+    monkeypatch.setattr(guard.Clock, "expired", lambda self: True)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = f"slow_module_of_a_learner_{thread:d}"
+    (tmp_path / f"{name}.py").write_text(SLOW_MODULE)
+    seen = []
+
+    def imports() -> int:
+        import_module(name)
+        seen.append("imported")
+        while True:
+            pass
+
+    call = guard._call_in_thread if thread else guard._call_with_alarm
+    with pytest.raises(guard.OutOfTime):
+        call(guard.Clock(), imports)
+    assert seen == ["imported"] and sys.modules.pop(name).whole
+
+
+def test_a_check_that_is_called_by_a_module_which_is_imported_is_bounded_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard.Clock, "expired", lambda self: True)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "loops_for_ever.py").write_text(
+        "from nanovlm.course.judge import guard\n\ndef loop():\n    while True:\n        pass\n\n"
+        "guard.call_within(guard.Clock(), loop)\n"
+    )
+    with pytest.raises(guard.OutOfTime):
+        import_module("loops_for_ever")
+
+
+def test_the_first_work_on_the_meta_device_is_no_loop_and_meta_works_afterwards() -> None:
+    """In a new process: torch imports sympy for it, once, which takes longer than a check's patience."""
+    program = """
+import sys
+import torch
+from nanovlm.course.judge import guard
+from nanovlm.course.judge.engine import judge
+from nanovlm.course.judge.exercise import load_exercises
+from nanovlm.models.vision_transformer import ViT
+
+def by_building(config):
+    with torch.device("meta"):
+        model = ViT(config)
+        model(torch.zeros(1, 3, config.image_size, config.image_size))
+    return sum(p.numel() for p in model.parameters())
+
+guard.FREE = 0.0  # what is not an import is measured from the start
+exercise = load_exercises()["vit.count_parameters"]
+assert "sympy" not in sys.modules, "this test is about its import"
+print(judge(exercise, by_building).rung, judge(exercise, by_building).rung)
+print((torch.zeros(2, 3, device="meta") @ torch.zeros(3, 4, device="meta")).shape)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "passed passed\ntorch.Size([2, 4])\n", done.stdout + done.stderr

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from nanovlm.course import check, course_map, hint, quiz, report
 from nanovlm.course.exercises.ch03.pixel_shuffle import SHUFFLE
 from nanovlm.course.judge.exercise import load_exercises
 from nanovlm.course.outline import CHAPTERS
-from nanovlm.course.progress import home, load, passed_ids, progress_file, save
+from nanovlm.course.progress import home, load, passed_ids, progress_file, record_hint, record_quiz, save
 
 
 def test_home_is_the_variable_then_drive_then_the_home_folder(
@@ -59,6 +61,88 @@ def test_strange_records_are_mended(capsys: pytest.CaptureFixture[str]) -> None:
     save({"version": 1, "exercises": {SHUFFLE.id: {"checks": "many", "hints": None, "passed": 1}}, "quizzes": {}})
     assert not check(SHUFFLE.id, lambda x, factor: x).passed
     assert load()["exercises"][SHUFFLE.id]["checks"] == 1
+
+
+def test_values_edited_by_hand_are_set_aside_and_the_rest_stays(capsys: pytest.CaptureFixture[str]) -> None:
+    exercises = {
+        SHUFFLE.id: {"passed": True, "checks": -3, "mistakes": {"a": "b"}, "hints": True, "mine": 1},
+        "good.one": {"passed": True, "checks": 2},
+        "no.record": 5,
+    }
+    quizzes = {"ch03.tokens": {"tries": "twice", "right": True}}
+    state = {"version": 1, "machines": "here", "exercises": exercises, "quizzes": quizzes, "of_mine": [1]}
+    progress_file().write_text(json.dumps(state))
+    assert passed_ids() == {SHUFFLE.id, "good.one"}
+    said = capsys.readouterr().out
+    assert "checks of pixel_shuffle.shuffle" in said and "progress.json.broken-1; everything else stays" in said
+    assert json.loads(progress_file().with_name("progress.json.broken-1").read_text()) == state
+    quiz("ch03.tokens", "a")
+    check(SHUFFLE.id, lambda x, factor: x)
+    hint(SHUFFLE.id)
+    assert capsys.readouterr().out.count("belong") == 0, "said once"
+    state = load()
+    assert state["quizzes"]["ch03.tokens"] == {"tries": 1, "right": True} and state["of_mine"] == [1]
+    record = state["exercises"][SHUFFLE.id]
+    assert (record["passed"], record["checks"], record["hints"], record["mine"]) == (True, 1, 1, 1)
+
+
+def test_a_byte_order_mark_is_no_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    save({"version": 1, "exercises": {"a.b": {"passed": True}}, "quizzes": {}})
+    progress_file().write_bytes(b"\xef\xbb\xbf" + progress_file().read_bytes())
+    assert passed_ids() == {"a.b"} and capsys.readouterr().out == ""
+
+
+def test_a_home_that_cannot_be_searched_lasts_for_the_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every look into it is refused, as for a user who may not search the folder."""
+    home = tmp_path / "closed"
+    home.mkdir()
+    monkeypatch.setenv("NANOVLM_HOME", str(home))
+
+    def refused(path: Path, *given: object, **more: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    real = os.open
+    monkeypatch.setattr(Path, "stat", refused)
+    monkeypatch.setattr(Path, "read_text", refused)
+    monkeypatch.setattr(
+        os, "open", lambda path, *given: refused(path) if str(path).startswith(str(home)) else real(path, *given)
+    )
+    result = check(SHUFFLE.id, SHUFFLE.reference)
+    assert result.passed and "could not be written" in result.note
+    assert passed_ids() == {SHUFFLE.id}
+    assert capsys.readouterr().out.count("Permission denied") <= 2
+
+
+def test_no_entry_is_lost_among_threads() -> None:
+    threads = [threading.Thread(target=record_quiz, args=(f"quiz{i}", True)) for i in range(50)]
+    threads += [threading.Thread(target=record_hint, args=("a.b",)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(load()["quizzes"]) == 50 and load()["exercises"]["a.b"]["hints"] == 2
+
+
+def test_no_entry_is_lost_among_processes() -> None:
+    program = (
+        "import sys\nfrom nanovlm.course.progress import record_quiz\n"
+        "for i in range(20):\n    record_quiz(sys.argv[1] + str(i), True)"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", program, name]) for name in ("a", "b", "c")]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert len(load()["quizzes"]) == 60
+
+
+def test_nobody_else_can_write_what_is_kept() -> None:
+    before = os.umask(0)
+    try:
+        check(SHUFFLE.id, SHUFFLE.reference)
+    finally:
+        os.umask(before)
+    for path in (progress_file(), progress_file().parent / "my_vlm", *(progress_file().parent / "my_vlm").glob("*.py")):
+        assert path.stat().st_mode & 0o077 == 0, path
 
 
 def test_a_write_that_fails_leaves_the_old_file(monkeypatch: pytest.MonkeyPatch) -> None:

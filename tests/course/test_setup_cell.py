@@ -34,7 +34,7 @@ subprocess.run = run
 
 
 def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=600)
 
 
 def test_nothing_happens_where_nanovlm_is_installed(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ assert str(asset_path("pocket")).startswith(site) and asset_path("pictures/shape
 def test_the_first_cell_of_every_notebook_works_with_a_wheel_and_nothing_else(tmp_path: Path) -> None:
     """Each notebook alone in a folder; the package comes from a wheel that is built here, not from the clone."""
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "wheel")]
-    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     (wheel,) = (tmp_path / "wheel").glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
@@ -96,6 +96,6 @@ def test_the_first_cell_of_every_notebook_works_with_a_wheel_and_nothing_else(tm
         env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert (done.returncode, done.stdout) == (0, ""), done.stderr

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanovlm.course import check, use, yours
+from nanovlm.course import check, my_vlm, progress, use, yours
+from nanovlm.course.commands import course_cli
 from nanovlm.course.exercises.ch03.pixel_shuffle import SHUFFLE
 from nanovlm.course.exercises.ch03.projector import PROJECTOR
 from nanovlm.course.judge.engine import judge
-from nanovlm.course.judge.exercise import REGISTRY
-from nanovlm.course.own_code import CannotKeep, own_code, revive
+from nanovlm.course.judge.exercise import REGISTRY, load_exercises
+from nanovlm.course.own_code import CannotKeep, globals_read, own_code
+from nanovlm.course.progress import load
 from nanovlm.course.your_parts import ModelCode, part_ids
 from nanovlm.models.modality_projector import pixel_shuffle
 from nanovlm.models.vision_language_model import VisionLanguageModel
@@ -69,11 +77,147 @@ def test_helpers_imports_and_constants_come_along(tmp_path: Path) -> None:
     )
     name, source = own_code(space["Part"])
     assert name == "Part" and "import math as m" in source and "pixel_shuffle as shuffle" in source
-    again, _ = revive(name, source, "toy.part")
+    my_vlm.write("toy.part", source)
+    again = my_vlm.load("toy.part").Part
     x = torch.ones(1, 4, 2)
     assert torch.equal(again()(x), space["Part"]()(x))
     assert abs(again()(x)[0, 0, 0].item() - (F.silu(torch.tensor(1.0)).item() / 2 + math.pi)) < 1e-5
-    assert own_code(again)[1].count("def helper") == 1  # what came back can be kept again
+    user = cell("def user(x):\n    return Part()(x)\n", tmp_path)
+    user["Part"] = again  # what came back is imported by what is made of it
+    assert "from my_vlm.toy_part import Part" in own_code(user["user"])[1]
+
+
+# Globals that a notebook is full of, beside definitions that use the same names for something else.
+FULL = """
+    import functools
+    import torch
+    from torch import Tensor, nn
+    import torch.nn.functional as F
+
+    x = torch.randn(1, 3, 8)
+    b = c = h = w = images = row = mask = torch.ones(2)
+    scale = torch.ones(())
+    SCALE = 2.0
+
+    def helper(y):
+        return deeper(y) * SCALE
+
+    def deeper(y):
+        return y
+
+    def sum(values):
+        return values
+"""
+
+READ = {
+    "an argument": ("def f(x, *row, mask=None, **w):\n    return x, row, mask, w", set()),
+    "locals and unpacking": ("def f(given):\n    b, c, (h, *w) = given.shape\n    return b * c + h", set()),
+    "a for, a with and an except": (
+        "def f(given):\n    for row in given:\n        pass\n    try:\n        with given as h:\n"
+        "            return h, row\n    except ValueError as c:\n        raise TypeError from c",
+        set(),
+    ),
+    "a walrus": ("def f(given):\n    if (x := given):\n        return x", set()),
+    "comprehensions": (
+        "def f(given):\n    return [row for row in given], {b: c for b, c in {}}, {x for x in given}, (h for h in '')",
+        set(),
+    ),
+    "a lambda": ("def f(given):\n    return sorted(given, key=lambda row: row[0])", set()),
+    "a nested function": (
+        "def f(given):\n    x = given\n    def inner(row):\n        nonlocal x\n        return x + row\n    return x",
+        set(),
+    ),
+    "an attribute and a keyword": ("def f(given):\n    return given.x.mask(h=given.w)", set()),
+    "annotations": ("def f(given: x, other: 'row' = None) -> mask:\n    here: images = given\n    return here", set()),
+    "a module": (
+        "class f(nn.Module):\n    scale = 3.0\n    twice = scale * 2\n    def __init__(self, x):\n"
+        "        super().__init__()\n"
+        "        self.h = x\n    def forward(self, x):\n        b, c = x.shape\n        return F.silu(x) * self.scale",
+        {"nn", "F"},
+    ),
+    "a helper in another cell": ("def f(x):\n    return helper(x)", {"helper"}),
+    "a helper in a comprehension": ("def f(x):\n    return [helper(row) for row in x]", {"helper"}),
+    "a helper in a nested function": (
+        "def f(x):\n    def inner():\n        return helper(x)\n    return inner()",
+        {"helper"},
+    ),
+    "a default, a decorator and a base": (
+        "class f(functools.partial):\n    size = SCALE\n    @functools.cache\n"
+        "    def g(self, x=deeper):\n        return x",
+        {"functools", "SCALE", "deeper"},
+    ),
+    "a global statement": ("def f(x):\n    global SCALE\n    return x * SCALE", {"SCALE"}),
+    "a name read before the class has its own": (
+        "class f:\n    SCALE = SCALE + 1\n    def g(self):\n        pass",
+        {"SCALE"},
+    ),
+    "a built-in that was given to something else": ("def f(x):\n    return sum(x), max(x)", {"sum", "max"}),
+}
+
+
+@pytest.mark.parametrize("what", READ)
+def test_only_names_that_are_read_as_globals_are_followed(what: str, tmp_path: Path) -> None:
+    code, names = READ[what]
+    assert globals_read(code) - {"ValueError", "TypeError", "sorted", "super"} == names
+    space = cell(textwrap.dedent(FULL) + "\n" + code, tmp_path)
+    _, source = own_code(space["f"])
+    kept: dict[str, Any] = {"__name__": "alone"}
+    exec(source, kept)
+    assert names - {"max"} <= set(kept) and ("def sum" in source) == ("sum" in names)
+    assert ("helper" in names) == ("def deeper" in source and "SCALE = 2.0" in source and "def helper" in source)
+
+
+def test_a_right_part_beside_globals_of_the_same_names_is_kept(tmp_path: Path) -> None:
+    mlp = """
+        class ViTMLP(nn.Module):
+            def __init__(self, config):
+                super().__init__()
+                self.fc1 = nn.Linear(config.hidden_dim, config.inter_dim)
+                self.fc2 = nn.Linear(config.inter_dim, config.hidden_dim)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        """
+    space = cell(textwrap.dedent(FULL) + textwrap.dedent(mlp), tmp_path)
+    result = check("vit.mlp", space["ViTMLP"])
+    assert result.passed and result.note == ""
+    assert use("vit.mlp").__module__ == "my_vlm.vit_mlp"
+
+
+def test_a_decorated_function_lives_among_its_own_names(tmp_path: Path) -> None:
+    """torch.no_grad wraps in a module that has an F of its own, which is no part of the learner's code."""
+    code = """
+        import torch
+        import torch.nn.functional as F
+
+        @torch.no_grad()
+        def f(x):
+            return F.silu(x)
+
+        class Part(torch.nn.Module):
+            @torch.no_grad()
+            def forward(self, x):
+                return F.silu(x)
+        """
+    space = cell(code, tmp_path)
+    for name in ("f", "Part"):
+        _, source = own_code(space[name])
+        assert "import torch.nn.functional as F" in source and "@torch.no_grad()" in source
+
+
+def test_a_dataclass_with_one_method_is_found(tmp_path: Path) -> None:
+    code = """
+        from dataclasses import dataclass
+
+        @dataclass
+        class Part:
+            size: int
+
+            def area(self):
+                return self.size**2
+        """
+    my_vlm.write("toy.part", own_code(cell(code, tmp_path)["Part"])[1])
+    assert my_vlm.load("toy.part").Part(3).area() == 9
 
 
 def test_what_cannot_be_kept_is_said(tmp_path: Path) -> None:
@@ -128,6 +272,156 @@ def test_a_passed_answer_is_used_in_a_later_session(tmp_path: Path, capsys: pyte
     assert "does not pass its check yet" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"no exercise 'nope'"):
         use("nope")
+
+
+MINE = """
+    def my_shuffle(x, factor):
+        side = round(x.shape[1] ** 0.5) // factor
+        x = x.reshape(x.shape[0], side, factor, side, factor, -1).transpose(2, 3)
+        return x.reshape(x.shape[0], side * side, -1)
+    """
+
+
+@pytest.fixture
+def kept_file(own_home: Path, tmp_path: Path) -> Path:
+    """The file of a right answer."""
+    assert check(SHUFFLE.id, cell(MINE, tmp_path)["my_shuffle"]).note == ""
+    return own_home / "my_vlm" / "pixel_shuffle_shuffle.py"
+
+
+def test_what_passed_is_a_package_that_plain_python_imports(own_home: Path, kept_file: Path) -> None:
+    assert "def my_shuffle" in kept_file.read_text()
+    program = "import torch, my_vlm.pixel_shuffle_shuffle as m; print(*m.my_shuffle(torch.ones(1, 4, 2), 2).shape)"
+    environment = {**os.environ, "PYTHONPATH": str(own_home)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["1", "1", "8"], done.stderr
+    record = json.loads((own_home / "progress.json").read_text())["exercises"][SHUFFLE.id]
+    assert "source" not in record and record["name"] == "my_shuffle"
+
+
+def test_the_files_are_the_learners_to_change(kept_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = kept_file.read_text()
+    assert use(SHUFFLE.id).__module__ == "my_vlm.pixel_shuffle_shuffle"
+    helper = kept_file.with_name("helpers.py")
+    helper.write_text("def halves(n, factor):\n    return n // factor\n")
+    helper.chmod(0o600)
+    kept_file.write_text(
+        text.replace("annotations\n", "annotations\nfrom my_vlm.helpers import halves\n").replace(
+            "** 0.5) // factor", "** 0.5)\n    side = halves(side, factor)"
+        )
+    )
+    assert judge(SHUFFLE, use(SHUFFLE.id)).passed and use(SHUFFLE.id) is not pixel_shuffle
+    kept_file.write_text(text.replace("transpose(2, 3)", "transpose(1, 2)"))
+    assert use(SHUFFLE.id) is pixel_shuffle and "does not pass its check any more" in capsys.readouterr().out
+    kept_file.write_text(text + "\n1 / 0\n")
+    assert use(SHUFFLE.id) is pixel_shuffle and "ZeroDivisionError" in capsys.readouterr().out
+    kept_file.unlink()
+    assert use(SHUFFLE.id) is pixel_shuffle and "could not be kept" in capsys.readouterr().out
+
+
+def test_checking_what_was_kept_leaves_its_file(kept_file: Path) -> None:
+    kept_file.write_text(kept_file.read_text() + "# a word of my own\n")
+    use(SHUFFLE.id, use(SHUFFLE.id))
+    assert "a word of my own" in kept_file.read_text()
+
+
+def test_every_exercise_has_a_file_of_its_own() -> None:
+    names = [my_vlm.module_name(exercise_id) for exercise_id in load_exercises()]
+    assert len(set(names)) == len(names) and all(name.isidentifier() for name in names)
+
+
+def test_code_that_the_progress_file_held_becomes_a_file(
+    own_home: Path, kept_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As earlier versions wrote it: no machine is recorded, so the code is asked for, and run after a word."""
+    source = kept_file.read_text().partition("\n\n")[2]
+    kept_file.unlink()
+    record = {"passed": True, "checks": 3, "hints": 1, "mistakes": {}, "name": "my_shuffle", "source": source}
+    path = own_home / "progress.json"
+    path.write_text(json.dumps({"version": 1, "exercises": {SHUFFLE.id: record}, "quizzes": {}}))
+    path.chmod(0o600)
+    assert use(SHUFFLE.id) is pixel_shuffle and "nanovlm course trust" in capsys.readouterr().out
+    assert kept_file.is_file(), "there to be read"
+    assert course_cli(["trust"]) == 0
+    assert use(SHUFFLE.id).__name__ == "my_shuffle"
+    assert load()["exercises"][SHUFFLE.id] == record
+
+
+# What a stranger's progress could do.
+
+BOMB = "raise SystemExit('a stranger was here')\n"
+
+
+def test_files_that_others_can_write_are_not_run(kept_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept_file.write_text(BOMB)
+    for path, mode in ((kept_file, 0o620), (kept_file, 0o602), (kept_file.parent, 0o770), (kept_file.parent, 0o707)):
+        before = path.stat().st_mode
+        path.chmod(mode)
+        assert use(SHUFFLE.id) is pixel_shuffle
+        assert f'chmod go-w "{path}"' in capsys.readouterr().out
+        path.chmod(before)
+    helper = kept_file.with_name("helpers.py")
+    helper.write_text(BOMB)
+    helper.chmod(0o666)
+    kept_file.write_text("import my_vlm.helpers\n")
+    assert use(SHUFFLE.id) is pixel_shuffle and f'chmod go-w "{helper}"' in capsys.readouterr().out
+
+
+def test_files_of_another_user_are_not_run(
+    kept_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept_file.write_text(BOMB)
+    for path in (kept_file, kept_file.parent):
+        status = path.stat()
+        other = SimpleNamespace(st_uid=status.st_uid + 1, st_mode=status.st_mode)
+        with pytest.raises(my_vlm.Refused, match=r"belongs to another user.*NANOVLM_HOME"):
+            my_vlm.refuse_others(other, path)
+    monkeypatch.setattr(my_vlm, "refuse_others", mock.Mock(side_effect=my_vlm.Refused("It is not yours.")))
+    assert use(SHUFFLE.id) is pixel_shuffle and "It is not yours; the reference" in capsys.readouterr().out
+
+
+def test_code_from_elsewhere_is_asked_for_once(
+    kept_file: Path, saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check(PROJECTOR.id, handed_in("solutions", "03")[PROJECTOR.id]).passed
+    monkeypatch.setattr(progress, "this_machine", lambda: "another")
+    text = kept_file.read_text()
+    kept_file.write_text(BOMB)
+    capsys.readouterr()
+    assert use(SHUFFLE.id) is pixel_shuffle
+    assert set(yours(directory=saved).parts.values()) == {"reference"}
+    said = capsys.readouterr().out
+    assert said.count("another machine") == 2, "once for use, once for all parts of yours"
+    kept_file.write_text(text)
+    assert course_cli(["trust"]) == 0
+    assert use(SHUFFLE.id).__name__ == "my_shuffle"
+    assert yours(directory=saved).parts[SHUFFLE.id] == "yours"
+
+
+def test_what_cannot_be_written_lasts_for_the_session(
+    own_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("NANOVLM_HOME", str(tmp_path / "file" / "home"))
+    assert "could not be written" in check(SHUFFLE.id, cell(MINE, own_home)["my_shuffle"]).note
+    assert use(SHUFFLE.id).__name__ == "my_shuffle"
+
+
+def test_what_cannot_be_kept_is_said_for_a_part_and_for_other_answers(tmp_path: Path) -> None:
+    code = """
+        import torch
+        WEIGHT = torch.ones(())
+
+        def shuffle(x, factor):
+            return right(x, factor) * WEIGHT
+        """
+    space = cell(code, tmp_path)
+    space["right"] = pixel_shuffle
+    note = check(SHUFFLE.id, space["shuffle"]).note
+    assert "yours() cannot use it" in note and "it uses WEIGHT, which another cell made" in note
+    space["right"] = load_exercises()["pixel_shuffle.unshuffle"].reference
+    note = check("pixel_shuffle.unshuffle", space["shuffle"]).note
+    assert 'use("pixel_shuffle.unshuffle") cannot' in note and "yours()" not in note
 
 
 def wrong_shuffle(x: Tensor, factor: int) -> Tensor:

@@ -30,10 +30,27 @@ class _Tiny(torch.nn.Module):
         return self.embedding(ids)
 
 
-def test_a_row_costs_little():
-    """A model of 2 ms has about 150 steps: 5x of it is 50 microseconds a step, in processor time."""
-    model, ids = bench.Stack(8, 64, 4, 512).eval(), torch.zeros(2, 32, dtype=torch.long)
-    with torch.no_grad():
-        steps = len(trace(model, ids).rows)
-        found = bench.compare(model, ids, repeats=9)
-    assert (found["nanovlm.trace"].processor - found["plain"].processor) / steps < 100e-6
+def calls_of_a_trace(num_layers: int) -> tuple[int, int]:
+    """How many functions a trace calls beyond those that the model calls without it, and its rows."""
+    model, ids, calls = bench.Stack(num_layers, 16, 2, 32).eval(), torch.zeros(1, 8, dtype=torch.long), []
+
+    def count(frame, event, arg):
+        calls[-1] += event in ("call", "c_call")
+
+    rows = len(trace(model, ids).rows)  # what is made once is there now
+    for run in (lambda: model(ids), lambda: trace(model, ids)):
+        calls.append(0)
+        sys.setprofile(count)
+        try:
+            run()
+        finally:
+            sys.setprofile(None)
+    return calls[1] - calls[0], rows
+
+
+def test_a_row_costs_little_however_deep_the_model():
+    """Calls of functions are counted, of which every machine makes as many."""
+    (few, few_rows), (many, many_rows) = calls_of_a_trace(4), calls_of_a_trace(16)
+    assert many_rows > 3 * few_rows
+    assert many / many_rows < 1.2 * few / few_rows, "a row costs as much in a deep model as in a flat one"
+    assert many / many_rows < 300

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nanovlm.trace import trace, tracing
-from nanovlm.trace.watchers import attention_weights
+from nanovlm.trace.record.watchers import attention_weights
 from tests.trace.zoo import ZOO, MiniVLM, seeded, token_ids
 
 

@@ -1,7 +1,5 @@
 """The list that every tutorial prints by hand, from the untouched 222M model, on the meta device."""
 
-import time
-
 import pytest
 import torch
 
@@ -40,13 +38,12 @@ def test_the_list_comes_out_exactly(traced):
     assert str(traced.stages()).startswith(LINES)
 
 
-def test_in_under_a_second(model, inputs):
-    seconds = []
-    for _ in range(3):  # processor time: the machine may be busy with others
-        start = time.process_time()
-        str(trace(model, *inputs, device="meta").stages())
-        seconds.append(time.process_time() - start)
-    assert min(seconds) < 1
+def test_the_model_runs_once_and_computes_nothing(model, inputs):
+    calls = []
+    handle = model.vision_encoder.register_forward_hook(lambda module, args, out: calls.append(out.device.type))
+    trace(model, *inputs, device="meta").stages()
+    handle.remove()
+    assert calls == ["meta"]
 
 
 def test_the_folded_tree_is_small(traced):

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nanovlm.trace import trace
-from nanovlm.trace.formula import Formulas, evaluate
-from nanovlm.trace.symbolic import probe_sizes
+from nanovlm.trace.measure.formula import Formulas, evaluate
+from nanovlm.trace.measure.symbolic import probe_sizes
 from tests.trace.zoo import ZOO, MiniVLM, seeded, token_ids
 
 small = st.integers(-30, 30)

@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from nanovlm.trace import trace
-from nanovlm.trace.meta import MetaMode, meta_inputs
+from nanovlm.trace.record.meta import MetaMode, meta_inputs
 from nanovlm.trace.rows import Opaque
 from nanovlm.trace.source import locate
 from tests.trace.zoo import ZOO

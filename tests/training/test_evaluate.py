@@ -24,10 +24,9 @@ from nanovlm.evaluation.scores import (
     interval,
     percentage,
     questions_of,
-    short_questions,
 )
 from nanovlm.models.vision_language_model import IGNORE
-from nanovlm.training.loop import answer_accuracy
+from nanovlm.training.validation import answer_accuracy, short_questions
 from tests.tiny import IMAGE
 from tests.training.tiny_run import new_model, recipe
 

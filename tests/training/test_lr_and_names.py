@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanovlm.config import TrainConfig
-from nanovlm.training.loop import get_lr, get_run_name
+from nanovlm.training.checkpoint import get_run_name
+from nanovlm.training.step import get_lr
 
 schedules = st.tuples(st.floats(1e-6, 1.0), st.integers(1, 2_000), st.floats(0, 1), st.just(0.0) | st.floats(1e-3, 1))
 

@@ -16,8 +16,9 @@ from nanovlm.data.processors import ImageProcessor
 from nanovlm.data.thimble import thimble_sample
 from nanovlm.device import choose_precision
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.training.loop import Run, train, train_step
+from nanovlm.training.loop import Run, train
 from nanovlm.training.optimizer import Optimizers
+from nanovlm.training.step import train_step
 from tests.tiny import tiny_config
 from tests.tiny_tokenizer import tiny_tokenizer
 

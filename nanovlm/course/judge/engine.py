@@ -7,16 +7,15 @@ are compared with those of the known wrong versions, so that the likely thought 
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import sys
 from typing import Any
 
 from torch import Tensor, nn
 
 from nanovlm.course.judge.compare import Finding, first_difference, in_words, kind, same
-from nanovlm.course.judge.exercise import BROKEN, Case, Complaint, Exercise, load_exercises
+from nanovlm.course.judge.exercise import Case, Complaint, Exercise
 from nanovlm.course.judge.guard import (
+    STEPS,
     Clock,
     Outcome,
     OutOfTime,
@@ -30,45 +29,11 @@ from nanovlm.course.judge.guard import (
 )
 from nanovlm.course.judge.result import Result
 
-SECONDS = 0.6  # of work, for all calls of the learner's code in one check
-
-
-def check(exercise_id: str, learner: Any = None) -> Result:
-    """Judge `learner` (a function or a class) as the answer to an exercise. Never raises; takes under a second."""
-    try:
-        result = _judge(exercise_id, learner)
-    except Exception as error:
-        result = Result(
-            str(exercise_id),
-            "",
-            "checker",
-            f"The check itself failed: {type(error).__name__}: {error}. Not your fault.",
-        )
-    if not _in_notebook():
-        print(result)
-    return result
-
-
-def _in_notebook() -> bool:
-    """Whether the value of a cell is shown anyway."""
-    ipython = sys.modules.get("IPython")
-    return hasattr(sys, "ps1") or (ipython is not None and ipython.get_ipython() is not None)
-
-
-def _judge(exercise_id: str, learner: Any) -> Result:
-    exercises = load_exercises()
-    if exercise_id not in exercises:
-        near = difflib.get_close_matches(str(exercise_id), exercises, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else f" There are: {', '.join(sorted(exercises))}."
-        hint += "".join(f" {module} could not be imported: {error}" for module, error in BROKEN.items())
-        return Result(str(exercise_id), "", "unknown", f"There is no exercise {str(exercise_id)[:80]!r}.{hint}")
-    result = judge(exercises[exercise_id], learner)
-    from nanovlm.course.progress import record_check
-
-    problem = record_check(result, learner)
-    if problem:
-        result.note = " ".join(filter(None, [result.note, problem]))
-    return result
+ENDLESS = (
+    f"It did not end: it went on for as long as a Python loop takes for {STEPS // 1_000_000} million steps, or waited "
+    "for something that never came, on inputs of a few numbers. Is there a loop that never ends, or a loop over every "
+    "element where one tensor operation would do?"
+)
 
 
 def judge(exercise: Exercise, learner: Any) -> Result:
@@ -88,8 +53,8 @@ def judge(exercise: Exercise, learner: Any) -> Result:
             f"not what it {'builds' if wanted == 'class' else 'returns'}.",
         )
     watched = not_returned(learner)
+    clock = Clock()
     cases = list(exercise.cases())
-    clock = Clock(SECONDS)  # it is the learner's: to make the inputs is not their work
     finding = _signature(exercise, learner, cases[0])
     if finding is not None:
         return result(finding.rung, finding.message)
@@ -104,7 +69,7 @@ def judge(exercise: Exercise, learner: Any) -> Result:
                 f'Stuck? hint("{exercise.id}")',
             )
         if isinstance(error, OutOfTime):
-            return result("too_slow", _slow(), place=_place(error))
+            return result("too_slow", ENDLESS, place=_place(error))
 
     for i, (case, outcome) in enumerate(zip(cases, outcomes, strict=True)):
         finding = _climb(exercise, case, outcome)
@@ -129,7 +94,7 @@ def judge(exercise: Exercise, learner: Any) -> Result:
             continue
         about = f'The examples are right, but this does not hold: "{fact.name}".'
         if isinstance(error, OutOfTime):
-            return result("too_slow", _slow(), place=_place(error), facts=facts, note=about)
+            return result("too_slow", ENDLESS, place=_place(error), facts=facts, note=about)
         said = str(error) if isinstance(error, Complaint) else _raised(error)
         rung = "property" if isinstance(error, Complaint) else "raised"
         place = "" if isinstance(error, Complaint) else _place(error)
@@ -236,13 +201,6 @@ def _test(test: Any, learner: Any, clock: Clock) -> BaseException | None:
     except BaseException as error:
         return error
     return None
-
-
-def _slow() -> str:
-    return (
-        f"It was still running after {SECONDS} s of work, on inputs of a few numbers. Is there a loop that never ends, "
-        "or a loop over every element where one tensor operation would do?"
-    )
 
 
 def _raised(error: BaseException) -> str:

@@ -42,35 +42,68 @@ class Outcome:
     changed: tuple[str, ...] = ()
 
 
-class Clock:
-    """The seconds of work that all of a check's calls share.
+TICK = 0.05  # seconds between two looks at the clock
+STEPS = 30_000_000  # of a Python loop: the work that all calls of a check have together, some seconds
+FREE = 2.0  # seconds of work in which nobody asks how fast the machine is
+PATIENCE = 200  # looks at which next to nothing had been computed since the last: ten seconds or more
 
-    Work is what counts, so that a busy machine fails nobody; somebody who only waits gets the same seconds by the wall.
+
+class Clock:
+    """How much all of a check's calls have worked, and how often they only waited.
+
+    A slow or busy machine fails nobody. Work is compared with that of a loop which is timed at the same moment, on the
+    same machine. Waiting is counted in looks: a process that gets no turn does not look either.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.wall, self.work = time.monotonic(), time.process_time()
+    def __init__(self) -> None:
+        self.work, self.waits, self.last = 0.0, 0, 0.0
+
+    def start(self) -> None:
+        """A call begins: what was done since the last one was the check's own work."""
+        self.last = time.process_time()
 
     def expired(self) -> bool:
-        wall, work = time.monotonic() - self.wall, time.process_time() - self.work
-        idle = work < 0.02 * wall  # less than a busy machine leaves to a process
-        return work >= self.seconds or (wall >= self.seconds and idle) or wall >= 8 * self.seconds
+        done = time.process_time() - self.last
+        self.work += done
+        self.waits += done < 0.02 * TICK
+        over = self.waits > PATIENCE or (self.work > FREE and self.work > STEPS * seconds_per_step())
+        self.start()
+        return over
 
 
-TICK = 0.05  # seconds between two looks at the clock
+def seconds_per_step(steps: int = 100_000) -> float:
+    """How long a step of a loop takes, here and now. Some systems count processor time in coarse ticks only, hence the
+    wall clock as well."""
+    wall, work = time.perf_counter(), time.process_time()
+    total = 0
+    for i in range(steps):
+        total += i
+    return max(time.perf_counter() - wall, time.process_time() - work) / steps
 
 
 def call_within(clock: Clock, function: Callable[[], Any]) -> Any:
     """function(), or OutOfTime. Pure Python that never ends is stopped; one endless call into C cannot be."""
+    clock.start()
     if hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread():
         return _call_with_alarm(clock, function)
     return _call_in_thread(clock, function)
 
 
+def importing(frame: FrameType | None) -> bool:
+    """Whether the call that is looked at is importing a module: to break that off would leave half a module for the
+    rest of the session, and its seconds are not the caller's. (torch's first step on the meta device imports sympy.)"""
+    while frame is not None and frame.f_code is not _call_with_alarm.__code__:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _call_with_alarm(clock: Clock, function: Callable[[], Any]) -> Any:
     def look(signum: int, frame: FrameType | None) -> None:
-        if clock.expired():  # at every tick again: a bare `except:` in the learner's loop must not win
+        if importing(frame):
+            clock.start()
+        elif clock.expired():  # at every tick again: a bare `except:` in the learner's loop must not win
             raise OutOfTime
 
     before = signal.signal(signal.SIGALRM, look)
@@ -96,10 +129,14 @@ def _call_in_thread(clock: Clock, function: Callable[[], Any]) -> Any:
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(TICK)
-    while thread.is_alive() and not clock.expired():
+    while thread.is_alive():
+        if importing(sys._current_frames().get(thread.ident or 0)):
+            clock.start()
+        elif clock.expired():
+            break
         thread.join(TICK)
     for _ in range(3):
-        if thread.is_alive():
+        if thread.is_alive() and not importing(sys._current_frames().get(thread.ident or 0)):
             stop = ctypes.c_ulong(thread.ident or 0), ctypes.py_object(OutOfTime)
             ctypes.pythonapi.PyThreadState_SetAsyncExc(*stop)
             thread.join(TICK)

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from nanovlm.course.judge.compare import Grid, number
+from nanovlm.course.showing import ShowsItself
 from nanovlm.viz.style import PALETTE, diverging, heat, ink_on
 
 
 @dataclass
-class Result:
+class Result(ShowsItself):
     """The end of a check.
 
     rung: passed, not_written, not_callable, signature, raised, too_slow, none, type, shape, dtype, in_place, values,

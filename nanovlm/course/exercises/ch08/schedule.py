@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nanovlm.course.exercises.common import noise
 from nanovlm.course.judge.exercise import Case, Exercise, expect
-from nanovlm.training.loop import get_lr
+from nanovlm.training.step import get_lr
 
 # -- training.get_lr ---------------------------------------------------------------------------------------------------
 

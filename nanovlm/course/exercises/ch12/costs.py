@@ -9,7 +9,7 @@ from typing import Any
 from nanovlm.config import VLMConfig
 from nanovlm.course.judge.exercise import Case, Complaint, Exercise, expect
 from nanovlm.course.exercises.ch12.reading import SMALL, on_meta, traced
-from nanovlm.trace.formula import evaluate
+from nanovlm.trace.measure.formula import evaluate
 
 # -- trace.symbolic_shapes ---------------------------------------------------------------------------------------------
 

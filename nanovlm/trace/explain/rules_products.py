@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from nanovlm.trace.case import Advice, Case, broadcast, ordinal_of_both, shape
+from nanovlm.trace.explain.case import Advice, Case, broadcast, ordinal_of_both, shape
 from nanovlm.trace.rows import TensorInfo
 
 

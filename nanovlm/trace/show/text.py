@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nanovlm.trace.fold import Node, fold, varying
 from nanovlm.trace.rows import Row, show, show_inputs
+from nanovlm.trace.show.fold import Node, fold, varying
 from nanovlm.trace.source import locate
 
 _WIDTH = 132

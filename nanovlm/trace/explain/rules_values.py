@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from nanovlm.trace.case import Advice, Case, shape
+from nanovlm.trace.explain.case import Advice, Case, shape
 
 
 def device(case: Case) -> Advice | None:

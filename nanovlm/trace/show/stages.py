@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from nanovlm.trace.flow import ancestry
-from nanovlm.trace.render_html import preformatted
-from nanovlm.trace.render_text import with_remark
 from nanovlm.trace.rows import Row, TensorInfo, tensors
+from nanovlm.trace.show.flow import ancestry
+from nanovlm.trace.show.html import preformatted
+from nanovlm.trace.show.text import with_remark
 
 _JOINS = {"cat", "masked_scatter", "masked_scatter_", "index_put", "index_put_", "setitem", "where", "hstack"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from nanovlm.trace.rows import Row, TensorInfo, show, tensors
-from nanovlm.trace.stages import visible
+from nanovlm.trace.show.stages import visible
 
 Edge = tuple[int, int, str]  # from box, to box, shape
 

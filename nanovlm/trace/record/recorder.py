@@ -15,13 +15,13 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from nanovlm.trace.describe import Describer, facts
-from nanovlm.trace.frames import EINOPS, FUNCTION, Chain, function_name, is_running
-from nanovlm.trace.fused import has_fused_path, unwatched, would_be_fused
-from nanovlm.trace.modules import ModuleIndex
 from nanovlm.trace.names import NO_OPS, QUIET, op_name, opened_up
+from nanovlm.trace.record.describe import Describer, facts
+from nanovlm.trace.record.frames import EINOPS, FUNCTION, Chain, function_name, is_running
+from nanovlm.trace.record.fused import has_fused_path, unwatched, would_be_fused
+from nanovlm.trace.record.modules import ModuleIndex
+from nanovlm.trace.record.watchers import AtenMode
 from nanovlm.trace.rows import Row, Where
-from nanovlm.trace.watchers import AtenMode
 
 Watcher = Callable[
     [Row, Any, tuple, dict, Any], None

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from nanovlm.trace.frames import BODY, FUNCTION, classify
 from nanovlm.trace.names import near
+from nanovlm.trace.record.frames import BODY, FUNCTION, classify
 from nanovlm.trace.rows import Row
 
 SETTINGS = (

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from nanovlm.trace.rows import Row, TensorInfo
+from nanovlm.trace.rows import Row, TensorInfo
 
 
 def flops_of(row: Row) -> int:
@@ -24,6 +23,13 @@ def flops_of(row: Row) -> int:
         return formula(row)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):  # arguments this formula does not know
         return 0
+
+
+def count_flops(row: Row) -> int:
+    """Write into this row and every row inside it how many operations its products take; returns this row's."""
+    inside = sum(count_flops(child) for child in row.children)
+    row.flops = 0 if row.kind == "aten" else (flops_of(row) if row.kind == "op" else 0) or inside
+    return row.flops
 
 
 def _arg(row: Row, position: int, name: str, default: Any = None) -> Any:

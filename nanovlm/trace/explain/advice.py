@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from nanovlm.trace import rules_products as products
-from nanovlm.trace import rules_shapes as shapes
-from nanovlm.trace import rules_values as values
-from nanovlm.trace.case import Advice, Case, shape
-from nanovlm.trace.fold import is_plain_layer
-from nanovlm.trace.frames import BODY, FUNCTION, classify, leave_out_machinery
+from nanovlm.trace.explain import rules_products as products
+from nanovlm.trace.explain import rules_shapes as shapes
+from nanovlm.trace.explain import rules_values as values
+from nanovlm.trace.explain.case import Advice, Case, shape
+from nanovlm.trace.record.frames import BODY, FUNCTION, classify, leave_out_machinery
 from nanovlm.trace.rows import Row, show
+from nanovlm.trace.show.fold import is_plain_layer
 from nanovlm.trace.source import Source, locate
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from nanovlm.trace.formula import evaluate
-from nanovlm.trace.render_html import preformatted
+from nanovlm.trace.measure.formula import evaluate
 from nanovlm.trace.rows import Row
+from nanovlm.trace.show.html import preformatted
 from nanovlm.trace.source import locate
 
 

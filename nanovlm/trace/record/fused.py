@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.overrides import _pop_mode_temporarily
 
-from nanovlm.trace.describe import tensors_in
+from nanovlm.trace.record.describe import tensors_in
 
 FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 

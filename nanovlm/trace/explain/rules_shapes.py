@@ -6,7 +6,7 @@ import math
 import re
 from itertools import pairwise
 
-from nanovlm.trace.case import Advice, Case, broadcast, ordinal, ordinal_of_both, shape
+from nanovlm.trace.explain.case import Advice, Case, broadcast, ordinal, ordinal_of_both, shape
 from nanovlm.trace.rows import TensorInfo
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nanovlm.trace.describe import tensors_in
+from nanovlm.trace.record.describe import tensors_in
 from nanovlm.trace.rows import Row
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanovlm.trace.formula import Formulas, Sizes
+from nanovlm.trace.measure.formula import Formulas, Sizes
 from nanovlm.trace.names import NO_OPS
 from nanovlm.trace.rows import Row, TensorInfo
 

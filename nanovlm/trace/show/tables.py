@@ -5,8 +5,8 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from nanovlm.trace.render_text import human
 from nanovlm.trace.rows import Opaque, Row, TensorInfo, show, show_inputs
+from nanovlm.trace.show.text import human
 from nanovlm.trace.source import locate
 
 _COLUMNS = ("module", "class", "in", "out", "params", "FLOPs", "out bytes")

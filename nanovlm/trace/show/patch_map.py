@@ -11,7 +11,7 @@ from html import escape
 import torch
 from torch import Tensor
 
-from nanovlm.trace.render_html import preformatted
+from nanovlm.trace.show.html import preformatted
 
 _COLOURS = ("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#edc948", "#76b7b2", "#9c755f")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from html import escape
 
-from nanovlm.trace.fold import Node, fold
-from nanovlm.trace.render_text import human, milliseconds, node_notes, node_shape, node_title, usual_dtype
 from nanovlm.trace.rows import Row
+from nanovlm.trace.show.fold import Node, fold
+from nanovlm.trace.show.text import human, milliseconds, node_notes, node_shape, node_title, usual_dtype
 from nanovlm.trace.source import locate
 
 _STYLE = """<style>
