@@ -172,7 +172,7 @@ def intervals_figure(title: str, rows: Mapping[str, tuple[float, float, float]],
         ]
     body += [
         text(at(0), bottom + 18, "0", 13, "muted", "middle"),
-        text(x0 + full, bottom + 18, x_label, 13, "muted", "end"),
+        text(16, bottom + 18, x_label, 13, "muted"),
     ]
     told = "; ".join(f"{name} {m:+.1%}, from {a:+.1%} to {b:+.1%}" for name, (m, a, b) in rows.items())
     return svg_figure(WIDTH, bottom + 34, body, f"{title}. {x_label}: {told}.")
