@@ -22,7 +22,7 @@ lab: .venv/ready
 	@echo "Opening JupyterLab. Press Ctrl-C twice here to end it."
 	@# Without this JupyterLab hides stored drawings until you run their cells: it does not know who made them.
 	@$(BIN)/jupyter trust $(NOTEBOOKS:=/*.ipynb) >/dev/null
-	$(BIN)/jupyter lab chapters/00_start_here.ipynb
+	$(BIN)/jupyter lab --config=.jupyter/jupyter_lab_config.py chapters/00_start_here.ipynb
 
 train: .venv/ready
 	@echo "Training the pocket preset from random weights: some minutes, no network. Ctrl-C saves and stops."

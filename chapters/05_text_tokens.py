@@ -6,33 +6,30 @@
 # half a minute.
 
 # %% [markdown] tags=["stamped"]
-# [![Open in Colab][badge]][colab] ·
+# [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [← 04 The decoder](04_rope_decoder.ipynb) ·
 # [06 The vision-language model →](06_vision_language_model.ipynb) ·
 # [exercises](../exercises/05_text_tokens.ipynb)
 #
-# [badge]: https://colab.research.google.com/assets/colab-badge.svg
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/05_text_tokens.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/05_text_tokens.ipynb
 
 # %% tags=["stamped"]
-# Set-up, the same in every notebook: use the installed nanovlm; in Colab, install it once.
+# @title Set-up: the nanovlm that is installed; Colab installs it first.
+import subprocess
 import sys
 from importlib import import_module
 
 try:
     import_module("nanovlm.course")
 except ImportError:
-    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@v0.1.0"
+    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@main"
     if "google.colab" not in sys.modules:
-        raise ModuleNotFoundError(
-            "This kernel has no nanovlm. In a clone of the repository `make lab` sets everything up; elsewhere run\n"
-            f'    pip install "{package}"\nand start the kernel again.'
-        ) from None
-    import subprocess
-
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", package], check=True)
+        advice = f'In a clone run `make lab`, elsewhere pip install "{package}".'
+        raise ModuleNotFoundError(f"This kernel has no nanovlm. {advice}") from None
+    if subprocess.run([sys.executable, "-m", "pip", "install", "-q", package]).returncode:
+        raise RuntimeError("pip could not install nanovlm (see above). Run this again.") from None
     import_module("nanovlm.course")
 
 # %%
@@ -271,7 +268,7 @@ def cut_sentence(merges, text):
     return cut_rows(rows)
 
 
-lever(cut_sentence, merges=(0, len(learned), 1, 60), text="Where is the yellow triangle? Unbelievable!")
+lever(cut_sentence, merges=(0, len(learned)), text="Where is the yellow triangle? Unbelievable!", start={"merges": 60})
 
 # %% [markdown]
 # Four things to try:
@@ -465,7 +462,7 @@ except ValueError as error:
 
 # %% [markdown]
 # And if it did not? With several pictures in a batch, the last token of this one would slip into the next one's place,
-# and so on to the end. Chapter 06 builds the joint.
+# and so on to the end. Chapter 06 builds the fusion.
 #
 # ### Padding between picture and question
 #
@@ -666,7 +663,7 @@ def whose_tokens(subset, sample, view):
     return token_strip(texts, kinds, drawn["images"][0])
 
 
-lever(whose_tokens, subset=["shapes", "charts", "glyphs"], sample=(0, 40, 1, 7), view=["pieces", "ids"])
+lever(whose_tokens, subset=["shapes", "charts", "glyphs"], sample=(0, 40), view=["pieces", "ids"], start={"sample": 7})
 
 # %% [markdown]
 # About a third of the line is supervised. The rest is read, and gives the answers their context. It is not asked for.

@@ -143,7 +143,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str 
 
 def extend_rows(weight: Tensor, rows: int) -> Tensor:
     """Add rows to an embedding [V, dim] -> [rows, dim] for new tokens: each starts as the mean of the old rows, so that
-    a token that was never trained is neither louder nor rarer than the average one."""
+    a token that was never trained is neither larger nor rarer than the average one."""
     if rows < weight.shape[0]:
         raise ValueError(f"The checkpoint has {weight.shape[0]} tokens, the model only {rows}: rows cannot be dropped.")
     mean = weight.float().mean(dim=0, keepdim=True).to(weight.dtype)

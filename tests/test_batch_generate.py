@@ -26,7 +26,7 @@ from tests.tiny import loud
 from tests.tiny_tokenizer import tiny_tokenizer
 
 
-def model_of(tiling: TilingConfig | None = None, in_front: bool = False, width: int = 48) -> VisionLanguageModel:
+def model_of(tiling: TilingConfig | None = None, num_prefix: bool = False, width: int = 48) -> VisionLanguageModel:
     tokenizer = tiny_tokenizer("pocket")
     if tiling is not None:
         tokenizer.add_tokens(tile_tokens(tiling, 32))
@@ -34,7 +34,7 @@ def model_of(tiling: TilingConfig | None = None, in_front: bool = False, width: 
         ViTConfig(width, 2 * width, 2, 4, 32, 8),
         ProjectorConfig(width, width, 2),
         LMConfig(width, 2 * width, 2, 6, 2, tokenizer.vocab_size, 400, 10_000.0, 1e-5, tie_weights=False),
-        image_token_id=None if in_front else tokenizer.image_token_id,
+        image_token_id=None if num_prefix else tokenizer.image_token_id,
         eos_token_id=tokenizer.eos_token_id,
         tiling=tiling,
     )
@@ -116,7 +116,7 @@ def test_options_reach_generation(folder, options):
 
 
 def test_models_with_pictures_in_front(folder):
-    rows = list(generate_batch(model_of(in_front=True), find_pictures(folder)[:4], PROMPT, max_new_tokens=3))
+    rows = list(generate_batch(model_of(num_prefix=True), find_pictures(folder)[:4], PROMPT, max_new_tokens=3))
     assert sum("answer" in row for row in rows) == 3
 
 

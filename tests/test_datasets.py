@@ -21,13 +21,13 @@ PROCESSOR = ImageProcessor(16)
 IMAGE = TOKENIZER.image_token_id
 
 
-def vlm_config(in_front=False, prompt_format="chat"):
+def vlm_config(num_prefix=False, prompt_format="chat"):
     """16-pixel pictures that become 4 tokens."""
     return VLMConfig(
         vision=ViTConfig(hidden_dim=8, inter_dim=8, num_blocks=1, num_heads=1, image_size=16, patch_size=4),
         projector=ProjectorConfig(vision_dim=8, language_dim=8, pixel_shuffle_factor=2),
         language=LMConfig(hidden_dim=8, inter_dim=8, num_blocks=1, num_heads=1, num_kv_heads=1, vocab_size=400),
-        image_token_id=None if in_front else IMAGE,
+        image_token_id=None if num_prefix else IMAGE,
         prompt_format=prompt_format,
     )
 
@@ -63,17 +63,17 @@ def test_all_turns_and_all_pictures(num_turns, num_images):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 90), st.integers(0, 2), st.booleans())
-def test_truncation_keeps_pictures_whole_and_something_to_learn(max_length, num_images, in_front):
-    num_images = 1 if in_front else num_images
-    room = max_length - 4 * in_front
+def test_truncation_keeps_pictures_whole_and_something_to_learn(max_length, num_images, num_prefix):
+    num_images = 1 if num_prefix else num_images
+    room = max_length - 4 * num_prefix
     if room < 2:
         with pytest.raises(ValueError, match="leaves no room"):
-            dataset([], max_length, in_front=in_front)
+            dataset([], max_length, num_prefix=num_prefix)
         return
-    full = dataset([sample(3, num_images)], in_front=in_front)[0]
-    item = dataset([sample(3, num_images)], max_length, in_front=in_front)[0]
+    full = dataset([sample(3, num_images)], num_prefix=num_prefix)[0]
+    item = dataset([sample(3, num_images)], max_length, num_prefix=num_prefix)[0]
     if isinstance(item, Skipped):
-        pictures_end = 0 if in_front else 1 + 4 * num_images  # after <|user|> and the placeholders
+        pictures_end = 0 if num_prefix else 1 + 4 * num_images  # after <|user|> and the placeholders
         assert ("pictures do not fit" in item.reason) == (num_images > 0 and room < pictures_end), item.reason
         assert "pictures do not fit" in item.reason or f"no answer within its first {room} tokens" in item.reason
         first_answer = int((full["targets"] >= 0).nonzero()[0])
@@ -82,18 +82,18 @@ def test_truncation_keeps_pictures_whole_and_something_to_learn(max_length, num_
         assert len(item["input_ids"]) == min(room, len(full["input_ids"]))
         assert item["truncated"] == (room < len(full["input_ids"]))
         assert item["num_supervised"] >= 1
-        assert int((item["input_ids"] == IMAGE).sum()) == (0 if in_front else 4 * num_images)
+        assert int((item["input_ids"] == IMAGE).sum()) == (0 if num_prefix else 4 * num_images)
         assert item["targets"][-1] == -100
 
 
 def test_picture_in_front_means_exactly_one():
-    assert IMAGE not in dataset([sample(1, 1)], in_front=True)[0]["input_ids"]
+    assert IMAGE not in dataset([sample(1, 1)], num_prefix=True)[0]["input_ids"]
     for number in (0, 2):
-        assert f"{number} pictures" in dataset([sample(1, number)], in_front=True)[0].reason
+        assert f"{number} pictures" in dataset([sample(1, number)], num_prefix=True)[0].reason
 
 
 def test_question_answer_format():
-    item = dataset([sample(1)], in_front=True, prompt_format="question_answer")[0]
+    item = dataset([sample(1)], num_prefix=True, prompt_format="question_answer")[0]
     assert TOKENIZER.decode(item["input_ids"], False) == "Question: What is 0? Answer:answer 0<|end|>"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -77,9 +78,12 @@ def main(arguments: Sequence[str]) -> None:
 def ask(options: Options) -> None:
     from nanovlm.assets import asset_path
     from nanovlm.commands.models import load_model
+    from nanovlm.data.processors import open_image
 
-    model = load_model(options.model)
     pictures = options.image or (asset_path(SAMPLE_PICTURE),)
+    for picture in pictures:  # a wrong name is told before a model is loaded
+        open_image(picture)
+    model = load_model(options.model)
     asked = f"picture  {', '.join(map(str, pictures))}\nprompt   {options.prompt}\n"
     ask_model = partial(model.generate, prompt=options.prompt, image=list(pictures), **options.sampling())
     if options.stream:
@@ -89,8 +93,11 @@ def ask(options: Options) -> None:
         return
     answers = ask_model()
     print(asked)
-    for number, answer in enumerate([answers] if isinstance(answers, str) else answers, start=1):
-        print(f"{number}  {answer}")
+    if isinstance(answers, str):
+        print(answers)
+        return
+    for answer, times in Counter(answers).most_common():
+        print(f"{times} of {len(answers)}: {answer}")
 
 
 def write(piece: str) -> None:
@@ -108,6 +115,7 @@ def ask_each(options: Options) -> None:
     rows = generate_batch(
         load_model(options.model), paths, options.prompt, batch_size=options.batch_size, **options.sampling()
     )
+    rows = ({"image": row.pop("image"), "prompt": options.prompt, **row} for row in rows)
     with nullcontext(sys.stdout) if options.out is None else options.out.open("w", encoding="utf-8") as out:
         counts = write_answers(rows, out, report=complain)
     complain(f"{counts.answered:,} answered, {counts.skipped:,} skipped")

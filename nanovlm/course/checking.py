@@ -9,7 +9,7 @@ from nanovlm.course import my_vlm
 from nanovlm.course.judge.engine import judge
 from nanovlm.course.judge.exercise import BROKEN, REGISTRY, load_exercises
 from nanovlm.course.judge.result import Result
-from nanovlm.course.own_code import CannotKeep, own_code
+from nanovlm.course.own_code import CannotKeep, failed_since, own_code
 from nanovlm.course.progress import entry, update
 
 
@@ -34,6 +34,9 @@ def _judge(exercise_id: str, learner: Any) -> Result:
         hint = f" Did you mean {near[0]!r}?" if near else f" There are: {', '.join(sorted(exercises))}."
         hint += "".join(f" {module} could not be imported: {error}" for module, error in BROKEN.items())
         return Result(str(exercise_id), "", "unknown", f"There is no exercise {str(exercise_id)[:80]!r}.{hint}")
+    failed = failed_since(learner)
+    if failed is not None:
+        return Result(exercise_id, exercises[exercise_id].title, "not_run", failed)
     result = judge(exercises[exercise_id], learner)
     problem = record_check(result, learner)
     if problem:

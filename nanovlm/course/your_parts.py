@@ -102,10 +102,18 @@ def yours(replace: Mapping[str, Any] | None = None, directory: str | Path | None
     attach(model, source.load_processors(model.config, directory, values))
     model.eval()
     model.parts = parts  # type: ignore[assignment]
+    # What a notebook shows of it, instead of sixty lines of modules.
+    type(model).__repr__ = _in_a_line  # of the private copy of the class
     kept_ids, tried = ([i for i, origin in parts.items() if origin == what] for what in ("yours", "replaced"))
     line = f"{len(kept_ids)} of {len(parts)} parts are your own{': ' + ', '.join(kept_ids) if kept_ids else ''}."
     print(line + (f" Tried this time: {', '.join(tried)}." if tried else ""))
     return model
+
+
+def _in_a_line(model: Any) -> str:
+    own = sum(origin == "yours" for origin in model.parts.values())
+    size = sum(p.numel() for p in model.parameters())
+    return f"VisionLanguageModel with {size:,} parameters; {own} of {len(model.parts)} parts are your own"
 
 
 def part_ids() -> list[str]:

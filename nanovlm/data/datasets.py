@@ -48,8 +48,8 @@ class _Samples(Dataset):
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.prompt_format = vlm_cfg.prompt_format
-        self.image_tokens_in_front = vlm_cfg.num_image_tokens if vlm_cfg.image_token_id is None else 0
-        self.num_placeholders = 0 if self.image_tokens_in_front else vlm_cfg.num_image_tokens
+        self.num_prefix_tokens = vlm_cfg.num_image_tokens if vlm_cfg.image_token_id is None else 0
+        self.num_placeholders = 0 if self.num_prefix_tokens else vlm_cfg.num_image_tokens
         if self.num_placeholders and tokenizer.image_token_id != vlm_cfg.image_token_id:
             raise ValueError(
                 f"The tokenizer's image token has id {tokenizer.image_token_id}, the model expects "
@@ -83,7 +83,7 @@ class _Samples(Dataset):
         raise NotImplementedError
 
     def _check_pictures(self, images: Sequence[Any]) -> None:
-        if self.image_tokens_in_front and len(images) != 1:
+        if self.num_prefix_tokens and len(images) != 1:
             raise ValueError(f"it has {len(images)} pictures, but this model takes exactly one, in front of the text")
 
     def _prepare(self, images: Sequence[Any]) -> tuple[torch.Tensor, list[str] | None]:
@@ -117,10 +117,10 @@ class VQADataset(_Samples):
         max_length: int | None = None,
     ) -> None:
         super().__init__(dataset, tokenizer, image_processor, vlm_cfg)
-        self.max_tokens = None if max_length is None else max_length - self.image_tokens_in_front
+        self.max_tokens = None if max_length is None else max_length - self.num_prefix_tokens
         if self.max_tokens is not None and self.max_tokens < 2:
             raise ValueError(
-                f"max_length {max_length} leaves no room for text beside {self.image_tokens_in_front} image tokens."
+                f"max_length {max_length} leaves no room for text beside {self.num_prefix_tokens} image tokens."
             )
 
     def _encode(self, sample: Mapping[str, Any], index: int) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def generate_ids(
         finished = finished | (tokens == eos)
         if on_tokens is not None and beams is None:
             on_tokens(tokens)
-        done = bool(finished.all()) if beams is None else beams.settled(finished, max_new_tokens)
+        done = bool(finished.all()) if beams is None else beams.should_stop(finished, max_new_tokens)
         if done or step + 1 == max_new_tokens:
             break
         x = model.decoder.token_embedding(tokens)[:, None]  # [rows, 1, dim]

@@ -158,8 +158,8 @@ def _prepare(
         ids, pixels = prepare_prompt(model, prompt, path)
     except (OSError, ValueError, MemoryError) as error:
         return str(error) or type(error).__name__
-    in_front = model.config.num_image_tokens if model.config.image_token_id is None else 0
-    needed, limit = len(ids) + in_front + max_new_tokens, model.config.language.max_positions
+    num_prefix = model.config.num_image_tokens if model.config.image_token_id is None else 0
+    needed, limit = len(ids) + num_prefix + max_new_tokens, model.config.language.max_positions
     if needed > limit:
         return f"{path} needs {needed} positions with its answer; the model has {limit}."
     return ids, pixels

@@ -78,7 +78,7 @@ class BeamSearch:
         rows = source + torch.arange(prompts, device=best.device)[:, None] * beams
         return (best % vocab_size).flatten(), rows.flatten()
 
-    def settled(self, finished: Tensor, max_length: int) -> bool:
+    def should_stop(self, finished: Tensor, max_length: int) -> bool:
         """Whether no running beam can still overtake the best finished one: a sum of log-probabilities only falls, so
         that a running beam at best keeps its sum, and spreads it over max_length tokens."""
         finished = finished.view_as(self.total)

@@ -69,8 +69,8 @@ def export_smolvlm(model: VisionLanguageModel, out_dir: str | Path) -> Path:
         )
     tensors = _state(model)
     tokenizer = _copy(model.tokenizer)
-    in_front = config.image_token_id is None
-    if in_front:
+    num_prefix = config.image_token_id is None
+    if num_prefix:
         _add_image_token(config, tensors, tokenizer)
     tensors[smolvlm.POSITIONS] = smolvlm.position_table(tensors[smolvlm.POSITIONS])
     out_dir = make_directory(out_dir)
@@ -85,7 +85,7 @@ def export_smolvlm(model: VisionLanguageModel, out_dir: str | Path) -> Path:
             "Exported without a tokenizer, because the model has none: AutoProcessor needs one.", stacklevel=2
         )
     else:
-        _write_tokenizer(tokenizer, config, in_front, out_dir)
+        _write_tokenizer(tokenizer, config, num_prefix, out_dir)
     return out_dir
 
 
@@ -151,14 +151,14 @@ def _write_processor(model: VisionLanguageModel, config: VLMConfig, out_dir: Pat
     write_json({**pictures, **processor}, out_dir / "preprocessor_config.json")  # where transformers 4 looks
 
 
-def _write_tokenizer(tokenizer: ChatTokenizer, config: VLMConfig, in_front: bool, out_dir: Path) -> None:
+def _write_tokenizer(tokenizer: ChatTokenizer, config: VLMConfig, num_prefix: bool, out_dir: Path) -> None:
     if config.tiling is not None:
         tokenizer = _rename(tokenizer, tokenizer.image_token, "<image>")  # transformers' processor has it built in
     source = tokenizer.template(config.prompt_format).source
-    if in_front or not _takes_parts(tokenizer, source):
+    if num_prefix or not _takes_parts(tokenizer, source):
         image = json.dumps(tokenizer.image_token)
-        source = FLATTEN.replace("COLLECT", IN_FRONT if in_front else "").replace("IMAGE", image) + (
-            f"{{{{ {image} * ns.images }}}}{source}" if in_front else source
+        source = FLATTEN.replace("COLLECT", IN_FRONT if num_prefix else "").replace("IMAGE", image) + (
+            f"{{{{ {image} * ns.images }}}}{source}" if num_prefix else source
         )
     extra = tokenizer.settings.get("extra_special_tokens")
     tokenizer.settings = {

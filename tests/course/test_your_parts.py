@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanovlm.assets import asset_path
 from nanovlm.course import check, my_vlm, progress, use, yours
 from nanovlm.course.commands import course_cli
 from nanovlm.course.exercises.ch03.pixel_shuffle import SHUFFLE
@@ -522,3 +523,10 @@ def test_a_replaced_name_is_seen_by_all_modules_of_the_copy() -> None:
     from nanovlm.models import vision_language_model, vision_transformer
 
     assert vision_language_model.ViT is vision_transformer.ViT is not Other
+
+
+def test_a_model_of_yours_is_shown_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOVLM_HOME", str(tmp_path))
+    shown = repr(yours())
+    assert "\n" not in shown and "0 of" in shown
+    assert "\n" in repr(VisionLanguageModel.from_pretrained(asset_path("pocket"))), "the package's class stays as it is"

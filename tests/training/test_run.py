@@ -20,6 +20,7 @@ from torch import nn
 import nanovlm.data.thimble
 import nanovlm.training.checkpoint
 import nanovlm.training.loop
+import nanovlm.training.run_log
 from nanovlm.data.datasets import VQADataset
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.checkpoint import checkpoints, load_checkpoint
@@ -114,6 +115,7 @@ def test_who_watches_is_told_every_line_of_the_log(tmp_path):
 def test_speed_is_measured_on_the_wall_clock_with_the_wait_for_data(tmp_path, change_batches, monkeypatch):
     clock = SimpleNamespace(now=100.0, perf_counter=lambda: clock.now, strftime=time.strftime)
     monkeypatch.setattr(nanovlm.training.loop, "time", clock)
+    monkeypatch.setattr(nanovlm.training.run_log, "time", clock)
     tokens = []
 
     def slow(_, batch):
@@ -324,7 +326,7 @@ def test_a_nan_gradient_under_a_finite_loss_stops_before_it_is_saved(tmp_path, b
         model.decoder.blocks[0].norm1.weight.register_hook(lambda gradient: gradient * math.nan)
 
     before_step(4, poison)
-    with pytest.raises(FloatingPointError, match=r"Step 4: the loss is \d.*gradient nan.*step_000003\.pt"):
+    with pytest.raises(FloatingPointError, match=r"Step 4: the loss is \d.*gradient norm nan.*step_000003\.pt"):
         run(tmp_path, save_every=1)
     saved = load_checkpoint(checkpoints(tmp_path / "run" / "checkpoints")[-1])
     assert saved["step"] == 3 and all(weight.isfinite().all() for weight in saved["weights"].values())
