@@ -35,15 +35,19 @@ class Watched:
     def figure(self) -> Figure:
         return live_figure(self.losses, self.accuracy, self.blind, self.end)
 
-    def note(self, step: int, values: dict[str, Any]) -> None:
-        """What the loop calls: take the loss, and ask the probe's questions where the loop evaluates."""
+    def ask(self, step: int) -> None:
+        """The probe's questions, about their own pictures and blind."""
         from nanovlm.training.probe import mean
 
+        self.accuracy.append((step, self.probe.accuracy(self.model)))
+        self.blind.append((step, mean(self.probe.accuracy(self.model, blind=True))))
+
+    def note(self, step: int, values: dict[str, Any]) -> None:
+        """What the loop calls: take the loss, and ask where the loop evaluates."""
         if "batch_loss" in values:
             self.losses.append((step, values["batch_loss"]))
         if "val_loss" in values:
-            self.accuracy.append((step, self.probe.accuracy(self.model)))
-            self.blind.append((step, mean(self.probe.accuracy(self.model, blind=True))))
+            self.ask(step)
 
 
 def train_and_watch(config: TrainConfig, model: VisionLanguageModel, pictures: int = 32) -> Watched:
@@ -66,4 +70,6 @@ def train_and_watch(config: TrainConfig, model: VisionLanguageModel, pictures: i
     silence = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
     with tempfile.TemporaryDirectory() as directory, silence[0], silence[1]:
         watched.run = train(replace(config, output_dir=directory, accuracy_pictures=0), model, watch=note)
+    if watched.run.interrupted:  # between two evaluations, perhaps before the first
+        watched.ask(watched.run.step)
     return watched
