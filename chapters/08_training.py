@@ -7,33 +7,30 @@
 # About an hour to read, the long run not counted, and two hours for the exercises.
 
 # %% [markdown] tags=["stamped"]
-# [![Open in Colab][badge]][colab] ·
+# [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [← 06 The vision-language model](06_vision_language_model.ipynb) ·
 # [12 Shape tracing →](12_shape_tracing.ipynb) ·
 # [exercises](../exercises/08_training.ipynb)
 #
-# [badge]: https://colab.research.google.com/assets/colab-badge.svg
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/08_training.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/08_training.ipynb
 
 # %% tags=["stamped"]
-# Set-up, the same in every notebook: use the installed nanovlm; in Colab, install it once.
+# @title Set-up: the nanovlm that is installed; Colab installs it first.
+import subprocess
 import sys
 from importlib import import_module
 
 try:
     import_module("nanovlm.course")
 except ImportError:
-    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@v0.1.0"
+    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@main"
     if "google.colab" not in sys.modules:
-        raise ModuleNotFoundError(
-            "This kernel has no nanovlm. In a clone of the repository `make lab` sets everything up; elsewhere run\n"
-            f'    pip install "{package}"\nand start the kernel again.'
-        ) from None
-    import subprocess
-
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", package], check=True)
+        advice = f'In a clone run `make lab`, elsewhere pip install "{package}".'
+        raise ModuleNotFoundError(f"This kernel has no nanovlm. {advice}") from None
+    if subprocess.run([sys.executable, "-m", "pip", "install", "-q", package]).returncode:
+        raise RuntimeError("pip could not install nanovlm (see above). Run this again.") from None
     import_module("nanovlm.course")
 
 # %%
@@ -343,9 +340,9 @@ curves_figure("The first steps", {name: list(enumerate(run["loss"][:40])) for na
 
 # %% [markdown]
 # In this small model, whose blocks normalise their inputs (pre-norm) and whose steps are clipped, the warm-up is worth
-# little. It costs nine steps, and deep models without it can diverge in the first hundred
-# ([Xiong et al. 2020](https://arxiv.org/abs/2002.04745) on why the place of the norm matters), so nearly every recipe
-# keeps it.
+# nothing: the run without it is even ahead by the few steps that the warm-up takes. Deep models can diverge in their
+# first hundred steps without one, depending on where their norms are ([Xiong et al.
+# 2020](https://arxiv.org/abs/2002.04745)), so nearly every recipe pays for it.
 #
 # ## AdamW divides every gradient by its own size
 #
@@ -503,7 +500,7 @@ for name, weights in (("mean of means", [0.5, 0.5]), ("by tokens", [count / sum(
     print(f"{name:14} {counts} tokens: the gradient is {off:.1%} away from the large batch's")
 
 # %% [markdown]
-# No error is raised, the loss still falls, and short answers weigh a hundred times too much. A test that compares the
+# No error is raised, the loss still falls, and tokens of short answers weigh far too much. A test that compares the
 # two gradients takes ten lines. Doing it right is [exercise 8.6](../exercises/08_training.ipynb).
 #
 # ## Clipping bounds what one batch can do
