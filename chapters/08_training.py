@@ -665,7 +665,7 @@ for letter, run in eight_runs.items():
 # two may be measured on the *test* pictures: whoever picks the best of 40 checkpoints by their test score reports luck
 # as well as skill (chapter 10 shows how much).
 #
-# One run is not enough, either. The same recipe with three seeds:
+# One run is not enough, either. The same recipe, with nothing changed but the seed:
 
 # %%
 ablations = stored_runs("08_ablations")
