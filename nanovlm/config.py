@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+IGNORE = -100  # a target that is not supervised; torch's own default
+
 T = TypeVar("T")
 
 

@@ -11,7 +11,7 @@ from nanovlm.commands.options import parse
 
 
 @dataclass
-class Options:
+class BenchOptions:
     """Time a training step and `generate` here and in transformers' SmolVLM class, each in its best setting.
 
     Both have the same random weights and the same inputs, and are first checked to give the same logits. Settings:
@@ -28,7 +28,7 @@ class Options:
 
 
 def main(arguments: Sequence[str]) -> None:
-    options = parse(Options, "bench", arguments)
+    options = parse(BenchOptions, "bench", arguments)
     from nanovlm.bench.report import table
     from nanovlm.bench.run import run_bench
     from nanovlm.commands import report

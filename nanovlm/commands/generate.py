@@ -19,7 +19,7 @@ SAMPLE_PICTURE = "pictures/shapes.png"
 
 
 @dataclass
-class Options:
+class GenerateOptions:
     """Ask a model about a picture.
 
     Several answers are drawn, so that you see how sure it is. With --temperature 0, --stream, --num-beams or --batch
@@ -68,14 +68,14 @@ class Options:
 
 
 def main(arguments: Sequence[str]) -> None:
-    options = parse(Options, "generate", arguments)
+    options = parse(GenerateOptions, "generate", arguments)
     if options.batch is None:
         ask(options)
     else:
         ask_each(options)
 
 
-def ask(options: Options) -> None:
+def ask(options: GenerateOptions) -> None:
     from nanovlm.assets import asset_path
     from nanovlm.commands.models import load_model
     from nanovlm.data.processors import open_image
@@ -104,7 +104,7 @@ def write(piece: str) -> None:
     print(piece, end="", flush=True)
 
 
-def ask_each(options: Options) -> None:
+def ask_each(options: GenerateOptions) -> None:
     """One line of JSON a picture on --out; what was skipped, and how many, on standard error."""
     from nanovlm.commands.models import load_model
     from nanovlm.commands.report import check_output

@@ -19,7 +19,7 @@ TEST_PICTURES = 500  # per subset and split
 
 
 @dataclass
-class Options:
+class TrainOptions:
     """Train a model.
 
     pocket: from random weights on the Thimble, in minutes on a laptop, with no network. colab and h100: SigLIP and
@@ -33,7 +33,7 @@ class Options:
 
 
 def main(arguments: Sequence[str]) -> int:
-    options = parse(Options, "train", arguments, default=default_options(arguments))
+    options = parse(TrainOptions, "train", arguments, default=default_options(arguments))
     import torch
 
     from nanovlm.commands.models import find_model
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def default_options(arguments: Sequence[str]) -> Options:
+def default_options(arguments: Sequence[str]) -> TrainOptions:
     """The preset has to be known before the other options: their defaults are its recipe."""
     import argparse
 
@@ -74,10 +74,10 @@ def default_options(arguments: Sequence[str]) -> Options:
         name = "pocket"
     if name not in presets():  # nor which ones there are
         name = "pocket"
-    return Options(presets()[name].train, name)
+    return TrainOptions(presets()[name].train, name)
 
 
-def examine(run: Run, options: Options) -> None:
+def examine(run: Run, options: TrainOptions) -> None:
     """Score the best model on pictures it never saw, show it, and write it into the run's directory."""
     from pathlib import Path
 

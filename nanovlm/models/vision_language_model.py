@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanovlm.config import VLMConfig
+from nanovlm.config import IGNORE, VLMConfig
 from nanovlm.models.language_model import KVCache, LanguageModel
 from nanovlm.models.modality_projector import ModalityProjector
 from nanovlm.models.vision_transformer import ViT
@@ -18,8 +18,6 @@ from nanovlm.tensor_types import Bool, Float, Int, Shaped
 
 if TYPE_CHECKING:
     from nanovlm.protocols import Decoder, PictureProcessor, Projector, Tokenizer, VisionEncoder
-
-IGNORE = -100  # a target that is not supervised; torch's own default
 
 
 class VLMOutput(NamedTuple):

@@ -39,7 +39,7 @@ def train_in_child(
         children.die_after(seconds)
     if moment is not None:
         MOMENTS[moment]()
-    real = nanovlm.training.step.train_step
+    real = nanovlm.training.loop.train_step
 
     def noisy_step(*arguments: Any) -> float:
         """Draws random numbers, as dropout would."""
@@ -47,7 +47,7 @@ def train_in_child(
             arguments[0].decoder.norm.weight.mul_(1 + 0.01 * torch.rand(()) * random.random())
         return real(*arguments)
 
-    nanovlm.training.step.train_step = noisy_step
+    nanovlm.training.loop.train_step = noisy_step
     if changes.get("precision") == "fp16":
         nanovlm.training.loop.choose_precision = lambda *_: Precision("fp16", "a test", autocast=torch.float16)
     resume = (output_dir / "run" / "checkpoints").is_dir()
@@ -182,7 +182,7 @@ def test_killed_with_a_worker(undisturbed, tmp_path):
 
 def stopped_with_its_workers(output_dir: Path) -> None:
     os.setpgrp()
-    real = nanovlm.training.step.train_step
+    real = nanovlm.training.loop.train_step
 
     def told(*arguments: Any) -> float:
         # Sent by somebody else: from its parent a worker would take it for the end of the data.

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nanovlm.course.judge.compare import Finding, first_difference, in_words, kind, same
+from nanovlm.course.judge.compare import Mismatch, first_difference, in_words, kind, same
 from nanovlm.course.judge.exercise import Case, Complaint, Exercise
 from nanovlm.course.judge.guard import (
     STEPS,
@@ -104,19 +104,19 @@ def judge(exercise: Exercise, learner: Any) -> Result:
     )
 
 
-def _climb(exercise: Exercise, case: Case, outcome: Outcome) -> Finding | None:
+def _climb(exercise: Exercise, case: Case, outcome: Outcome) -> Mismatch | None:
     """The first rung that this outcome does not reach."""
     if isinstance(outcome.error, Complaint):
-        return Finding("complaint", str(outcome.error))
+        return Mismatch("complaint", str(outcome.error))
     if outcome.error is not None:
-        return Finding("raised", _raised(outcome.error))
+        return Mismatch("raised", _raised(outcome.error))
     right = run_case(exercise, exercise.reference, case, clock=None)
     if right.error is not None:
         raise right.error
     finding = first_difference(right.value, outcome.value, exercise.axes, exercise.tolerance)
     changed = [name for name in outcome.changed if name not in right.changed]
     if changed and (finding is None or finding.rung == "values"):
-        return Finding(
+        return Mismatch(
             "in_place",
             f"It changes its input {', '.join(changed)} in place: whoever called it still needs that. "
             f"{_new(_inputs(exercise, case)[changed[0]])}.",
@@ -137,7 +137,7 @@ def _new(value: Any) -> str:
     return "Make a new tensor instead (x = x + 1, not x += 1 or x[…] = …)"
 
 
-def _lists(exercise: Exercise, case: Case, finding: Finding) -> list[tuple[str, str]]:
+def _lists(exercise: Exercise, case: Case, finding: Mismatch) -> list[tuple[str, str]]:
     """Lists that differ, behind the input that they were made from."""
     if not finding.lists:
         return []
@@ -170,7 +170,7 @@ def _alike(yours: Outcome, wrong: Outcome, tolerance: float) -> bool:
     return same(wrong.value, yours.value, tolerance) and yours.changed == wrong.changed
 
 
-def _signature(exercise: Exercise, learner: Any, case: Case) -> Finding | None:
+def _signature(exercise: Exercise, learner: Any, case: Case) -> Mismatch | None:
     """A wrong number of parameters, said before Python says it."""
     if exercise.call is not None:
         return None
@@ -182,7 +182,7 @@ def _signature(exercise: Exercise, learner: Any, case: Case) -> Finding | None:
         own.bind(*case.args, **case.kwargs)
     except TypeError:
         wanted = ", ".join(parameter_names(exercise.reference, len(case.args)) + list(case.kwargs))
-        return Finding(
+        return Mismatch(
             "signature",
             f"It is called with ({wanted}), but yours takes {own}. Keep the first line of the exercise as it was.",
         )
