@@ -389,7 +389,8 @@ for name, kind in (("Adam with L2", torch.optim.Adam), ("AdamW", torch.optim.Ada
 # The pocket preset uses **Muon** for the matrices inside the blocks
 # ([Jordan et al. 2024](https://kellerjordan.github.io/posts/muon/)). The gradient of a matrix is usually dominated by a
 # few directions: its largest singular values. Muon replaces the update by the nearest matrix whose singular values are
-# all about 1, so that rare directions are learnt as fast as common ones.
+# all about 1, so that rare directions are learnt as fast as common ones. (Directions in which this one batch of eight has
+# no gradient at all stay at 0.)
 
 # %%
 from nanovlm.training.optimizer import orthogonalise
