@@ -10,7 +10,7 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [← 06 The vision-language model](06_vision_language_model.ipynb) ·
-# [10 Evaluation →](10_evaluation.ipynb) ·
+# [09 Generation →](09_generation.ipynb) ·
 # [exercises](../exercises/08_training.ipynb)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/08_training.ipynb
@@ -946,4 +946,4 @@ sample["images"][0].resize((192, 192))
 # | 8.7 | Mend it: a resume that loses something (`training.resume`) | ●●● | 20 |
 # | 8.8 | Measure it: is the difference real? (`training.paired_difference`) | ●●○ | 12 |
 #
-# Next: [10 Evaluation](10_evaluation.ipynb)
+# Next: [09 Generation](09_generation.ipynb)
