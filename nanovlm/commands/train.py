@@ -82,9 +82,9 @@ def examine(run: Run, options: TrainOptions) -> None:
     from pathlib import Path
 
     from nanovlm.commands import report
-    from nanovlm.commands.environment import processor
     from nanovlm.commands.models import find_model, load_model
     from nanovlm.data.thimble import SUBSETS
+    from nanovlm.device import processor
     from nanovlm.files import write_json
 
     names = options.recipe.dataset_names

@@ -29,7 +29,7 @@ from nanovlm.training.checkpoint import (
 )
 from nanovlm.training.interrupt import Interrupt
 from nanovlm.training.optimizer import Optimizers
-from nanovlm.training.run_log import MetricsLog, Throughput
+from nanovlm.training.run_log import MetricsLog, Throughput, Watch
 from nanovlm.training.step import get_lr, train_step
 from nanovlm.training.validation import answer_accuracy, short_questions, validation_loss
 
@@ -55,8 +55,11 @@ class Run:
     interrupted: bool = False
 
 
-def train(config: TrainConfig, model: VisionLanguageModel) -> Run:
-    """Train `model` (with its tokenizer and image processor attached) as `config` says."""
+def train(config: TrainConfig, model: VisionLanguageModel, watch: Watch | None = None) -> Run:
+    """Train `model` (with its tokenizer and image processor attached) as `config` says.
+
+    watch: called in the first process with (step, values) wherever the run writes a line of metrics, to draw it, say.
+    """
     rank, world = parallel.start()
     log = tqdm.write if rank == 0 else lambda _: None
     device = find_device()
@@ -107,7 +110,7 @@ def train(config: TrainConfig, model: VisionLanguageModel) -> Run:
     per_step = config.gradient_accumulation_steps
     train_loader.set_start(progress.step * per_step * world + rank, stride=world)
     batches = iter(train_loader)
-    metrics = MetricsLog(directory, config, progress.step) if rank == 0 else None
+    metrics = MetricsLog(directory, config, progress.step, watch) if rank == 0 else None
     throughput = Throughput(world)
     bar = tqdm(total=config.max_steps, initial=progress.step, desc="training", disable=None if rank == 0 else True)
     stopping = False

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from nanovlm.config import TrainConfig
 
+Watch = Callable[[int, dict[str, Any]], None]  # step, what was measured at it
+
 
 class MetricsLog:
-    """One JSON object a line in metrics.jsonl, and wandb where it is asked for."""
+    """One JSON object a line in metrics.jsonl, and wandb where it is asked for. `watch` is told each line as well."""
 
-    def __init__(self, directory: Path, config: TrainConfig, from_step: int) -> None:
+    def __init__(self, directory: Path, config: TrainConfig, from_step: int, watch: Watch | None = None) -> None:
+        self.watch = watch
         self.path = directory / "metrics.jsonl"
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
         # A resumed run writes what came after its checkpoint again; the last line may have been torn by a kill.
@@ -39,6 +42,8 @@ class MetricsLog:
             ) from error
         if self.wandb is not None:
             self.wandb.log(values, step=step)
+        if self.watch is not None:
+            self.watch(step, values)
 
     def close(self) -> None:
         if self.wandb is not None:
