@@ -23,12 +23,13 @@ class Options:
     """Train a model.
 
     pocket: from random weights on the Thimble, in minutes on a laptop, with no network. colab and h100: SigLIP and
-    SmolLM2 joined, on the_cauldron, which is fetched from the Hugging Face Hub. The defaults below are those of the
-    preset that you name. --model goes on from a trained model instead, with this recipe and a new schedule.
+    SmolLM2 joined, on the_cauldron, which is fetched from the Hugging Face Hub. 460m: larger ones, with tiles, on
+    FineVision. The defaults below are those of the preset that you name. --model goes on from a trained model instead,
+    with this recipe and a new schedule.
     """
 
     recipe: TrainConfig
-    preset: Literal["pocket", "colab", "h100"] = "pocket"
+    preset: Literal["pocket", "colab", "h100", "460m"] = "pocket"
     model: str | None = None  # a model directory or a Hub id to start from; None: what the preset starts from
 
 
