@@ -169,8 +169,8 @@ def _from_hub(path: str, call: Any) -> Any:
         return call()
     except (ConnectionError, HfHubHTTPError, TimeoutError) as error:
         raise ConnectionError(
-            f"{path} is no directory here, and the Hub cannot be reached. Connect to the network once, name a mirror in "
-            "the environment variable HF_ENDPOINT, give a directory of parquet files, or train on dataset_path "
+            f"{path} is no directory here, and the Hub cannot be reached. Connect to the network once, name a mirror "
+            "in the environment variable HF_ENDPOINT, give a directory of parquet files, or train on dataset_path "
             '"thimble", which needs no network.'
         ) from error
     except FileNotFoundError as error:

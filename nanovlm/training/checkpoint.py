@@ -130,8 +130,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     lacking = sorted(CONTENT - set(state)) if isinstance(state, dict) else sorted(CONTENT)
     if lacking:
         raise ValueError(
-            f"{path} lacks {', '.join(lacking)}: another version of this program wrote it. Go on with that one, or start "
-            "again from the run's best/ with --model."
+            f"{path} lacks {', '.join(lacking)}: another version of this program wrote it. Go on with that one, or "
+            "start again from the run's best/ with --model."
         )
     return state
 
