@@ -100,7 +100,8 @@ def wrap(model: VisionLanguageModel, kind: str, device: torch.device) -> nn.Modu
 
     for block in model.decoder.blocks:  # the encoder stays with the rest: a process may have no picture to show it
         fully_shard(block)
-    return fully_shard(joined)
+    # Resharded after each forward pass too: between steps a weight is always this process's part of it.
+    return fully_shard(joined, reshard_after_forward=True)
 
 
 def only_the_last(model: nn.Module, is_last: bool) -> AbstractContextManager[object]:
@@ -163,10 +164,7 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 
 def in_step(batches: Iterable[T], device: torch.device) -> Iterator[tuple[T, bool]]:
     """This process's batches, each with True; then its last one with False, as long as others still have theirs: the
-    processes that share a model compute together.
-
-    Raises: ValueError, in all processes, if one of them has no batch at all.
-    """
+    processes that share a model compute together."""
     if not is_distributed():
         for batch in batches:
             yield batch, True
@@ -177,6 +175,7 @@ def in_step(batches: Iterable[T], device: torch.device) -> Iterator[tuple[T, boo
         last = last if batch is None else batch
         if not any_rank(batch is not None, device):
             return
-        if any_rank(last is None, device):
-            raise ValueError("There are more processes than validation batches: raise val_size or lower batch_size.")
+        if any_rank(last is None, device):  # more processes than batches
+            first = broadcast_object(lambda: last)
+            last = first if last is None else last
         yield last, batch is not None

@@ -117,8 +117,9 @@ class Plan:
             "parameters": f"{self.parameters / 1e6:,.1f} M",
             "operations": f"{self.flops_per_sample / 1e9:,.1f} GFLOP a sample, "
             f"{self.flops_per_sample * self.samples / 1e18:,.3g} EFLOP in all",
-            "time": f"{hours_in_words(self.hours)} for {self.samples:,} samples on {self.num_gpus} x {self.machine.name} "
-            f"at {self.utilisation:.0%} of its {self.machine.tflops:g} TFLOP/s ({self.samples_per_second:,.0f} samples/s)",
+            "time": f"{hours_in_words(self.hours)} for {self.samples:,} samples on {self.num_gpus} x "
+            f"{self.machine.name} at {self.utilisation:.0%} of its {self.machine.tflops:.3g} TFLOP/s, that is "
+            f"{self.samples_per_second:,.0f} a second",
             "memory": f"{self.memory_bytes / 1e9:.1f} of {self.machine.memory_gb:g} GB a GPU ({verdict}): "
             + ", ".join(f"{name} {size}" for name, size in gb.items()),
             "disk": f"{self.disk_bytes / 1e9:,.1f} GB for checkpoints"
