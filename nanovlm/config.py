@@ -222,7 +222,7 @@ class TrainConfig:
     """One training run. A preset says what differs from these values."""
 
     # data
-    dataset_path: str = "thimble"  # "thimble", a Hub id, or a directory of parquet files
+    dataset_path: str = "thimble"  # "thimble", a Hub id, a directory of parquet files, or your own (data/own_data.py)
     dataset_names: tuple[str, ...] = ("shapes",)  # subsets, mixed; Thimble: shapes charts glyphs choice captions
     dataset_weights: tuple[float, ...] = ()  # one a name: the parts of the mixture; default: in proportion to size
     dataset_size: int = 100_000  # Thimble only: training pictures per subset

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from nanovlm.data.batches import BatchOrder, Loader, MapBatches, StreamBatches, 
 from nanovlm.data.chat import ChatTokenizer
 from nanovlm.data.collators import PackingCollator, VQACollator
 from nanovlm.data.datasets import VQADataset
+from nanovlm.data.own_data import is_own_data, read_own_data
 from nanovlm.data.processors import ImageProcessor
 from nanovlm.data.streaming import Mixture, NotAmong, Source, StreamReader
 from nanovlm.data.subsets import open_subsets, shares
@@ -55,7 +57,8 @@ def get_dataloaders(
         collate = PackingCollator(tokenizer.pad_token_id, train_cfg.max_length)
     else:
         collate = VQACollator(tokenizer.pad_token_id)
-    if train_cfg.stream and train_cfg.dataset_path != "thimble":
+    own = is_own_data(Path(train_cfg.dataset_path).expanduser())
+    if train_cfg.stream and train_cfg.dataset_path != "thimble" and not own:
         return _stream_loaders(train_cfg, prepare, collate)
 
     train, val, train_indices, val_indices, weights = _open_splits(train_cfg, vlm_cfg.vision.image_size)
@@ -111,10 +114,11 @@ def _open_splits(
         )
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(train_cfg.seed))
         return train, val, order[:cutoff].sort().values, torch.arange(len(val)), train_cfg.dataset_weights
-    subsets = open_subsets(train_cfg)
-    data = ConcatDataset([subset.data for subset in subsets])
+    path = Path(train_cfg.dataset_path).expanduser()
+    subsets = [] if is_own_data(path) else open_subsets(train_cfg)
+    data = ConcatDataset([subset.data for subset in subsets] or [read_own_data(path)])
     train_indices, val_indices = split_indices(len(data), train_cfg.val_ratio, cutoff, train_cfg.max_val_samples)
-    weights = shares(subsets) if train_cfg.dataset_weights else ()
+    weights = shares(subsets) if train_cfg.dataset_weights and subsets else ()
     return data, data, train_indices, val_indices, weights
 
 

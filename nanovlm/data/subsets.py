@@ -145,7 +145,7 @@ def _parquet_files(directory: Path, everything: bool, name: str) -> list[Path]:
         there = (
             f"it has {', '.join(folders)}" if folders else 'for files that lie in it directly, say dataset_names "all"'
         )
-        raise FileNotFoundError(f"{root} holds no parquet files; {there}.")
+        raise FileNotFoundError(f"{root} holds no parquet files, nor a metadata.jsonl; {there}.")
     words = {path: _words(path.relative_to(root)) for path in files}
     training = [path for path in files if words[path] & TRAINING] or [
         path for path in files if not words[path] & OTHER_SPLITS

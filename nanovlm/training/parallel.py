@@ -176,6 +176,6 @@ def in_step(batches: Iterable[T], device: torch.device) -> Iterator[tuple[T, boo
         if not any_rank(batch is not None, device):
             return
         if any_rank(last is None, device):  # more processes than batches
-            first = broadcast_object(lambda: last)
+            first = broadcast_object(lambda last=last: last)
             last = first if last is None else last
         yield last, batch is not None

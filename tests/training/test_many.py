@@ -110,7 +110,7 @@ def test_one_process_has_nothing_to_deal_out(tmp_path):
 
 
 def test_nobody_reads_a_sample_twice(tmp_path):
-    """Case 07: a run that goes on with another batch size, or with several batches a step, goes on behind what it saw."""
+    """Case 07: another batch size, or several batches a step: a run goes on behind what it saw."""
     shown: list[int] = []
     real = nanovlm.training.loop.train_step
 
@@ -141,4 +141,3 @@ def test_float32_sums_under_bfloat16():
 
     precision = Precision("bf16", "a test", weights=torch.bfloat16)
     assert parallel.precision_for_many(precision) is precision, "one process needs no sums"
-
