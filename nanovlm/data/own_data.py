@@ -1,10 +1,10 @@
 """Your own pictures and texts, in three formats that people have, as samples in the_cauldron's schema.
 
-- A folder of pictures with `metadata.jsonl` (the `imagefolder` convention of `datasets`), a row each: `file_name`
-  (or `file_names`, several), and `question` and `answer`, or `text` (a caption), or turns as below.
+- A folder of pictures with `metadata.jsonl` (`datasets` calls that an imagefolder), a row each: `file_name`, or
+  `file_names` for several, and `question` and `answer`, or `text` (a caption), or turns as below.
 - LLaVA's JSON: a list of rows with `image` (a path, a list, or none) and `conversations` of {"from": "human" | "gpt",
   "value": text}, where "<image>" marks the picture.
-- Chat: a JSON list or JSON lines of rows with `messages` of {"role", "content"}; the content is a text, or parts such as
+- Chat: a JSON list or JSON lines of rows with `messages` of {"role", "content"}; the content is a text, or parts, as
   {"type": "text", "text": …} and {"type": "image", "image": path}; pictures may also stand in the row, under `images`.
 
 Paths are relative to the file's own folder. A row that cannot be used is left out, with a sentence that names it.

@@ -39,7 +39,7 @@ def train_in_child(
         children.die_after(seconds)
     if moment is not None:
         MOMENTS[moment]()
-    real = nanovlm.training.step.train_step
+    real = nanovlm.training.loop.train_step
 
     def noisy_step(*arguments: Any) -> float:
         """Draws random numbers, as dropout would."""
@@ -182,7 +182,7 @@ def test_killed_with_a_worker(undisturbed, tmp_path):
 
 def stopped_with_its_workers(output_dir: Path) -> None:
     os.setpgrp()
-    real = nanovlm.training.step.train_step
+    real = nanovlm.training.loop.train_step
 
     def told(*arguments: Any) -> float:
         # Sent by somebody else: from its parent a worker would take it for the end of the data.

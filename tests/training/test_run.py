@@ -59,7 +59,7 @@ def change_batches(monkeypatch):
 @pytest.fixture
 def before_step(monkeypatch):
     """Call something right before step number n of a run."""
-    real = nanovlm.training.step.train_step
+    real = nanovlm.training.loop.train_step
 
     def use(number, action):
         calls = 0
