@@ -59,7 +59,7 @@ def change_batches(monkeypatch):
 @pytest.fixture
 def before_step(monkeypatch):
     """Call something right before step number n of a run."""
-    real = nanovlm.training.step.train_step
+    real = nanovlm.training.loop.train_step
 
     def use(number, action):
         calls = 0
@@ -305,6 +305,7 @@ def test_nan_stops_with_step_samples_and_a_good_checkpoint(bad, tmp_path, change
     def poison(number, batch):
         given[number] = batch["sample_indices"]
         if number == 4:
+            batch["images"] = batch["images"].float()
             batch["images"][1] = bad
         return batch
 
@@ -334,6 +335,7 @@ def test_a_nan_gradient_under_a_finite_loss_stops_before_it_is_saved(tmp_path, b
 
 def test_a_nan_on_validation_data_stops_too(tmp_path, change_batches):
     def poison(_, batch):
+        batch["images"] = batch["images"].float()
         batch["images"][0] = math.nan
         return batch
 
@@ -427,7 +429,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(how, tmp_path, monke
     assert run(tmp_path, max_steps=4, resume=True).step == 4
 
 
-def test_a_disk_that_fills_up_under_the_log(tmp_path):
+def test_a_disk_that_fills_up_under_the_log(tmp_path, capsys):  # what it prints goes to no file
     pytest.importorskip("resource", reason="Windows has no limits on a process's files")
     done = run(tmp_path, max_steps=2)
     log = done.directory / "metrics.jsonl"
