@@ -23,8 +23,8 @@ from nanovlm.course import check
 # - `vision_flops`: the FLOPs of the encoder and the projector, forward, for **one picture**;
 # - `token_flops`: the FLOPs of the decoder and its head, forward, for **one token**; `tokens` in a sample (one picture
 #   a sample), and `samples` in the whole run;
-# - `tflops`: what the GPU's data sheet says, in TFLOP/s; where `sparse` is True, the sheet counts products in which half
-#   of the numbers are zero, and a dense product reaches half of it;
+# - `tflops`: what the GPU's data sheet says, in TFLOP/s; where `sparse` is True, the sheet counts products in which
+#   half of the numbers are zero, and a dense product reaches half of it;
 # - `utilisation`: the share of the dense peak that the run really does.
 #
 # Return the hours of *training*, in which the backward pass costs twice as much as the forward pass.
@@ -50,7 +50,7 @@ check("full.flops_to_hours", training_hours)
 # optimizer, activations)`:
 #
 # - **weights** as they are stored, each once, whether or not it is trained;
-# - **gradients** in float32 for every weight that is trained (the course adds them up in float32, also in bfloat16 runs);
+# - **gradients** in float32 for every weight that is trained (the course adds them up in float32 always);
 # - **optimizer**: AdamW's two moments in float32 for every trained weight, and where a trained weight is narrower than
 #   float32, the float32 copy that the optimizer moves;
 # - **activations**: `rows` rows in a batch, of which each keeps `row_bytes`.
@@ -72,8 +72,8 @@ def memory_plan(model: nn.Module, rows: int, row_bytes: int) -> tuple[float, flo
 check("full.memory_plan", memory_plan)
 
 # %% [markdown] tags=["exercise"]
-# The last of the four numbers needs a measurement. Between the forward and the backward pass autograd keeps tensors, and
-# `torch.autograd.graph.saved_tensors_hooks(pack, unpack)` calls `pack` with each of them.
+# The last of the four numbers needs a measurement. Between the forward and the backward pass autograd keeps tensors,
+# and `torch.autograd.graph.saved_tensors_hooks(pack, unpack)` calls `pack` with each of them.
 #
 # Return the bytes that `model(x)` keeps. Leave out the weights, which are there anyway, and count each piece of memory
 # once, although several operations may keep it. A view keeps the whole piece of memory behind it alive.
@@ -150,9 +150,9 @@ def map_names(tensors: dict[str, Tensor], num_blocks: int) -> dict[str, Tensor]:
 check("full.map_names", map_names)
 
 # %% [markdown] tags=["exercise"]
-# Strict names are not enough: a tensor in the wrong place has the right shape. Write the test that compares two encoders,
-# `ours` and `theirs`, both of which take pictures `[batch, 3, 8, 8]` and return features `[batch, patches, dim]`. Return
-# True if they compute the same features, up to rounding, and else False.
+# Strict names are not enough: a tensor in the wrong place has the right shape. Write the test that compares two
+# encoders, `ours` and `theirs`, both of which take pictures `[batch, 3, 8, 8]` and return features
+# `[batch, patches, dim]`. Return True if they compute the same features, up to rounding, and else False.
 #
 # The check runs your test on two right encoders, of which one computes in float64, and on six wrong ones.
 
@@ -296,12 +296,12 @@ def newest_state(folder: Path) -> dict | None:
 check("full.resume_after_disconnect", newest_state)
 
 # %% [markdown] tags=["exercise"]
-# What goes on the card? `scores` maps each kind of question to `(right, total)`, and `blind` does the same for the model
-# that was shown other pictures. Return for each kind `(share, low, high, blind share)`, with Wilson's 95 % interval
+# What goes on the card? `scores` maps each kind of question to `(right, total)`, and `blind` does the same for the
+# model that was shown other pictures. Return for each kind `(share, low, high, blind share)`, with Wilson's 95 % interval
 # (z = 1.96, chapter 10).
 #
-# Raise `ValueError` where `chosen_on`, the split on which the checkpoint was chosen, is `scored_on`, and where a kind has
-# no blind score.
+# Raise `ValueError` where `chosen_on`, the split on which the checkpoint was chosen, is `scored_on`, and where a kind
+# has no blind score.
 
 
 # %%

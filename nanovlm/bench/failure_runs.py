@@ -52,7 +52,7 @@ def run(
     """The losses of one run.
 
     spoil: what is done to a batch before the model sees it. forget_at: at this step the run goes on from its weights
-    alone, with a new optimizer and the schedule from its start. careless: a loss of no token is nan instead of an error.
+    alone, with a new optimizer and the schedule from its start. careless: a loss of no token is nan, and no error.
     """
     torch.manual_seed(0)
     model = joined()
