@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 COMMANDS = {
+    "plan": "say what a run will take: hours, memory, disk and money",
     "train": "train a model: the pocket preset in minutes, on a laptop",
     "generate": "ask a model about a picture",
     "evaluate": "score a model per kind of question, beside its blind score",

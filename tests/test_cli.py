@@ -105,7 +105,7 @@ def test_a_preset_brings_its_recipe_and_options_change_it(name: str) -> None:
 
 def test_every_preset_is_offered(run: Run) -> None:
     assert get_args(get_type_hints(train_command.Options)["preset"]) == tuple(presets())
-    assert "{pocket,colab,h100}" in run("train", "--help")[1]
+    assert "{pocket,colab,h100,460m}" in run("train", "--help")[1]
 
 
 @pytest.mark.parametrize(

@@ -23,17 +23,22 @@ class Options:
     """Train a model.
 
     pocket: from random weights on the Thimble, in minutes on a laptop, with no network. colab and h100: SigLIP and
-    SmolLM2 joined, on the_cauldron, which is fetched from the Hugging Face Hub. The defaults below are those of the
-    preset that you name. --model goes on from a trained model instead, with this recipe and a new schedule.
+    SmolLM2 joined, on the_cauldron, which is fetched from the Hugging Face Hub. 460m: larger ones, with tiles, on
+    FineVision. The defaults below are those of the preset that you name. --model goes on from a trained model instead,
+    with this recipe and a new schedule.
     """
 
     recipe: TrainConfig
-    preset: Literal["pocket", "colab", "h100"] = "pocket"
+    preset: Literal["pocket", "colab", "h100", "460m"] = "pocket"
     model: str | None = None  # a model directory or a Hub id to start from; None: what the preset starts from
+    estimate: bool = False  # say what this run will take, and stop
+    machine: str = "this CPU"  # of --estimate: as in `nanovlm plan --help`
 
 
 def main(arguments: Sequence[str]) -> int:
     options = parse(Options, "train", arguments, default=default_options(arguments))
+    if options.estimate:
+        return estimate(options)
     import torch
 
     from nanovlm.commands.models import find_model
@@ -59,6 +64,20 @@ def main(arguments: Sequence[str]) -> int:
         examine(run, options)
     question = "How many shapes are there?" if options.recipe.dataset_path == "thimble" else "What is this?"
     print(f'\nask it     nanovlm generate --model {best} --prompt "{question}"')
+    return 0
+
+
+def estimate(options: Options) -> int:
+    from nanovlm.commands.models import find_model
+    from nanovlm.config import VLMConfig
+    from nanovlm.files import read_json
+    from nanovlm.training.plan import find_machine, plan
+
+    config = presets()[options.preset].vlm
+    if options.model is not None:
+        config = VLMConfig.from_dict(read_json(Path(find_model(options.model)) / "config.json"))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    print(plan(config, options.recipe, find_machine(options.machine), world))
     return 0
 
 

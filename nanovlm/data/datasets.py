@@ -39,6 +39,7 @@ class _Samples(Dataset):
     """What both data sets share: samples by index, and bad ones turned into `Skipped`."""
 
     columns: tuple[str, ...] = ()
+    raw_pixels = False
 
     def __init__(
         self, dataset: Any, tokenizer: ChatTokenizer, image_processor: ImageProcessor, vlm_cfg: VLMConfig
@@ -47,6 +48,7 @@ class _Samples(Dataset):
         self.dataset = dataset
         self.tokenizer = tokenizer
         self.image_processor = image_processor
+        self.vocab_size = vlm_cfg.language.vocab_size
         self.prompt_format = vlm_cfg.prompt_format
         self.num_prefix_tokens = vlm_cfg.num_image_tokens if vlm_cfg.image_token_id is None else 0
         self.num_placeholders = 0 if self.num_prefix_tokens else vlm_cfg.num_image_tokens
@@ -88,7 +90,9 @@ class _Samples(Dataset):
 
     def _prepare(self, images: Sequence[Any]) -> tuple[torch.Tensor, list[str] | None]:
         """Pixels, and what stands for each picture in the text (how it is cut into tiles decides that)."""
-        return self.image_processor.prepare(images, self.tokenizer.image_token, self.num_placeholders)
+        return self.image_processor.prepare(
+            images, self.tokenizer.image_token, self.num_placeholders, raw=self.raw_pixels
+        )
 
 
 class VQADataset(_Samples):
@@ -104,6 +108,8 @@ class VQADataset(_Samples):
 
     Args:
         dataset: anything with len() and [index]: a `datasets.Dataset`, a `Thimble`, a list.
+        max_pictures: skip a sample that has more, tiles counted: memory for pictures knows no rows.
+        raw_pixels: leave pixels uint8 where they can be: a quarter of the bytes; the model scales them.
     """
 
     columns = ("images", "texts")
@@ -115,8 +121,12 @@ class VQADataset(_Samples):
         image_processor: ImageProcessor,
         vlm_cfg: VLMConfig,
         max_length: int | None = None,
+        raw_pixels: bool = False,
+        max_pictures: int | None = None,
     ) -> None:
         super().__init__(dataset, tokenizer, image_processor, vlm_cfg)
+        self.raw_pixels = raw_pixels
+        self.max_pictures = max_pictures
         self.max_tokens = None if max_length is None else max_length - self.num_prefix_tokens
         if self.max_tokens is not None and self.max_tokens < 2:
             raise ValueError(
@@ -127,6 +137,8 @@ class VQADataset(_Samples):
         images = sample["images"] or []
         self._check_pictures(images)
         pixels, image_texts = self._prepare(images)
+        if self.max_pictures is not None and len(pixels) > self.max_pictures:
+            raise ValueError(f"it has {len(pixels)} pictures or tiles, more than max_pictures {self.max_pictures}")
         ids, supervised = self.tokenizer.encode_chat(
             messages_of(sample["texts"]),
             num_images=len(images),
@@ -134,6 +146,8 @@ class VQADataset(_Samples):
             prompt_format=self.prompt_format,
             image_texts=image_texts,
         )
+        if max(ids) >= self.vocab_size:  # here, where the ids are at hand: a GPU would have to be waited for
+            raise ValueError(f"token id {max(ids)} is outside the model's vocabulary of {self.vocab_size}")
         truncated = self.max_tokens is not None and len(ids) > self.max_tokens
         if truncated:
             if self.num_placeholders and self.tokenizer.image_token_id in ids[self.max_tokens :]:

@@ -29,7 +29,8 @@ def one_step(rank: int, directory: Path, with_pictures: bool) -> None:
     world = distributed.start()[1]
     model = new_model()
     own = rows(with_pictures)[32 // world * rank : 32 // world * (rank + 1)]
-    loss = step(model, batches(own, 8), Optimizers(model, recipe(directory, **GENTLE)))
+    wrapped = distributed.wrap(model, "ddp", torch.device("cpu"))
+    loss = step(wrapped, batches(own, 8), Optimizers(model, recipe(directory, **GENTLE)))
     torch.save((loss, weights(model)), directory / f"{world}_{rank}.pt")
     distributed.stop()
 
@@ -50,9 +51,7 @@ def test_two_processes_of_sixteen_are_one_of_thirty_two(tmp_path, with_pictures)
 
 
 def a_run(rank: int, directory: Path) -> None:
-    nanovlm.training.checkpoint.get_run_name = lambda *_: (
-        f"named-by-{rank}"
-    )  # as the clock might tell them different seconds
+    nanovlm.training.loop.get_run_name = lambda *_: f"named-by-{rank}"  # as the clock might tell them different seconds
     config = recipe(directory, **GENTLE, run_name=None, batch_size=2, max_steps=3)
     done = nanovlm.training.loop.train(config, new_model(seed=rank))  # even if they start from different weights
     torch.save(weights(done.model), directory / f"{rank}.pt")
@@ -80,7 +79,7 @@ def stopped(rank: int, directory: Path) -> None:
             os.kill(os.getpid(), signal.SIGINT)
         return real(*arguments)
 
-    nanovlm.training.step.train_step = noticed
+    nanovlm.training.loop.train_step = noticed
     done = nanovlm.training.loop.train(recipe(directory, batch_size=2, max_steps=50), new_model())
     assert done.interrupted and done.step == 2
 

@@ -47,7 +47,7 @@ def train_in_child(
             arguments[0].decoder.norm.weight.mul_(1 + 0.01 * torch.rand(()) * random.random())
         return real(*arguments)
 
-    nanovlm.training.step.train_step = noisy_step
+    nanovlm.training.loop.train_step = noisy_step
     if changes.get("precision") == "fp16":
         nanovlm.training.loop.choose_precision = lambda *_: Precision("fp16", "a test", autocast=torch.float16)
     resume = (output_dir / "run" / "checkpoints").is_dir()
@@ -287,7 +287,7 @@ def test_the_newest_two_are_kept_in_order_of_steps(tmp_path):
     for step in (999_998, 999_999, 1_000_000, 1_000_001):
         nanovlm.training.checkpoint.save_checkpoint(tmp_path, step, {"step": step})
     kept = checkpoints(tmp_path)
-    assert [load_checkpoint(path)["step"] for path in kept] == [1_000_000, 1_000_001]
+    assert [torch.load(path)["step"] for path in kept] == [1_000_000, 1_000_001]
 
 
 def test_a_run_that_had_saved_nothing_begins_at_its_start_and_says_so(tmp_path, capsys):
