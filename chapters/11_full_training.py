@@ -5,6 +5,33 @@
 # that really arrive, a run that survives a disconnect, several GPUs that train like one, and a card that can be believed.
 # About an hour; the code runs in two minutes on a laptop, with small stand-ins for the real backbones.
 
+# %% [markdown] tags=["stamped"]
+# [Open in Colab][colab] ·
+# [on GitHub][github] ·
+# [← 06 The vision-language model](06_vision_language_model.ipynb) ·
+# [12 Shape tracing →](12_shape_tracing.ipynb) ·
+# [exercises](../exercises/11_full_training.ipynb)
+#
+# [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/11_full_training.ipynb
+# [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/11_full_training.ipynb
+
+# %% tags=["stamped"]
+# @title Set-up: the nanovlm that is installed; Colab installs it first.
+import subprocess
+import sys
+from importlib import import_module
+
+try:
+    import_module("nanovlm.course")
+except ImportError:
+    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@main"
+    if "google.colab" not in sys.modules:
+        advice = f'In a clone run `make lab`, elsewhere pip install "{package}".'
+        raise ModuleNotFoundError(f"This kernel has no nanovlm. {advice}") from None
+    if subprocess.run([sys.executable, "-m", "pip", "install", "-q", package]).returncode:
+        raise RuntimeError("pip could not install nanovlm (see above). Run this again.") from None
+    import_module("nanovlm.course")
+
 # %% [markdown]
 # **After this chapter you can**
 #
@@ -98,7 +125,7 @@ def hours(samples: int, utilisation: float) -> dict[str, float]:
 # %%
 from nanovlm.viz.full_training import hours_figure, logs_figure, memory_figure, ranks_figure
 
-AMOUNTS = {"256 k (preset colab)": 256_000, "1.7 M (one epoch)": 1_700_000, "8.4 M (published)": published}
+AMOUNTS = {"256 k (a taste)": 256_000, "1.7 M (one epoch)": 1_700_000, "8.4 M (published)": published}
 
 
 def hours_picture(samples: str, utilisation: float):
@@ -176,7 +203,7 @@ memory_figure(plans, "Training 222M with AdamW, by the plan", 15.0, "what a T4 l
 with torch.device("meta"):
     deep = VisionLanguageModel(large)
 inputs = 4 * (12 * 196 * 768 + 30 * 128 * 576)  # bytes of the blocks' inputs, in a row of float32
-print(f"with checkpointing a row keeps about {inputs / 2**20:.0f} MiB, and the block in hand, not {row['float32'] / 2**20:.0f}")
+print(f"a row keeps about {inputs / 2**20:.0f} MiB and the block in hand, instead of {row['float32'] / 2**20:.0f} MiB")
 print(f"its price: the forward pass once more, so {4 / 3 - 1:.0%} more work")
 
 # %% [markdown]
@@ -192,7 +219,9 @@ for p in pocket.parameters():
     p.grad = torch.zeros_like(p) if p.grad is None else p.grad  # the encoder saw no picture here
 optimizer.step()
 state = [t for s in optimizer.state.values() for name, t in s.items() if name.startswith("exp_avg")]
-counted = [sum(t.nbytes for t in ts) / 2**30 for ts in (pocket.parameters(), (p.grad for p in pocket.parameters()), state)]
+counted = [
+    sum(t.nbytes for t in ts) / 2**30 for ts in (pocket.parameters(), (p.grad for p in pocket.parameters()), state)
+]
 planned = memory_plan(pocket, 1, 0)[:3]
 print("planned MiB", [round(1024 * p, 2) for p in planned], "counted MiB", [round(1024 * c, 2) for c in counted])
 assert all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip(planned, counted, strict=True))
@@ -201,14 +230,15 @@ assert all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip(planned, counted, st
 # ### Disk and main memory run out as well
 #
 # A checkpoint holds the weights and both moments in float32. The course keeps two and writes a third before it drops the
-# older one; the best model, without moments, is kept beside them. Google's free Drive has 15 GB.
+# older one; the best model, without moments, is kept beside them. Google's free Drive has 15 GB. Data takes either disk
+# (a download of the_cauldron, by the plan's guess of 100 kB a sample, is some 170 GB) or, as a stream, main memory: each
+# worker keeps a shuffle buffer, whose size in bytes is limited.
 
 # %%
 million = sum(p.numel() for p in deep.parameters()) / 1e6
-checkpoint = 12 * million / 1000  # GB
-print(f"{million:.0f} M weights: a checkpoint has {checkpoint:.1f} GB, three {3 * checkpoint:.1f} GB, the best model {4 * million / 1000:.1f}")
-workers, buffer, picture_kb = 2, 2_000, 100
-print(f"{workers} workers with {buffer:,} waiting pictures of {picture_kb} kB: {workers * buffer * picture_kb / 1e6:.1f} GB of RAM")
+checkpoint, best = 12 * million / 1000, 4 * million / 1000  # GB
+print(f"{million:.0f} M weights: three checkpoints of {checkpoint:.1f} GB and a best model of {best:.1f} GB")
+print(f"together {3 * checkpoint + best:.1f} GB")
 
 # %% [markdown]
 # ## Trained parts come under other names
@@ -304,7 +334,7 @@ for name, new in (("the mean", rows.mean(dim=0, keepdim=True)), ("random, deviat
 # %% [markdown]
 # A token that nobody has asked for takes a share of the probability from all others, for no reason but the length of its
 # row. The mean of the old rows gives it the logit of an average token
-# ([Hewitt 2021](https://www.cs.columbia.edu/~johnhew/vocab-expansion.html) bounds the harm). Exercise 11.6 adds the rows,
+# ([Hewitt 2021](https://nlp.stanford.edu/~johnhew/vocab-expansion.html) bounds the harm). Exercise 11.6 adds the rows,
 # keeps tied what was tied, and rounds up to a multiple of 64, which the matrix units of a GPU prefer.
 
 # %% [markdown]
@@ -349,7 +379,7 @@ print("without a gradient:", untouched or "none")
 
 # %%
 adam, steps = torch.optim.AdamW(model.parameters(), lr=budget().pick(ci=3e-3, t4=1e-4)), 25
-for step in range(steps):
+for _ in range(steps):
     loss = model(batch["input_ids"], batch["images"], targets=batch["targets"]).loss
     adam.zero_grad()
     loss.backward()
@@ -386,7 +416,9 @@ drive.mount("/content/drive")
 from nanovlm.training.loop import train
 
 smoke = preset.train
-smoke.max_steps, smoke.eval_every, smoke.save_every, smoke.log_every = budget().pick(ci=(4, 4, 2, 2), t4=(20, 10, 10, 5))
+smoke.max_steps, smoke.eval_every, smoke.save_every, smoke.log_every = budget().pick(
+    ci=(4, 4, 2, 2), t4=(20, 10, 10, 5)
+)
 smoke.accuracy_pictures, smoke.output_dir, smoke.run_name = 0, str(folder), "smoke"
 run = train(smoke, model)
 print(f"step {run.step}, best validation loss {run.best_val_loss:.2f}")
@@ -394,23 +426,30 @@ print("saved:", *sorted(p.name for p in (run.directory / "checkpoints").iterdir(
 
 # %% [markdown]
 # **The real run.** The preset `colab` makes batches of 16 rows and adds up 16 of them, which are the published 256
-# samples a step. `--data-cutoff-idx` limits the samples while you try things; leave it out later.
+# samples a step, and reads the data as a stream. `nanovlm plan` does all the sums of this chapter for a preset, and
+# `nanovlm train --estimate` for the run that you are about to start.
+
+# %%
+from nanovlm.training.plan import MACHINES, UTILISATIONS, plan
+
+colab = presets()["colab"]
+estimate = plan(colab.vlm, colab.train, MACHINES["T4"], utilisation=0.25)
+print(estimate)
+assert estimate.memory_bytes < 15e9 and estimate.disk_bytes + (estimate.download_bytes or 0) < 70e9
+
+# %%
+for utilisation, what in UTILISATIONS.items():
+    there = plan(colab.vlm, colab.train, MACHINES["T4"], utilisation=utilisation)
+    print(f"{utilisation:4.0%} {there.hours:6.1f} h   {what}")
+
+# %% [markdown]
+# By the plan's own estimate the run stays under 15 GB of GPU memory and far under 70 GB of disk, and with two workers,
+# whose buffers are limited, under the 12 GB of main memory that Colab gives you. If the session is shorter than the
+# estimate, the run goes on in the next one, as below. These are sums and no measurements: this project has not made the
+# run on a T4.
 
 # %% tags=["skip-execution", "nbval-skip"]
 # !nanovlm train --preset colab --output-dir /content/drive/MyDrive/nanovlm --run-name first
-
-# %%
-colab = presets()["colab"].train
-samples = colab.max_steps * colab.batch_size * colab.gradient_accumulation_steps
-gpu_memory = sum(memory_plan(models["float32"], colab.batch_size, row["float32"]))
-print(f"{samples:,} samples: {hours(samples, 0.25)['T4'] * 60:.0f} minutes at 25 % of a T4, an estimate")
-print(f"{gpu_memory:.1f} GiB of GPU memory by the plan, of 15; {3 * checkpoint + 4 * million / 1000:.1f} GB of Drive, of 15")
-assert gpu_memory < 15
-
-# %% [markdown]
-# By the plan's own estimate the run stays under 15 GB of GPU memory, under 12 GB of main memory and, with streamed data
-# (`--stream`, where nothing is downloaded first), far under 70 GB of disk. These are sums, not measurements: the run has
-# not been made on a T4 by this project.
 
 # %% [markdown]
 # ### A T4 has no bfloat16, and float16 loses small gradients
@@ -422,7 +461,11 @@ assert gpu_memory < 15
 gradients = torch.tensor([1e-3, 1e-6, 3e-8, 1e-9])
 print("float16:          ", gradients.half().tolist())
 print("scaled by 65,536: ", (gradients * 65_536).half().float().div(65_536).tolist())
-print("too large a loss: ", (torch.tensor(2.0).half() * 65_536).item(), "- the scaler skips this step and halves the scale")
+print(
+    "too large a loss: ",
+    (torch.tensor(2.0).half() * 65_536).item(),
+    "- the scaler skips this step and halves the scale",
+)
 
 # %% [markdown]
 # `choose_precision` picks what a device can do, and says why. Skipped steps at the very beginning of a float16 run are the
@@ -638,7 +681,7 @@ for name, prepare, lr in (("projector", projector_only, 2e-3), ("LoRA", adapters
 # | samples per second | falls over hours | the loader, its memory, or the disk |
 # | accuracy beside the blind one | equal after a tenth of the run | the picture does not arrive |
 #
-# The last one is the one that is left out most often, and the one that would have stopped log A:
+# The last one is easily left out, and it is the one that would have stopped log A:
 
 # %%
 import json
@@ -661,14 +704,22 @@ quiz("ch11.gallery_b")
 
 # %%
 for name, losses in runs.items():
-    last = [f"{loss:.3f}" if loss is not None else "nan" for loss in losses[:: len(losses) // 6]]
-    print(f"log {name}: {' '.join(last)}\n       {failures['runs'][name]['cause']}")
+    excerpt = [f"{loss:.3f}" if loss is not None else "nan" for loss in losses[:: len(losses) // 6]]
+    print(f"log {name}: {' '.join(excerpt)}\n       {failures['runs'][name]['cause']}")
 
 # %% [markdown]
-# Log C is the resume that kept only weights: the moments are gone, the warm-up begins again, and the loss jumps at one
-# place. Log D is a loss over no token at all, which is 0 / 0. It makes every weight NaN in a single step, and no later
-# batch can repair that. The course's `train_step` refuses both: it raises with the weights as they were, and names the
-# samples.
+# Log C is the resume that kept only weights: the moments are gone and the warm-up begins again. It is the quietest of
+# the four, because the run recovers:
+
+# %%
+at, losses = 2 * len(healthy) // 3, runs["C"]
+after, before = (sum(run[at : at + 20]) / 20 for run in (losses, healthy))
+print(f"the 20 steps after the resume: mean loss {after:.3f}, without a resume {before:.3f}")
+
+# %% [markdown]
+# Comparing the losses of both runs step by step, as above, is what shows it. Log D divides by the number of supervised
+# tokens, and one batch had none: 0 / 0. It makes every weight NaN in a single step, and no later batch can repair that.
+# The course's step refuses such a batch: it raises before the weights have moved, and names the samples.
 
 # %% [markdown]
 # ## A score means something under one protocol
@@ -758,7 +809,7 @@ for name, size in (("float32", 4.0), ("bfloat16", 2.0), ("int8", 1.0), ("4 bits,
 # %% [markdown]
 # ## Where this lives in the package
 #
-# `training/loop.py` is the run and `training/checkpoint.py` its files; `weights/backbones.py` and
+# `training/plan.py` is the plan, `training/loop.py` the run and `training/checkpoint.py` its files; `weights/backbones.py` and
 # `weights/from_preset.py` load trained parts; `bench/flops.py` and `bench/memory.py` count; `device.py` chooses the
 # precision; `config.py` has the presets. What you take along:
 #
@@ -769,9 +820,31 @@ for name, size in (("float32", 4.0), ("bfloat16", 2.0), ("int8", 1.0), ("4 bits,
 # - Several processes: divide by all tokens, multiply by what DDP divides by.
 # - No number without its interval, its blind baseline and its protocol.
 #
-# In the wild: [nanochat](https://github.com/karpathy/nanochat/blob/2c062aaa949f62c6415ab6bb9a0ac2a26ac6d9b3/README.md), a
-# full run with its cost as its first line, and [The Ultra-Scale Playbook](https://huggingface.co/spaces/nanotron/ultrascale-playbook),
-# which goes on where one machine ends.
+# In the wild: [nanochat](https://github.com/karpathy/nanochat/blob/007f3220a4bf78a5e21c04337a975451d9a4f215/README.md),
+# which states time and cost of its full run at the top of its README, and the papers on
+# [DDP](https://arxiv.org/abs/2006.15704) and [FSDP](https://arxiv.org/abs/2304.11277) in PyTorch.
 #
 # **A challenge**, without a solution: the most for one hour of any machine, planned beforehand. It stands behind the
 # exercises, together with the **capstone project** and its rubric.
+
+# %% [markdown] tags=["stamped"]
+# ## Your turn
+#
+# [Open the exercises](../exercises/11_full_training.ipynb) ([in Colab][exercises]): 10 of them, about 139 minutes.
+#
+# [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/11_full_training.ipynb
+#
+# | | exercise | difficulty | minutes |
+# |---|---|---|---|
+# | 11.1 | From operations to hours (`full.flops_to_hours`) | ●○○ | 10 |
+# | 11.2 | Will it fit? (`full.memory_plan`) | ●●○ | 15 |
+# | 11.3 | Measure it: what the forward pass keeps (`full.activation_bytes`) | ●●○ | 15 |
+# | 11.4 | The same tensors under other names (`full.map_names`) | ●●○ | 18 |
+# | 11.5 | Write the test: did the weights arrive? (`full.parity_test`) | ●●○ | 12 |
+# | 11.6 | Rows for new tokens (`full.extend_embeddings`) | ●●○ | 12 |
+# | 11.7 | Mend it: a mean of means, in several processes (`full.ddp_loss_scale`) | ●●○ | 12 |
+# | 11.8 | LoRA in twenty lines (`full.lora_linear`) | ●●○ | 18 |
+# | 11.9 | After a disconnect: the newest checkpoint that is whole (`full.resume_after_disconnect`) | ●●● | 15 |
+# | 11.10 | The numbers of a model card (`full.model_card_numbers`) | ●●○ | 12 |
+#
+# Next: [12 Shape tracing](12_shape_tracing.ipynb)

@@ -137,24 +137,35 @@ def ranks_figure(ranks: Sequence[tuple[float, int]], title: str) -> Figure:
 
 
 def logs_figure(runs: Mapping[str, Sequence[float | None]], healthy: Sequence[float], title: str) -> Figure:
-    """A small plot for each run on one pair of axes, the healthy run behind it in grey. A loss of None is NaN."""
+    """A small plot for each run on one logarithmic axis, the healthy run behind it in grey. None is NaN."""
     columns, width, high, top = 2, 326, 178, 52
     finite = [v for run in [*runs.values(), healthy] for v in run if v is not None]
-    most, steps = math.ceil(max(finite)), len(healthy)
+    steps, low = len(healthy), -3  # losses below 10^-3 lie on the axis
+    most = max(math.ceil(math.log10(max(finite))), low + 1)
     body, told = [text(16, 27, title, 15, font_weight="bold")], []
     for i, (name, losses) in enumerate(runs.items()):
         x0, y0 = 16 + (i % columns) * (width + 16), top + (i // columns) * (high + 24)
-        left, right, up, down = x0 + 34, x0 + width, y0 + 22, y0 + high - 24
+        left, right, up, down = x0 + 48, x0 + width, y0 + 22, y0 + high - 24
 
         def place(step: int, loss: float, left=left, right=right, up=up, down=down) -> str:
-            return f"{left + (right - left) * step / (steps - 1):.1f} {down - (down - up) * min(loss, most) / most:.1f}"
+            share = (math.log10(max(loss, 10.0**low)) - low) / (most - low)
+            return f"{left + (right - left) * step / (steps - 1):.1f} {down - (down - up) * share:.1f}"
 
         body += [
             text(x0, y0 + 12, f"log {name}", 14, font_weight="bold"),
             line(left, down, right, down, "muted"),
             line(left, up, left, down, "muted"),
-            text(left - 6, up + 8, most, 13, "muted", "end"),
-            text(left - 6, down + 4, 0, 13, "muted", "end"),
+            *(
+                text(
+                    left - 6,
+                    down - (down - up) * (power - low) / (most - low) + 5,
+                    f"{10.0**power:g}",
+                    13,
+                    "muted",
+                    "end",
+                )
+                for power in range(low, most + 1)
+            ),
             text(right, down + 18, f"step {steps}", 13, "muted", "end"),
         ]
         for run, colour, thick in ((healthy, "grey", 1.5), (losses, "blue", 2.2)):
@@ -168,5 +179,13 @@ def logs_figure(runs: Mapping[str, Sequence[float | None]], healthy: Sequence[fl
             body += [line(x, up, x, down, "red", 2), text(x + 6, up + 14, "nan from here", 13)]
         told.append(f"log {name}: from {losses[0]:.2f} to {'nan' if lost is not None else f'{last:.2f}'}")
     height = top + math.ceil(len(runs) / columns) * (high + 24) + 12
-    body.append(text(16, height - 10, "blue: this run's loss; grey: a run with which nothing is wrong", 13, "muted"))
+    body.append(
+        text(
+            16,
+            height - 10,
+            "loss on a logarithmic axis; blue: this run, grey: a run with which nothing is wrong",
+            13,
+            "muted",
+        )
+    )
     return svg_figure(WIDTH, height, body, f"{title}. {'; '.join(told)}; the healthy run ends at {healthy[-1]:.2f}.")

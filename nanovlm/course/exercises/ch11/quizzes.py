@@ -86,7 +86,7 @@ Quiz(
     ),
     right=2,
     because=(
-        "Then the curve would have a step at one place.",
+        "Then the two curves would agree up to the resume, and this one leaves the other early.",
         "Then the loss would fall far below what the task allows, and quickly.",
         "The loss falls as long as words can be learnt, and stays where a picture would be needed.",
         "Small gradients would become zero: the loss would hardly fall at all, from the first step.",
@@ -104,7 +104,7 @@ Quiz(
     ),
     right=0,
     because=(
-        "Next to nothing after a few steps is too good: the answer is in the input.",
+        "It falls below every healthy run, to nothing: the answer is in the input.",
         "Seeds differ by a percent or two, not by a factor of a hundred.",
         "Then the loss would fall slowly.",
         "That shows in the samples per second, not in the loss.",
