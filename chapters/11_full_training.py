@@ -41,7 +41,7 @@ except ImportError:
 # 3. diagnose a run from its log, and publish a model with numbers that hold.
 #
 # **You need** the model of chapter 06; training (08), evaluation (10) and the tracer's FLOPs (12) help and are named where
-# they are needed. **Time**: twenty-eight minutes of reading, twenty of code, eight quizzes and two levers; the exercises
+# they are needed. **Time**: twenty-one minutes of reading, twenty-two of code, eight quizzes and two levers; the exercises
 # take a little more than two hours, and the capstone project at their end takes days.
 
 # %%
@@ -86,8 +86,8 @@ from nanovlm.bench.flops import decoder_flops, head_flops, patch_flops, projecto
 large = VLMConfig()  # SigLIP-B/16 at 224 pixels, SmolLM2-135M
 vision = patch_flops(large.vision) + vision_flops(large.vision) + projector_flops(large)
 text = decoder_flops(large.language, 128, 128) + head_flops(large.language, 128)
-forward = vision + text
-print(f"picture {vision / 1e9:.1f} GFLOP, text {text / 1e9:.1f} GFLOP, forward {forward / 1e9:.1f} GFLOP")
+sample_flops = vision + text
+print(f"picture {vision / 1e9:.1f} GFLOP, text {text / 1e9:.1f} GFLOP, forward {sample_flops / 1e9:.1f} GFLOP")
 
 # %% [markdown]
 # The backward pass computes two products for each one of the forward pass, one for the gradient of the input and one for
@@ -104,7 +104,7 @@ quiz("ch11.utilisation")
 # %%
 published = 32_700 * 256  # steps times batch, from the published training curve
 six_hours = 6 * 3600 * 989e12  # what an H100 could have done, dense bfloat16
-share = 3 * forward * published / six_hours
+share = 3 * sample_flops * published / six_hours
 print(f"{published / 1e6:.1f} M samples in 6 h: {published / 6 / 3600:.0f} samples/s, {share:.1%} of the peak")
 
 # %% [markdown]
@@ -186,11 +186,21 @@ for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
 memory_plan = use("full.memory_plan")
 with torch.device("meta"):
     models = {name: VisionLanguageModel(large).to(getattr(torch, name)) for name in row}
-plans = {f"{name}, {rows} rows": memory_plan(models[name], rows, row[name]) for name in row for rows in (16, 32)}
-memory_figure(plans, "Training 222M with AdamW, by the plan", 15.0, "what a T4 leaves you")
+
+
+def plans(rows: int) -> dict[str, tuple[float, float, float, float]]:
+    return {f"{name}, {rows} rows": memory_plan(models[name], rows, row[name]) for name in row}
+
+
+def memory_picture(rows: int):
+    return memory_figure(plans(rows), "Training 222M with AdamW, by the plan", 15.0, "what a T4 leaves you")
+
+
+assert sum(plans(16)["float32, 16 rows"]) < 15 < sum(plans(48)["float32, 48 rows"])
+lever(memory_picture, rows=[16, 4, 32, 48, 64])
 
 # %% [markdown]
-# Sixteen rows in float32 fit into a T4, thirty-two do not. (A T4 has 16 GB; CUDA and the display take their part, and 15
+# Sixteen rows in float32 fit into a T4, forty-eight do not. (A T4 has 16 GB; CUDA and the display take their part, and 15
 # GiB is a careful limit.) On a T4 the products run in float16 under autocast, so what is kept is between the two: the
 # float32 bar is the safe one. The attention on the meta device keeps its probabilities, which a fused kernel computes
 # again, so the true number is lower still.
@@ -361,11 +371,14 @@ for name, part in model.named_children():
 
 # %%
 from nanovlm.data.loading import get_dataloaders
+from nanovlm.device import choose_precision, find_device
+from nanovlm.training.step import forward
 
 sanity = TrainConfig(dataset_size=8, val_size=4, batch_size=4)  # the Thimble, at this model's picture size
 loader, _ = get_dataloaders(sanity, model.config, model.tokenizer, model.image_processor)
-batch = next(iter(loader))
-first = model(batch["input_ids"], batch["images"], targets=batch["targets"]).loss
+batch, device = next(iter(loader)), find_device()
+model.to(device)
+first = forward(model, batch, device).loss
 print(f"loss at step 0: {first.item():.2f}; ln V = {math.log(model.config.language.vocab_size):.2f}")
 
 # %%
@@ -380,7 +393,7 @@ print("without a gradient:", untouched or "none")
 # %%
 adam, steps = torch.optim.AdamW(model.parameters(), lr=budget().pick(ci=3e-3, t4=1e-4)), 25
 for _ in range(steps):
-    loss = model(batch["input_ids"], batch["images"], targets=batch["targets"]).loss
+    loss = forward(model, batch, device).loss
     adam.zero_grad()
     loss.backward()
     adam.step()
@@ -472,9 +485,7 @@ print(
 # scaler finding its scale, and no fault.
 
 # %%
-from nanovlm.device import choose_precision, find_device
-
-precision = choose_precision("auto", find_device())
+precision = choose_precision("auto", device)
 print(f"{precision.name}: {precision.reason}")
 
 # %% [markdown]

@@ -15,7 +15,7 @@ from nanovlm.models.vision_language_model import VisionLanguageModel
 
 
 def saved_bytes(model: nn.Module, run: Callable[[], Any]) -> int:
-    """Bytes that autograd keeps while `run()`'s output lives. Weights are left out, each piece of memory counts once."""
+    """Bytes that autograd keeps while `run()`'s output lives. Weights are left out, shared memory counts once."""
     weights = {p.untyped_storage()._cdata for p in model.parameters()}  # on the meta device all addresses are 0
     kept: dict[int, tuple[int, Tensor]] = {}
 

@@ -6,6 +6,7 @@ python -m nanovlm.course.small_run FOLDER [--resume]
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -67,7 +68,9 @@ def launch(folder: Path, resume: bool = False, kill_at: int | None = None) -> di
     command = [sys.executable, "-m", "nanovlm.course.small_run", str(folder), *(["--resume"] if resume else [])]
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "output.txt").open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        # On the CPU, where the same sums have the same last bits each time.
+        cpu = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=cpu)
         until = time.monotonic() + PATIENCE
         while process.poll() is None and time.monotonic() < until:
             if kill_at is not None and max(losses_of(folder), default=0) >= kill_at:
