@@ -221,20 +221,20 @@ print(f"its price: the forward pass once more, so {4 / 3 - 1:.0%} more work")
 # machine; we do it with the pocket model. (Peaks of activations need a GPU's counter, `torch.cuda.max_memory_allocated`.)
 
 # %%
-pocket = VisionLanguageModel.from_pretrained(asset_path("pocket"))
-optimizer = torch.optim.AdamW(pocket.parameters(), foreach=False)
-ids = torch.randint(6, 400, (2, 12))
-pocket(ids, targets=ids).loss.backward()
-for p in pocket.parameters():
-    p.grad = torch.zeros_like(p) if p.grad is None else p.grad  # the encoder saw no picture here
+one_step = VisionLanguageModel.from_pretrained(asset_path("pocket"))
+optimizer = torch.optim.AdamW(one_step.parameters())
+parameters = list(one_step.parameters())
+for p in parameters:
+    p.grad = torch.zeros_like(p)
 optimizer.step()
 state = [t for s in optimizer.state.values() for name, t in s.items() if name.startswith("exp_avg")]
-counted = [
-    sum(t.nbytes for t in ts) / 2**30 for ts in (pocket.parameters(), (p.grad for p in pocket.parameters()), state)
-]
-planned = memory_plan(pocket, 1, 0)[:3]
-print("planned MiB", [round(1024 * p, 2) for p in planned], "counted MiB", [round(1024 * c, 2) for c in counted])
-assert all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip(planned, counted, strict=True))
+
+# %%
+counted = [sum(t.nbytes for t in ts) / 2**20 for ts in (parameters, [p.grad for p in parameters], state)]
+planned = [1024 * part for part in memory_plan(one_step, 1, 0)[:3]]
+for part, a, b in zip(("weights", "gradients", "optimizer"), planned, counted, strict=True):
+    print(f"{part:10} planned {a:6.2f} MiB, counted {b:6.2f} MiB")
+    assert math.isclose(a, b, rel_tol=1e-6)
 
 # %% [markdown]
 # ### Disk and main memory run out as well
@@ -507,7 +507,9 @@ print(f"{len(whole)} steps, a checkpoint every {SAVE_EVERY}")
 # %%
 cut = launch(folder / "cut", kill_at=7)
 print(f"killed when the log had reached step {max(cut)}; on disk:")
-print(*sorted(p.name for p in (folder / "cut" / "small" / "checkpoints").iterdir()))
+left = folder / "cut" / "small" / "checkpoints"
+print(*sorted(p.name for p in left.iterdir()))
+print("it can go on from step", use("full.resume_after_disconnect")(left)["step"])
 
 # %%
 resumed = launch(folder / "cut", resume=True)
@@ -550,6 +552,7 @@ assert resumed == whole
 # then climb the next. Step 1 needs no GPU. How much of a step here is waiting for data?
 
 # %%
+pocket = VisionLanguageModel.from_pretrained(asset_path("pocket"))
 timing = TrainConfig(dataset_size=400, val_size=16, batch_size=8)
 loader, _ = get_dataloaders(timing, pocket.config, pocket.tokenizer, pocket.image_processor)
 batches, waited, computed = iter(loader), 0.0, 0.0
@@ -615,10 +618,11 @@ print(f"one GPU of 80 GB holds weights, gradients and optimizer of {80e9 / per_w
 
 # %% [markdown]
 # Below that, DDP is enough, and 222M is far below. Above it **FSDP** cuts weights, gradients and moments into as many
-# pieces as there are GPUs and collects each block's weights only while they are needed. The command is the same for both:
+# pieces as there are GPUs and collects each block's weights only while they are needed. The command is nearly the same:
 #
 # ```bash
 # torchrun --nproc-per-node 2 -m nanovlm train --preset colab
+# torchrun --nproc-per-node 2 -m nanovlm train --preset colab --parallel fsdp
 # ```
 
 # %% [markdown]

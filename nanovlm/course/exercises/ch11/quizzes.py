@@ -77,7 +77,7 @@ Quiz(
 
 Quiz(
     id="ch11.gallery_a",
-    question="Log A, below: which cause fits?",
+    question="Log A, above: which cause fits?",
     choices=(
         "the optimizer's state was lost at the resume",
         "the labels were not shifted",
@@ -95,7 +95,7 @@ Quiz(
 
 Quiz(
     id="ch11.gallery_b",
-    question="Log B, below: which cause fits?",
+    question="Log B, above: which cause fits?",
     choices=(
         "the model copies its input: labels that are not shifted",
         "a lucky seed",
