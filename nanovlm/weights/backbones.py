@@ -17,10 +17,53 @@ from nanovlm.weights.tensor_names import llama_slots, siglip_slots, to_ours
 SIGLIP_UNUSED = ("text_model.", "logit_scale", "logit_bias", "vision_model.head.")
 
 
+# Encoders that compute what our ViT computes, and decoders that compute what our LanguageModel computes, where every
+# setting below has its neutral value.
+ENCODER_TYPES = ("siglip", "siglip_vision_model", "smolvlm_vision", "idefics3", "idefics3_vision")
+DECODER_TYPES = ("llama", "mistral")
+# Settings of other decoders, and the value with which each changes nothing. null is always neutral: it means unset.
+NEUTRAL = {
+    "hidden_act": "silu",
+    "hidden_activation": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "qkv_bias": False,
+    "is_causal": True,
+    "sliding_window": None,
+    "attention_chunk_size": None,
+    "no_rope_layers": 1,  # a list has one entry a layer
+    "layer_types": "full_attention",
+    "partial_rotary_factor": 1.0,
+    "rotary_pct": 1.0,
+    "rope_interleaved": False,
+    "embedding_multiplier": 1.0,
+    "residual_multiplier": 1.0,
+    "logits_scaling": 1.0,
+    "logit_scale": 1.0,
+    "scale_emb": 1.0,
+    "scale_depth": None,
+    "dim_model_base": None,
+    "final_logit_softcapping": None,
+    "attn_logit_softcapping": None,
+    "logits_soft_cap": None,
+    "clip_qkv": None,
+    "qk_norm": False,
+    "use_qk_norm": False,
+    "qk_layernorm": False,
+    "qk_layer_norms": False,
+    "use_parallel_residual": False,
+    "parallel_attn": False,
+    "num_local_experts": None,
+    "num_experts": None,
+    "quantization_config": None,
+}
+ROPE_KEYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+
+
 def siglip_config(values: dict[str, Any]) -> ViTConfig:
     """ViTConfig from transformers' SiglipVisionConfig (or a SiglipConfig that holds one)."""
     kind = values.get("model_type", "siglip")
-    if "vision_config" not in values and "siglip" not in kind and "vision" not in kind:
+    if kind not in ENCODER_TYPES:
         raise ValueError(f"This is not the config of a SigLIP encoder: its model_type is {kind}.")
     values = values.get("vision_config", values)
     activation = values.get("hidden_act", "gelu_pytorch_tanh")
@@ -45,20 +88,17 @@ def siglip_tensors(tensors: dict[str, Tensor], num_blocks: int, prefix: str = "v
 
 
 def llama_config(values: dict[str, Any]) -> LMConfig:
-    """LMConfig from transformers' LlamaConfig, of version 4 (rope_theta) or 5 (rope_parameters)."""
+    """LMConfig from transformers' LlamaConfig, of version 4 (rope_theta) or 5 (rope_parameters).
+
+    Raises: ValueError that names the setting with which the decoder would compute something else than a Llama.
+    """
     needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     if missing := [key for key in needed if key not in values]:
         raise ValueError(f"This is not the config of a Llama-style decoder: it lacks {', '.join(missing)}.")
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise ValueError(f"This decoder has plain RoPE; the checkpoint wants rope_type {kind!r}.")
-    for key, plain in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
-        if values.get(key, plain) != plain:
-            raise ValueError(f"This decoder has {key}={plain}, as SmolLM2; the checkpoint wants {values[key]}.")
     head_dim = values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
     if head_dim * values["num_attention_heads"] != values["hidden_size"]:
         raise ValueError(f"head_dim {head_dim} times {values['num_attention_heads']} heads is not hidden_size.")
+    _refuse_other_decoders(values, head_dim)
     return LMConfig(
         hidden_dim=values["hidden_size"],
         inter_dim=values["intermediate_size"],
@@ -67,10 +107,49 @@ def llama_config(values: dict[str, Any]) -> LMConfig:
         num_kv_heads=values.get("num_key_value_heads") or values["num_attention_heads"],
         vocab_size=values["vocab_size"],
         max_positions=values.get("max_position_embeddings", 2048),
-        rope_base=float(values.get("rope_theta") or rope.get("rope_theta") or 10_000.0),
+        rope_base=_rope_base(values),
         rms_norm_eps=values.get("rms_norm_eps", 1e-6),
         tie_weights=values.get("tie_word_embeddings", False),
     )
+
+
+def _refuse_other_decoders(values: dict[str, Any], head_dim: int) -> None:
+    """A decoder may have Llama's tensors and compute something else with them: its settings tell, or its type."""
+    scales = {"attention_multiplier": head_dim**-0.5, "query_pre_attn_scalar": head_dim}
+    for key, neutral in {**NEUTRAL, **scales}.items():
+        value = values.get(key)
+        entries = value if isinstance(value, list) else [value]
+        if any(entry is not None and entry != neutral for entry in entries):
+            plain = f"has {key}={neutral}, as SmolLM2" if neutral is not None else f"has no {key}, as SmolLM2"
+            raise ValueError(f"This decoder {plain}; the checkpoint wants {value}.")
+    kind = values.get("model_type", "llama")
+    if kind not in DECODER_TYPES:
+        raise ValueError(
+            f"The decoder's model_type is {kind!r}; this package computes what {' and '.join(DECODER_TYPES)} compute."
+        )
+
+
+def _rope_base(values: dict[str, Any]) -> float:
+    """The base of plain RoPE, wherever the file says it; two places that disagree are an error."""
+    found = {"rope_theta": values["rope_theta"]} if values.get("rope_theta") is not None else {}
+    for place in ("rope_parameters", "rope_scaling"):
+        rope = values.get(place) or {}
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind != "default":
+            raise ValueError(f"This decoder has plain RoPE; the checkpoint wants rope_type {kind!r}.")
+        if other := [key for key in rope if key not in ROPE_KEYS]:
+            raise ValueError(f"This decoder has plain RoPE; the checkpoint's {place} has {', '.join(other)} too.")
+        if rope.get("partial_rotary_factor") not in (None, 1):
+            raise ValueError(
+                f"This decoder rotates whole heads; the checkpoint wants partial_rotary_factor "
+                f"{rope['partial_rotary_factor']}."
+            )
+        if rope.get("rope_theta") is not None:
+            found[f"{place}.rope_theta"] = rope["rope_theta"]
+    if len(set(found.values())) > 1:
+        told = " and ".join(f"{key} {base}" for key, base in found.items())
+        raise ValueError(f"The checkpoint's config says {told}: it is not clear which base RoPE has.")
+    return next(iter(found.values()), 10_000.0)
 
 
 def llama_tensors(
