@@ -198,8 +198,8 @@ def _identify(file: Any, name: str) -> Image.Image:
 
 def _too_large(name: str) -> ValueError:
     return ValueError(
-        f"{name} claims more than {Image.MAX_IMAGE_PIXELS:,} pixels (a third of that, if they are deep greys), which may "
-        "be a decompression bomb: make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
+        f"{name} claims more than {Image.MAX_IMAGE_PIXELS:,} pixels (a third of that, if they are deep greys), which "
+        "may be a decompression bomb: make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
     )
 
 

@@ -181,11 +181,15 @@ def load_vision_backbone(path_or_hub_id: str | Path, image_size: int | None = No
 
 
 def load_language_backbone(path_or_hub_id: str | Path, vocab_size: int | None = None) -> LanguageModel:
-    """A Llama-style decoder, for example HuggingFaceTB/SmolLM2-135M; `vocab_size` adds rows for new tokens."""
+    """A Llama-style decoder, for example HuggingFaceTB/SmolLM2-135M.
+
+    `vocab_size`: rows are added for new tokens until there are so many. A checkpoint that has more (published ones are
+    padded to a multiple of 64 or 128, or keep some for later) keeps them all.
+    """
     directory = find_directory(path_or_hub_id)
     config = llama_config(read_json(directory / "config.json"))
     tensors = llama_tensors(read_tensors(directory), config)
-    if vocab_size is not None:
+    if vocab_size is not None and vocab_size > config.vocab_size:
         config = LMConfig(**{**vars(config), "vocab_size": vocab_size})
         for name in tensors.keys() & {"token_embedding.weight", "head.weight"}:
             tensors[name] = extend_rows(tensors[name], vocab_size)

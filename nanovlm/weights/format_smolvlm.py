@@ -108,6 +108,7 @@ def write_config(config: VLMConfig, pad_token_id: int, dtype: torch.dtype) -> di
             "layer_norm_eps": vision.layer_norm_eps,
         },
         "text_config": {
+            "architectures": ["VLlama3ForCausalLM"],  # as the published SmolVLM: llama.cpp's converter goes by it
             "model_type": "llama",
             "hidden_size": language.hidden_dim,
             "intermediate_size": language.inter_dim,
