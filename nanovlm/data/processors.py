@@ -13,6 +13,7 @@ from PIL import Image
 
 from nanovlm.data.pictures import open_image
 from nanovlm.files import read_json
+from nanovlm.settings import fits, shown
 
 PROCESSOR_FILE = "processor_config.json"
 PIXEL_RANGES = ("signed", "unit")
@@ -31,12 +32,12 @@ class ImageProcessor:
     """
 
     def __init__(self, image_size: int, pixel_range: str = "signed", resample: str = "bicubic") -> None:
-        if not isinstance(image_size, int) or image_size < 1:
-            raise ValueError(f"image_size is a positive whole number of pixels, not {image_size!r}.")
+        if not fits(image_size, int) or image_size < 1:
+            raise ValueError(f"image_size is a positive whole number of pixels, not {shown(image_size)}.")
         if pixel_range not in PIXEL_RANGES:
-            raise ValueError(f"pixel_range is one of {', '.join(PIXEL_RANGES)}, not {pixel_range!r}.")
-        if resample not in RESAMPLING:
-            raise ValueError(f"resample is one of {', '.join(RESAMPLING)}, not {resample!r}.")
+            raise ValueError(f"pixel_range is one of {', '.join(PIXEL_RANGES)}, not {shown(pixel_range)}.")
+        if not fits(resample, str) or resample not in RESAMPLING:
+            raise ValueError(f"resample is one of {', '.join(RESAMPLING)}, not {shown(resample)}.")
         self.image_size = image_size
         self.pixel_range = pixel_range
         self.resample = resample
@@ -100,7 +101,7 @@ class ImageProcessor:
     def from_dict(cls, settings: dict[str, Any]) -> ImageProcessor:
         known = ("image_size", "pixel_range", "resample")
         if unknown := sorted(set(settings) - set(known)):
-            raise ValueError(f"Unknown image processor setting {', '.join(unknown)}; known are {', '.join(known)}.")
+            raise ValueError(f"Unknown image processor setting {', '.join(unknown[:5])}; known are {', '.join(known)}.")
         if "image_size" not in settings:
             raise ValueError("The image processor settings lack image_size.")
         return cls(**settings)
