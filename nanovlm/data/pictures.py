@@ -112,6 +112,8 @@ def open_image(source: Any, target_size: int | tuple[int, int] | None = None) ->
     """
     if isinstance(source, dict) and set(source) <= UNDECODED_KEYS:
         source = source.get("bytes") or source.get("path")
+        if source is None:
+            raise ValueError("The picture is empty: it has neither bytes nor a path.")
     if isinstance(source, Image.Image):
         return _decode(source, "The picture")
     if isinstance(source, np.ndarray):

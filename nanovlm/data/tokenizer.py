@@ -16,6 +16,7 @@ from nanovlm.files import read_json
 from nanovlm.settings import fits, setting, shown
 
 Span = tuple[int, int]
+_SURROGATE = re.compile("[\ud800-\udfff]")
 T = TypeVar("T", bound="TextTokenizer")
 
 
@@ -64,7 +65,7 @@ class TextTokenizer:
             for spelling, token in sorted(special.items(), key=lambda item: -len(item[0]))
         ]
         self._split = re.compile(f"({'|'.join(patterns)})").split
-        self._tokens_of = lru_cache(maxsize=1 << 15)(self._encode_piece)
+        self._tokens_of = lru_cache(maxsize=1024)(self._encode_piece)  # the template's own pieces come again and again
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
@@ -142,7 +143,7 @@ class TextTokenizer:
     def encode(self, text: str, special_tokens: bool = False) -> list[int]:
         """Text -> ids. With special_tokens, their spellings become the tokens; else they stay ordinary text."""
         if not special_tokens:
-            return self.tokenizer.encode(text, add_special_tokens=False).ids
+            return self._encode_piece(text)[0]
         return [
             token
             for special, piece in self._pieces(text)
@@ -164,7 +165,8 @@ class TextTokenizer:
 
     def _encode_piece(self, text: str) -> tuple[list[int], list[Span]]:
         """Text without special tokens -> ids, and the characters [start, end) that each token stands for."""
-        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        # Half of a surrogate pair, which JSON can hold, is no character.
+        encoding = self.tokenizer.encode(_SURROGATE.sub("\ufffd", text), add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
 
