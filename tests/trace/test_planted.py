@@ -1,4 +1,4 @@
-"""Bugs planted in models that the rules were not written for: how often the line, the shapes and a right fix are said."""
+"""Bugs planted in models from outside: how often the line, the shapes and a right fix are said."""
 
 import functools
 import inspect

@@ -16,7 +16,7 @@ LIBRARY, WRAPPER, BODY, FUNCTION, EINOPS = range(5)
 learner's that needs no row of its own (a `forward` has its module's) · a function of the learner's: a row · an einops
 function: a row, whose line is the caller's."""
 
-_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _LIBRARIES = (
     os.path.dirname(os.path.abspath(torch.__file__)) + os.sep,
     _HERE,

@@ -16,7 +16,7 @@ from nanovlm.trace.rows import Row
 SETTINGS = (
     *("in_features", "out_features", "bias", "num_embeddings", "embedding_dim", "in_channels", "out_channels"),
     *("kernel_size", "stride", "padding", "groups", "normalized_shape", "num_features", "num_channels", "num_groups"),
-    *("embed_dim", "num_heads", "head_dim", "batch_first", "input_size", "hidden_size"),
+    *("embed_dim", "num_heads", "head_dim", "batch_first", "input_size", "hidden_size", "kdim", "d_model", "nhead"),
 )
 _WRAPPERS = {"_orig_mod"}  # torch.compile's wrapper stands between a model and its own name
 
@@ -103,6 +103,10 @@ class ModuleIndex:
             if path in paths:
                 module = self._modules[key]
                 found = {name: getattr(module, name) for name in SETTINGS if name in module.__dict__}
+                attention = getattr(next(iter(getattr(module, "layers", ())), module), "self_attn", None)
+                if isinstance(attention, nn.MultiheadAttention):  # a transformer's layer knows its sizes by its parts
+                    names = ("embed_dim", "num_heads", "batch_first")
+                    found |= {name: getattr(attention, name) for name in names}
                 found["attributes"] = [
                     name for name, value in module.__dict__.items() if isinstance(value, int) and name[0] != "_"
                 ]

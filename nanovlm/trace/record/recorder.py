@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from nanovlm.trace.names import NO_OPS, QUIET, op_name, opened_up
 from nanovlm.trace.record.describe import Describer, facts
-from nanovlm.trace.record.frames import EINOPS, FUNCTION, Chain, function_name, is_running
+from nanovlm.trace.record.frames import EINOPS, FUNCTION, TORCH, Chain, function_name, is_running
 from nanovlm.trace.record.fused import has_fused_path, unwatched, would_be_fused
 from nanovlm.trace.record.modules import ModuleIndex
 from nanovlm.trace.record.watchers import AtenMode
@@ -65,6 +65,7 @@ class Recorder:
         self._current: Row | None = None
         self.describer = Describer(self.modules.tensor_names, device)
         self.failed: tuple[int, Row] | None = None  # id of the latest exception, the row it came out of
+        self._left_by: int | None = None  # id of the exception that the latest failing module was left by
         self._chain = Chain()
         self._open: list[tuple[Row, FrameType | None, FrameType | None]] = [(self.root, None, boundary)]
         self._backward_depth = 0
@@ -219,6 +220,7 @@ class Recorder:
         error, handled = sys.exc_info()[1] if result is None else None, self._handled.pop(id(row), None)
         if error is not None and id(error) != handled:
             row.error = f"{type(error).__name__} inside"
+            self._checked_by_torch(row, error)
             return
         with torch._C.DisableTorchFunction():
             row.out = self.describer(result)
@@ -319,6 +321,19 @@ class Recorder:
         depth = next((i for i, entry in enumerate(self._open) if entry[0] is row), None)
         if depth is not None:
             self._close_down_to(depth)
+
+    def _checked_by_torch(self, row: Row, error: BaseException) -> None:
+        """A layer of torch may refuse its input itself, before any torch function does: then the layer is the step."""
+        if id(error) == self._left_by:
+            return
+        self._left_by = id(error)  # the innermost module; those around it are left by the same error
+        tb = error.__traceback__
+        while tb is not None and tb.tb_next is not None:
+            tb = tb.tb_next
+        is_in_torch = tb is not None and tb.tb_frame.f_code.co_filename.startswith(TORCH)
+        if is_in_torch and (row.cls or "").startswith("torch.nn.") and (not self.failed or self.failed[0] != id(error)):
+            row.settings = self.modules.settings(row.path)
+            self.failed = (id(error), row)
 
     def failed_row(self, error: BaseException) -> Row | None:
         """The step that an error came out of, also where the model raised another one because of it."""

@@ -1,6 +1,5 @@
 """transformers' models, small and random, given what they do not take, or with a part exchanged."""
 
-import torch
 from torch import nn
 
 from tests.trace.planted.cases import floats, ids, planted
