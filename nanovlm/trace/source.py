@@ -7,6 +7,7 @@ import linecache
 import os
 import textwrap
 from functools import lru_cache
+from itertools import takewhile
 from types import CodeType
 
 from nanovlm.trace.rows import Where
@@ -96,7 +97,7 @@ def operands(source: Source | None, name: str, is_module: bool = False) -> tuple
         return [written(node.value), ast.unparse(node.slice)], {}
     if not isinstance(node, ast.Call):
         return [], {}
-    given = [written(arg) for arg in node.args]
+    given = [written(arg) for arg in takewhile(lambda arg: not isinstance(arg, ast.Starred), node.args)]
     if isinstance(node.func, ast.Attribute) and not is_module and not _is_namespace(node.func.value):
         given.insert(0, written(node.func.value))
     return given, {word.arg: written(word.value) for word in node.keywords if word.arg}

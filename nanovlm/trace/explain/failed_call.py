@@ -171,7 +171,7 @@ def _traced_directly(row: Row) -> Row | None:
 def _handed_on(written: list[str], row: Row, direct: Row) -> list[str]:
     """Of trace(layer, x, ...) what is written for the arguments that the step itself takes; the layer is none."""
     given = written[1:]
-    if len(given) != len(direct.args) or any(text.startswith("*") for text in given):
+    if len(given) != len(direct.args):
         return []
     both = zip(given, row.args, direct.args, strict=False)
     is_same = ([i.uid for i in tensors(own)] == [i.uid for i in tensors(outer)] for _, own, outer in both)

@@ -22,7 +22,8 @@ def linear(call: FailedCall) -> Advice | None:
             how = f"{text}.flatten({start}) is" if call.is_named else f"nn.Flatten({start}) in front of it gives"
             return Advice(wrong, f"flatten first: {how} {shape(flat)}.")
     if fits and x.ndim > 1:
-        return Advice(wrong, f"dim {fits[-1]} has that size: {text}.transpose({fits[-1]}, -1).")
+        how = "permute(0, 2, 3, 1)" if x.ndim == 4 and fits == [1] else f"transpose({fits[-1]}, -1)"
+        return Advice(wrong, f"dim {fits[-1]} has that size: {text}.{how}.")
     if call.layer is None:
         given = call.text(1, "weight")
         wrong = f"{text} is {shape(x.shape)}: its last dim is {got}, but {given} is {shape(weight.shape)}, [out, in]."

@@ -39,6 +39,12 @@ def cat(call: FailedCall) -> Advice | None:
         least = [min(sizes) for sizes in zip(*(info.shape[2:] for _, info in parts), strict=True)]
         crop = f"crop the larger: [:, :, :{least[0]}, :{least[1]}]"
         return Advice(wrong, f"F.interpolate({text}, size={tuple(size)}), or {crop}, or pad the smaller.")
+    ones = [text for text, info in parts if info.shape[0] == 1]
+    if clash == [0] and len(ones) == 1 and len({info.shape[0] for _, info in parts}) == 2:
+        batch = max(info.shape[0] for _, info in parts)
+        return Advice(wrong, f"one for each of the batch: {ones[0]}.expand({batch}{', -1' * (first.ndim - 1)}).")
+    if len(differ) == 1 and max(s := [i.shape[differ[0]] for _, i in parts]) - min(s) == 1 and dim == first.ndim - 1:
+        return Advice(wrong)  # joined by their widths, one token too many: not meant to follow one another
     if len(differ) == 1:
         total = sum(info.shape[differ[0]] for _, info in parts)
         result = (*first.shape[: differ[0]], total, *first.shape[differ[0] + 1 :])
@@ -109,7 +115,7 @@ def broadcasting(call: FailedCall) -> Advice | None:
             return Advice(wrong, _positions(small, large, few, many, cut, tables[0] == large))
     if few and many % few == 0 and ndim == 4 and dim == 1:
         return Advice(wrong, f"repeat the {few} heads: {small}.repeat_interleave({many // few}, dim={small_dim}).")
-    if dim == ndim - 1 and a.ndim == b.ndim:
+    if dim == ndim - 1 and a.ndim == b.ndim and call.name.rstrip("_") in ("add", "sub", "mul", "div"):
         return Advice(wrong, f"bring both to one width first, for example nn.Linear({few}, {many}) on {small}.")
     return Advice(wrong, f"make {called} the same size in both, or 1.")
 
@@ -151,6 +157,9 @@ def _rearranged(text: str, info: TensorInfo, other: TensorInfo) -> str | None:
             return f"give it the missing dim: {text}.unsqueeze({at if at < info.ndim else -1}) is {shape(grown)}."
         if info.ndim == 2 and other.ndim == 4 and info.shape == (other.shape[0], other.shape[-1]):
             return f"give it the missing dims: {text}[:, None, None, :]."
+        channels = (other.shape[1:2], other.shape[:2])
+        if other.ndim == 4 and info.shape in channels and other.shape[1] not in other.shape[2:]:
+            return f"one for each channel: {text}[{':, ' * info.ndim}None, None]."
     if info.ndim == other.ndim > 1:
         for i in range(info.ndim):
             for j in range(i + 1, info.ndim):

@@ -155,7 +155,8 @@ def norm(call: FailedCall) -> Advice | None:
             wrong = f"{text} is {shape(x.shape)}, but {call.layer_name} was built for a last dim of {shape(wanted)}."
             at = next((d for d in range(x.ndim - 1) if wanted == (x.shape[d],)), None)
             if at is not None:
-                return Advice(wrong, f"dim {at} has that size: {text}.transpose({at}, -1) before, and back after.")
+                how = "permute(0, 2, 3, 1)" if x.ndim == 4 and at == 1 else f"transpose({at}, -1)"
+                return Advice(wrong, f"dim {at} has that size: {text}.{how} before, and back after.")
             if call.layer is None and len(wanted) == 1:
                 return Advice(wrong, f"normalise over {(x.shape[-1],)}, or bring the last dim to {wanted[-1]}.")
             return Advice(wrong, f"build it with {x.shape[-1]}, or bring the last dim to {wanted[-1]}.")

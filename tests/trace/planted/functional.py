@@ -128,3 +128,49 @@ class NormOfAnotherWidth(nn.Module):
 class SumOfTwoStreams(nn.Module):
     def forward(self, a, b):
         return (a + b).relu()  # here
+
+
+@planted(
+    (floats(2, 8, 14, 14), floats(2, 8)), ("maps is [2, 8, 14, 14]", "gates is [2, 8]"), ("gates[:, :, None, None]",)
+)
+class GatesOfChannels(nn.Module):
+    def forward(self, maps, gates):
+        return maps * gates  # here
+
+
+@planted((floats(1, 1, 8), floats(4, 7, 8)), ("token is [1, 1, 8]", "x is [4, 7, 8]"), ("token.expand(4, -1, -1)",))
+class ClassTokenOfOneBatch(nn.Module):
+    def forward(self, token, x):
+        return torch.cat([token, x], dim=1)  # here
+
+
+@planted((floats(2, 8, 14, 12),), ("maps is [2, 8, 14, 12]", "in_features = 8"), ("maps.permute(0, 2, 3, 1)",))
+class LinearOverChannels(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.proj = nn.Linear(8, 4)
+
+    def forward(self, maps):
+        return self.proj(maps)  # here
+
+
+@planted((floats(2, 8, 14, 12),), ("input is [2, 8, 14, 12]", "in_features = 5"), ("nn.Linear(12, 4)",))
+class ArgumentsThatAreUnpacked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.proj = nn.Linear(5, 4)
+
+    def forward(self, *inputs):
+        return self.proj(*inputs)  # here
+
+
+@planted((floats(4, 7, 8), floats(4, 6, 8)), ("a is [4, 7, 8]", "b is [4, 6, 8]"))
+class WidthsOfOtherTokens(nn.Module):
+    def forward(self, a, b):
+        return torch.cat([a, b], dim=-1)  # here
+
+
+@planted((floats(2, 5), floats(2, 4)), ("a is [2, 5]", "b is [2, 4]"))
+class ChosenFromTwoWidths(nn.Module):
+    def forward(self, a, b):
+        return torch.where(a > 0, a, b)  # here
