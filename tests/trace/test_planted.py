@@ -12,6 +12,8 @@ from nanovlm.trace import trace
 from tests.trace.planted import PLANTED
 from tests.trace.planted.cases import Planted
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the models, about what they are about to fail at
+
 # They say that two sizes must be one, which is true and mends nothing: counted as no advice.
 _SAY_NOTHING = (
     "the same size in both, or 1.",
@@ -58,6 +60,19 @@ def judge(bug: Planted) -> Judged:
 def test_no_advice_is_wrong(bug):
     judged = judge(bug)
     assert judged.fix != "wrong", judged.message
+
+
+@pytest.mark.parametrize("bug", PLANTED, ids=lambda bug: bug.name)
+def test_what_the_advice_makes_has_the_shape_that_it_says(bug):
+    """`Try: … x.transpose(0, 1) is [2, 3]`: run where the bug is."""
+    with pytest.raises(Exception) as caught:
+        trace(bug.build(), *bug.given)
+    said = re.search(r"^ *Try: (.*?) is (\[[\d, ]+\])", str(caught.value), re.MULTILINE)
+    if said is None:
+        return
+    frame = next(entry.frame for entry in reversed(caught.traceback) if "site-packages" not in str(entry.path))
+    made = eval(said[1].rpartition(": ")[2], frame.f_globals, frame.f_locals)
+    assert str(list(made.shape)) == said[2]
 
 
 def test_line_shapes_and_fix_in_most():
