@@ -199,8 +199,9 @@ def _masks(call: FailedCall, takes: _Takes, built: dict[str, Any], given: list) 
             f"{a} is {shape(x.shape)} and {text} is {shape(mask.shape)}, but {call.layer_name} takes as its {name} "
             f"{shape(wanted)}: the batch and its tokens."
         )
-        if at == 1 and mask.shape == x.shape[:2]:
-            return Advice(wrong, "the batch stands first in both: build it with batch_first=True.")
+        if at == 1 and mask.shape == x.shape[:2] and len({other.shape[0] for _, other in given}) == 1:
+            other = f"or, if it stands second, pass {text}.transpose(0, 1)"
+            return Advice(wrong, f"if the batch stands first, build it with batch_first=True; {other}.")
         if mask.shape == wanted[::-1]:
             return Advice(wrong, f"it lies the other way: {text}.transpose(0, 1).")
         return Advice(wrong)

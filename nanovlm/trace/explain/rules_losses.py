@@ -20,7 +20,7 @@ def classes(call: FailedCall) -> Advice | None:
         return Advice(f"{wrong}there are {number} classes.", f"give {number} weights, one for each class.")
     if logits.ndim == 3 and target.shape == logits.shape[:2]:
         return Advice(
-            f"{both}: cross_entropy takes dim 1 as the classes, not the last.",
+            f"{both}: {call.name} takes dim 1 as the classes, not the last.",
             f"one row a token: {a}.flatten(0, 1) is {shape((logits.shape[0] * logits.shape[1], logits.shape[2]))}, and "
             f"{b}.flatten() is {shape((target.numel,))}.",
         )

@@ -22,8 +22,10 @@ def linear(call: FailedCall) -> Advice | None:
             how = f"{text}.flatten({start}) is" if call.is_named else f"nn.Flatten({start}) in front of it gives"
             return Advice(wrong, f"flatten first: {how} {shape(flat)}.")
     if fits and x.ndim > 1:
-        how = "permute(0, 2, 3, 1)" if x.ndim == 4 and fits == [1] else f"transpose({fits[-1]}, -1)"
-        return Advice(wrong, f"dim {fits[-1]} has that size: {text}.{how}.")
+        if x.ndim == 4 and fits == [1]:
+            ways = f"{text}.permute(0, 2, 3, 1) for each place, or {text}.mean((2, 3)) for the whole picture"
+            return Advice(wrong, f"dim 1 has that size: {ways}.")
+        return Advice(wrong, f"dim {fits[-1]} has that size: {text}.transpose({fits[-1]}, -1).")
     if call.layer is None:
         given = call.text(1, "weight")
         wrong = f"{text} is {shape(x.shape)}: its last dim is {got}, but {given} is {shape(weight.shape)}, [out, in]."
@@ -102,7 +104,8 @@ def convolution(call: FailedCall) -> Advice | None:
         if x.ndim == planes + 3 and x.shape[2] == channels:
             flat = (x.shape[0] * x.shape[1], *x.shape[2:])
             return Advice(wrong, f"all pictures as one batch: {text}.flatten(0, 1) is {shape(flat)}.")
-        return Advice(wrong, f"add what is missing: {text}.unsqueeze(0)." if x.ndim < planes + 1 else None)
+        is_grey = x.ndim == planes and channels == 1
+        return Advice(wrong, f"add the channels: {text}.unsqueeze(0)." if is_grey else None)
     at = x.ndim - planes - 1
     if x.shape[at] == channels:
         sizes, kernel = x.shape[at + 1 :], weight.shape[2:]

@@ -188,3 +188,16 @@ class MaskOfOtherTokens(nn.Module):
         heads = x.unflatten(-1, (4, 8)).transpose(1, 2)
         mask = is_real[:, None, None]
         return F.scaled_dot_product_attention(heads, heads, heads, attn_mask=mask)  # here
+
+
+@planted(
+    (floats(5, 3, 64), floats(7, 3, 64), torch.zeros(7, 3, dtype=torch.bool)),
+    ("memory is [7, 3, 64]", "is_padding is [7, 3]", "[3, 7]"),
+    ("is_padding.transpose(0, 1)",),
+)
+class PaddingTheOtherWay(Attends):
+    def __init__(self):
+        super().__init__(batch_first=False)
+
+    def forward(self, x, memory, is_padding):
+        return self.attn(x, memory, memory, key_padding_mask=is_padding)[0]  # here

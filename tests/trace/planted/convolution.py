@@ -164,3 +164,13 @@ class SecondStageOfAnotherWidth(nn.Module):
 
     def forward(self, x):
         return self.stages(x)  # here
+
+
+@planted((floats(3, 32),), ("x is [3, 32]", "[B, 3"))
+class RowIntoConv2d(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x):
+        return self.conv(x)  # here
