@@ -96,6 +96,10 @@ def trace(
             return on_meta(symbolic.resize(call.inputs, names, sizes)).root
 
         result.add_remark(symbolic.name_rows(result.root, on_other_sizes, base))
+        if before is fn and isinstance(getattr(fn, "__self__", fn), nn.Module):
+            result.add_remark(
+                "the model cannot be copied: what it keeps between calls is what the probes for dims left"
+            )
     return result
 
 

@@ -75,6 +75,14 @@ def test_probes_for_dims_leave_the_models_state_alone():
     assert len(model.seen) == 1
 
 
+def test_probes_on_a_model_that_cannot_be_copied_are_said():
+    class Locked(nn.Linear):
+        def __deepcopy__(self, memo):
+            raise TypeError("one of a kind")
+
+    assert "cannot be copied" in trace(Locked(4, 4), torch.zeros(3, 4), dims={"B": 3}).remark
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_scripted_modules_are_steps_without_an_inside():
     x, layer = torch.randn(2, 8), nn.Linear(8, 4)
