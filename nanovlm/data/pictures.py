@@ -128,7 +128,8 @@ def open_image(source: Any, target_size: int | tuple[int, int] | None = None) ->
     if isinstance(source, (str, os.PathLike)):
         return _open_path(source, target_size)
     if hasattr(source, "read"):
-        return _open_file(source, f"The picture {getattr(source, 'name', '')}".strip(), target_size)
+        name = f"The picture {getattr(source, 'name', '')}".strip()
+        return _open_file(io.BytesIO(_without_texts(source.read())), name, target_size)
     raise TypeError(
         f"A picture is a path, bytes, a binary file, a PIL image or a NumPy array, not {type(source).__name__}."
     )
@@ -193,8 +194,6 @@ def _identify(file: Any, name: str) -> Image.Image:
     except MemoryError as error:
         raise ValueError(f"{name} does not fit into the memory.") from error
     except Exception as error:
-        if "PngImagePlugin.MAX_TEXT" in str(error) or "MAX_TEXT_MEMORY" in str(error):
-            raise ValueError(f"{name} has more metadata than Pillow reads: save it without, or smaller.") from error
         raise ValueError(f"{name} is cut short or damaged: {_reason(error)}.") from error
     limit, pixels = _limit(), image.width * image.height
     # Between its limit and twice its limit Pillow only warns; a picture that fills the memory is no less bad.
