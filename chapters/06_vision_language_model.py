@@ -414,7 +414,7 @@ class VisionLanguageModel(nn.Module):
             )
         vocab_size = self.config.language.vocab_size
         outside = (input_ids < 0) | (input_ids >= vocab_size)
-        if bool(outside.any()):
+        if not input_ids.is_cuda and bool(outside.any()):
             raise ValueError(f"Token id {int(input_ids[outside][0])} is outside the vocabulary of {vocab_size}.")
         embeddings = self.decoder.token_embedding(input_ids)  # [B, T, dim]
         image_token_id = self.config.image_token_id

@@ -9,7 +9,7 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [← 06 The vision-language model](06_vision_language_model.ipynb) ·
-# [09 Generation →](09_generation.ipynb) ·
+# [08 Training →](08_training.ipynb) ·
 # [exercises](../exercises/07_data.ipynb)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/07_data.ipynb
@@ -946,4 +946,4 @@ print(f"{guessable(clock):.1f} points above chance")
 # | 7.8 | Mend it: a row that reads its neighbour (`data.document_mask`) | ●●● | 15 |
 # | 7.9 | Batch number n, asked alone (`data.resumable_order`) | ●●● | 15 |
 #
-# Next: [09 Generation](09_generation.ipynb)
+# Next: [08 Training](08_training.ipynb)

@@ -9,7 +9,7 @@
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
-# [← 06 The vision-language model](06_vision_language_model.ipynb) ·
+# [← 07 Data](07_data.ipynb) ·
 # [09 Generation →](09_generation.ipynb) ·
 # [exercises](../exercises/08_training.ipynb)
 #

@@ -7,7 +7,7 @@
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
-# [← 07 Data](07_data.ipynb) ·
+# [← 08 Training](08_training.ipynb) ·
 # [10 Evaluation →](10_evaluation.ipynb) ·
 # [exercises](../exercises/09_generation.ipynb)
 #

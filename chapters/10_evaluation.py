@@ -9,7 +9,7 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [← 09 Generation](09_generation.ipynb) ·
-# [12 Shape tracing →](12_shape_tracing.ipynb) ·
+# [11 Full training →](11_full_training.ipynb) ·
 # [exercises](../exercises/10_evaluation.ipynb)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/10_evaluation.ipynb
@@ -879,4 +879,4 @@ print(f"the pocket model fails {wrong} of {len(items)}: from {low:.0%} to {high:
 # | 10.9 | Which option does it find most probable? (`evaluation.pick_option`) | ●●● | 20 |
 # | 10.10 | BLEU by hand (`evaluation.bleu`) | ●●● | 25 |
 #
-# Next: [12 Shape tracing](12_shape_tracing.ipynb)
+# Next: [11 Full training](11_full_training.ipynb)

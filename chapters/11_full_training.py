@@ -8,7 +8,7 @@
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
-# [← 06 The vision-language model](06_vision_language_model.ipynb) ·
+# [← 10 Evaluation](10_evaluation.ipynb) ·
 # [12 Shape tracing →](12_shape_tracing.ipynb) ·
 # [exercises](../exercises/11_full_training.ipynb)
 #

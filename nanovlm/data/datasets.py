@@ -134,7 +134,7 @@ class VQADataset(_Samples):
         dataset: anything with len() and [index]: a `datasets.Dataset`, a `Thimble`, a list.
         min_ratings: see `messages_of`.
         max_pictures: skip a sample that has more, tiles counted: memory for pictures knows no rows.
-        raw_pixels: leave pixels uint8 where they can be: a quarter of the bytes; the model scales them.
+        raw_pixels: leave pixels uint8 where they can be: a quarter of the bytes; `training.step.forward` scales them.
     """
 
     columns = ("images", "texts")

@@ -30,6 +30,7 @@ def get_dataloaders(
     vlm_cfg: VLMConfig,
     tokenizer: ChatTokenizer | None = None,
     image_processor: ImageProcessor | None = None,
+    raw_pixels: bool = False,
 ) -> tuple[Loader, Loader]:
     """(training loader, validation loader) for a run.
 
@@ -40,6 +41,7 @@ def get_dataloaders(
     Args:
         tokenizer: default: the one that vlm_cfg names, else the pocket tokenizer.
         image_processor: default: what vlm_cfg says.
+        raw_pixels: uint8, a quarter of the bytes; `training.step.forward` scales them where the model is.
     Raises: ValueError, FileNotFoundError or ConnectionError, with one sentence, if the data cannot be had.
     """
     tokenizer = tokenizer or _find_tokenizer(vlm_cfg)
@@ -50,7 +52,7 @@ def get_dataloaders(
         image_processor=image_processor,
         vlm_cfg=vlm_cfg,
         max_length=train_cfg.max_length,
-        raw_pixels=True,
+        raw_pixels=raw_pixels,
         max_pictures=train_cfg.max_pictures,
     )
     if train_cfg.packing:

@@ -14,7 +14,6 @@ from nanovlm.config import IGNORE, VLMConfig
 from nanovlm.models.language_model import KVCache, LanguageModel
 from nanovlm.models.modality_projector import ModalityProjector
 from nanovlm.models.vision_transformer import ViT
-from nanovlm.pixels import scale_pixels
 from nanovlm.tensor_types import Bool, Float, Int, Shaped
 
 if TYPE_CHECKING:
@@ -85,13 +84,12 @@ class VisionLanguageModel(nn.Module):
     def embed(
         self,
         input_ids: Int[Tensor, "batch length"],
-        images: Shaped[Tensor, "pictures 3 height width"] | None,
+        images: Float[Tensor, "pictures 3 height width"] | None,
         attention_mask: Shaped[Tensor, "batch length"] | None,
     ) -> tuple[Float[Tensor, "batch sequence dim"], Shaped[Tensor, "batch sequence"] | None, int]:
         """ids [B, T], pictures [P, 3, H, W] -> embeddings [B, S, dim], their mask [B, S], length of the image prefix.
 
         With placeholders in the ids, S = T. Without any, each row begins with its picture: S = num_image_tokens + T.
-        Pictures are floats in the model's range, or uint8, 0..255.
         """
         if attention_mask is not None and attention_mask.shape != input_ids.shape:
             raise ValueError(
@@ -109,8 +107,6 @@ class VisionLanguageModel(nn.Module):
             if has_placeholder:
                 raise ValueError("The text has image placeholders, but no picture was given.")
             return embeddings, attention_mask, 0
-        if images.dtype == torch.uint8:
-            images = scale_pixels(images, self.config.pixel_range).to(self.projector.proj.weight.dtype)
         image_tokens = self.projector(self.vision_encoder(images))  # [P, num_image_tokens, dim]
         if has_placeholder:
             return merge_image_tokens(embeddings, image_tokens, is_placeholder), attention_mask, 0
@@ -127,7 +123,7 @@ class VisionLanguageModel(nn.Module):
     def forward(
         self,
         input_ids: Int[Tensor, "batch length"],
-        images: Shaped[Tensor, "pictures 3 height width"] | None = None,
+        images: Float[Tensor, "pictures 3 height width"] | None = None,
         attention_mask: Shaped[Tensor, "batch length"] | None = None,
         targets: Int[Tensor, "batch length"] | None = None,
         document_ids: Int[Tensor, "batch length"] | None = None,

@@ -90,7 +90,8 @@ def _train(config: TrainConfig, model: VisionLanguageModel, watch: Watch | None,
     trained = parallel.wrap(model, config.parallel, device)
     optimizers = Optimizers(model, config)
     scaler = precision.scaler(device)
-    train_loader, val_loader = get_dataloaders(config, model.config, model.tokenizer, model.image_processor)
+    processors = (model.tokenizer, model.image_processor)
+    train_loader, val_loader = get_dataloaders(config, model.config, *processors, raw_pixels=True)
     val_loader.set_start(0, rank, world)
     questions = short_questions(val_loader, config.accuracy_pictures)
     if said := look_ahead(val_loader):

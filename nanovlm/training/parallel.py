@@ -73,7 +73,7 @@ class Joined(nn.Module):
 
     def __init__(self, model: VisionLanguageModel) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.config = model, model.config
 
     def forward(self, input_ids: Tensor, images: Tensor | None, **rest: Any) -> VLMOutput:
         output = self.model(input_ids, images, **rest)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nanovlm.device import Precision
 from nanovlm.models.vision_language_model import IGNORE, VLMOutput
+from nanovlm.pixels import scale_pixels
 from nanovlm.training import parallel
 from nanovlm.training.optimizer import Optimizers
 
@@ -32,8 +33,9 @@ def forward(model: nn.Module, batch: dict[str, Any], device: torch.device) -> VL
     on_cuda = device.type == "cuda"  # elsewhere a copy that is not waited for may read memory that is already freed
     moved = {k: v.to(device, non_blocking=on_cuda) for k, v in batch.items() if isinstance(v, Tensor)}
     images = moved.get("images")
-    if images is not None and images.is_floating_point():
-        images = images.to(next(model.parameters()).dtype)
+    if images is not None:
+        config = getattr(model, "module", model).config  # DistributedDataParallel keeps the model as `module`
+        images = scale_pixels(images, config.pixel_range).to(next(model.parameters()).dtype)
     return model(moved["input_ids"], images, targets=moved["targets"], document_ids=moved.get("document_ids"))
 
 

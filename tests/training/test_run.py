@@ -46,8 +46,8 @@ def change_batches(monkeypatch):
     real = nanovlm.training.loop.get_dataloaders
 
     def use(change, which=0):
-        def get_dataloaders(*arguments):
-            loaders = list(real(*arguments))
+        def get_dataloaders(*arguments, **options):
+            loaders = list(real(*arguments, **options))
             loaders[which] = ChangedLoader(loaders[which], change)
             return loaders
 
