@@ -23,7 +23,7 @@ lab: .venv/ready
 	@echo "Opening JupyterLab. Press Ctrl-C twice here to end it."
 	@# Without this JupyterLab hides stored drawings until you run their cells: it does not know who made them.
 	@$(BIN)/jupyter trust $(NOTEBOOKS:=/*.ipynb) >/dev/null
-	$(BIN)/jupyter lab chapters/00_start_here.ipynb
+	$(BIN)/jupyter lab --config=.jupyter/jupyter_lab_config.py chapters/00_start_here.ipynb
 
 train: .venv/ready
 	@echo "Training the pocket preset from random weights: some minutes, no network. Ctrl-C saves and stops."
@@ -41,6 +41,7 @@ test: .venv/ready
 	@echo "Style, then the tests, then every notebook from its first cell to its last."
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 	OMP_NUM_THREADS=1 NANOVLM_BUDGET=ci $(BIN)/pytest -n 2 --dist loadscope --nbval-lax --nbval-current-env \
 		--nbval-sanitize-with tests/nbval_sanitize.cfg $(NOTEBOOKS)

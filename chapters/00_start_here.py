@@ -5,32 +5,29 @@
 # answer, and learn how this course works. Twenty minutes of reading and trying; the code runs in half a minute.
 
 # %% [markdown] tags=["stamped"]
-# [![Open in Colab][badge]][colab] ·
+# [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [01 From pixels to patches →](01_patch_embedding.ipynb) ·
 # [exercises](../exercises/00_start_here.ipynb)
 #
-# [badge]: https://colab.research.google.com/assets/colab-badge.svg
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/00_start_here.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/00_start_here.ipynb
 
 # %% tags=["stamped"]
-# Set-up, the same in every notebook: use the installed nanovlm; in Colab, install it once.
+# @title Set-up: the nanovlm that is installed; Colab installs it first.
+import subprocess
 import sys
 from importlib import import_module
 
 try:
     import_module("nanovlm.course")
 except ImportError:
-    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@v0.1.0"
+    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@main"
     if "google.colab" not in sys.modules:
-        raise ModuleNotFoundError(
-            "This kernel has no nanovlm. In a clone of the repository `make lab` sets everything up; elsewhere run\n"
-            f'    pip install "{package}"\nand start the kernel again.'
-        ) from None
-    import subprocess
-
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", package], check=True)
+        advice = f'In a clone run `make lab`, elsewhere pip install "{package}".'
+        raise ModuleNotFoundError(f"This kernel has no nanovlm. {advice}") from None
+    if subprocess.run([sys.executable, "-m", "pip", "install", "-q", package]).returncode:
+        raise RuntimeError("pip could not install nanovlm (see above). Run this again.") from None
     import_module("nanovlm.course")
 
 # %% [markdown]
@@ -90,7 +87,7 @@ sign = Image.open(asset_path("pictures/glyphs.png"))
 written = model.generate(
     image=sign, prompt="What does the sign say?", on_text=lambda piece: print(piece, end="|", flush=True)
 )
-sign
+sample_card(sign, alt="A sign with a few letters and digits.")
 
 # %% [markdown]
 # Your turn. Run the next cell, choose a picture, type a question and press Enter. "Describe the picture." works as well.
@@ -367,7 +364,7 @@ large_steps = trace(large, question_ids, photo, device="meta")
 print(f"{large_steps.num_params:,} parameters\n\n{large_steps.stages()}")
 
 # %% [markdown]
-# Compare the two lists, line by line. The steps are the same. Only the joint differs: this model puts its image tokens
+# Compare the two lists, line by line. The steps are the same. Only the fusion differs: this model puts its image tokens
 # in front of the text, where ours has them between the words.
 
 # %% [markdown]

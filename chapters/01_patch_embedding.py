@@ -6,33 +6,30 @@
 # Forty minutes; the code runs in half a minute.
 
 # %% [markdown] tags=["stamped"]
-# [![Open in Colab][badge]][colab] ·
+# [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [← 00 Start here](00_start_here.ipynb) ·
 # [02 The vision transformer →](02_vision_transformer.ipynb) ·
 # [exercises](../exercises/01_patch_embedding.ipynb)
 #
-# [badge]: https://colab.research.google.com/assets/colab-badge.svg
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/01_patch_embedding.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/01_patch_embedding.ipynb
 
 # %% tags=["stamped"]
-# Set-up, the same in every notebook: use the installed nanovlm; in Colab, install it once.
+# @title Set-up: the nanovlm that is installed; Colab installs it first.
+import subprocess
 import sys
 from importlib import import_module
 
 try:
     import_module("nanovlm.course")
 except ImportError:
-    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@v0.1.0"
+    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@main"
     if "google.colab" not in sys.modules:
-        raise ModuleNotFoundError(
-            "This kernel has no nanovlm. In a clone of the repository `make lab` sets everything up; elsewhere run\n"
-            f'    pip install "{package}"\nand start the kernel again.'
-        ) from None
-    import subprocess
-
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", package], check=True)
+        advice = f'In a clone run `make lab`, elsewhere pip install "{package}".'
+        raise ModuleNotFoundError(f"This kernel has no nanovlm. {advice}") from None
+    if subprocess.run([sys.executable, "-m", "pip", "install", "-q", package]).returncode:
+        raise RuntimeError("pip could not install nanovlm (see above). Run this again.") from None
     import_module("nanovlm.course")
 
 # %%
@@ -143,7 +140,7 @@ quiz("ch01.range")
 from nanovlm.data.processors import ImageProcessor
 from nanovlm.data.thimble import chance, thimble_sample
 from nanovlm.evaluation.scores import evaluate
-from nanovlm.viz.joint import score_table
+from nanovlm.viz.fusion import score_table
 
 model = VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
 num_pictures = budget().pick(ci=40, laptop=60)
@@ -251,7 +248,7 @@ def cut_into(patch_size):
     return patch_grid_figure(large, patch_size)
 
 
-lever(cut_into, patch_size=[16, 4, 8, 32, 56, 112])
+lever(cut_into, patch_size=[4, 8, 16, 32, 56, 112], start={"patch_size": 16})
 
 # %% [markdown]
 # Small patches: many tokens, and the pairs explode. Large patches: few tokens, and a great deal in each. All that one
@@ -716,7 +713,7 @@ def alike(positions, row, column):
     return similarity_figure(maps[positions], row, column, title=positions)
 
 
-lever(alike, positions=list(maps), row=(0, 7, 1, 3), column=(0, 7, 1, 3))
+lever(alike, positions=list(maps), row=(0, 7), column=(0, 7), start={"row": 3, "column": 3})
 
 # %% [markdown]
 # The grid is there, and nobody put it in. To the model, the 64 places came as a list without order. It found out which

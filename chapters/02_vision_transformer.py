@@ -5,33 +5,30 @@
 # of SigLIP's encoder, checked against transformers. Forty minutes; the code runs in half a minute.
 
 # %% [markdown] tags=["stamped"]
-# [![Open in Colab][badge]][colab] ·
+# [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [← 01 From pixels to patches](01_patch_embedding.ipynb) ·
 # [03 Pixel shuffle and the projector →](03_pixel_shuffle_and_projector.ipynb) ·
 # [exercises](../exercises/02_vision_transformer.ipynb)
 #
-# [badge]: https://colab.research.google.com/assets/colab-badge.svg
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/02_vision_transformer.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/02_vision_transformer.ipynb
 
 # %% tags=["stamped"]
-# Set-up, the same in every notebook: use the installed nanovlm; in Colab, install it once.
+# @title Set-up: the nanovlm that is installed; Colab installs it first.
+import subprocess
 import sys
 from importlib import import_module
 
 try:
     import_module("nanovlm.course")
 except ImportError:
-    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@v0.1.0"
+    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@main"
     if "google.colab" not in sys.modules:
-        raise ModuleNotFoundError(
-            "This kernel has no nanovlm. In a clone of the repository `make lab` sets everything up; elsewhere run\n"
-            f'    pip install "{package}"\nand start the kernel again.'
-        ) from None
-    import subprocess
-
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", package], check=True)
+        advice = f'In a clone run `make lab`, elsewhere pip install "{package}".'
+        raise ModuleNotFoundError(f"This kernel has no nanovlm. {advice}") from None
+    if subprocess.run([sys.executable, "-m", "pip", "install", "-q", package]).returncode:
+        raise RuntimeError("pip could not install nanovlm (see above). Run this again.") from None
     import_module("nanovlm.course")
 
 # %%
@@ -152,7 +149,7 @@ def by_hand(divide_by, over):
     return attention_tables(table, table.softmax(dim=-1 if over == "keys" else 0), names, over)
 
 
-lever(by_hand, divide_by=[2, 1, 0.5, 8, 100], over=["keys", "queries"])
+lever(by_hand, divide_by=[0.5, 1, 2, 8, 100], over=["keys", "queries"], start={"divide_by": 2})
 
 # %% [markdown]
 # Divide by much, and all shares become equal: everybody takes the average of everything. Divide by little, and the
@@ -222,7 +219,7 @@ def with_and_without(head_dim):
     )
 
 
-lever(with_and_without, head_dim=[64, 4, 16, 256])
+lever(with_and_without, head_dim=[4, 16, 64, 256], start={"head_dim": 64})
 
 # %% [markdown]
 # Without the scale one or two keys win by accident, and take everything. Worse: the model can hardly unlearn it. Where
@@ -753,8 +750,13 @@ def looks(block, head, patch):
     return patch_attention(photo, maps[:, 0], block, head, patch)
 
 
-heads = [seeker] + [head for head in range(4) if head != seeker]
-lever(looks, block=[1, 0], head=heads, patch=Cells(photo, 8, start=17))
+lever(
+    looks,
+    block=[0, 1],
+    head=[0, 1, 2, 3],
+    patch=Cells(photo, 8),
+    start={"block": 1, "head": seeker, "patch": 17},
+)
 
 # %% [markdown]
 # Patch 17 is a piece of the star. In block 0 its four heads look widely about. In block 1 the seeker knows what it
@@ -897,7 +899,7 @@ def tells(head):
     return share_bars(means["shape"] | means["colour"] | means["place"], tick=0.25, tick_name="an even share")
 
 
-lever(tells, head=heads)
+lever(tells, head=[0, 1, 2, 3], start={"head": seeker})
 
 # %% [markdown]
 # First the shapes (with *nothing*, an empty quarter, among them), then the colours, then the places. Which of the three

@@ -1,37 +1,34 @@
 # %% [markdown]
 # # 03 Pixel shuffle and the projector
 #
-# The joint between eye and language: fold every tile of patches into one token, which makes the line four to sixteen
+# The projector between eye and language: fold every tile of patches into one token, which makes the line four to sixteen
 # times shorter, then bring it to the width of a word with one linear layer. Thirty minutes; the code runs in seconds.
 
 # %% [markdown] tags=["stamped"]
-# [![Open in Colab][badge]][colab] ·
+# [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [← 02 The vision transformer](02_vision_transformer.ipynb) ·
 # [04 The decoder →](04_rope_decoder.ipynb) ·
 # [exercises](../exercises/03_pixel_shuffle_and_projector.ipynb)
 #
-# [badge]: https://colab.research.google.com/assets/colab-badge.svg
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/03_pixel_shuffle_and_projector.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/03_pixel_shuffle_and_projector.ipynb
 
 # %% tags=["stamped"]
-# Set-up, the same in every notebook: use the installed nanovlm; in Colab, install it once.
+# @title Set-up: the nanovlm that is installed; Colab installs it first.
+import subprocess
 import sys
 from importlib import import_module
 
 try:
     import_module("nanovlm.course")
 except ImportError:
-    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@v0.1.0"
+    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@main"
     if "google.colab" not in sys.modules:
-        raise ModuleNotFoundError(
-            "This kernel has no nanovlm. In a clone of the repository `make lab` sets everything up; elsewhere run\n"
-            f'    pip install "{package}"\nand start the kernel again.'
-        ) from None
-    import subprocess
-
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", package], check=True)
+        advice = f'In a clone run `make lab`, elsewhere pip install "{package}".'
+        raise ModuleNotFoundError(f"This kernel has no nanovlm. {advice}") from None
+    if subprocess.run([sys.executable, "-m", "pip", "install", "-q", package]).returncode:
+        raise RuntimeError("pip could not install nanovlm (see above). Run this again.") from None
     import_module("nanovlm.course")
 
 # %%
@@ -244,7 +241,7 @@ def one_tile(r, row, column):
     return shuffle_figure(picture, r, row, column)
 
 
-lever(one_tile, r=[4, 1, 2, 8], row=(0, 15, 1, 3), column=(0, 15, 1, 3))
+lever(one_tile, r=[1, 2, 4, 8], row=(0, 15), column=(0, 15), start={"r": 4, "row": 3, "column": 3})
 
 # %% [markdown]
 # One number of the tile in each channel, all at the same place. That is why it is called space to depth: what was
@@ -388,7 +385,7 @@ def which_patches(token, r):
     return token_figure(picture, tokens, token)
 
 
-lever(which_patches, token=(0, 15, 1, 5), r=[2, 1, 4])
+lever(which_patches, token=(0, 15), r=[1, 2, 4], start={"token": 5, "r": 2})
 
 # %% [markdown]
 # `patch_map` found the patches by trying. There is also a formula, and you write it in exercise 3.3.
@@ -499,7 +496,7 @@ def cost(pixels, tiles, text_tokens):
     return cost_bars(rows, text_tokens)
 
 
-lever(cost, pixels=[512, 224], tiles=[1, 17], text_tokens=(0, 512, 32, 64))
+lever(cost, pixels=[224, 512], tiles=[1, 17], text_tokens=(0, 512, 32), start={"pixels": 512, "text_tokens": 64})
 
 # %% [markdown]
 # Three things to find:

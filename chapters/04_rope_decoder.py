@@ -6,33 +6,30 @@
 # it gives the same logits as transformers' Llama. Forty-five minutes; the code runs in seconds.
 
 # %% [markdown] tags=["stamped"]
-# [![Open in Colab][badge]][colab] ·
+# [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [← 03 Pixel shuffle and the projector](03_pixel_shuffle_and_projector.ipynb) ·
 # [05 Text, tokens and labels →](05_text_tokens.ipynb) ·
 # [exercises](../exercises/04_rope_decoder.ipynb)
 #
-# [badge]: https://colab.research.google.com/assets/colab-badge.svg
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/04_rope_decoder.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/04_rope_decoder.ipynb
 
 # %% tags=["stamped"]
-# Set-up, the same in every notebook: use the installed nanovlm; in Colab, install it once.
+# @title Set-up: the nanovlm that is installed; Colab installs it first.
+import subprocess
 import sys
 from importlib import import_module
 
 try:
     import_module("nanovlm.course")
 except ImportError:
-    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@v0.1.0"
+    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@main"
     if "google.colab" not in sys.modules:
-        raise ModuleNotFoundError(
-            "This kernel has no nanovlm. In a clone of the repository `make lab` sets everything up; elsewhere run\n"
-            f'    pip install "{package}"\nand start the kernel again.'
-        ) from None
-    import subprocess
-
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", package], check=True)
+        advice = f'In a clone run `make lab`, elsewhere pip install "{package}".'
+        raise ModuleNotFoundError(f"This kernel has no nanovlm. {advice}") from None
+    if subprocess.run([sys.executable, "-m", "pip", "install", "-q", package]).returncode:
+        raise RuntimeError("pip could not install nanovlm (see above). Run this again.") from None
     import_module("nanovlm.course")
 
 # %%
@@ -312,7 +309,7 @@ def dials(position, distance, base):
     return rotation_figure(ones, ones, [base ** (-2 * i / 8) for i in range(4)], position, distance)
 
 
-lever(dials, position=(12, 64, 1, 12), distance=(0, 12, 1, 3), base=[100, 10, 10_000])
+lever(dials, position=(12, 64), distance=(0, 12), base=[10, 100, 10_000], start={"distance": 3, "base": 100})
 
 # %% [markdown]
 # The fast pair tells neighbours apart. The slow pairs tell near from far. SmolLM2 has a base of 100,000 and 32 pairs.
@@ -696,7 +693,7 @@ def heads(key_value_heads):
     return heads_figure(smollm.num_heads, key_value_heads, smollm.head_dim, smollm.num_blocks)
 
 
-lever(heads, key_value_heads=[3, 9, 1])
+lever(heads, key_value_heads=[1, 3, 9], start={"key_value_heads": 3})
 
 # %% tags=["nbval-check-output"]
 for num_kv_heads in (9, 3, 1):

@@ -6,33 +6,30 @@
 # half a minute.
 
 # %% [markdown] tags=["stamped"]
-# [![Open in Colab][badge]][colab] ·
+# [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [← 04 The decoder](04_rope_decoder.ipynb) ·
 # [06 The vision-language model →](06_vision_language_model.ipynb) ·
 # [exercises](../exercises/05_text_tokens.ipynb)
 #
-# [badge]: https://colab.research.google.com/assets/colab-badge.svg
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/05_text_tokens.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/05_text_tokens.ipynb
 
 # %% tags=["stamped"]
-# Set-up, the same in every notebook: use the installed nanovlm; in Colab, install it once.
+# @title Set-up: the nanovlm that is installed; Colab installs it first.
+import subprocess
 import sys
 from importlib import import_module
 
 try:
     import_module("nanovlm.course")
 except ImportError:
-    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@v0.1.0"
+    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@main"
     if "google.colab" not in sys.modules:
-        raise ModuleNotFoundError(
-            "This kernel has no nanovlm. In a clone of the repository `make lab` sets everything up; elsewhere run\n"
-            f'    pip install "{package}"\nand start the kernel again.'
-        ) from None
-    import subprocess
-
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", package], check=True)
+        advice = f'In a clone run `make lab`, elsewhere pip install "{package}".'
+        raise ModuleNotFoundError(f"This kernel has no nanovlm. {advice}") from None
+    if subprocess.run([sys.executable, "-m", "pip", "install", "-q", package]).returncode:
+        raise RuntimeError("pip could not install nanovlm (see above). Run this again.") from None
     import_module("nanovlm.course")
 
 # %%
@@ -271,7 +268,7 @@ def cut_sentence(merges, text):
     return cut_rows(rows)
 
 
-lever(cut_sentence, merges=(0, len(learned), 1, 60), text="Where is the yellow triangle? Unbelievable!")
+lever(cut_sentence, merges=(0, len(learned)), text="Where is the yellow triangle? Unbelievable!", start={"merges": 60})
 
 # %% [markdown]
 # Four things to try:
@@ -465,7 +462,7 @@ except ValueError as error:
 
 # %% [markdown]
 # And if it did not? With several pictures in a batch, the last token of this one would slip into the next one's place,
-# and so on to the end. Chapter 06 builds the joint.
+# and so on to the end. Chapter 06 builds the fusion.
 #
 # ### Padding between picture and question
 #
@@ -623,23 +620,14 @@ ids, supervised = tokenizer.encode_chat([question, answer], num_images=1, num_im
 # %% [markdown]
 # Now a whole sample, with all its turns. It has the form of
 # [the_cauldron](https://huggingface.co/datasets/HuggingFaceM4/the_cauldron), the collection that the first nanoVLM was
-# trained on: pictures, and a list of turns, each `{"user": …, "assistant": …}`. First the turns become messages. This is the
-# package's own loop:
+# trained on: pictures, and a list of turns, each `{"user": …, "assistant": …}`. First the turns become messages.
+# (The package's own function also says what is wrong with a sample, and can leave turns out: chapter 07.)
 
 
-# %% tags=["package:nanovlm.data.datasets.messages_of"]
+# %%
 def messages_of(texts):
-    """The turns of a sample -> chat messages. Raises ValueError if there is none, or one lacks question or answer."""
-    if not texts:
-        raise ValueError("it has no conversation")
-    messages = []
-    for number, turn in enumerate(texts):
-        for role in ("user", "assistant"):
-            text = turn.get(role)
-            if not isinstance(text, str):
-                raise ValueError(f"turn {number} has no {role} text")
-            messages.append({"role": role, "content": text})
-    return messages
+    """The turns of a sample -> chat messages, question and answer in turn."""
+    return [{"role": role, "content": turn[role]} for turn in texts for role in ("user", "assistant")]
 
 
 # %% [markdown]
@@ -666,7 +654,7 @@ def whose_tokens(subset, sample, view):
     return token_strip(texts, kinds, drawn["images"][0])
 
 
-lever(whose_tokens, subset=["shapes", "charts", "glyphs"], sample=(0, 40, 1, 7), view=["pieces", "ids"])
+lever(whose_tokens, subset=["shapes", "charts", "glyphs"], sample=(0, 40), view=["pieces", "ids"], start={"sample": 7})
 
 # %% [markdown]
 # About a third of the line is supervised. The rest is read, and gives the answers their context. It is not asked for.
@@ -944,8 +932,8 @@ for max_length in (128, 96, 64, 32, 24, 16):
 # ## Where this lives in the package
 #
 # `tokenizer.py` turns text into ids. `chat_template.py` and `chat.py` make conversations of them. `datasets.py` puts
-# pictures, ids and targets together. All of it lies in `nanovlm/data/`. `messages_of` and `shift_labels` above are the
-# package's own code, which the builder of this notebook checks.
+# pictures, ids and targets together. All of it lies in `nanovlm/data/`. `shift_labels` above is the package's own
+# code, which the builder of this notebook checks.
 #
 # The exercises rebuild that path for the pocket model's format. Here they are in a row, against the package. What you
 # have solved is yours; for the rest the reference stands in.

@@ -1,43 +1,40 @@
 # %% [markdown]
 # # 06 The vision-language model
 #
-# Pictures become tokens that stand among words: you build the joint, run the whole model, break it in four ways, and
+# Pictures become tokens that stand among words: you build the fusion, run the whole model, break it in four ways, and
 # let your own parts from chapters 01 to 06 carry the shipped weights. Forty minutes; the code runs in half a minute.
 
 # %% [markdown] tags=["stamped"]
-# [![Open in Colab][badge]][colab] ·
+# [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [← 05 Text, tokens and labels](05_text_tokens.ipynb) ·
-# [12 Shape tracing →](12_shape_tracing.ipynb) ·
+# [07 Data →](07_data.ipynb) ·
 # [exercises](../exercises/06_vision_language_model.ipynb)
 #
-# [badge]: https://colab.research.google.com/assets/colab-badge.svg
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/06_vision_language_model.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/06_vision_language_model.ipynb
 
 # %% tags=["stamped"]
-# Set-up, the same in every notebook: use the installed nanovlm; in Colab, install it once.
+# @title Set-up: the nanovlm that is installed; Colab installs it first.
+import subprocess
 import sys
 from importlib import import_module
 
 try:
     import_module("nanovlm.course")
 except ImportError:
-    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@v0.1.0"
+    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@main"
     if "google.colab" not in sys.modules:
-        raise ModuleNotFoundError(
-            "This kernel has no nanovlm. In a clone of the repository `make lab` sets everything up; elsewhere run\n"
-            f'    pip install "{package}"\nand start the kernel again.'
-        ) from None
-    import subprocess
-
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", package], check=True)
+        advice = f'In a clone run `make lab`, elsewhere pip install "{package}".'
+        raise ModuleNotFoundError(f"This kernel has no nanovlm. {advice}") from None
+    if subprocess.run([sys.executable, "-m", "pip", "install", "-q", package]).returncode:
+        raise RuntimeError("pip could not install nanovlm (see above). Run this again.") from None
     import_module("nanovlm.course")
 
 # %%
 from collections import Counter
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -49,12 +46,13 @@ from nanovlm.assets import asset_path
 from nanovlm.config import LMConfig, ProjectorConfig, VLMConfig
 from nanovlm.course import budget, expect_shape, lever, quiz, use, yours
 from nanovlm.inference.prompts import collate_prompts, prepare_prompt
+from nanovlm.viz.start_here import sample_card
 
 # %% [markdown]
 # ## The question: how does a picture get into a sentence?
 #
 # You have an eye (chapters 01 and 02), a translator (03), a reader (04) and its alphabet (05). They do not know of each
-# other yet. What is missing between them is one short step, the **joint**. Everything that makes this a
+# other yet. What is missing between them is one short step, the **fusion**. Everything that makes this a
 # *vision*-language model happens there.
 #
 # Start with what the two sides hand over. Here is the pocket model, a picture and a question. `prepare_prompt` makes
@@ -67,7 +65,7 @@ question = "Where is the red star?"
 
 ids, pixels = prepare_prompt(model, question, picture)
 input_ids = torch.tensor([ids])
-picture
+sample_card(picture, alt="Four shapes, one in each corner; the star is red.")
 
 # %% [markdown]
 # What did the prompt become?
@@ -91,7 +89,7 @@ print("image tokens:", expect_shape(image_tokens, "1 16 128"))
 
 # %% [markdown]
 # Both are rows of vectors, 128 numbers wide. That is all that the decoder asks for. It never sees an id or a pixel: to
-# it, a token *is* a vector. So the joint only has to put two sets of vectors in one line. In which order?
+# it, a token *is* a vector. So the fusion only has to put two sets of vectors in one line. In which order?
 
 # %% [markdown]
 # ## Two ways to stand in line
@@ -105,7 +103,7 @@ print("image tokens:", expect_shape(image_tokens, "1 16 128"))
 # Move the lever. (Four image tokens a picture here, so that they fit the page. `a0` is the first one of picture a.)
 
 # %%
-from nanovlm.viz.joint import Piece, lines_figure, picture_pieces
+from nanovlm.viz.fusion import Piece, lines_figure, picture_pieces
 
 
 def spoken(text):
@@ -121,7 +119,7 @@ def standing(way, pictures):
     return lines_figure([("the text", [*before, *seats, *after]), ("the line", [*before, *tokens, *after])])
 
 
-lever(standing, way=["in their places", "in front"], pictures=(0, 3, 1, 1))
+lever(standing, way=["in their places", "in front"], pictures=(0, 3), start={"pictures": 1})
 
 # %% [markdown]
 # Watch the length. In front, the line grows by the image tokens. In their places, it is as long as the text was: the
@@ -265,8 +263,8 @@ cases = {
 }
 with torch.inference_mode():
     for name, (some_ids, some_pixels) in cases.items():
-        line, _, in_front = model.embed(some_ids, some_pixels, None)
-        print(f"{name:16}", expect_shape(line, "1 sequence 128"), f" {in_front} in front")
+        line, _, num_prefix = model.embed(some_ids, some_pixels, None)
+        print(f"{name:16}", expect_shape(line, "1 sequence 128"), f" {num_prefix} in front")
 
 # %% [markdown]
 # For the third case the pocket model was not trained, and for two pictures neither: only the shapes are right there.
@@ -393,8 +391,8 @@ class VisionLanguageModel(nn.Module):
         self.vision_encoder = ViT(config.vision) if vision_encoder is None else vision_encoder
         self.projector = ModalityProjector(config.projector) if projector is None else projector
         self.decoder = LanguageModel(config.language) if decoder is None else decoder
-        self.tokenizer = None
-        self.image_processor = None
+        self.tokenizer: Any = None
+        self.image_processor: Any = None
         for part, given in zip(self.children(), (vision_encoder, projector, decoder), strict=True):
             if given is None:
                 init_weights(part)
@@ -450,9 +448,9 @@ class VisionLanguageModel(nn.Module):
         cache: KVCache | None = None,
     ) -> VLMOutput:
         """ids [B, T], pictures [P, 3, H, W], targets [B, T] with -100 where nothing is asked -> logits and loss."""
-        x, attention_mask, in_front = self.embed(input_ids, images, attention_mask)
-        if document_ids is not None and in_front:
-            raise ValueError("Packed rows need image placeholders: a picture in front would belong to every document.")
+        x, attention_mask, num_prefix = self.embed(input_ids, images, attention_mask)
+        if document_ids is not None and num_prefix:
+            raise ValueError("Packed rows need image placeholders: a picture as prefix would belong to every document.")
         hidden_states: list[Tensor] | None = [] if output_hidden_states else None
         x = self.decoder(x, attention_mask, document_ids, cache, hidden_states)  # [B, S, dim]
         if targets is None:
@@ -460,7 +458,7 @@ class VisionLanguageModel(nn.Module):
         if targets.shape != input_ids.shape:
             raise ValueError(f"targets {list(targets.shape)} needs the shape of input_ids, {list(input_ids.shape)}.")
         supervised = targets != IGNORE  # [B, T]
-        logits = self.decoder.head(x[:, in_front:][supervised])  # [supervised tokens, vocab_size]
+        logits = self.decoder.head(x[:, num_prefix:][supervised])  # [supervised tokens, vocab_size]
         if logits.shape[0] == 0:
             raise ValueError("No token of this batch is supervised: every target is -100, so there is no mean loss.")
         loss = F.cross_entropy(logits.float(), targets[supervised])
@@ -535,7 +533,7 @@ steps
 # %% [markdown]
 # ## Does it look?
 #
-# Chapter 00 asked this from outside. Now you can open the model and change what goes through the joint. A hook catches
+# Chapter 00 asked this from outside. Now you can open the model and change what goes through the fusion. A hook catches
 # what a module returns and hands on something else:
 
 
@@ -567,7 +565,7 @@ quiz("ch06.order")
 # `moved`, which you write in exercise 6.5, says how much of the first word's probability went elsewhere.
 
 # %%
-moved = use("joint.moved")
+moved = use("fusion.moved")
 
 
 @torch.inference_mode()
@@ -588,7 +586,7 @@ def chances(prompt_ids, pixels, answers):
 
 # %%
 from nanovlm.data.thimble import answers as possible_answers
-from nanovlm.viz.joint import Chance, ablation_figure
+from nanovlm.viz.fusion import Chance, ablation_figure
 
 grey = Image.new("RGB", (64, 64), (128, 128, 128))
 other = Image.open(asset_path("pictures/shapes_2.png")).convert("RGB")
@@ -655,7 +653,7 @@ def with_pictures(pictures):
 
 
 # %%
-from nanovlm.viz.joint import score_table
+from nanovlm.viz.fusion import score_table
 
 own = [sample["images"][0] for sample in samples]
 seen = {
@@ -707,12 +705,12 @@ score_table(by_order, guessing=chance("glyphs"))
 # %% [markdown]
 # ## What breaks
 #
-# The joint is a few lines long, and there are many ways to get it wrong. Here are four. In each of them every shape
+# The fusion is a few lines long, and there are many ways to get it wrong. Here are four. In each of them every shape
 # fits. (The second stood in [nanoVLM](https://github.com/huggingface/nanoVLM/issues/29).)
 #
 # ### 1. The picture behind the question
 #
-# The joint is free to put the picture anywhere. Say it stands behind the question. What can the question's words see of
+# The fusion is free to put the picture anywhere. Say it stands behind the question. What can the question's words see of
 # it?
 
 # %%
@@ -975,7 +973,7 @@ wrong = yours(replace={"pixel_shuffle.shuffle": wrong_reshape})
 # each:
 
 # %%
-from nanovlm.viz.joint import Asked, side_by_side
+from nanovlm.viz.fusion import Asked, side_by_side
 
 rows = []
 for sample in samples[:4]:
@@ -1014,7 +1012,7 @@ score_table(both, guessing=chance("shapes"))
 # ## Where this lives in the package
 #
 # `merge_image_tokens` and `VisionLanguageModel` are the package's own, in `nanovlm/models/vision_language_model.py`;
-# the builder of this notebook compares them with that file. The file holds the joint and nothing else.
+# the builder of this notebook compares them with that file. The file holds the fusion and nothing else.
 #
 # What you take along:
 #
@@ -1035,11 +1033,11 @@ score_table(both, guessing=chance("shapes"))
 #
 # | | exercise | difficulty | minutes |
 # |---|---|---|---|
-# | 6.1 | Pictures among words (`joint.merge_image_tokens`) | ●●○ | 12 |
-# | 6.2 | Both ways to join (`joint.embed`) | ●●● | 15 |
-# | 6.3 | Learn from the answer alone (`joint.answer_loss`) | ●●○ | 10 |
-# | 6.4 | From ids and pixels to a loss (`joint.forward`) | ●●● | 15 |
-# | 6.5 | How far did the answer move? (`joint.moved`) | ●○○ | 6 |
-# | 6.6 | 222 million, counted (`joint.parameters_222m`) | ●●○ | 15 |
+# | 6.1 | Pictures among words (`fusion.merge_image_tokens`) | ●●○ | 12 |
+# | 6.2 | Both ways to join (`fusion.embed`) | ●●● | 15 |
+# | 6.3 | Learn from the answer alone (`fusion.answer_loss`) | ●●○ | 10 |
+# | 6.4 | From ids and pixels to a loss (`fusion.forward`) | ●●● | 15 |
+# | 6.5 | How far did the answer move? (`fusion.moved`) | ●○○ | 6 |
+# | 6.6 | 222 million, counted (`fusion.parameters_222m`) | ●●○ | 15 |
 #
-# Next: [12 Shape tracing](12_shape_tracing.ipynb)
+# Next: [07 Data](07_data.ipynb)

@@ -5,33 +5,30 @@
 # the work, and follow one word's look over the picture. The tool works on your own models too. Forty minutes.
 
 # %% [markdown] tags=["stamped"]
-# [![Open in Colab][badge]][colab] ·
+# [Open in Colab][colab] ·
 # [on GitHub][github] ·
-# [← 06 The vision-language model](06_vision_language_model.ipynb) ·
+# [← 10 Evaluation](10_evaluation.ipynb) ·
 # [13 High resolution and many pictures →](13_high_resolution.ipynb) ·
 # [exercises](../exercises/12_shape_tracing.ipynb)
 #
-# [badge]: https://colab.research.google.com/assets/colab-badge.svg
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/12_shape_tracing.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/12_shape_tracing.ipynb
 
 # %% tags=["stamped"]
-# Set-up, the same in every notebook: use the installed nanovlm; in Colab, install it once.
+# @title Set-up: the nanovlm that is installed; Colab installs it first.
+import subprocess
 import sys
 from importlib import import_module
 
 try:
     import_module("nanovlm.course")
 except ImportError:
-    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@v0.1.0"
+    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@main"
     if "google.colab" not in sys.modules:
-        raise ModuleNotFoundError(
-            "This kernel has no nanovlm. In a clone of the repository `make lab` sets everything up; elsewhere run\n"
-            f'    pip install "{package}"\nand start the kernel again.'
-        ) from None
-    import subprocess
-
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", package], check=True)
+        advice = f'In a clone run `make lab`, elsewhere pip install "{package}".'
+        raise ModuleNotFoundError(f"This kernel has no nanovlm. {advice}") from None
+    if subprocess.run([sys.executable, "-m", "pip", "install", "-q", package]).returncode:
+        raise RuntimeError("pip could not install nanovlm (see above). Run this again.") from None
     import_module("nanovlm.course")
 
 # %%
@@ -58,7 +55,7 @@ from nanovlm.trace import ShapeMismatch, patch_map, trace, tracing
 
 
 # %%
-class Joint(nn.Module):
+class Fusion(nn.Module):
     """patches [B, N, image_dim], ids [B, T] -> [B, N + T, dim]"""
 
     def __init__(self, vocab_size: int = 20, dim: int = 8, image_dim: int = 12) -> None:
@@ -73,7 +70,7 @@ class Joint(nn.Module):
 # %% tags=["raises-exception"]
 torch.manual_seed(0)
 patches, ids = torch.randn(1, 4, 12), torch.tensor([[3, 1, 4, 1, 5]])
-Joint()(patches, ids)
+Fusion()(patches, ids)
 
 # %% [markdown]
 # *Expected size 4 but got size 5.* Of what? In a model of sixty layers you would now write print statements, run it
@@ -82,7 +79,7 @@ Joint()(patches, ids)
 # There is another way: run it once, and let somebody take notes.
 
 # %% tags=["raises-exception"]
-trace(Joint(), patches, ids)
+trace(Fusion(), patches, ids)
 
 # %% [markdown]
 # Read the last part, from its first line down:
@@ -253,7 +250,7 @@ def work(text_tokens):
     )
 
 
-lever(work, text_tokens=[79, 1, 20, 400, 1600])
+lever(work, text_tokens=[1, 20, 79, 400, 1600], start={"text_tokens": 79})
 
 # %% [markdown]
 # The encoder has 38.6 % of the parameters and does half of the work: it runs on 196 patches, the decoder on 49 + 79
@@ -509,7 +506,7 @@ print(expect_shape(wrong, "batch 8 8"), "and not one number is right")
 # **A token that the embedding has no row for.** Somebody added `<image>` to the tokenizer and forgot the model:
 
 # %% tags=["raises-exception"]
-trace(Joint(vocab_size=20), torch.randn(1, 4, 12), torch.tensor([[3, 1, 4, 20]]))
+trace(Fusion(vocab_size=20), torch.randn(1, 4, 12), torch.tensor([[3, 1, 4, 20]]))
 
 # %% [markdown]
 # *index out of range in self* is all that torch says on a CPU. On a GPU it is a `device-side assert`, at some later line
@@ -613,7 +610,14 @@ last = torch.stack([w[:, -1] for w in weights])  # [blocks, heads, length], of t
 on_picture = last[..., first_image_token : first_image_token + 16]  # of that, the image tokens
 picture_shares, star_shares = on_picture.sum(-1), on_picture[..., on_star].sum(-1)
 block, head = divmod(star_shares.argmax().item(), star_shares.shape[1])
-lever(look, block=(0, 3, 1, block), head=(0, 3, 1, head), mean_of_heads=False, word=list(positions)[::-1])
+lever(
+    look,
+    block=(0, 3),
+    head=(0, 3),
+    mean_of_heads=False,
+    word=list(positions),
+    start={"block": block, "head": head, "word": list(positions)[-1]},
+)
 
 # %% [markdown]
 # This head looks at the red star, with most of its weight. It is a wonderful picture.

@@ -1,35 +1,32 @@
 # %% [markdown]
 # # 03 Exercises: pixel shuffle and the projector
 #
-# Five short ones. By the end you have written the joint between the vision encoder and the decoder, and its way back.
+# Five short ones. By the end you have written the projector between vision encoder and decoder, and its way back.
 
 # %% [markdown] tags=["stamped"]
-# [![Open in Colab][badge]][colab] ·
+# [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [the chapter](../chapters/03_pixel_shuffle_and_projector.ipynb) ·
 # [the solutions](../solutions/03_pixel_shuffle_and_projector.ipynb)
 #
-# [badge]: https://colab.research.google.com/assets/colab-badge.svg
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/03_pixel_shuffle_and_projector.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/exercises/03_pixel_shuffle_and_projector.ipynb
 
 # %% tags=["stamped"]
-# Set-up, the same in every notebook: use the installed nanovlm; in Colab, install it once.
+# @title Set-up: the nanovlm that is installed; Colab installs it first.
+import subprocess
 import sys
 from importlib import import_module
 
 try:
     import_module("nanovlm.course")
 except ImportError:
-    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@v0.1.0"
+    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@main"
     if "google.colab" not in sys.modules:
-        raise ModuleNotFoundError(
-            "This kernel has no nanovlm. In a clone of the repository `make lab` sets everything up; elsewhere run\n"
-            f'    pip install "{package}"\nand start the kernel again.'
-        ) from None
-    import subprocess
-
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", package], check=True)
+        advice = f'In a clone run `make lab`, elsewhere pip install "{package}".'
+        raise ModuleNotFoundError(f"This kernel has no nanovlm. {advice}") from None
+    if subprocess.run([sys.executable, "-m", "pip", "install", "-q", package]).returncode:
+        raise RuntimeError("pip could not install nanovlm (see above). Run this again.") from None
     import_module("nanovlm.course")
 
 # %%
@@ -192,7 +189,7 @@ check("pixel_shuffle.patch_map", patch_map)
 # it is the only part that starts from random numbers, which is why nanoVLM gives it the largest learning rate.
 
 # %% [markdown] tags=["exercise"]
-# The joint itself: shuffle, then one linear layer without bias, called `proj`, from the shuffled width to the
+# The projector itself: shuffle, then one linear layer without bias, called `proj`, from the shuffled width to the
 # decoder's. The config has `vision_dim`, `language_dim` and `pixel_shuffle_factor`.
 #
 # The cell below takes your `pixel_shuffle` if it passes its check, and the package's otherwise.

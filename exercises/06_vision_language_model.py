@@ -5,32 +5,29 @@
 # it all in one forward pass. With it you hold every part of the model.
 
 # %% [markdown] tags=["stamped"]
-# [![Open in Colab][badge]][colab] ·
+# [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [the chapter](../chapters/06_vision_language_model.ipynb) ·
 # [the solutions](../solutions/06_vision_language_model.ipynb)
 #
-# [badge]: https://colab.research.google.com/assets/colab-badge.svg
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/06_vision_language_model.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/exercises/06_vision_language_model.ipynb
 
 # %% tags=["stamped"]
-# Set-up, the same in every notebook: use the installed nanovlm; in Colab, install it once.
+# @title Set-up: the nanovlm that is installed; Colab installs it first.
+import subprocess
 import sys
 from importlib import import_module
 
 try:
     import_module("nanovlm.course")
 except ImportError:
-    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@v0.1.0"
+    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@main"
     if "google.colab" not in sys.modules:
-        raise ModuleNotFoundError(
-            "This kernel has no nanovlm. In a clone of the repository `make lab` sets everything up; elsewhere run\n"
-            f'    pip install "{package}"\nand start the kernel again.'
-        ) from None
-    import subprocess
-
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", package], check=True)
+        advice = f'In a clone run `make lab`, elsewhere pip install "{package}".'
+        raise ModuleNotFoundError(f"This kernel has no nanovlm. {advice}") from None
+    if subprocess.run([sys.executable, "-m", "pip", "install", "-q", package]).returncode:
+        raise RuntimeError("pip could not install nanovlm (see above). Run this again.") from None
     import_module("nanovlm.course")
 
 # %%
@@ -44,9 +41,9 @@ from nanovlm.models.vision_language_model import VLMOutput
 
 # %% [markdown] tags=["stamped"]
 # ## Exercise 6.1 · Pictures among words
-# `joint.merge_image_tokens` · difficulty ●●○ · about 12 minutes
+# `fusion.merge_image_tokens` · difficulty ●●○ · about 12 minutes
 #
-# **Why it matters.** This is the joint of most small VLMs of today: from here on the decoder cannot tell a
+# **Why it matters.** This is the fusion of most small VLMs of today: from here on the decoder cannot tell a
 # picture from a word. If counts disagree and nobody counts, one conversation reads half of another one's
 # picture.
 
@@ -96,15 +93,15 @@ from nanovlm.models.vision_language_model import VLMOutput
 # %%
 def merge_image_tokens(embeddings: Tensor, image_tokens: Tensor, is_placeholder: Tensor) -> Tensor:
     """[B, T, dim], [P, num_image_tokens, dim] and bool [B, T] -> [B, T, dim]"""
-    raise NotImplementedError("joint.merge_image_tokens")
+    raise NotImplementedError("fusion.merge_image_tokens")
 
 
 # %%
-check("joint.merge_image_tokens", merge_image_tokens)
+check("fusion.merge_image_tokens", merge_image_tokens)
 
 # %% [markdown] tags=["stamped"]
 # ## Exercise 6.2 · Both ways to join
-# `joint.embed` · difficulty ●●● · about 15 minutes
+# `fusion.embed` · difficulty ●●● · about 15 minutes
 #
 # **Why it matters.** One method serves two generations of models and every kind of batch: pictures in their
 # places, pictures in front, several of them, none. Where a picture goes in front, the attention mask must grow
@@ -157,7 +154,7 @@ check("joint.merge_image_tokens", merge_image_tokens)
 # </details>
 
 # %%
-merge_image_tokens = use("joint.merge_image_tokens", merge_image_tokens)
+merge_image_tokens = use("fusion.merge_image_tokens", merge_image_tokens)
 
 
 # %%
@@ -165,15 +162,15 @@ def embed(
     self, input_ids: Tensor, images: Tensor | None, attention_mask: Tensor | None
 ) -> tuple[Tensor, Tensor | None, int]:
     """ids [B, T], pictures [P, 3, H, W] -> vectors [B, S, dim], their mask [B, S], how many came in front"""
-    raise NotImplementedError("joint.embed")
+    raise NotImplementedError("fusion.embed")
 
 
 # %%
-check("joint.embed", embed)
+check("fusion.embed", embed)
 
 # %% [markdown] tags=["stamped"]
 # ## Exercise 6.3 · Learn from the answer alone
-# `joint.answer_loss` · difficulty ●●○ · about 10 minutes
+# `fusion.answer_loss` · difficulty ●●○ · about 10 minutes
 #
 # **Why it matters.** The prompt is given and the picture has no words to predict, so only answers teach. And at
 # 49,152 words the head costs as much as eight decoder blocks: run it where a target stands, and nowhere else.
@@ -216,15 +213,15 @@ check("joint.embed", embed)
 # %%
 def answer_loss(head: nn.Module, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """x [B, S, dim], targets [B, T] of its last T positions -> logits [supervised, vocab_size], mean loss"""
-    raise NotImplementedError("joint.answer_loss")
+    raise NotImplementedError("fusion.answer_loss")
 
 
 # %%
-check("joint.answer_loss", answer_loss)
+check("fusion.answer_loss", answer_loss)
 
 # %% [markdown] tags=["stamped"]
 # ## Exercise 6.4 · From ids and pixels to a loss
-# `joint.forward` · difficulty ●●● · about 15 minutes
+# `fusion.forward` · difficulty ●●● · about 15 minutes
 #
 # **Why it matters.** With it the whole model is in your hands: this method runs the shipped weights at the end
 # of the chapter, and chapter 08 trains it.
@@ -258,8 +255,8 @@ check("joint.answer_loss", answer_loss)
 # <details><summary>Hint 3: almost code</summary>
 #
 # ```python
-# x, attention_mask, in_front = self.embed(…)
-# document_ids and in_front: ValueError
+# x, attention_mask, num_prefix = self.embed(…)
+# document_ids and num_prefix: ValueError
 # hidden_states = [] if asked for, else None
 # x = self.decoder(x, attention_mask, document_ids, cache, hidden_states)
 # no targets: VLMOutput(self.decoder.head(x), None, hidden_states)
@@ -269,7 +266,7 @@ check("joint.answer_loss", answer_loss)
 # </details>
 
 # %%
-answer_loss = use("joint.answer_loss", answer_loss)
+answer_loss = use("fusion.answer_loss", answer_loss)
 
 
 # %%
@@ -284,15 +281,15 @@ def forward(
     cache=None,
 ) -> VLMOutput:
     """ids, pictures, mask, targets -> logits, the mean loss over supervised tokens, hidden states"""
-    raise NotImplementedError("joint.forward")
+    raise NotImplementedError("fusion.forward")
 
 
 # %%
-check("joint.forward", forward)
+check("fusion.forward", forward)
 
 # %% [markdown] tags=["stamped"]
 # ## Exercise 6.5 · How far did the answer move?
-# `joint.moved` · difficulty ●○○ · about 6 minutes
+# `fusion.moved` · difficulty ●○○ · about 6 minutes
 #
 # **Why it matters.** Right or wrong says little about one question. How much probability moves when the picture
 # changes says whether the model looked, even where the answer stays the same.
@@ -329,15 +326,15 @@ check("joint.forward", forward)
 # %%
 def moved(logits: Tensor, other: Tensor) -> Tensor:
     """[B, vocab_size] twice -> [B], the share of the probability that moved"""
-    raise NotImplementedError("joint.moved")
+    raise NotImplementedError("fusion.moved")
 
 
 # %%
-check("joint.moved", moved)
+check("fusion.moved", moved)
 
 # %% [markdown] tags=["stamped"]
 # ## Exercise 6.6 · 222 million, counted
-# `joint.parameters_222m` · difficulty ●●○ · about 15 minutes
+# `fusion.parameters_222m` · difficulty ●●○ · about 15 minutes
 #
 # **Why it matters.** Who can count a model knows it: every matrix, which of them have biases, what is shared.
 # It is also the first check of any checkpoint that you meet: a count that is off by one matrix shows a part
@@ -386,8 +383,8 @@ check("joint.moved", moved)
 # %%
 def parameters_by_part(config: VLMConfig) -> dict[str, int]:
     """Parameters of vision_encoder, projector and decoder; a shared one counts once."""
-    raise NotImplementedError("joint.parameters_222m")
+    raise NotImplementedError("fusion.parameters_222m")
 
 
 # %%
-check("joint.parameters_222m", parameters_by_part)
+check("fusion.parameters_222m", parameters_by_part)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+IGNORE = -100  # a target that is not supervised; torch's own default
+
 T = TypeVar("T")
 
 
@@ -175,6 +177,7 @@ class VLMConfig:
     language: LMConfig = field(default_factory=LMConfig)
     image_token_id: int | None = None  # None: image tokens go in front of the text
     eos_token_id: int = 0
+    stop_token_ids: tuple[int, ...] = ()  # further tokens that end an answer
     pixel_range: Literal["signed", "unit"] = "signed"  # [-1, 1] as SigLIP was trained; nanoVLM's checkpoints: [0, 1]
     prompt_format: Literal["chat", "question_answer"] = "chat"
     tokenizer: str | None = None  # Hub id, where the model directory does not hold a tokenizer
@@ -199,6 +202,10 @@ class VLMConfig:
         for name in ("image_token_id", "eos_token_id"):
             token, size = getattr(self, name), self.language.vocab_size
             _require(token is None or 0 <= token < size, f"{name} {token} is outside the vocabulary of {size}.")
+        _require(
+            all(isinstance(token, int) and 0 <= token < self.language.vocab_size for token in self.stop_token_ids),
+            f"stop_token_ids {list(self.stop_token_ids)} must be ids of the vocabulary of {self.language.vocab_size}.",
+        )
         _require(
             self.tiling is None or self.image_token_id is not None,
             "A picture in tiles needs image placeholders between their position tokens: set image_token_id.",

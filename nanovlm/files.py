@@ -6,10 +6,10 @@ import errno
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:  # torch takes a second to import, and the tokenizer's files need none of it
+    from torch import Tensor, nn
 
 TOKENIZER_FILES = ("tokenizer*.json", "chat_template.*")
 FILES = ("*.json", "*.safetensors", "*.jinja", "README.md")
@@ -111,7 +111,7 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
 
 def tie_head(tensors: dict[str, Tensor], embedding: str, head: str, source: str | Path) -> None:
     """Give a tied pair, of which files hold one or both, both its names."""
-    if embedding in tensors and head in tensors and not torch.equal(tensors[embedding], tensors[head]):
+    if embedding in tensors and head in tensors and not tensors[embedding].equal(tensors[head]):
         raise ValueError(f"The config in {source} says that {head} is {embedding}, but the weights of the two differ.")
     for name, other in ((embedding, head), (head, embedding)):
         if other in tensors:
@@ -134,6 +134,8 @@ def check_tensors(shapes: Mapping[str, Sequence[int]], tensors: Mapping[str, Ten
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
     """Give every parameter its tensor, and have no tensor left over."""
+    import torch
+
     wanted = module.state_dict()
     check_tensors({name: tensor.shape for name, tensor in wanted.items()}, tensors, source)
     with torch.no_grad():
@@ -143,9 +145,11 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str 
 
 def extend_rows(weight: Tensor, rows: int) -> Tensor:
     """Add rows to an embedding [V, dim] -> [rows, dim] for new tokens: each starts as the mean of the old rows, so that
-    a token that was never trained is neither louder nor rarer than the average one."""
+    a token that was never trained is neither larger nor rarer than the average one."""
     if rows < weight.shape[0]:
         raise ValueError(f"The checkpoint has {weight.shape[0]} tokens, the model only {rows}: rows cannot be dropped.")
+    import torch
+
     mean = weight.float().mean(dim=0, keepdim=True).to(weight.dtype)
     return torch.cat([weight, mean.expand(rows - weight.shape[0], -1)])
 

@@ -5,32 +5,29 @@
 # it all in one forward pass. With it you hold every part of the model.
 
 # %% [markdown] tags=["stamped"]
-# [![Open in Colab][badge]][colab] ·
+# [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [the chapter](../chapters/06_vision_language_model.ipynb) ·
 # [the exercises](../exercises/06_vision_language_model.ipynb)
 #
-# [badge]: https://colab.research.google.com/assets/colab-badge.svg
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/solutions/06_vision_language_model.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/solutions/06_vision_language_model.ipynb
 
 # %% tags=["stamped"]
-# Set-up, the same in every notebook: use the installed nanovlm; in Colab, install it once.
+# @title Set-up: the nanovlm that is installed; Colab installs it first.
+import subprocess
 import sys
 from importlib import import_module
 
 try:
     import_module("nanovlm.course")
 except ImportError:
-    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@v0.1.0"
+    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@main"
     if "google.colab" not in sys.modules:
-        raise ModuleNotFoundError(
-            "This kernel has no nanovlm. In a clone of the repository `make lab` sets everything up; elsewhere run\n"
-            f'    pip install "{package}"\nand start the kernel again.'
-        ) from None
-    import subprocess
-
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", package], check=True)
+        advice = f'In a clone run `make lab`, elsewhere pip install "{package}".'
+        raise ModuleNotFoundError(f"This kernel has no nanovlm. {advice}") from None
+    if subprocess.run([sys.executable, "-m", "pip", "install", "-q", package]).returncode:
+        raise RuntimeError("pip could not install nanovlm (see above). Run this again.") from None
     import_module("nanovlm.course")
 
 # %%
@@ -44,9 +41,9 @@ from nanovlm.models.vision_language_model import VLMOutput
 
 # %% [markdown] tags=["stamped"]
 # ## Exercise 6.1 · Pictures among words
-# `joint.merge_image_tokens` · difficulty ●●○ · about 12 minutes
+# `fusion.merge_image_tokens` · difficulty ●●○ · about 12 minutes
 #
-# **Why it matters.** This is the joint of most small VLMs of today: from here on the decoder cannot tell a
+# **Why it matters.** This is the fusion of most small VLMs of today: from here on the decoder cannot tell a
 # picture from a word. If counts disagree and nobody counts, one conversation reads half of another one's
 # picture.
 
@@ -108,11 +105,11 @@ def merge_image_tokens(embeddings: Tensor, image_tokens: Tensor, is_placeholder:
 
 
 # %%
-check("joint.merge_image_tokens", merge_image_tokens)
+check("fusion.merge_image_tokens", merge_image_tokens)
 
 # %% [markdown] tags=["stamped"]
 # ## Exercise 6.2 · Both ways to join
-# `joint.embed` · difficulty ●●● · about 15 minutes
+# `fusion.embed` · difficulty ●●● · about 15 minutes
 #
 # **Why it matters.** One method serves two generations of models and every kind of batch: pictures in their
 # places, pictures in front, several of them, none. Where a picture goes in front, the attention mask must grow
@@ -165,7 +162,7 @@ check("joint.merge_image_tokens", merge_image_tokens)
 # </details>
 
 # %%
-merge_image_tokens = use("joint.merge_image_tokens", merge_image_tokens)
+merge_image_tokens = use("fusion.merge_image_tokens", merge_image_tokens)
 
 
 # %%
@@ -184,19 +181,19 @@ def embed(
     image_tokens = self.projector(self.vision_encoder(images))  # [P, num_image_tokens, dim]
     if has_placeholder:
         return merge_image_tokens(embeddings, image_tokens, input_ids == image_token_id), attention_mask, 0
-    in_front = image_tokens.shape[1]
+    num_prefix = image_tokens.shape[1]
     if attention_mask is not None:
-        attention_mask = F.pad(attention_mask, (in_front, 0), value=1)
-    return torch.cat([image_tokens.to(embeddings.dtype), embeddings], dim=1), attention_mask, in_front
+        attention_mask = F.pad(attention_mask, (num_prefix, 0), value=1)
+    return torch.cat([image_tokens.to(embeddings.dtype), embeddings], dim=1), attention_mask, num_prefix
     # END SOLUTION
 
 
 # %%
-check("joint.embed", embed)
+check("fusion.embed", embed)
 
 # %% [markdown] tags=["stamped"]
 # ## Exercise 6.3 · Learn from the answer alone
-# `joint.answer_loss` · difficulty ●●○ · about 10 minutes
+# `fusion.answer_loss` · difficulty ●●○ · about 10 minutes
 #
 # **Why it matters.** The prompt is given and the picture has no words to predict, so only answers teach. And at
 # 49,152 words the head costs as much as eight decoder blocks: run it where a target stands, and nowhere else.
@@ -249,11 +246,11 @@ def answer_loss(head: nn.Module, x: Tensor, targets: Tensor) -> tuple[Tensor, Te
 
 
 # %%
-check("joint.answer_loss", answer_loss)
+check("fusion.answer_loss", answer_loss)
 
 # %% [markdown] tags=["stamped"]
 # ## Exercise 6.4 · From ids and pixels to a loss
-# `joint.forward` · difficulty ●●● · about 15 minutes
+# `fusion.forward` · difficulty ●●● · about 15 minutes
 #
 # **Why it matters.** With it the whole model is in your hands: this method runs the shipped weights at the end
 # of the chapter, and chapter 08 trains it.
@@ -287,8 +284,8 @@ check("joint.answer_loss", answer_loss)
 # <details><summary>Hint 3: almost code</summary>
 #
 # ```python
-# x, attention_mask, in_front = self.embed(…)
-# document_ids and in_front: ValueError
+# x, attention_mask, num_prefix = self.embed(…)
+# document_ids and num_prefix: ValueError
 # hidden_states = [] if asked for, else None
 # x = self.decoder(x, attention_mask, document_ids, cache, hidden_states)
 # no targets: VLMOutput(self.decoder.head(x), None, hidden_states)
@@ -298,7 +295,7 @@ check("joint.answer_loss", answer_loss)
 # </details>
 
 # %%
-answer_loss = use("joint.answer_loss", answer_loss)
+answer_loss = use("fusion.answer_loss", answer_loss)
 
 
 # %%
@@ -314,9 +311,9 @@ def forward(
 ) -> VLMOutput:
     """ids, pictures, mask, targets -> logits, the mean loss over supervised tokens, hidden states"""
     # SOLUTION
-    x, attention_mask, in_front = self.embed(input_ids, images, attention_mask)
-    if document_ids is not None and in_front:
-        raise ValueError("Packed rows need image placeholders: a picture in front would belong to every document.")
+    x, attention_mask, num_prefix = self.embed(input_ids, images, attention_mask)
+    if document_ids is not None and num_prefix:
+        raise ValueError("Packed rows need image placeholders: a picture as prefix would belong to every document.")
     hidden_states: list[Tensor] | None = [] if output_hidden_states else None
     x = self.decoder(x, attention_mask, document_ids, cache, hidden_states)  # [B, S, dim]
     if targets is None:
@@ -327,11 +324,11 @@ def forward(
 
 
 # %%
-check("joint.forward", forward)
+check("fusion.forward", forward)
 
 # %% [markdown] tags=["stamped"]
 # ## Exercise 6.5 · How far did the answer move?
-# `joint.moved` · difficulty ●○○ · about 6 minutes
+# `fusion.moved` · difficulty ●○○ · about 6 minutes
 #
 # **Why it matters.** Right or wrong says little about one question. How much probability moves when the picture
 # changes says whether the model looked, even where the answer stays the same.
@@ -375,11 +372,11 @@ def moved(logits: Tensor, other: Tensor) -> Tensor:
 
 
 # %%
-check("joint.moved", moved)
+check("fusion.moved", moved)
 
 # %% [markdown] tags=["stamped"]
 # ## Exercise 6.6 · 222 million, counted
-# `joint.parameters_222m` · difficulty ●●○ · about 15 minutes
+# `fusion.parameters_222m` · difficulty ●●○ · about 15 minutes
 #
 # **Why it matters.** Who can count a model knows it: every matrix, which of them have biases, what is shared.
 # It is also the first check of any checkpoint that you meet: a count that is off by one matrix shows a part
@@ -451,4 +448,4 @@ def parameters_by_part(config: VLMConfig) -> dict[str, int]:
 
 
 # %%
-check("joint.parameters_222m", parameters_by_part)
+check("fusion.parameters_222m", parameters_by_part)

@@ -5,32 +5,29 @@
 # the FLOPs go, and draw where a word looks.
 
 # %% [markdown] tags=["stamped"]
-# [![Open in Colab][badge]][colab] ·
+# [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [the chapter](../chapters/12_shape_tracing.ipynb) ·
 # [the exercises](../exercises/12_shape_tracing.ipynb)
 #
-# [badge]: https://colab.research.google.com/assets/colab-badge.svg
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/solutions/12_shape_tracing.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/solutions/12_shape_tracing.ipynb
 
 # %% tags=["stamped"]
-# Set-up, the same in every notebook: use the installed nanovlm; in Colab, install it once.
+# @title Set-up: the nanovlm that is installed; Colab installs it first.
+import subprocess
 import sys
 from importlib import import_module
 
 try:
     import_module("nanovlm.course")
 except ImportError:
-    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@v0.1.0"
+    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@main"
     if "google.colab" not in sys.modules:
-        raise ModuleNotFoundError(
-            "This kernel has no nanovlm. In a clone of the repository `make lab` sets everything up; elsewhere run\n"
-            f'    pip install "{package}"\nand start the kernel again.'
-        ) from None
-    import subprocess
-
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", package], check=True)
+        advice = f'In a clone run `make lab`, elsewhere pip install "{package}".'
+        raise ModuleNotFoundError(f"This kernel has no nanovlm. {advice}") from None
+    if subprocess.run([sys.executable, "-m", "pip", "install", "-q", package]).returncode:
+        raise RuntimeError("pip could not install nanovlm (see above). Run this again.") from None
     import_module("nanovlm.course")
 
 # %%
@@ -92,8 +89,8 @@ from nanovlm.trace import Trace, trace
 # %%
 vision = ViTConfig(hidden_dim=16, inter_dim=24, num_blocks=2, num_heads=2, image_size=16, patch_size=4)
 language = LMConfig(hidden_dim=32, inter_dim=40, num_blocks=3, num_heads=4, num_kv_heads=2, vocab_size=23)
-joint = ProjectorConfig(vision_dim=16, language_dim=32, pixel_shuffle_factor=2)
-example_model = VisionLanguageModel(VLMConfig(vision, joint, language))
+projector = ProjectorConfig(vision_dim=16, language_dim=32, pixel_shuffle_factor=2)
+example_model = VisionLanguageModel(VLMConfig(vision, projector, language))
 example = trace(example_model, torch.zeros(1, 5, dtype=torch.long), torch.zeros(1, 3, 16, 16))
 print(example)
 

@@ -213,8 +213,8 @@ def test_a_prompt_is_how_the_training_conversation_begins(prompt_format):
     )
     assert ids[: len(prompt)] == prompt
     assert supervised == [False] * len(prompt) + [True] * (len(ids) - len(prompt))
-    in_front = VLMConfig(image_token_id=None, prompt_format=prompt_format)
-    assert tokenizer.image_token_id not in tokenizer.encode_prompt("What is this?", 1, in_front)
+    num_prefix = VLMConfig(image_token_id=None, prompt_format=prompt_format)
+    assert tokenizer.image_token_id not in tokenizer.encode_prompt("What is this?", 1, num_prefix)
 
 
 @given(st.lists(st.tuples(st.integers(0, 99), st.booleans()), max_size=20))

@@ -62,8 +62,8 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
-def recipe(*words: str) -> train_command.Options:
-    return parse(train_command.Options, "train", words, default=train_command.default_options(words))
+def recipe(*words: str) -> train_command.TrainOptions:
+    return parse(train_command.TrainOptions, "train", words, default=train_command.default_options(words))
 
 
 # -- options ----------------------------------------------------------------------------------------------------------
@@ -104,7 +104,7 @@ def test_a_preset_brings_its_recipe_and_options_change_it(name: str) -> None:
 
 
 def test_every_preset_is_offered(run: Run) -> None:
-    assert get_args(get_type_hints(train_command.Options)["preset"]) == tuple(presets())
+    assert get_args(get_type_hints(train_command.TrainOptions)["preset"]) == tuple(presets())
     assert "{pocket,colab,h100,460m}" in run("train", "--help")[1]
 
 
@@ -256,7 +256,9 @@ def test_the_traceback_on_request(run: Run, monkeypatch, tmp_path: Path) -> None
 
 
 def answers(out: str) -> list[str]:
-    return re.findall(r"^\d+  (.*)$", out, re.MULTILINE)
+    """What `generate` printed below picture and prompt: each answer as often as it was drawn."""
+    drawn = re.findall(r"^(\d+) of \d+: (.*)$", out, re.MULTILINE)
+    return [answer for times, answer in drawn for _ in range(int(times))] or [out.split("\n\n", 1)[1].strip()]
 
 
 def test_generate_draws_five_answers(run: Run, directory: Path, picture: Path) -> None:
@@ -267,6 +269,26 @@ def test_generate_draws_five_answers(run: Run, directory: Path, picture: Path) -
     assert len(set(answers(out))) == 5
     assert run(*ask)[1] == out, "the same seed draws the same answers"
     assert len(answers(run(*ask, "--generations", 2)[1])) == 2
+
+
+def test_equal_answers_are_one_line(run: Run, directory: Path, picture: Path) -> None:
+    ask = ("generate", "--model", directory, "--image", picture, "--max-new-tokens", 2, "--generations", 3)
+    lines = run(*ask, "--top-k", 1)[1].splitlines()
+    assert lines[2] == "" and lines[3].startswith("3 of 3: ") and len(lines) == 4
+
+
+def test_a_picture_that_is_not_there_is_told_before_a_model_is_loaded(run: Run, tmp_path: Path) -> None:
+    said = complaint(run("generate", "--model", tmp_path / "none", "--image", tmp_path / "none.png"))
+    assert "none.png" in said
+
+
+def test_help_shows_the_kind_of_value_that_an_option_takes(run: Run) -> None:
+    out = run("generate", "--help")[1]
+    assert "--temperature FLOAT" in out and "{None}" not in out
+
+
+def test_a_trace_fits_a_terminal(run: Run) -> None:
+    assert max(map(len, run("trace")[1].splitlines())) <= 100
 
 
 def test_generate_gives_the_most_likely_answer(run: Run, directory: Path, picture: Path) -> None:
@@ -292,6 +314,7 @@ def test_generate_asks_about_every_picture_of_a_folder(run: Run, directory: Path
     status, out, err = run(*ask)
     rows = {Path(row["image"]).name: row for row in map(json.loads, out.splitlines())}
     assert status == 0
+    assert {row["prompt"] for row in rows.values()} == {"Describe the picture."}
     assert isinstance(rows["red.png"]["answer"], str) and "cut short" in rows["broken.png"]["error"]
     assert "1 answered, 1 skipped" in err
     run(*ask, "--out", picture.parent / "answers.jsonl")
@@ -332,6 +355,15 @@ def test_evaluate_writes_scores_and_pictures(run: Run, directory: Path, tmp_path
     assert "multiple choice" in written
     assert "captions, unseen" in out and written["captions"]["kinds"]["charts"]["total"] == 3
     assert Image.open(sheet).width > 1000
+
+
+@pytest.mark.parametrize("protocol", ["exact", "vqa", "letter", "lenient", "likelihood"])
+def test_evaluate_scores_by_the_protocol_that_is_asked_for(run: Run, directory: Path, protocol: str) -> None:
+    status, out, _ = run("evaluate", "--model", directory, "--subsets", "shapes", "--size", 3, "--protocol", protocol)
+    assert status == 0
+    by_options = protocol not in ("exact", "vqa")
+    assert (f"multiple choice by {protocol}, test" in out) == by_options
+    assert ("shapes, test" in out) != by_options
 
 
 def test_train_ends_with_the_proof(run: Run, tmp_path: Path, monkeypatch) -> None:

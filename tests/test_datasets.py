@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from nanovlm.assets import asset_path
 from nanovlm.config import LMConfig, ProjectorConfig, ViTConfig, VLMConfig
-from nanovlm.data.datasets import Skipped, VQADataset
+from nanovlm.data.datasets import Skipped, VQADataset, messages_of
 from nanovlm.data.processors import ImageProcessor
 from nanovlm.data.thimble import Thimble
+from nanovlm.data.thimble.parquet import write_parquet
 from tests.tiny_tokenizer import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -21,13 +23,13 @@ PROCESSOR = ImageProcessor(16)
 IMAGE = TOKENIZER.image_token_id
 
 
-def vlm_config(in_front=False, prompt_format="chat"):
+def vlm_config(num_prefix=False, prompt_format="chat"):
     """16-pixel pictures that become 4 tokens."""
     return VLMConfig(
         vision=ViTConfig(hidden_dim=8, inter_dim=8, num_blocks=1, num_heads=1, image_size=16, patch_size=4),
         projector=ProjectorConfig(vision_dim=8, language_dim=8, pixel_shuffle_factor=2),
         language=LMConfig(hidden_dim=8, inter_dim=8, num_blocks=1, num_heads=1, num_kv_heads=1, vocab_size=400),
-        image_token_id=None if in_front else IMAGE,
+        image_token_id=None if num_prefix else IMAGE,
         prompt_format=prompt_format,
     )
 
@@ -63,17 +65,17 @@ def test_all_turns_and_all_pictures(num_turns, num_images):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 90), st.integers(0, 2), st.booleans())
-def test_truncation_keeps_pictures_whole_and_something_to_learn(max_length, num_images, in_front):
-    num_images = 1 if in_front else num_images
-    room = max_length - 4 * in_front
+def test_truncation_keeps_pictures_whole_and_something_to_learn(max_length, num_images, num_prefix):
+    num_images = 1 if num_prefix else num_images
+    room = max_length - 4 * num_prefix
     if room < 2:
         with pytest.raises(ValueError, match="leaves no room"):
-            dataset([], max_length, in_front=in_front)
+            dataset([], max_length, num_prefix=num_prefix)
         return
-    full = dataset([sample(3, num_images)], in_front=in_front)[0]
-    item = dataset([sample(3, num_images)], max_length, in_front=in_front)[0]
+    full = dataset([sample(3, num_images)], num_prefix=num_prefix)[0]
+    item = dataset([sample(3, num_images)], max_length, num_prefix=num_prefix)[0]
     if isinstance(item, Skipped):
-        pictures_end = 0 if in_front else 1 + 4 * num_images  # after <|user|> and the placeholders
+        pictures_end = 0 if num_prefix else 1 + 4 * num_images  # after <|user|> and the placeholders
         assert ("pictures do not fit" in item.reason) == (num_images > 0 and room < pictures_end), item.reason
         assert "pictures do not fit" in item.reason or f"no answer within its first {room} tokens" in item.reason
         first_answer = int((full["targets"] >= 0).nonzero()[0])
@@ -82,18 +84,18 @@ def test_truncation_keeps_pictures_whole_and_something_to_learn(max_length, num_
         assert len(item["input_ids"]) == min(room, len(full["input_ids"]))
         assert item["truncated"] == (room < len(full["input_ids"]))
         assert item["num_supervised"] >= 1
-        assert int((item["input_ids"] == IMAGE).sum()) == (0 if in_front else 4 * num_images)
+        assert int((item["input_ids"] == IMAGE).sum()) == (0 if num_prefix else 4 * num_images)
         assert item["targets"][-1] == -100
 
 
 def test_picture_in_front_means_exactly_one():
-    assert IMAGE not in dataset([sample(1, 1)], in_front=True)[0]["input_ids"]
+    assert IMAGE not in dataset([sample(1, 1)], num_prefix=True)[0]["input_ids"]
     for number in (0, 2):
-        assert f"{number} pictures" in dataset([sample(1, number)], in_front=True)[0].reason
+        assert f"{number} pictures" in dataset([sample(1, number)], num_prefix=True)[0].reason
 
 
 def test_question_answer_format():
-    item = dataset([sample(1)], in_front=True, prompt_format="question_answer")[0]
+    item = dataset([sample(1)], num_prefix=True, prompt_format="question_answer")[0]
     assert TOKENIZER.decode(item["input_ids"], False) == "Question: What is 0? Answer:answer 0<|end|>"
 
 
@@ -171,3 +173,49 @@ def test_the_thimble_goes_through():
     for item, raw in zip(samples, Thimble("shapes", "train", 8, image_size=16), strict=True):
         learned = TOKENIZER.decode(item["targets"][item["targets"] >= 0], False)
         assert learned == "".join(turn["assistant"] + "<|end|>" for turn in raw["texts"])
+
+
+def rated(ratings, name="visual_dependency"):
+    return {**sample(len(ratings)), f"{name}_ratings": ratings}
+
+
+@given(st.lists(st.one_of(st.none(), st.integers(1, 5)), min_size=1, max_size=6), st.integers(1, 6))
+def test_turns_below_a_rating_go_question_and_answer(ratings, lowest):
+    kept = [i for i, rating in enumerate(ratings) if rating is None or rating >= lowest]
+    if not kept:
+        with pytest.raises(ValueError, match="rated high enough"):
+            messages_of(rated(ratings), {"visual_dependency": lowest})
+        return
+    messages = messages_of(rated(ratings), {"visual_dependency": lowest})
+    assert [m["content"] for m in messages] == [f"{word} {i}{end}" for i in kept for word, end in PAIRS]
+    assert [m["role"] for m in messages] == ["user", "assistant"] * len(kept)
+
+
+PAIRS = (("What is", "?"), ("answer", ""))
+
+
+def test_ratings_that_are_not_asked_for_or_not_there_change_nothing():
+    everything = messages_of(sample(3))
+    assert messages_of(rated([1, 1, 1]), {"relevance": 5}) == everything
+    assert messages_of(rated([1, 1, 1])) == everything
+    assert messages_of({**sample(3), "relevance_ratings": None}, {"relevance": 5}) == everything
+
+
+def test_ratings_that_do_not_fit_the_turns_skip_the_sample():
+    data = VQADataset([rated([5, 5, 5]) | sample(2)], TOKENIZER, PROCESSOR, vlm_config(), min_ratings={"relevance": 2})
+    assert not isinstance(data[0], Skipped)  # another rating than the one that is asked for
+    data = VQADataset(
+        [rated([5, 5, 5]) | sample(2)], TOKENIZER, PROCESSOR, vlm_config(), None, {"visual_dependency": 2}
+    )
+    assert "2 turns but 3 ratings of visual_dependency" in data[0].reason
+    with pytest.raises(ValueError, match="no rating called beauty"):
+        VQADataset([], TOKENIZER, PROCESSOR, vlm_config(), min_ratings={"beauty": 2})
+
+
+def test_the_sample_tables_that_ship_are_what_their_command_makes(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for path in write_parquet(tmp_path):
+        shipped = asset_path(f"samples/{path.name}")
+        assert parquet.read_table(shipped).to_pylist() == parquet.read_table(path).to_pylist()
+        data = VQADataset(parquet.read_table(shipped).to_pylist(), TOKENIZER, PROCESSOR, vlm_config())
+        assert len(data) == 3 and not any(isinstance(data[i], Skipped) for i in range(3))

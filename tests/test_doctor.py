@@ -82,6 +82,13 @@ def test_problems_end_with_status_1_and_are_marked(
     assert "pocket model" not in out, "without its packages the model is not asked"
 
 
+def test_long_lines_wrap_between_words() -> None:
+    names = [f"package-{i}" for i in range(30)]
+    text = doctor.report([doctor.Finding("dependencies", ", ".join(names))], columns=60)
+    assert max(map(len, text.splitlines())) <= 60
+    assert all(name in text for name in names), "none is cut in two"
+
+
 def test_a_damaged_model_is_a_problem(shipped: Path) -> None:
     (shipped / "model.safetensors").write_bytes(b"")
     found = doctor.pocket_model()

@@ -214,7 +214,7 @@ def test_other_bad_batches_are_refused_in_a_sentence(model: VisionLanguageModel)
         model(ids, targets=torch.full_like(ids, -100))
     with pytest.raises(ValueError, match=r"targets \[.*\] needs the shape of input_ids"):
         model(ids, targets=ids[:, 1:])
-    with pytest.raises(ValueError, match="a picture in front would belong to every document"):
+    with pytest.raises(ValueError, match="a picture as prefix would belong to every document"):
         model(ids, pictures(1), document_ids=torch.tensor([[0, 0, 1]]))
     x = model.decoder.token_embedding(ids)
     with pytest.raises(ValueError, match="document_ids or a cache, not both"):

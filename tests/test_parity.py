@@ -1,4 +1,4 @@
-"""The three parts and the joint give what transformers gives for the same weights: to 1e-5 in float32."""
+"""The three parts and the whole model give what transformers gives for the same weights: to 1e-5 in float32."""
 
 from __future__ import annotations
 

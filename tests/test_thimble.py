@@ -30,7 +30,7 @@ from nanovlm.data.thimble import (
     thimble_scene,
 )
 from nanovlm.data.thimble.__main__ import main, samples_per_second
-from nanovlm.data.thimble.glyphs import CHARACTERS, Scene, draw
+from nanovlm.data.thimble.glyphs import CHARACTERS, GlyphScene, draw
 from tests import thimble_reader
 
 subsets, splits = st.sampled_from(SUBSETS), st.sampled_from(SPLITS)
@@ -132,7 +132,7 @@ def test_no_two_characters_look_alike():
         def below(self, n: int) -> int:
             return 0
 
-    pictures = {c: np.asarray(draw(Scene(c * 4, "blue"), Still(), 64)).astype(int) for c in CHARACTERS}
+    pictures = {c: np.asarray(draw(GlyphScene(c * 4, "blue"), Still(), 64)).astype(int) for c in CHARACTERS}
     for one, other in combinations(CHARACTERS, 2):
         clearly_different = (np.abs(pictures[one] - pictures[other]).max(axis=-1) > 90).sum() / 4
         assert clearly_different >= 6, (one, other, clearly_different)

@@ -11,7 +11,7 @@ from nanovlm.commands.options import parse
 
 
 @dataclass
-class Options:
+class BenchOptions:
     """Time a training step and `generate` here and in transformers' SmolVLM class, each in its best setting.
 
     Both have the same random weights and the same inputs, and are first checked to give the same logits. Settings:
@@ -34,7 +34,7 @@ class Options:
 
 
 def main(arguments: Sequence[str]) -> None:
-    options = parse(Options, "bench", arguments)
+    options = parse(BenchOptions, "bench", arguments)
     if options.gpu_report or options.loader or options.preset:
         return full_run(options)
     from nanovlm.bench.report import table
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> None:
         print(f"\nmeasurements   {options.json}")
 
 
-def full_run(options: Options) -> None:
+def full_run(options: BenchOptions) -> None:
     """The measurements of `nanovlm.bench.full_run`: they are of this package alone, on whatever device is there."""
     from nanovlm.bench.full_run import ladder, measure_loader, measure_steps, table
     from nanovlm.bench.gpu_report import gpu_report

@@ -11,7 +11,7 @@ from nanovlm.commands.options import parse
 
 
 @dataclass
-class Options:
+class ExportOptions:
     """Write a model in another format: smolvlm for transformers' AutoModelForImageTextToText, nanovlm for nanoVLM."""
 
     out: Path  # the directory to write
@@ -20,7 +20,7 @@ class Options:
 
 
 def main(arguments: Sequence[str]) -> None:
-    options = parse(Options, "export", arguments)
+    options = parse(ExportOptions, "export", arguments)
     from nanovlm.commands.models import find_model
     from nanovlm.weights.export import export_model
 

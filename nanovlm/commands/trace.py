@@ -11,7 +11,7 @@ from nanovlm.commands.options import parse
 
 
 @dataclass
-class Options:
+class TraceOptions:
     """Follow the shapes through a model: the main stages, then every module with its parameters and FLOPs.
 
     It runs on the meta device, which computes shapes and nothing else: no weights, no memory, any size.
@@ -30,7 +30,7 @@ class Options:
 
 
 def main(arguments: Sequence[str]) -> None:
-    options = parse(Options, "trace", arguments)
+    options = parse(TraceOptions, "trace", arguments)
     import torch
 
     from nanovlm.commands.report import check_output

@@ -19,7 +19,7 @@ TEST_PICTURES = 500  # per subset and split
 
 
 @dataclass
-class Options:
+class TrainOptions:
     """Train a model.
 
     pocket: from random weights on the Thimble, in minutes on a laptop, with no network. colab and h100: SigLIP and
@@ -36,7 +36,7 @@ class Options:
 
 
 def main(arguments: Sequence[str]) -> int:
-    options = parse(Options, "train", arguments, default=default_options(arguments))
+    options = parse(TrainOptions, "train", arguments, default=default_options(arguments))
     if options.estimate:
         return estimate(options)
     import torch
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def estimate(options: Options) -> int:
+def estimate(options: TrainOptions) -> int:
     from nanovlm.commands.models import find_model
     from nanovlm.config import VLMConfig
     from nanovlm.files import read_json
@@ -81,7 +81,7 @@ def estimate(options: Options) -> int:
     return 0
 
 
-def default_options(arguments: Sequence[str]) -> Options:
+def default_options(arguments: Sequence[str]) -> TrainOptions:
     """The preset has to be known before the other options: their defaults are its recipe."""
     import argparse
 
@@ -93,17 +93,17 @@ def default_options(arguments: Sequence[str]) -> Options:
         name = "pocket"
     if name not in presets():  # nor which ones there are
         name = "pocket"
-    return Options(presets()[name].train, name)
+    return TrainOptions(presets()[name].train, name)
 
 
-def examine(run: Run, options: Options) -> None:
+def examine(run: Run, options: TrainOptions) -> None:
     """Score the best model on pictures it never saw, show it, and write it into the run's directory."""
     from pathlib import Path
 
     from nanovlm.commands import report
-    from nanovlm.commands.environment import processor
     from nanovlm.commands.models import find_model, load_model
     from nanovlm.data.thimble import SUBSETS
+    from nanovlm.device import processor
     from nanovlm.files import write_json
 
     names = options.recipe.dataset_names

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nanovlm.course.budgets import budget
+    from nanovlm.course.checking import check
     from nanovlm.course.claims import expect_shape
     from nanovlm.course.hints import hint
-    from nanovlm.course.judge.engine import check
     from nanovlm.course.levers import Cells, lever
     from nanovlm.course.overview import course_map, report
     from nanovlm.course.quizzes import quiz
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Cells": "levers",
     "budget": "budgets",
-    "check": "judge.engine",
+    "check": "checking",
     "course_map": "overview",
     "expect_shape": "claims",
     "hint": "hints",

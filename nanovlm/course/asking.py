@@ -1,14 +1,13 @@
 """Ask a model about a picture: choose or upload one, type a question, and the answer streams. See levers.py: the widget
-only moves the state, and the card of the default state is what a page without a kernel shows."""
+only moves the state, and the card is an output of its own."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanovlm.course.levers import Lever
+from nanovlm.course.levers import Lever, told
 from nanovlm.viz.start_here import answer_card
 from nanovlm.viz.style import Figure
 
@@ -39,6 +38,7 @@ QUESTIONS = (
     "Describe the picture.",
 )
 YOURS = "your own"
+EXAMPLES = "examples …"  # what the menu of questions shows
 
 
 class Ask(Lever):
@@ -51,7 +51,7 @@ class Ask(Lever):
             raise ValueError("ask needs at least one picture and one question to begin with.")
         self.model, self.pictures, self.questions = model, dict(pictures), tuple(questions)
         self.max_new_tokens = max_new_tokens
-        super().__init__(self.ask, {"picture": list(self.pictures), "question": self.questions[0]})
+        super().__init__(self.ask, {"picture": list(self.pictures), "question": self.questions[0]}, {})
 
     def ask(self, picture: Any, question: str, on_card: Callable[[Figure], Any] | None = None) -> Figure:
         """The card of the whole answer. `on_card` gets each unfinished one on the way, as the answer grows.
@@ -75,9 +75,11 @@ class Ask(Lever):
         )
         return answer_card(opened, question, str(answer), size)
 
-    def widget(self) -> Any:
-        """Picture and upload, question and examples, a button, and the card below."""
+    def controls(self, update: Callable[[Figure], Any]) -> Any:
+        """Picture and upload, question and examples, a button. `update` gets the card, again and again as it grows."""
         import ipywidgets
+
+        from nanovlm.data.processors import open_image
 
         choice = ipywidgets.ToggleButtons(options=list(self.pictures), style={"button_width": "auto"})
         upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description=YOURS)
@@ -86,13 +88,14 @@ class Ask(Lever):
             value=self.questions[0],
             placeholder="your question",
             continuous_update=False,
-            layout=ipywidgets.Layout(width="340px"),
+            layout=ipywidgets.Layout(width="340px", max_width="100%"),
         )
-        examples = ipywidgets.Dropdown(options=["examples …", *self.questions], layout=ipywidgets.Layout(width="220px"))
+        examples = ipywidgets.Dropdown(
+            options=[EXAMPLES, *self.questions], layout=ipywidgets.Layout(width="220px", max_width="100%")
+        )
         button = ipywidgets.Button(
             description="Ask", button_style="primary", layout=ipywidgets.Layout(width="100px", flex="0 0 auto")
         )
-        card = ipywidgets.HTML(value=self.show())
         own: dict[str, bytes] = {}
         last = dict(self.defaults)
 
@@ -102,10 +105,9 @@ class Ask(Lever):
                 return
             last.update(state)
             try:
-                done = self.ask(**state, on_card=lambda figure: setattr(card, "value", figure.markup))
-                card.value = done.markup
+                update(self.ask(**state, on_card=update))
             except Exception as error:  # told in the card's place; in a callback it would be lost
-                card.value = f"<p><b>{html.escape(str(error) or type(error).__name__)}</b></p>"
+                update(told(str(error) or type(error).__name__))
 
         def chosen(change: Any) -> None:
             if change["new"] is not None:
@@ -114,14 +116,23 @@ class Ask(Lever):
 
         def uploaded(change: Any) -> None:
             content = uploaded_bytes(change["new"])
-            if content is not None:
-                own["picture"] = content
-                choice.value = None  # so that each of the others can be chosen again
-                answer()
+            if content is None:
+                return
+            upload.set_trait("value", type(upload.value)())  # so that the same file can be chosen again
+            try:
+                open_image(content)
+            except Exception as error:  # the picture of before stays the one that is asked about
+                last.clear()
+                update(told(str(error) or type(error).__name__))
+                return
+            own["picture"] = content
+            choice.value = None  # so that each of the others can be chosen again
+            answer()
 
         def example(change: Any) -> None:
             if change["new"] in self.questions:
                 question.value = change["new"]
+                examples.value = EXAMPLES  # so that the same one can be chosen again
 
         choice.observe(chosen, names="value")
         upload.observe(uploaded, names="value")
@@ -130,7 +141,7 @@ class Ask(Lever):
         button.on_click(lambda _: answer())
         rows = ([choice, upload], [question, examples, button])
         wrap = ipywidgets.Layout(flex_flow="row wrap")
-        return ipywidgets.VBox([*(ipywidgets.HBox(row, layout=wrap) for row in rows), card])
+        return ipywidgets.VBox([ipywidgets.HBox(row, layout=wrap) for row in rows])
 
 
 def ask(

@@ -20,6 +20,8 @@ from nanovlm.course.stamps import (
     links_cell,
     read_project,
     setup_cell,
+    stamp_citation,
+    stamp_clone,
     stamp_index,
 )
 
@@ -90,6 +92,7 @@ class _Builder:
                     self._problems([str(error)])
         if self.only is None:
             self._readme(present)
+            self._citation()
             self._orphans(sources)
 
     def _wanted(self, place: Chapter) -> bool:
@@ -207,9 +210,15 @@ class _Builder:
         if not path.is_file():
             return
         try:
-            self._put(path, stamp_index(self._read(path), self._rows(present), "chapters/", "README.md"))
+            text = stamp_index(self._read(path), self._rows(present), "chapters/", "README.md")
+            self._put(path, stamp_clone(text, self.project))
         except AuthoringError as error:
             self._problems([str(error)])
+
+    def _citation(self) -> None:
+        path = self.root / "CITATION.cff"
+        if path.is_file():
+            self._put(path, stamp_citation(self._read(path), self.project))
 
     def _orphans(self, sources: dict[str, list[Path]]) -> None:
         stems = {folder: {path.stem for path in paths} for folder, paths in sources.items()}

@@ -64,5 +64,7 @@ def _definition(source: str, name: str) -> str | None:
                     inner.returns = None
                 if isinstance(inner, ast.arg):
                     inner.annotation = None
+                if isinstance(inner, ast.AnnAssign) and isinstance(inner.target, ast.Attribute):
+                    inner.annotation = ast.Name("Any")  # self.x: T = value
             return ast.unparse(node)
     return None

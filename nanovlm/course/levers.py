@@ -1,7 +1,7 @@
 """Levers: widgets that only move the state of a pure render function. Works with ipywidgets 7.7 and 8.
 
-The picture of the default state is part of the output, so that a page with no kernel (GitHub, a printed notebook) and a
-front end without widgets show it.
+The controls are a widget; the picture is an ordinary output, which they update by its display id. So it is saved with
+the notebook, and stays when the kernel is gone, on GitHub, on paper and in a front end without widgets.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from nanovlm.viz.style import Figure, from_matplotlib
 if TYPE_CHECKING:
     from PIL import Image
 
-VIEW = "application/vnd.jupyter.widget-view+json"
+MENU_FROM = 7  # choices: fewer are buttons side by side
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,6 @@ class Cells:
 
     picture: Image.Image
     grid: int
-    start: int = 0
 
     def colours(self) -> list[str]:
         from PIL import Image
@@ -40,9 +39,9 @@ class Cells:
 
 
 class Lever:
-    """`defaults` is the state that it starts in; `show(**state)` is the picture of a state, as HTML."""
+    """`defaults` is the state that it starts in; `picture(**state)` is the figure of a state."""
 
-    def __init__(self, render: Callable[..., Any], levers: dict[str, Any]) -> None:
+    def __init__(self, render: Callable[..., Any], levers: dict[str, Any], start: Mapping[str, Any]) -> None:
         accepted = inspect.signature(render).parameters
         takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values())
         unknown = [name for name in levers if name not in accepted]
@@ -50,85 +49,112 @@ class Lever:
             raise ValueError(f"{render.__name__} has no parameter {', '.join(unknown)}; it has {', '.join(accepted)}.")
         if not levers:
             raise ValueError("A lever needs at least one parameter to move, for example lever(render, r=[1, 2, 4]).")
+        if homeless := [name for name in start if name not in levers]:
+            raise ValueError(f"start names {', '.join(homeless)}; the levers are {', '.join(levers)}.")
         self.render = render
-        self.levers = {name: _Scale(name, values) for name, values in levers.items()}
+        self.levers = {name: _Scale(name, values, start) for name, values in levers.items()}
         self.defaults = {name: scale.default for name, scale in self.levers.items()}
 
-    def show(self, **state: Any) -> str:
-        return _as_html(self.render(**{**self.defaults, **state}))
+    def picture(self, **state: Any) -> Figure:
+        shown = self.render(**{**self.defaults, **state})
+        if type(shown).__module__.startswith("matplotlib"):
+            return from_matplotlib(shown, f"A plot: {self!r}")
+        if isinstance(shown, Figure):
+            return shown
+        if isinstance(shown, str) or hasattr(shown, "_repr_html_"):
+            return Figure(shown if isinstance(shown, str) else str(shown._repr_html_()), repr(self))
+        raise TypeError(f"A lever's render function must return a Figure or HTML; it returned {type(shown).__name__}.")
 
-    def widget(self) -> Any:
-        """The controls above the picture, as an ipywidgets box."""
+    def controls(self, update: Callable[[Figure], Any]) -> Any:
+        """An ipywidgets box, a row for each lever. `update` gets the picture of each new state."""
         import ipywidgets
 
-        controls = {name: scale.control() for name, scale in self.levers.items()}
-        shown = [self.levers[name].around(control) for name, control in controls.items()]
-        picture = ipywidgets.HTML(value=self.show())
+        shown = dict(self.defaults)
 
-        def moved(change: Any) -> None:
+        def redraw(**state: Any) -> None:
+            if state == shown:  # ipywidgets 8 calls once when the box is made, 7 once when it is shown
+                return
+            shown.update(state)
             try:
-                picture.value = self.show(**{name: control.value for name, control in controls.items()})
-            except Exception as error:  # a bad state is told in the picture's place; an exception here would be lost
-                picture.value = f"<p><b>{type(error).__name__}:</b> {html.escape(str(error))}</p>"
+                update(self.picture(**state))
+            except Exception as error:  # told in the picture's place; an exception here would be lost
+                update(told(f"{type(error).__name__}: {error}"))
 
-        for control in controls.values():
-            control.observe(moved, names="value")
-        return ipywidgets.VBox([ipywidgets.HBox(shown), picture])
+        controls = {name: scale.control() for name, scale in self.levers.items()}
+        box = ipywidgets.interactive(redraw, **controls)
+        # Labels of our own, as wide as the longest: those of buttons and of sliders would not stand in line.
+        width = f"{max(map(len, controls)) * 0.6 + 1:.1f}em"
+        rows = [self.levers[name].row(control, width) for name, control in controls.items()]
+        box.children = [*rows, box.out]
+        return box
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        shown = _as_figure(self.render(**self.defaults))
-        bundle: dict[str, Any] = {"text/plain": repr(self), "text/html": shown}
-        if isinstance(shown, Figure):
-            bundle = dict(shown._repr_mimebundle_()[0])
+    def _ipython_display_(self) -> None:
+        from IPython.display import DisplayHandle, display
+
+        first = self.picture()
         try:
-            widget = self.widget()
+            import ipywidgets
         except ImportError:
-            return bundle
-        # The id that a front end finds the widget by: public since 8, in 7 too.
-        view = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
-        if "google.colab" in sys.modules:  # it would show the static picture below the moving one
-            return {"text/plain": bundle["text/plain"], VIEW: view}
-        return bundle | {VIEW: view}
+            display(first)
+            return
+        if "google.colab" in sys.modules:  # there a callback cannot be trusted to update another output
+            inside = ipywidgets.HTML(first.markup)
+            display(ipywidgets.VBox([self.controls(lambda figure: setattr(inside, "value", figure.markup)), inside]))
+            return
+        output = DisplayHandle()
+        display(self.controls(output.update))
+        output.display(first)
 
     def __repr__(self) -> str:
         return f"lever({self.render.__name__}, {', '.join(f'{n}={v!r}' for n, v in self.defaults.items())})"
 
 
-def lever(render: Callable[..., Any], **levers: Any) -> Lever:
+def lever(render: Callable[..., Any], start: Mapping[str, Any] | None = None, **levers: Any) -> Lever:
     """A picture with controls. render(**state) is pure and returns a Figure, an HTML string or a matplotlib figure.
 
-    Each lever is a list (a choice, the first is the default), a tuple (low, high[, step[, start]]) (a slider), a bool
-    (a check box), a str (a text box) or `Cells` (a picture whose cells are clicked).
+    Each lever is a list (a choice), a tuple (low, high[, step]) (a slider), a bool (a check box), a str (a text box) or
+    `Cells` (a picture whose cells are clicked). `start`: name -> value that it starts at, where that is not the first
+    of a list, the low end of a slider or the first cell.
     """
-    return Lever(render, levers)
+    return Lever(render, levers, start or {})
+
+
+def told(sentence: str) -> Figure:
+    """A sentence in the place of a picture."""
+    return Figure(f"<p><b>{html.escape(sentence)}</b></p>", sentence)
 
 
 class _Scale:
     """The values that one lever runs over."""
 
-    def __init__(self, name: str, values: Any) -> None:
+    def __init__(self, name: str, values: Any, start: Mapping[str, Any]) -> None:
         self.name, self.values = name, values
-        if isinstance(values, tuple) and 2 <= len(values) <= 4 and all(type(v) in (int, float) for v in values):
-            self.low, self.high = values[:2]
-            whole = all(isinstance(v, int) for v in values)
-            self.step = values[2] if len(values) > 2 else 1 if whole else (self.high - self.low) / 50
-            self.default = values[3] if len(values) > 3 else self.low
-            self.kind = "whole" if whole else "real"
-            if not self.low <= self.default <= self.high or self.step <= 0:
-                raise ValueError(f"The lever {name}={values!r} needs low <= start <= high and a step above 0.")
-        elif isinstance(values, bool):
-            self.kind, self.default = "switch", values
-        elif isinstance(values, str):
-            self.kind, self.default = "text", values
+        if isinstance(values, (bool, str)):
+            self.kind, first = "switch" if isinstance(values, bool) else "text", values
+            valid = type(start.get(name, values)) is type(values)
         elif isinstance(values, list) and values:
-            self.kind, self.default = "choice", values[0]
+            self.kind, first = "choice", values[0]
+            valid = start.get(name, first) in values
         elif isinstance(values, Cells):
-            self.kind, self.default, self.low, self.high, self.step = "cell", values.start, 0, values.grid**2 - 1, 1
-            if not 0 <= values.start <= self.high:
-                raise ValueError(f"The lever {name} starts at cell {values.start} of 0 to {self.high}.")
+            self.kind, first, self.low, self.high = "cell", 0, 0, values.grid**2 - 1
+            valid = start.get(name, 0) in range(self.high + 1)
+        elif isinstance(values, tuple) and 2 <= len(values) <= 3 and all(type(v) in (int, float) for v in values):
+            self.low, self.high = values[:2]
+            self.kind = "whole" if all(isinstance(v, int) for v in values) else "real"
+            self.step = values[2] if len(values) > 2 else 1 if self.kind == "whole" else (self.high - self.low) / 50
+            first = self.low
+            valid = self.low <= start.get(name, first) <= self.high
+            if self.step <= 0:
+                raise ValueError(f"The lever {name}={values!r} needs a step above 0.")
         else:
             raise TypeError(
-                f"The lever {name}={values!r} must be a list, (low, high[, step[, start]]), a bool, a str or Cells."
+                f"The lever {name}={values!r} must be a list, (low, high[, step]), a bool, a str or Cells. "
+                f"Where it starts is start={{{name!r}: …}}."
+            )
+        self.default = start.get(name, first)
+        if not valid:
+            raise ValueError(
+                f"The lever {name}={values!r} cannot start at {self.default!r}: that is none of its values."
             )
 
     def extremes(self) -> list[Any]:
@@ -142,23 +168,32 @@ class _Scale:
     def control(self) -> Any:
         import ipywidgets
 
-        label = self.name.replace("_", " ")
+        wide = ipywidgets.Layout(width="20em", max_width="100%")
         if self.kind == "switch":
-            return ipywidgets.Checkbox(value=self.default, description=label)
+            return ipywidgets.Checkbox(value=self.default, indent=False)
         if self.kind == "text":
-            return ipywidgets.Text(value=self.default, description=label, continuous_update=False)
+            return ipywidgets.Text(value=self.default, continuous_update=False, layout=wide)
         if self.kind == "choice":
             options = [(str(value), value) for value in self.values]
-            if len(options) > 6:
-                return ipywidgets.Dropdown(options=options, value=self.default, description=label)
-            return ipywidgets.ToggleButtons(
-                options=options, value=self.default, description=label, style={"button_width": "auto"}
-            )
-        slider = ipywidgets.FloatSlider if self.kind == "real" else ipywidgets.IntSlider
-        return slider(value=self.default, min=self.low, max=self.high, step=self.step, description=label)
+            if len(options) >= MENU_FROM:
+                return ipywidgets.Dropdown(value=self.default, options=options, layout=wide)
+            return ipywidgets.ToggleButtons(value=self.default, options=options, style={"button_width": "auto"})
+        if self.kind == "real":
+            slider, step = ipywidgets.FloatSlider, self.step
+        else:
+            slider, step = ipywidgets.IntSlider, 1 if self.kind == "cell" else self.step
+        return slider(value=self.default, min=self.low, max=self.high, step=step, layout=wide)
+
+    def row(self, control: Any, width: str) -> Any:
+        """The control as it is shown, behind its name."""
+        import ipywidgets
+
+        control.description = ""  # `interactive` has put the name there
+        name = ipywidgets.Label(self.name.replace("_", " "), layout=ipywidgets.Layout(width=width, flex="0 0 auto"))
+        return ipywidgets.HBox([name, self.around(control)], layout=ipywidgets.Layout(flex_flow="row wrap"))
 
     def around(self, control: Any) -> Any:
-        """The control as it is shown: cells to click stand below the slider that holds their number."""
+        """Cells to click stand below the slider that holds their number."""
         if self.kind != "cell":
             return control
         import ipywidgets
@@ -177,20 +212,5 @@ class _Scale:
 
         mark()
         control.observe(mark, names="value")
-        columns = ipywidgets.Layout(grid_template_columns=f"repeat({self.values.grid}, {side})", margin="0 0 0 90px")
+        columns = ipywidgets.Layout(grid_template_columns=f"repeat({self.values.grid}, {side})")
         return ipywidgets.VBox([control, ipywidgets.GridBox(buttons, layout=columns)])
-
-
-def _as_figure(shown: Any) -> Figure | str:
-    if type(shown).__module__.startswith("matplotlib"):
-        return from_matplotlib(shown, "A plot.")
-    if isinstance(shown, (Figure, str)):
-        return shown
-    if hasattr(shown, "_repr_html_"):
-        return str(shown._repr_html_())
-    raise TypeError(f"A lever's render function must return a Figure or HTML; it returned {type(shown).__name__}.")
-
-
-def _as_html(shown: Any) -> str:
-    shown = _as_figure(shown)
-    return shown.markup if isinstance(shown, Figure) else shown

@@ -41,6 +41,8 @@ def to_notebook(text: str) -> NotebookNode:
         make = nbformat.v4.new_markdown_cell if cell.cell_type == "markdown" else nbformat.v4.new_code_cell
         tags = cell.metadata.get("tags", [])
         new = make(cell.source, metadata={"tags": list(tags)} if tags else {})
+        if cell.cell_type == "code" and STAMPED in tags:  # the set-up: folded, in JupyterLab and in Colab
+            new.metadata.update(jupyter={"source_hidden": True}, cellView="form")
         new["id"] = name if seen[name] == 1 else f"{name}-{seen[name]}"
         notebook.cells.append(new)
     return notebook

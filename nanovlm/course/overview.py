@@ -10,6 +10,9 @@ from nanovlm.course.progress import load, progress_file
 from nanovlm.course.quizzes import Shown
 from nanovlm.viz.style import PALETTE
 
+# Told apart by form too, and by 3 to 1 from a white page and a dark one.
+MARKS = {"solved": ("●", "green"), "tried": ("◐", "blue"), "new": ("○", "grey")}
+
 
 def by_chapter() -> dict[str, list[Exercise]]:
     """Chapter number -> its exercises, in the order in which they were registered."""
@@ -29,7 +32,7 @@ def course_map() -> Shown:
         for exercise in by_chapter().get(chapter.number, []):
             record = records.get(exercise.id, {})
             state = "solved" if record.get("passed") else "tried" if record.get("checks") else "new"
-            mark, colour = {"solved": ("●", "green"), "tried": ("◐", "orange"), "new": ("○", "grey")}[state]
+            mark, colour = MARKS[state]
             marks += mark
             label = html.escape(f"{exercise.title} ({exercise.id}): {state}")
             dots += f'<span style="color:{PALETTE[colour]}" title="{label}" aria-label="{label}">{mark}</span> '

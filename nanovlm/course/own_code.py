@@ -8,6 +8,7 @@ import builtins
 import dis
 import inspect
 import linecache
+import re
 import sys
 from collections.abc import Iterator
 from types import CodeType, FunctionType, ModuleType
@@ -93,6 +94,35 @@ def definition_of(thing: Any) -> tuple[str, str, dict[str, Any]]:
                 raise CannotKeep(f"{name} is defined inside something else: move it to the top of a cell.")
             return name, "".join(lines[first - 1 : node.end_lineno]).rstrip(), function.__globals__
     raise CannotKeep(f"the source of {name} is not at hand (a lambda? write it with def).")
+
+
+def failed_since(learner: Any) -> str | None:
+    """In a notebook: a cell that should have defined `learner` again, after the one that did, and failed. The sentence
+    that says so, or None."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    functions = [learner] if isinstance(learner, FunctionType) else []
+    if isinstance(learner, type):
+        functions = list(_methods(learner))
+    if shell is None or not functions:
+        return None
+    own = "".join(linecache.getlines(inspect.unwrap(functions[0]).__code__.co_filename)).strip()
+    cells = [cell.strip() for cell in shell.user_ns.get("In", ())]
+    if not own or own not in cells:
+        return None
+    name = learner.__name__
+    last = len(cells) - 1 - cells[::-1].index(own)
+    for cell in reversed(cells[last + 1 :]):
+        if not re.search(rf"\b{re.escape(name)}\b", cell):
+            continue
+        try:
+            ast.parse(shell.transform_cell(cell))
+            why = ""
+        except SyntaxError as error:
+            why = f" ({type(error).__name__} in its line {error.lineno}: {error.msg})"
+        if why or re.search(rf"^(?:async +)?(?:def|class) +{re.escape(name)}\b", cell, re.MULTILINE):
+            return f"The cell that defines {name} failed{why}: {name} is still the one of before. Mend that cell first."
+    return None
 
 
 def _methods(cls: type) -> Iterator[FunctionType]:

@@ -11,10 +11,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from nanovlm.course.judge.result import Result
+from typing import Any
 
 COLAB_DRIVE = Path("/content/drive/MyDrive")
 VERSION = 1
@@ -199,44 +196,6 @@ def entry(state: dict[str, Any], exercise_id: str) -> dict[str, Any]:
     for key, value in fresh.items():
         record.setdefault(key, value)
     return record
-
-
-def record_check(result: Result, learner: Any) -> str | None:
-    """Count the attempt; keep the code of one that passed. Returns a sentence where something could not be kept."""
-    if result.rung in ("unknown", "checker", "not_callable", "not_written"):
-        return None
-    name, problem = _keep(result.id, learner) if result.passed else ("", None)
-
-    def change(state: dict[str, Any]) -> None:
-        record = entry(state, result.id)
-        record["checks"] += 1
-        if result.mistake:
-            record["mistakes"][result.mistake] = record["mistakes"].get(result.mistake, 0) + 1
-        if result.passed:
-            record["passed"] = True
-        if name:
-            record["name"] = name
-            record.pop("source", None)  # where earlier versions kept the code
-
-    return update(change) or problem
-
-
-def _keep(exercise_id: str, learner: Any) -> tuple[str, str | None]:
-    """(name, None) of code that is kept now, or ("", why it is not)."""
-    from nanovlm.course import my_vlm
-    from nanovlm.course.judge.exercise import REGISTRY
-    from nanovlm.course.own_code import CannotKeep, own_code
-
-    if str(getattr(learner, "__module__", "")).partition(".")[0] == my_vlm.PACKAGE:
-        return "", None  # it is the kept one
-    try:
-        name, source = own_code(learner)
-        my_vlm.write(exercise_id, source)
-        return name, None
-    except (CannotKeep, OSError) as error:
-        is_part = REGISTRY[exercise_id].install is not None
-        user = "yours()" if is_part else f'use("{exercise_id}")'
-        return "", f"It passes, but {user} cannot use it in a later session: {error}"
 
 
 def record_hint(exercise_id: str) -> int:

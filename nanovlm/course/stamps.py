@@ -1,4 +1,4 @@
-"""What every notebook shares, written in one place: badges, links, the setup cell, exercise heads, hints, the index."""
+"""What every notebook shares, written in one place: links, the setup cell, exercise heads, hints, the index."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from nanovlm.course.outline import Chapter
 from nanovlm.course.percent import STAMPED, AuthoringError, Cell, code_cell, markdown_cell
 
 SETUP = """\
-# Set-up, the same in every notebook: use the installed nanovlm; in Colab, install it once.
+# @title Set-up: the nanovlm that is installed; Colab installs it first.
+import subprocess
 import sys
 from importlib import import_module
 
@@ -22,15 +23,13 @@ try:
 except ImportError:
     package = "{requirement}"
     if "google.colab" not in sys.modules:
-        raise ModuleNotFoundError(
-            "This kernel has no nanovlm. In a clone of the repository `make lab` sets everything up; elsewhere run\\n"
-            f'    pip install "{{package}}"\\nand start the kernel again.'
-        ) from None
-    import subprocess
-
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", package], check=True)
+        advice = f'In a clone run `make lab`, elsewhere pip install "{{package}}".'
+        raise ModuleNotFoundError(f"This kernel has no nanovlm. {{advice}}") from None
+    if subprocess.run([sys.executable, "-m", "pip", "install", "-q", package]).returncode:
+        raise RuntimeError("pip could not install nanovlm (see above). Run this again.") from None
     import_module("nanovlm.course")"""
 
+BRANCH = "main"
 WIDTH = 110  # of wrapped markdown
 
 INDEX_BEGIN, INDEX_END = "<!-- chapters -->", "<!-- end chapters -->"
@@ -45,14 +44,15 @@ class Project:
 
     @property
     def requirement(self) -> str:
-        return f"nanovlm[notebook] @ git+{self.repository}@v{self.version}"
+        """The branch that the links open: a notebook gets the package of its own state, released or not."""
+        return f"nanovlm[notebook] @ git+{self.repository}@{BRANCH}"
 
     def colab(self, path: str) -> str:
         slug = self.repository.removeprefix("https://github.com/")
-        return f"https://colab.research.google.com/github/{slug}/blob/main/{path}"
+        return f"https://colab.research.google.com/github/{slug}/blob/{BRANCH}/{path}"
 
     def github(self, path: str) -> str:
-        return f"{self.repository}/blob/main/{path}"
+        return f"{self.repository}/blob/{BRANCH}/{path}"
 
 
 def read_project(root: Path) -> Project:
@@ -66,20 +66,16 @@ def read_project(root: Path) -> Project:
     ):
         match = re.search(pattern, text, re.MULTILINE)
         if match is None:
-            raise AuthoringError(path.name, 1, f"There is no line {pattern} for the {name} of badges and installs.")
+            raise AuthoringError(path.name, 1, f"There is no line {pattern} for the {name} of links and installs.")
         found[name] = match[1]
     return Project(**found)
 
 
 def links_cell(project: Project, folder: str, chapter: Chapter, links: list[tuple[str, str]]) -> Cell:
-    """Badges, and ways to the neighbours: (words, relative path)."""
+    """Ways to Colab, GitHub and the neighbours: (words, relative path). No badge: it is a broken picture offline."""
     path = f"{folder}/{chapter.stem}.ipynb"
-    ways = ["[![Open in Colab][badge]][colab]", "[on GitHub][github]", *(f"[{words}]({to})" for words, to in links)]
-    targets = {
-        "badge": "https://colab.research.google.com/assets/colab-badge.svg",
-        "colab": project.colab(path),
-        "github": project.github(path),
-    }
+    ways = ["[Open in Colab][colab]", "[on GitHub][github]", *(f"[{words}]({to})" for words, to in links)]
+    targets = {"colab": project.colab(path), "github": project.github(path)}
     lines = [" ·\n".join(ways), "", *(f"[{name}]: {address}" for name, address in targets.items())]
     return markdown_cell("\n".join(lines), STAMPED)
 
@@ -147,6 +143,22 @@ def stamp_index(text: str, rows: list[tuple[Chapter, str]], folder: str, path: s
     lines = "\n".join([INDEX_BEGIN, "", *items, "", INDEX_END]).split("\n")
     block = "\n".join((comment + line).rstrip() for line in lines)
     return re.sub(rf"^{begin}$.*?^{end}$", lambda _: block, text, flags=re.MULTILINE | re.DOTALL)
+
+
+def stamp_clone(text: str, project: Project) -> str:
+    """The README's commands that fetch the repository."""
+    folder = project.repository.rpartition("/")[2]
+    return re.sub(
+        r"^git clone https://github\.com/\S+\ncd \S+$",
+        f"git clone {project.repository}\ncd {folder}",
+        text,
+        flags=re.MULTILINE,
+    )
+
+
+def stamp_citation(text: str, project: Project) -> str:
+    text = re.sub(r"^repository-code: .*$", f"repository-code: {project.repository}", text, flags=re.MULTILINE)
+    return re.sub(r"^version: .*$", f"version: {project.version}", text, flags=re.MULTILINE)
 
 
 def _wrapped(words: str, indent: str = "") -> str:

@@ -12,16 +12,23 @@ from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nanovlm.course import my_vlm
+from nanovlm.course.checking import record_check
 from nanovlm.course.judge.engine import judge
 from nanovlm.course.judge.exercise import REGISTRY, Exercise, load_exercises
 from nanovlm.course.my_vlm import Refused, refuse_others, source_file
-from nanovlm.course.progress import load, progress_file, record_check
+from nanovlm.course.progress import load, progress_file
 
 if TYPE_CHECKING:
     from nanovlm.models.vision_language_model import VisionLanguageModel
 
 # In the order of their imports.
-MODULES = ("vision_transformer", "modality_projector", "language_model", "vision_language_model")
+MODULES = (
+    *(
+        f"models.{name}"
+        for name in ("vision_transformer", "modality_projector", "language_model", "vision_language_model")
+    ),
+    *(f"inference.{name}" for name in ("sampling", "streaming", "generate")),
+)
 
 
 def use(exercise_id: str, learner: Any = None) -> Any:
@@ -101,10 +108,18 @@ def yours(replace: Mapping[str, Any] | None = None, directory: str | Path | None
     attach(model, source.load_processors(model.config, directory, values))
     model.eval()
     model.parts = parts  # type: ignore[assignment]
+    # What a notebook shows of it, instead of sixty lines of modules.
+    type(model).__repr__ = _in_a_line  # of the private copy of the class
     kept_ids, tried = ([i for i, origin in parts.items() if origin == what] for what in ("yours", "replaced"))
     line = f"{len(kept_ids)} of {len(parts)} parts are your own{': ' + ', '.join(kept_ids) if kept_ids else ''}."
     print(line + (f" Tried this time: {', '.join(tried)}." if tried else ""))
     return model
+
+
+def _in_a_line(model: Any) -> str:
+    own = sum(origin == "yours" for origin in model.parts.values())
+    size = sum(p.numel() for p in model.parameters())
+    return f"VisionLanguageModel with {size:,} parameters; {own} of {len(model.parts)} parts are your own"
 
 
 def part_ids() -> list[str]:
@@ -129,6 +144,8 @@ class ModelCode(SimpleNamespace):
         }
         self._linked: dict[tuple[ModuleType, str], Any] = {}
         self.link()
+        # The package's class imports its `generate` when it is called: this one speaks with the copy's.
+        self.vision_language_model.VisionLanguageModel.generate = lambda *a, **k: self.generate.generate(*a, **k)
 
     def link(self) -> None:
         """Let every import see what its home module holds now."""
@@ -141,7 +158,7 @@ class ModelCode(SimpleNamespace):
 
 def _copies() -> dict[str, ModuleType]:
     """Run the modules' code again, into modules that import each other and that nobody else sees."""
-    names = [f"nanovlm.models.{name}" for name in MODULES]
+    names = [f"nanovlm.{name}" for name in MODULES]
     originals = {name: import_module(name) for name in names}
     copies: dict[str, ModuleType] = {}
     try:

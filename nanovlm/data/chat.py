@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from nanovlm.config import IGNORE
 from nanovlm.data.chat_template import (
     END,
     GUARD,
@@ -23,8 +24,6 @@ from nanovlm.data.tokenizer import TextTokenizer, token_name
 
 if TYPE_CHECKING:
     from nanovlm.config import VLMConfig
-
-IGNORE = -100  # a target that is not supervised; torch's own default
 
 
 def shift_labels(ids: Sequence[int], supervised: Sequence[bool]) -> list[int]:

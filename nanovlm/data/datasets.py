@@ -13,6 +13,10 @@ from nanovlm.config import VLMConfig
 from nanovlm.data.chat import IGNORE, ChatTokenizer, shift_labels
 from nanovlm.data.processors import ImageProcessor
 
+# FineVision (Wiedmann et al., 2025, arXiv:2510.17269) rates each turn from 1 to 5 in four ways, in a column
+# "<name>_ratings": a list with one rating a turn, None where a turn was not rated.
+RATINGS = ("relevance", "image_correspondence", "visual_dependency", "formatting")
+
 
 @dataclass(frozen=True)
 class Skipped:
@@ -50,8 +54,8 @@ class _Samples(Dataset):
         self.image_processor = image_processor
         self.vocab_size = vlm_cfg.language.vocab_size
         self.prompt_format = vlm_cfg.prompt_format
-        self.image_tokens_in_front = vlm_cfg.num_image_tokens if vlm_cfg.image_token_id is None else 0
-        self.num_placeholders = 0 if self.image_tokens_in_front else vlm_cfg.num_image_tokens
+        self.num_prefix_tokens = vlm_cfg.num_image_tokens if vlm_cfg.image_token_id is None else 0
+        self.num_placeholders = 0 if self.num_prefix_tokens else vlm_cfg.num_image_tokens
         if self.num_placeholders and tokenizer.image_token_id != vlm_cfg.image_token_id:
             raise ValueError(
                 f"The tokenizer's image token has id {tokenizer.image_token_id}, the model expects "
@@ -85,7 +89,7 @@ class _Samples(Dataset):
         raise NotImplementedError
 
     def _check_pictures(self, images: Sequence[Any]) -> None:
-        if self.image_tokens_in_front and len(images) != 1:
+        if self.num_prefix_tokens and len(images) != 1:
             raise ValueError(f"it has {len(images)} pictures, but this model takes exactly one, in front of the text")
 
     def _prepare(self, images: Sequence[Any]) -> tuple[torch.Tensor, list[str] | None]:
@@ -98,8 +102,9 @@ class _Samples(Dataset):
 class VQADataset(_Samples):
     """Pictures and conversations in the_cauldron's schema -> ids, targets and pixels.
 
-    A sample is {"images": [picture, …], "texts": [{"user": str, "assistant": str, …}, …]} with any number of pictures.
-    All turns are used; only the answers and the tokens that end them are supervised.
+    A sample is {"images": [picture, …], "texts": [{"user": str, "assistant": str, …}, …]} with any number of pictures,
+    and in FineVision's schema ratings beside them. All turns are used, but for those that are rated below a minimum;
+    only the answers and the tokens that end them are supervised.
 
     An item is {"input_ids" [T], "targets" [T], "images" [P, 3, H, W], "index", "num_supervised", "truncated"}, with
     P counting tiles where pictures are cut, and T <= max_length less the image tokens that the model puts in front. A
@@ -108,6 +113,7 @@ class VQADataset(_Samples):
 
     Args:
         dataset: anything with len() and [index]: a `datasets.Dataset`, a `Thimble`, a list.
+        min_ratings: see `messages_of`.
         max_pictures: skip a sample that has more, tiles counted: memory for pictures knows no rows.
         raw_pixels: leave pixels uint8 where they can be: a quarter of the bytes; the model scales them.
     """
@@ -121,16 +127,20 @@ class VQADataset(_Samples):
         image_processor: ImageProcessor,
         vlm_cfg: VLMConfig,
         max_length: int | None = None,
+        min_ratings: Mapping[str, int] | None = None,
         raw_pixels: bool = False,
         max_pictures: int | None = None,
     ) -> None:
         super().__init__(dataset, tokenizer, image_processor, vlm_cfg)
+        self.min_ratings = dict(min_ratings or {})
+        if unknown := sorted(set(self.min_ratings) - set(RATINGS)):
+            raise ValueError(f"There is no rating called {', '.join(unknown)}; there are {', '.join(RATINGS)}.")
         self.raw_pixels = raw_pixels
         self.max_pictures = max_pictures
-        self.max_tokens = None if max_length is None else max_length - self.image_tokens_in_front
+        self.max_tokens = None if max_length is None else max_length - self.num_prefix_tokens
         if self.max_tokens is not None and self.max_tokens < 2:
             raise ValueError(
-                f"max_length {max_length} leaves no room for text beside {self.image_tokens_in_front} image tokens."
+                f"max_length {max_length} leaves no room for text beside {self.num_prefix_tokens} image tokens."
             )
 
     def _encode(self, sample: Mapping[str, Any], index: int) -> dict[str, Any]:
@@ -140,7 +150,7 @@ class VQADataset(_Samples):
         if self.max_pictures is not None and len(pixels) > self.max_pictures:
             raise ValueError(f"it has {len(pixels)} pictures or tiles, more than max_pictures {self.max_pictures}")
         ids, supervised = self.tokenizer.encode_chat(
-            messages_of(sample["texts"]),
+            messages_of(sample, self.min_ratings),
             num_images=len(images),
             num_image_tokens=self.num_placeholders,
             prompt_format=self.prompt_format,
@@ -167,15 +177,34 @@ class VQADataset(_Samples):
         }
 
 
-def messages_of(texts: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-    """The turns of a sample -> chat messages. Raises ValueError if there is none, or one lacks question or answer."""
-    if not texts:
+def messages_of(sample: Mapping[str, Any], min_ratings: Mapping[str, int] | None = None) -> list[dict[str, str]]:
+    """The turns of a sample -> chat messages, question and answer in turn.
+
+    Args:
+        min_ratings: name of a rating -> the lowest value to keep, as in {"visual_dependency": 3}. A turn is left out,
+            question and answer together, if one of its ratings is lower. A turn without a rating is kept.
+    Raises: ValueError if there is no turn, one lacks its question or answer, ratings and turns differ in number, or no
+        turn is rated high enough.
+    """
+    turns = sample["texts"]
+    if not turns:
         raise ValueError("it has no conversation")
+    keep = [True] * len(turns)
+    for name, lowest in (min_ratings or {}).items():
+        ratings = sample.get(f"{name}_ratings")
+        if ratings is None:
+            continue
+        if len(ratings) != len(turns):
+            raise ValueError(f"it has {len(turns)} turns but {len(ratings)} ratings of {name}")
+        keep = [kept and (rating is None or rating >= lowest) for kept, rating in zip(keep, ratings, strict=True)]
     messages = []
-    for number, turn in enumerate(texts):
+    for number, turn in enumerate(turns):
         for role in ("user", "assistant"):
             text = turn.get(role)
             if not isinstance(text, str):
                 raise ValueError(f"turn {number} has no {role} text")
-            messages.append({"role": role, "content": text})
+            if keep[number]:
+                messages.append({"role": role, "content": text})
+    if not messages:
+        raise ValueError(f"none of its {len(turns)} turns is rated high enough")
     return messages

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from nanovlm.data.pixels import scale_pixels
+from nanovlm.pixels import scale_pixels
 
 PROCESSOR_FILE = "processor_config.json"
 PIXEL_RANGES = ("signed", "unit")
@@ -29,6 +29,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # What `datasets` stores for a picture it has not decoded: {"bytes": …, "path": …}.
 UNDECODED_KEYS = {"bytes", "path"}
 
@@ -104,11 +105,11 @@ def open_image(source: Any, target_size: int | tuple[int, int] | None = None) ->
     if isinstance(source, np.ndarray):
         return to_rgb(_from_array(source))
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _open_file(io.BytesIO(source), f"The picture ({len(source):,} bytes)", target_size)
+        return _open_bytes(bytes(source), f"The picture ({len(source):,} bytes)", target_size)
     if isinstance(source, (str, os.PathLike)):
         return _open_path(source, target_size)
     if hasattr(source, "read"):
-        return _open_file(source, f"The picture {getattr(source, 'name', '')}".strip(), target_size)
+        return _open_bytes(source.read(), f"The picture {getattr(source, 'name', '')}".strip(), target_size)
     raise TypeError(
         f"A picture is a path, bytes, a binary file, a PIL image or a NumPy array, not {type(source).__name__}."
     )
@@ -126,10 +127,11 @@ def _open_path(path: str | os.PathLike, target_size: int | tuple[int, int] | Non
         raise FileNotFoundError(f"No such picture: {name} (looked in {os.getcwd()}).") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise ValueError(f"Cannot read {name!r}: {getattr(error, 'strerror', None) or error}.") from error
-    return _open_file(io.BytesIO(content), name, target_size)
+    return _open_bytes(content, name, target_size)
 
 
-def _open_file(file: Any, name: str, target_size: int | tuple[int, int] | None) -> Image.Image:
+def _open_bytes(content: bytes, name: str, target_size: int | tuple[int, int] | None) -> Image.Image:
+    file = io.BytesIO(_without_texts(content))
     try:
         with warnings.catch_warnings():
             # Between its limit and twice its limit PIL only warns; a picture that fills the memory is no less bad.
@@ -149,6 +151,20 @@ def _open_file(file: Any, name: str, target_size: int | tuple[int, int] | None) 
         side = 2 * (target_size if isinstance(target_size, int) else max(target_size))
         image.draft(None, (side, side))
     return _decode(image, name)
+
+
+def _without_texts(content: bytes) -> bytes:
+    """A PNG file without its text chunks. They say nothing about the pixels, and Pillow refuses a whole picture for a
+    comment of more than a megabyte (PngImagePlugin.MAX_TEXT_CHUNK). Anything else comes back as it is."""
+    if not content.startswith(PNG_SIGNATURE):
+        return content
+    kept, start = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+    while start + 12 <= len(content):  # a chunk: 4 bytes of length, 4 of type, the data, 4 of checksum
+        end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+        if content[start + 4 : start + 8] not in (b"tEXt", b"zTXt", b"iTXt"):
+            kept.append(content[start:end])
+        start = end
+    return b"".join([*kept, content[start:]])
 
 
 def _decode(image: Image.Image, name: str) -> Image.Image:

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 from tokenizers import AddedToken, Tokenizer
 
+from nanovlm.files import read_json
+
 Span = tuple[int, int]
 T = TypeVar("T", bound="TextTokenizer")
 
@@ -163,12 +165,3 @@ class TextTokenizer:
 def token_name(value: Any) -> str | None:
     """A special token's spelling; files hold strings, {"content": …} or null."""
     return value.get("content") if isinstance(value, dict) else value or None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} has no {path.name}, which names the tokenizer's special tokens.")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}). Fetch the file again.") from error

@@ -10,17 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanovlm.config import VLMConfig
-from nanovlm.data.pixels import scale_pixels
+from nanovlm.config import IGNORE, VLMConfig
 from nanovlm.models.language_model import KVCache, LanguageModel
 from nanovlm.models.modality_projector import ModalityProjector
 from nanovlm.models.vision_transformer import ViT
+from nanovlm.pixels import scale_pixels
 from nanovlm.tensor_types import Bool, Float, Int, Shaped
 
 if TYPE_CHECKING:
     from nanovlm.protocols import Decoder, PictureProcessor, Projector, Tokenizer, VisionEncoder
-
-IGNORE = -100  # a target that is not supervised; torch's own default
 
 
 class VLMOutput(NamedTuple):
@@ -90,9 +88,9 @@ class VisionLanguageModel(nn.Module):
         images: Shaped[Tensor, "pictures 3 height width"] | None,
         attention_mask: Shaped[Tensor, "batch length"] | None,
     ) -> tuple[Float[Tensor, "batch sequence dim"], Shaped[Tensor, "batch sequence"] | None, int]:
-        """ids [B, T], pictures [P, 3, H, W] -> embeddings [B, S, dim], their mask [B, S], how many came in front.
+        """ids [B, T], pictures [P, 3, H, W] -> embeddings [B, S, dim], their mask [B, S], length of the image prefix.
 
-        With placeholders in the ids, S = T. Without any, each row's picture goes in front: S = num_image_tokens + T.
+        With placeholders in the ids, S = T. Without any, each row begins with its picture: S = num_image_tokens + T.
         Pictures are floats in the model's range, or uint8, 0..255.
         """
         if attention_mask is not None and attention_mask.shape != input_ids.shape:
@@ -142,9 +140,9 @@ class VisionLanguageModel(nn.Module):
         targets [B, T]: the token that should follow each input token, -100 where nothing is asked.
         document_ids [B, T]: packed rows; tokens see only their own document. -1 marks padding.
         """
-        x, attention_mask, in_front = self.embed(input_ids, images, attention_mask)
-        if document_ids is not None and in_front:
-            raise ValueError("Packed rows need image placeholders: a picture in front would belong to every document.")
+        x, attention_mask, num_prefix = self.embed(input_ids, images, attention_mask)
+        if document_ids is not None and num_prefix:
+            raise ValueError("Packed rows need image placeholders: a picture as prefix would belong to every document.")
         hidden_states: list[Tensor] | None = [] if output_hidden_states else None
         x = self.decoder(x, attention_mask, document_ids, cache, hidden_states)  # [B, S, dim]
         if targets is None:
@@ -153,7 +151,7 @@ class VisionLanguageModel(nn.Module):
             raise ValueError(f"targets {list(targets.shape)} needs the shape of input_ids, {list(input_ids.shape)}.")
         targets = targets.flatten()
         supervised = (targets != IGNORE).nonzero()[:, 0]  # where, in B * T: found once, since a GPU is waited for here
-        logits = self.decoder.head(x[:, in_front:].flatten(0, 1)[supervised])  # [supervised tokens, vocab_size]
+        logits = self.decoder.head(x[:, num_prefix:].flatten(0, 1)[supervised])  # [supervised tokens, vocab_size]
         if logits.shape[0] == 0:
             raise ValueError("No token of this batch is supervised: every target is -100, so there is no mean loss.")
         loss = F.cross_entropy(logits.float(), targets[supervised])
@@ -194,7 +192,7 @@ def init_weights(part: nn.Module) -> None:
         if name.endswith("bias"):
             nn.init.zeros_(weight)
         elif name.endswith("position_embedding"):
-            nn.init.normal_(weight, std=0.5)  # as loud as the patch itself: its place is half of what there is to say
+            nn.init.normal_(weight, std=0.5)  # as large as the patch: where it is counts as much as what it shows
         elif name.endswith("token_embedding.weight"):
             nn.init.normal_(weight, std=0.3)  # AdamW's step does not shrink with the weight: a small one is only noise
         elif name.endswith(("out_proj.weight", "fc2.weight", "down_proj.weight")):

@@ -52,27 +52,27 @@ class Block(nn.Module):
         return x + self.fc2(nn.functional.gelu(self.fc1(self.norm2(x))))
 
 
-class Cost(NamedTuple):
+class Timing(NamedTuple):
     """Median seconds by the clock, and of processor time (which other programs do not change)."""
 
     wall: float
     processor: float
 
 
-def measure(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, Cost]:
+def measure(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, Timing]:
     """What each costs, after one unmeasured round."""
     for run in runs.values():
         run()
-    seconds: dict[str, list[Cost]] = {name: [] for name in runs}
+    seconds: dict[str, list[Timing]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
             wall, processor = time.perf_counter(), time.process_time()
             run()
-            seconds[name].append(Cost(time.perf_counter() - wall, time.process_time() - processor))
-    return {name: Cost(*map(statistics.median, zip(*costs, strict=True))) for name, costs in seconds.items()}
+            seconds[name].append(Timing(time.perf_counter() - wall, time.process_time() - processor))
+    return {name: Timing(*map(statistics.median, zip(*costs, strict=True))) for name, costs in seconds.items()}
 
 
-def compare(model: nn.Module, ids: torch.Tensor, repeats: int) -> dict[str, Cost]:
+def compare(model: nn.Module, ids: torch.Tensor, repeats: int) -> dict[str, Timing]:
     """A plain forward, a traced one, and torchinfo's summary of one."""
     runs: dict[str, Callable[[], object]] = {"plain": lambda: model(ids), "nanovlm.trace": lambda: trace(model, ids)}
     if importlib.util.find_spec("torchinfo") is not None:

@@ -1,7 +1,8 @@
 """One quiet style for every picture: a palette, a card, and SVG by hand.
 
 The colours are Okabe and Ito's (https://jfly.uni-koeln.de/color/), a little calmer: told apart by colour-blind readers.
-Every figure stands on its own card, light or dark as the reader's system asks, and carries its description.
+Every figure stands on its own card, light or dark as JupyterLab's theme or the reader's system asks, and carries its
+description.
 """
 
 from __future__ import annotations
@@ -41,12 +42,17 @@ TONES = {
     "card": ("#fcfcfb", "#1d2126"),
 }
 
+
+def _rules(dark: bool, scope: str = "") -> str:
+    tones = {name: pair[dark] for name, pair in TONES.items()}
+    return "".join(f"{scope}.nv-{n}{{fill:{c}}}{scope}.nv-s-{n}{{stroke:{c}}}" for n, c in tones.items())
+
+
+# JupyterLab, and a page that nbconvert made, say on their body which theme they have; elsewhere the reader's system
+# decides. JupyterLab's comes last and is the more specific: its theme need not be the system's.
 _STYLE = (
-    "<style>"
-    + "".join(f".nv-{name}{{fill:{light}}}.nv-s-{name}{{stroke:{light}}}" for name, (light, _) in TONES.items())
-    + "@media(prefers-color-scheme:dark){"
-    + "".join(f".nv-{name}{{fill:{dark}}}.nv-s-{name}{{stroke:{dark}}}" for name, (_, dark) in TONES.items())
-    + "}</style>"
+    f"<style>{_rules(False)}@media(prefers-color-scheme:dark){{{_rules(True)}}}"
+    f"{_rules(False, '[data-jp-theme-light=true] ')}{_rules(True, '[data-jp-theme-light=false] ')}</style>"
 )
 
 

@@ -69,15 +69,17 @@ def export_smolvlm(model: VisionLanguageModel, out_dir: str | Path) -> Path:
         )
     tensors = _state(model)
     tokenizer = _copy(model.tokenizer)
-    in_front = config.image_token_id is None
-    if in_front:
+    num_prefix = config.image_token_id is None
+    if num_prefix:
         _add_image_token(config, tensors, tokenizer)
     tensors[smolvlm.POSITIONS] = smolvlm.position_table(tensors[smolvlm.POSITIONS])
     out_dir = make_directory(out_dir)
     write_safetensors(to_theirs(smolvlm.tensor_slots(config), tensors), out_dir / "model.safetensors")
     pad = config.eos_token_id if tokenizer is None else tokenizer.pad_token_id
     write_json(smolvlm.write_config(config, pad, tensors[EMBEDDING].dtype), out_dir / "config.json")
-    generation = {"bos_token_id": None, "eos_token_id": config.eos_token_id, "pad_token_id": pad, "do_sample": False}
+    ends = list(dict.fromkeys([config.eos_token_id, *config.stop_token_ids]))
+    eos = ends[0] if len(ends) == 1 else ends
+    generation = {"bos_token_id": None, "eos_token_id": eos, "pad_token_id": pad, "do_sample": False}
     write_json(generation, out_dir / "generation_config.json")
     _write_processor(model, config, out_dir)
     if tokenizer is None:
@@ -85,7 +87,7 @@ def export_smolvlm(model: VisionLanguageModel, out_dir: str | Path) -> Path:
             "Exported without a tokenizer, because the model has none: AutoProcessor needs one.", stacklevel=2
         )
     else:
-        _write_tokenizer(tokenizer, config, in_front, out_dir)
+        _write_tokenizer(tokenizer, config, num_prefix, out_dir)
     return out_dir
 
 
@@ -151,14 +153,14 @@ def _write_processor(model: VisionLanguageModel, config: VLMConfig, out_dir: Pat
     write_json({**pictures, **processor}, out_dir / "preprocessor_config.json")  # where transformers 4 looks
 
 
-def _write_tokenizer(tokenizer: ChatTokenizer, config: VLMConfig, in_front: bool, out_dir: Path) -> None:
+def _write_tokenizer(tokenizer: ChatTokenizer, config: VLMConfig, num_prefix: bool, out_dir: Path) -> None:
     if config.tiling is not None:
         tokenizer = _rename(tokenizer, tokenizer.image_token, "<image>")  # transformers' processor has it built in
     source = tokenizer.template(config.prompt_format).source
-    if in_front or not _takes_parts(tokenizer, source):
+    if num_prefix or not _takes_parts(tokenizer, source):
         image = json.dumps(tokenizer.image_token)
-        source = FLATTEN.replace("COLLECT", IN_FRONT if in_front else "").replace("IMAGE", image) + (
-            f"{{{{ {image} * ns.images }}}}{source}" if in_front else source
+        source = FLATTEN.replace("COLLECT", IN_FRONT if num_prefix else "").replace("IMAGE", image) + (
+            f"{{{{ {image} * ns.images }}}}{source}" if num_prefix else source
         )
     extra = tokenizer.settings.get("extra_special_tokens")
     tokenizer.settings = {

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from nanovlm.course.judge import engine
+from nanovlm.course import checking
 from nanovlm.course.judge.exercise import Exercise
+from nanovlm.course.judge.result import Result
 from nanovlm.course.outline import chapter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,12 +31,12 @@ def handed_in(folder: str, number: str) -> dict[str, Any]:
 
     def remember(exercise_id: str, learner: Any = None) -> Any:
         given[exercise_id] = learner
-        return engine.Result(exercise_id, "", "passed", "")
+        return Result(exercise_id, "", "passed", "")
 
     with (
         tempfile.TemporaryDirectory() as home,
         mock.patch.dict(os.environ, {"NANOVLM_HOME": home, "NANOVLM_BUDGET": "ci"}),
-        mock.patch.object(engine, "check", remember),
+        mock.patch.object(checking, "check", remember),
         contextlib.redirect_stdout(io.StringIO()),
     ):
         code = compile(path.read_text(encoding="utf-8"), str(path), "exec")
@@ -44,13 +45,14 @@ def handed_in(folder: str, number: str) -> dict[str, Any]:
 
 
 @cache
-def second_versions(number: str) -> dict[str, Any]:
+def second_versions(number: str) -> dict[str, tuple[Any, ...]]:
+    """Exercise id -> its other right versions: one of them, or a tuple, in the file."""
     path = FOLDER / "second_versions" / f"{number}.py"
     spec = importlib.util.spec_from_file_location(f"second_versions_{number}", path)
     assert spec is not None and spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.VERSIONS
+    return {name: v if isinstance(v, tuple) else (v,) for name, v in module.VERSIONS.items()}
 
 
 def solution(exercise: Exercise) -> Any:

@@ -15,7 +15,7 @@ CHAPTER = """\
 # %% [markdown]
 # # 03 Pixel shuffle and the projector
 #
-# You build the joint. 30 minutes.
+# You build the fusion. 30 minutes.
 
 # %%
 from __future__ import annotations
@@ -47,10 +47,12 @@ def package_definition() -> str:
 def make_clone(root: Path) -> Path:
     for folder in ("chapters", "solutions"):
         (root / folder).mkdir(parents=True)
-    shutil.copy(ROOT / "pyproject.toml", root)
+    for name in ("pyproject.toml", "CITATION.cff"):
+        shutil.copy(ROOT / name, root)
     shutil.copy(ROOT / "solutions" / f"{STEM}.py", root / "solutions")
     (root / "chapters" / f"{STEM}.py").write_text(CHAPTER.format(definition=package_definition()))
-    (root / "README.md").write_text("# A course\n\n<!-- chapters -->\n<!-- end chapters -->\n\nMore.\n")
+    clone = "```bash\ngit clone https://github.com/nanovlm-course/nanovlm\ncd nanovlm\n```\n"
+    (root / "README.md").write_text(f"# A course\n\n{clone}\n<!-- chapters -->\n<!-- end chapters -->\n\nMore.\n")
     assert not of_chapter_03(build(root=root)).problems
     return root
 

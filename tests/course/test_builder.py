@@ -55,7 +55,13 @@ ONE_CHARACTER = [
     ("exercises/{}.py", "raise Not", "raise  Not", "exercises/{}.py"),
     ("exercises/{}.ipynb", "Tiles to tokens", "Tiles to token", "exercises/{}.ipynb"),
     ("solutions/{}.ipynb", '"cell_type"', '"cell_type" ', "solutions/{}.ipynb"),
-    ("pyproject.toml", '"0.1.0"', '"0.1.1"', "chapters/{0}.py solutions/{0}.ipynb exercises/{0}.py"),
+    ("pyproject.toml", '"0.1.0"', '"0.1.1"', "CITATION.cff"),
+    (
+        "pyproject.toml",
+        "nanovlm-course/nanovlm",
+        "somebody/fork",
+        "chapters/{0}.py solutions/{0}.ipynb exercises/{0}.py README.md CITATION.cff",
+    ),
 ]
 
 
@@ -67,6 +73,16 @@ def test_an_edit_of_one_character_is_named(course: Path, file: str, old: str, ne
         assert any(p.startswith(f"{name} is stale") for p in problems), (name, problems)
     build(root=course)
     assert not any("stale" in p for p in build(check=True, root=course).problems)
+
+
+def test_a_fork_keeps_no_old_address(course: Path) -> None:
+    edit(course / "pyproject.toml", lambda text: text.replace("nanovlm-course/nanovlm", "somebody/fork"))
+    build(root=course)
+    files = [path for path in course.rglob("*") if path.is_file()]
+    assert not [path for path in files if b"nanovlm-course/nanovlm" in path.read_bytes()]
+    readme = (course / "README.md").read_text()
+    assert "git clone https://github.com/somebody/fork\ncd fork\n" in readme
+    assert "repository-code: https://github.com/somebody/fork\n" in (course / "CITATION.cff").read_text()
 
 
 def test_exercises_hold_everything_but_the_answers(course: Path) -> None:
@@ -86,7 +102,7 @@ def test_the_chapter_lists_its_exercises_and_the_readme_the_chapters(course: Pat
     chapter = (course / "chapters" / f"{STEM}.py").read_text()
     assert "| 3.1 | Tiles to tokens (`pixel_shuffle.shuffle`) | ●●○ | 12 |" in chapter
     readme = (course / "README.md").read_text()
-    row = f"- [03 Pixel shuffle and the projector](chapters/{STEM}.ipynb): You build the joint. 30 minutes."
+    row = f"- [03 Pixel shuffle and the projector](chapters/{STEM}.ipynb): You build the fusion. 30 minutes."
     assert row in " ".join(readme.split())
     assert readme.startswith("# A course") and readme.endswith("More.\n")
 
@@ -99,7 +115,7 @@ def test_notebooks_are_valid_and_open_everywhere(course: Path) -> None:
         ids = [cell.id for cell in notebook.cells]
         assert len(set(ids)) == len(ids)
         setup = notebook.cells[2]
-        assert setup.metadata.tags == ["stamped"] and "@v0.1.0" in setup.source
+        assert setup.metadata.tags == ["stamped"] and "@main" in setup.source and setup.metadata.jupyter.source_hidden
         assert "-U" not in setup.source and "chdir" not in setup.source
         assert notebook.cells[0].source.startswith("# 03 ")
         assert f"blob/main/{path.relative_to(course).as_posix()}" in notebook.cells[1].source
@@ -165,7 +181,7 @@ def test_an_exercise_without_a_solution_and_orphans_are_named(course: Path) -> N
     ("old", "new", "words"),
     [
         ("# # 03 Pixel shuffle and", "# # 03 Pixel shuffling and", "The title must be"),
-        ("#\n# You build the joint. 30 minutes.\n", "", "needs a paragraph"),
+        ("#\n# You build the fusion. 30 minutes.\n", "", "needs a paragraph"),
         ("x.transpose(2, 3)", "x.transpose(3, 2)", r"differs: here 'x = x.transpose(3, 2)'"),
         ("modality_projector.pixel_shuffle", "modality_projector.pixel_shuffel", "defines no 'pixel_shuffel'"),
     ],

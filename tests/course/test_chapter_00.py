@@ -175,13 +175,6 @@ def png(size: tuple[int, int]) -> bytes:
     return buffer.getvalue()
 
 
-def parts(widget: Any) -> SimpleNamespace:
-    (choice, upload), (question, examples, button) = (box.children for box in widget.children[:2])
-    return SimpleNamespace(
-        choice=choice, upload=upload, question=question, examples=examples, button=button, card=widget.children[2]
-    )
-
-
 @pytest.fixture
 def talker() -> Talker:
     return Talker()
@@ -189,18 +182,23 @@ def talker() -> Talker:
 
 @pytest.fixture
 def at(talker: Talker) -> SimpleNamespace:
-    return parts(ask(talker).widget())  # type: ignore[arg-type]
+    """The controls by name, and the cards that were shown."""
+    cards: list[Figure] = []
+    widget = ask(talker).controls(cards.append)  # type: ignore[arg-type]
+    (choice, upload), (question, examples, button) = (box.children for box in widget.children)
+    return SimpleNamespace(
+        choice=choice, upload=upload, question=question, examples=examples, button=button, cards=cards
+    )
+
+
+def said_on(card: Figure) -> str:
+    return re.sub(r"<[^>]*>", " ", card.markup)
 
 
 def test_without_a_kernel_the_default_question_is_shown_with_its_answer(talker: Talker) -> None:
-    bundle = ask(talker)._repr_mimebundle_()  # type: ignore[arg-type]
-    assert "256 wide, 256 high, Where is the red star?" in bundle["text/plain"]
-    drawn(Figure(bundle["image/svg+xml"], bundle["text/plain"]))
-
-
-def test_without_ipywidgets_the_picture_remains(talker: Talker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "ipywidgets", None)
-    assert set(ask(talker)._repr_mimebundle_()) == {"image/svg+xml", "text/html", "text/plain"}  # type: ignore[arg-type]
+    card = ask(talker).picture()  # type: ignore[arg-type]
+    assert "256 wide, 256 high, Where is the red star?" in card.alt
+    drawn(card)
 
 
 @pytest.mark.parametrize("name", PICTURES)
@@ -210,9 +208,8 @@ def test_render_takes_every_picture_and_question(talker: Talker, name: str, ques
 
 
 def test_a_question_streams_into_the_card(at: SimpleNamespace) -> None:
-    seen: list[str] = []
-    at.card.observe(lambda change: seen.append(change["new"]), names="value")
     at.question.value = "How many?"
+    seen = [said_on(card) for card in at.cards]
     assert len(seen) == 4  # three pieces, and the finished card
     assert "▍" in seen[0] and "high" not in seen[0] and "high" in seen[1]
     assert "▍" not in seen[-1] and "How many?" in seen[-1]
@@ -225,9 +222,11 @@ def test_the_button_asks_once(at: SimpleNamespace, talker: Talker) -> None:
     assert talker.asked == before + 1
 
 
-def test_examples_are_put_into_the_question(at: SimpleNamespace) -> None:
-    at.examples.value = "What does the sign say?"
-    assert at.question.value == "What does the sign say?" and "What does the sign say?" in at.card.value
+def test_an_example_is_put_into_the_question_as_often_as_it_is_chosen(at: SimpleNamespace) -> None:
+    for _ in range(2):
+        at.examples.value = "What does the sign say?"
+        assert at.question.value == "What does the sign say?" and "What does the sign say?" in said_on(at.cards[-1])
+        at.question.value = "Something else?"
 
 
 @pytest.mark.parametrize(
@@ -241,26 +240,34 @@ def test_an_uploaded_file_is_found_in_both_versions(value: Any) -> None:
     assert uploaded_bytes(value) == png((30, 20))
 
 
+def upload(at: SimpleNamespace, content: bytes) -> None:
+    """As the front end would: only the observer is called, for the value's form depends on the version."""
+    (observer,) = at.upload._trait_notifiers["value"]["change"]
+    observer({"new": ({"name": "a.png", "content": memoryview(content)},)})
+
+
 def test_an_upload_is_asked_about_until_another_picture_is_chosen(at: SimpleNamespace) -> None:
-    # As the front end would: only the observer is called, for the value's form depends on the version.
-    (observer,) = at.upload._trait_notifiers["value"]["change"]
     assert uploaded_bytes({}) is None and uploaded_bytes(()) is None
-    observer({"new": ({"name": "a.png", "content": memoryview(png((30, 20)))},)})
-    assert "30 wide, 20 high" in re.sub(r"<[^>]*>", " ", at.card.value)
+    upload(at, png((30, 20)))
+    assert "30 wide, 20 high" in said_on(at.cards[-1])
     at.question.value = "And this?"
-    assert "30 wide" in at.card.value and "And this?" in at.card.value
+    assert "30 wide" in said_on(at.cards[-1]) and "And this?" in said_on(at.cards[-1])
     at.choice.value = "shapes 1"
-    assert "256 wide" in at.card.value
+    assert "256 wide" in said_on(at.cards[-1])
+    upload(at, png((30, 20)))
+    assert "30 wide" in said_on(at.cards[-1])
+    at.choice.value = "shapes 1"
+    assert "256 wide" in said_on(at.cards[-1])
 
 
-@pytest.mark.parametrize(("content", "sentence"), [(b"no picture", "is not a picture"), (b"", "is not a picture")])
-def test_what_is_no_picture_is_told_in_the_cards_place(at: SimpleNamespace, content: bytes, sentence: str) -> None:
-    (observer,) = at.upload._trait_notifiers["value"]["change"]
-    observer({"new": ({"name": "a.txt", "content": memoryview(content)},)})
-    assert sentence in at.card.value and "<svg" not in at.card.value
+@pytest.mark.parametrize("content", [b"no picture", b""])
+def test_what_is_no_picture_is_told_once_and_the_one_of_before_stays(at: SimpleNamespace, content: bytes) -> None:
+    upload(at, content)
+    assert "is not a picture" in at.cards[-1].alt and not at.cards[-1].is_svg
+    at.question.value = "And now?"
+    assert "256 wide" in said_on(at.cards[-1]) and "And now?" in said_on(at.cards[-1])
     at.question.value = " "
-    at.choice.value = "chart"
-    assert "The prompt is empty" in at.card.value
+    assert "The prompt is empty" in at.cards[-1].alt
 
 
 def test_asking_needs_something_to_begin_with(talker: Talker) -> None:

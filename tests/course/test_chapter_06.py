@@ -52,7 +52,7 @@ def accuracy(model: VisionLanguageModel) -> float:
 
 
 def test_the_joint_is_made_of_the_learners_own_parts() -> None:
-    assert {"joint.merge_image_tokens", "joint.embed", "joint.forward"} <= set(part_ids())
+    assert {"fusion.merge_image_tokens", "fusion.embed", "fusion.forward"} <= set(part_ids())
 
 
 @pytest.mark.usefixtures("solved")
@@ -85,7 +85,7 @@ def test_a_reader_who_has_solved_nothing_gets_the_references(
     assert mine.generate(image=picture, prompt=QUESTION) == pocket.generate(image=picture, prompt=QUESTION)
 
 
-@pytest.mark.parametrize("exercise_id", ["joint.merge_image_tokens", "joint.embed", "joint.forward"])
+@pytest.mark.parametrize("exercise_id", ["fusion.merge_image_tokens", "fusion.embed", "fusion.forward"])
 def test_a_part_alone_does_what_the_package_does(
     exercise_id: str, model: VisionLanguageModel, model_in_front: VisionLanguageModel, tmp_path
 ) -> None:
@@ -134,7 +134,7 @@ def test_the_reference_of_the_loss_is_the_models(model_in_front: VisionLanguageM
 
 
 def test_a_batch_without_a_target_has_a_loss_of_nan_and_no_gradient() -> None:
-    """What joint.answer_loss tells whoever lets it through."""
+    """What fusion.answer_loss tells whoever lets it through."""
     head = torch.nn.Linear(4, 5, bias=False)
     x = torch.ones(1, 2, 4, requires_grad=True)
     loss = torch.nn.functional.cross_entropy(head(x).flatten(0, 1), torch.tensor([-100, -100]))

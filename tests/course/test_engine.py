@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -373,7 +375,7 @@ def test_the_input_that_was_changed_is_named_as_the_learner_knows_it() -> None:
         input_ids.zero_()
         return out
 
-    assert "changes its input input_ids in place" in said("joint.forward", forward)
+    assert "changes its input input_ids in place" in said("fusion.forward", forward)
 
 
 def test_a_list_that_was_changed_is_to_become_a_new_list() -> None:
@@ -424,7 +426,7 @@ def test_an_exception_that_is_returned_is_told_so() -> None:
         except ValueError:
             return ValueError("counts disagree")
 
-    words = said("joint.merge_image_tokens", wrong)
+    words = said("fusion.merge_image_tokens", wrong)
     assert "returns a ValueError" in words and "raise ValueError" in words
     assert "went through" not in words
 
@@ -434,6 +436,40 @@ def test_an_instance_in_place_of_a_class_is_told_so() -> None:
     assert "instance" in words and 'check("vit.block", ViTBlock)' in words
     assert "This is a ViTConfig, not a class" in said("vit.block", SMALL)
     assert "This is a tensor, not a function" in said("vit.attention", torch.ones(2))
+
+
+# -- in a notebook ----------------------------------------------------------------------------------------------------
+
+CELLS = """
+from IPython.core.interactiveshell import InteractiveShell
+
+shell = InteractiveShell.instance()
+cells = {cells!r}
+for cell in cells:
+    result = shell.run_cell(cell, store_history=True).result
+    if cell.startswith("check"):
+        print("RUNG", result.rung, "|", result.message)
+"""
+RIGHT = "def shuffle(x, r):\n    raise NotImplementedError('pixel_shuffle.shuffle')"
+CHECK = "check('pixel_shuffle.shuffle', shuffle)"
+
+
+def test_after_a_cell_that_failed_the_check_says_that_the_function_is_the_one_of_before(tmp_path: Path) -> None:
+    cells = ["from nanovlm.course import check", RIGHT, CHECK]
+    cells += ["def shuffle(x, r):\n    return (x", CHECK, "something = shuffle", CHECK]
+    cells += ["1 / 0\n" + RIGHT, CHECK, RIGHT, CHECK]
+    done = subprocess.run(
+        [sys.executable, "-c", CELLS.format(cells=cells)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "NANOVLM_HOME": str(tmp_path), "IPYTHONDIR": str(tmp_path)},
+    )
+    said = re.findall(r"RUNG (\w+) \| (.*)$", done.stdout, re.MULTILINE)
+    rungs = [rung for rung, _ in said]
+    assert rungs == ["not_written", "not_run", "not_run", "not_run", "not_written"], done.stdout + done.stderr
+    assert "SyntaxError in its line 2" in said[1][1] and "one of before" in said[1][1]
+    assert "SyntaxError" not in said[3][1]
 
 
 SLOW_MODULE = """
@@ -451,7 +487,7 @@ def test_an_import_is_never_broken_off_and_not_counted(
     thread: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A clock that has run out at every look: only in an import nobody looks at it."""
-    monkeypatch.setattr(guard.Clock, "expired", lambda self: True)
+    monkeypatch.setattr(guard.Clock, "expired", lambda self, frame=None: True)
     monkeypatch.syspath_prepend(str(tmp_path))
     name = f"slow_module_of_a_learner_{thread:d}"
     (tmp_path / f"{name}.py").write_text(SLOW_MODULE)
@@ -472,7 +508,7 @@ def test_an_import_is_never_broken_off_and_not_counted(
 def test_a_check_that_is_called_by_a_module_which_is_imported_is_bounded_as_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard.Clock, "expired", lambda self: True)
+    monkeypatch.setattr(guard.Clock, "expired", lambda self, frame=None: True)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "loops_for_ever.py").write_text(
         "from nanovlm.course.judge import guard\n\ndef loop():\n    while True:\n        pass\n\n"

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from nanovlm.course import Cells, lever
-from nanovlm.course.levers import VIEW, Lever
+from nanovlm.course.levers import Lever
 from nanovlm.viz.style import (
     CYCLE,
     PALETTE,
@@ -39,68 +39,99 @@ def squares(count: int = 2, colour: str = "blue", filled: bool = True, label: st
 
 
 def all_levers() -> Lever:
-    return lever(squares, count=(1, 5, 1, 3), colour=["blue", "orange"], filled=True, label="<b>")
+    return lever(squares, count=(1, 5), colour=["orange", "blue"], filled=True, label="<b>", start={"count": 3})
 
 
-def test_the_default_state_is_the_first_of_a_list_and_the_start_of_a_slider() -> None:
-    assert all_levers().defaults == {"count": 3, "colour": "blue", "filled": True, "label": "<b>"}
-    assert lever(squares, count=(1, 5)).defaults == {"count": 1}
+class Page:
+    """What a front end shows of a lever: outputs in their order, and those that were updated."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, made: Lever) -> None:
+        self.outputs: list[object] = []
+        self.updated: list[Figure] = []
+        page = self
+
+        class Handle:
+            def display(self, shown: Figure) -> None:
+                page.outputs.append(shown)
+
+            def update(self, shown: Figure) -> None:
+                page.updated.append(shown)
+
+        monkeypatch.setattr("IPython.display.display", self.outputs.append)
+        monkeypatch.setattr("IPython.display.DisplayHandle", Handle)
+        made._ipython_display_()
+
+
+def controls_of(box: object) -> list:
+    """What stands behind the name in each row."""
+    return [row.children[1] for row in box.children if type(row).__name__ == "HBox"]
+
+
+def test_the_default_state_is_the_first_of_a_list_and_the_low_end_of_a_slider_unless_told() -> None:
+    assert all_levers().defaults == {"count": 3, "colour": "orange", "filled": True, "label": "<b>"}
+    made = lever(squares, count=(1, 5), colour=["orange", "blue"], start={"colour": "blue"})
+    assert made.defaults == {"count": 1, "colour": "blue"}
+    menu = controls_of(made.controls(print))[1]
+    assert [label for label, _ in menu.options] == ["orange", "blue"] and menu.value == "blue"
 
 
 def test_every_extreme_state_renders() -> None:
     made = all_levers()
     for name, scale in made.levers.items():
         for value in scale.extremes():
-            assert "<svg" in made.show(**{name: value})
+            assert made.picture(**{name: value}).is_svg
 
 
-def test_the_output_holds_the_default_state_for_readers_without_a_kernel() -> None:
-    bundle = all_levers()._repr_mimebundle_()
-    assert bundle["image/svg+xml"] == squares(3, label="<b>").markup
-    assert bundle["text/plain"] == "3 blue squares"
-    assert re.fullmatch(r"[0-9a-f]{32}", bundle[VIEW]["model_id"])
+def test_the_picture_is_an_output_of_its_own_below_the_controls(monkeypatch: pytest.MonkeyPatch) -> None:
+    controls, picture = Page(monkeypatch, all_levers()).outputs
+    assert picture == squares(3, "orange", label="<b>")
+    assert type(controls).__module__.startswith("ipywidgets")
 
 
 def test_without_ipywidgets_the_picture_is_there_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
-    assert set(all_levers()._repr_mimebundle_()) == {"image/svg+xml", "text/html", "text/plain"}
+    assert Page(monkeypatch, all_levers()).outputs == [squares(3, "orange", label="<b>")]
 
 
-def test_colab_gets_the_widget_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_colab_the_picture_is_a_widget_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
-    assert set(all_levers()._repr_mimebundle_()) == {VIEW, "text/plain"}
+    (shown,) = Page(monkeypatch, all_levers()).outputs
+    box, picture = shown.children
+    assert picture.value == squares(3, "orange", label="<b>").markup
+    controls_of(box)[0].value = 5
+    assert picture.value == squares(5, "orange", label="<b>").markup
 
 
-def test_moving_a_control_changes_the_picture() -> None:
-    box = all_levers().widget()
-    controls, picture = box.children[0].children, box.children[1]
-    assert picture.value == squares(3, label="<b>").markup
-    for control, value in zip(controls, (5, "orange", False, "new"), strict=True):
-        before = picture.value
+def test_moving_a_control_updates_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Page(monkeypatch, all_levers())
+    controls = controls_of(page.outputs[0])
+    assert len(controls) == 4 and page.updated == [], "the first picture is drawn once"
+    for i, (control, value) in enumerate(zip(controls, (5, "blue", False, "new"), strict=True), start=1):
         control.value = value
-        assert picture.value != before
-    assert picture.value == squares(5, "orange", False, "new").markup
+        assert len(page.updated) == i
+    assert page.updated[-1] == squares(5, "blue", False, "new")
 
 
 def test_a_click_on_a_cell_of_a_picture_sets_the_lever() -> None:
     picture = Image.new("RGB", (30, 30), "white")
     picture.paste((200, 0, 0), (20, 10, 30, 20))  # the last cell of the second row
 
-    made = lever(lambda cell: f"cell {cell}", cell=Cells(picture, 3, start=4))
+    made = lever(lambda cell: f"cell {cell}", cell=Cells(picture, 3), start={"cell": 4})
     assert made.defaults == {"cell": 4} and made.levers["cell"].extremes() == [0, 8]
-    box = made.widget()
-    slider, cells = box.children[0].children[0].children
+    seen: list[Figure] = []
+    (row,) = controls_of(made.controls(seen.append))
+    slider, cells = row.children
     colours = [button.style.button_color for button in cells.children]
     assert colours == ["#ffffff"] * 5 + ["#c80000"] + ["#ffffff"] * 3
     outlined = [button.layout.border for button in cells.children]
     assert outlined.count(outlined[4]) == 1
 
     cells.children[5].click()
-    assert (slider.value, box.children[1].value) == (5, "cell 5")
+    assert (slider.value, seen[-1].markup) == (5, "cell 5")
     moved = [button.layout.border for button in cells.children]
     assert moved[5] == outlined[4] and moved.count(moved[5]) == 1
     slider.value = 7  # the keyboard's way
-    assert box.children[1].value == "cell 7"
+    assert seen[-1].markup == "cell 7"
 
 
 def test_a_state_that_cannot_be_drawn_is_told_in_the_pictures_place() -> None:
@@ -109,11 +140,12 @@ def test_a_state_that_cannot_be_drawn_is_told_in_the_pictures_place() -> None:
             raise ValueError("only <one>")
         return "<p>one</p>"
 
-    box = lever(picky, n=(1, 3)).widget()
-    box.children[0].children[0].value = 2
-    assert "only &lt;one&gt;" in box.children[1].value
-    box.children[0].children[0].value = 1
-    assert box.children[1].value == "<p>one</p>"
+    seen: list[Figure] = []
+    (slider,) = controls_of(lever(picky, n=(1, 3)).controls(seen.append))
+    slider.value = 2
+    assert "only &lt;one&gt;" in seen[-1].markup and seen[-1].alt == "ValueError: only <one>"
+    slider.value = 1
+    assert seen[-1].markup == "<p>one</p>"
 
 
 def test_many_choices_become_a_menu_and_fractions_a_slider() -> None:
@@ -122,9 +154,18 @@ def test_many_choices_become_a_menu_and_fractions_a_slider() -> None:
     def draw(**state: object) -> str:
         return str(state)
 
-    box = lever(draw, few=[1, 2], many=list(range(9)), real=(0.0, 1.0)).widget()
-    kinds = [type(control) for control in box.children[0].children]
+    made = lever(draw, few=[1, 2], many=list(range(9)), real=(0.0, 1.0))
+    kinds = [type(control) for control in controls_of(made.controls(print))]
     assert kinds == [ipywidgets.ToggleButtons, ipywidgets.Dropdown, ipywidgets.FloatSlider]
+
+
+def test_each_lever_stands_behind_its_name_in_a_row_that_wraps() -> None:
+    rows = all_levers().controls(print).children[:-1]
+    names = [row.children[0] for row in rows]
+    assert [name.value for name in names] == ["count", "colour", "filled", "label"]
+    assert len({name.layout.width for name in names}) == 1, "they stand in line"
+    assert {row.layout.flex_flow for row in rows} == {"row wrap"}
+    assert {row.children[1].description for row in rows} == {""}, "the name is there once"
 
 
 @pytest.mark.parametrize(
@@ -132,11 +173,15 @@ def test_many_choices_become_a_menu_and_fractions_a_slider() -> None:
     [
         ({}, "at least one parameter"),
         ({"size": [1]}, "no parameter size"),
-        ({"count": (5, 1)}, "low <= start <= high"),
+        ({"count": (5, 1)}, "cannot start at 5"),
+        ({"count": (1, 5), "start": {"count": 6}}, "cannot start at 6"),
+        ({"colour": ["a", "b"], "start": {"colour": "c"}}, "cannot start at 'c'"),
+        ({"count": (1, 5), "start": {"colour": "c"}}, "start names colour; the levers are count"),
         ({"count": (1, 5, 0)}, "a step above 0"),
+        ({"count": (1, 5, 1, 3)}, "must be a list, (low, high[, step])"),
         ({"count": []}, "must be a list"),
         ({"count": 3}, "must be a list"),
-        ({"count": Cells(Image.new("RGB", (4, 4)), 2, start=4)}, "starts at cell 4 of 0 to 3"),
+        ({"count": Cells(Image.new("RGB", (4, 4)), 2), "start": {"count": 4}}, "cannot start at 4"),
     ],
 )
 def test_wrong_levers_are_explained(levers: dict, words: str) -> None:
@@ -146,7 +191,7 @@ def test_wrong_levers_are_explained(levers: dict, words: str) -> None:
 
 def test_a_render_function_that_returns_nothing_to_see_is_an_error() -> None:
     with pytest.raises(TypeError, match="must return a Figure or HTML; it returned int"):
-        lever(lambda n: n, n=[1]).show()
+        lever(lambda n: n, n=[1]).picture()
 
 
 # -- style -------------------------------------------------------------------------------------------------------------

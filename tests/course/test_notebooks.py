@@ -33,8 +33,8 @@ def test_outputs_are_kept_for_their_own_source_only(course: Path, monkeypatch: p
     build(root=course)
     assert target.read_bytes() == before, "outputs stay when nothing changed"
 
-    # A new version changes the set-up cell, which makes no output stale.
-    edit(course / "pyproject.toml", lambda text: text.replace('version = "0.1.0"', 'version = "0.1.1"'))
+    # A new address changes the set-up cell, which makes no output stale.
+    edit(course / "pyproject.toml", lambda text: text.replace("nanovlm-course/nanovlm", "somebody/fork"))
     build(root=course)
     assert not of_chapter_03(build(check=True, root=course)).problems
 

@@ -26,9 +26,11 @@ sys.meta_path.insert(0, hidden)
 COLAB = """
 import sys, types, subprocess
 sys.modules["google.colab"] = types.ModuleType("google.colab")
-def run(command, check):
-    print(command[1:], check)
-    sys.meta_path.remove(hidden)
+def run(command):
+    print(command[1:])
+    if CODE == 0:
+        sys.meta_path.remove(hidden)
+    return types.SimpleNamespace(returncode=CODE)
 subprocess.run = run
 """
 
@@ -50,12 +52,21 @@ def test_a_kernel_without_it_is_told_what_to_do(tmp_path: Path) -> None:
     assert "During handling of" not in done.stderr, "one error, not two"
 
 
-def test_colab_installs_this_version_once(tmp_path: Path) -> None:
-    done = run(HIDE + COLAB + CELL, tmp_path)
+def test_colab_installs_the_branch_that_its_links_open(tmp_path: Path) -> None:
+    """A tag would lack what the notebook needs, until somebody releases it."""
+    done = run(HIDE + "CODE = 0" + COLAB + CELL, tmp_path)
     assert done.returncode == 0, done.stderr
     project = read_project(ROOT)
-    wanted = ["-m", "pip", "install", "-q", f"nanovlm[notebook] @ git+{project.repository}@v{project.version}"]
-    assert done.stdout.strip() == f"{wanted} True"
+    wanted = ["-m", "pip", "install", "-q", f"nanovlm[notebook] @ git+{project.repository}@main"]
+    assert done.stdout.strip() == f"{wanted}"
+    assert project.colab("x").endswith("/blob/main/x")
+
+
+def test_a_failing_install_ends_in_one_sentence_of_ours(tmp_path: Path) -> None:
+    done = run(HIDE + "CODE = 1" + COLAB + CELL, tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("pip could not install nanovlm (see above). Run this again.")
+    assert "CalledProcessError" not in done.stderr and "During handling of" not in done.stderr
 
 
 FIRST_CELLS = """

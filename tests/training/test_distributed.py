@@ -51,7 +51,8 @@ def test_two_processes_of_sixteen_are_one_of_thirty_two(tmp_path, with_pictures)
 
 
 def a_run(rank: int, directory: Path) -> None:
-    nanovlm.training.loop.get_run_name = lambda *_: f"named-by-{rank}"  # as the clock might tell them different seconds
+    # The clock might tell them different seconds.
+    nanovlm.training.loop.get_run_name = lambda *_: f"named-by-{rank}"
     config = recipe(directory, **GENTLE, run_name=None, batch_size=2, max_steps=3)
     done = nanovlm.training.loop.train(config, new_model(seed=rank))  # even if they start from different weights
     torch.save(weights(done.model), directory / f"{rank}.pt")
@@ -70,7 +71,7 @@ def test_a_run_of_two_is_a_run_of_one(tmp_path):
 
 
 def stopped(rank: int, directory: Path) -> None:
-    real, calls = nanovlm.training.step.train_step, 0
+    real, calls = nanovlm.training.loop.train_step, 0
 
     def noticed(*arguments):
         nonlocal calls

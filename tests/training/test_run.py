@@ -24,7 +24,7 @@ import nanovlm.training.run_log
 from nanovlm.data.datasets import VQADataset
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.checkpoint import checkpoints, load_checkpoint
-from tests.training.tiny_run import equal, max_difference, metrics, recipe, run, weights
+from tests.training.tiny_run import equal, max_difference, metrics, new_model, recipe, run, weights
 
 
 class ChangedLoader:
@@ -102,6 +102,14 @@ def test_the_log_has_every_metric_as_json(tmp_path):
         assert all(math.isfinite(value) for value in line.values())
     seconds = [line["seconds"] for line in lines if "seconds" in line]
     assert seconds == sorted(seconds)
+
+
+def test_who_watches_is_told_every_line_of_the_log(tmp_path):
+    told = []
+    done = nanovlm.training.loop.train(
+        recipe(tmp_path), new_model(), watch=lambda step, values: told.append({"step": step, **values})
+    )
+    assert told == metrics(done.directory)
 
 
 def test_speed_is_measured_on_the_wall_clock_with_the_wait_for_data(tmp_path, change_batches, monkeypatch):

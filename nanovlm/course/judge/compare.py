@@ -22,7 +22,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Mismatch:
     rung: str
     message: str
     grid: Grid | None = None
@@ -39,7 +39,7 @@ class Leaf:
     axes: str
 
 
-def first_difference(expected: Any, yours: Any, axes: str | dict[str, str], tolerance: float) -> Finding | None:
+def first_difference(expected: Any, yours: Any, axes: str | dict[str, str], tolerance: float) -> Mismatch | None:
     """Rung by rung over the whole output: types before shapes, shapes before dtypes, dtypes before values."""
     finding = _first_difference(expected, yours, axes, tolerance)
     if finding is None or not (_is_plain_list(expected) and isinstance(yours, (list, tuple))):
@@ -48,10 +48,10 @@ def first_difference(expected: Any, yours: Any, axes: str | dict[str, str], tole
     return replace(finding, lists=(("expected", theirs), ("yours", own)))
 
 
-def _first_difference(expected: Any, yours: Any, axes: str | dict[str, str], tolerance: float) -> Finding | None:
+def _first_difference(expected: Any, yours: Any, axes: str | dict[str, str], tolerance: float) -> Mismatch | None:
     pieces: list[Leaf] = []
     for piece in _leaves(expected, yours, axes, ""):
-        if isinstance(piece, Finding):
+        if isinstance(piece, Mismatch):
             return piece
         pieces.append(piece)
     for rung in (_type, _shape, _dtype):
@@ -120,16 +120,16 @@ def axis_names(axes: str, shape: Any) -> str:
     return f"{list(shape)} ({' · '.join(f'{n} {s}' if n != str(s) else n for n, s in zip(names, shape, strict=True))})"
 
 
-def _leaves(expected: Any, yours: Any, axes: str | dict[str, str], name: str) -> Iterator[Leaf | Finding]:
+def _leaves(expected: Any, yours: Any, axes: str | dict[str, str], name: str) -> Iterator[Leaf | Mismatch]:
     where = f" for {name}" if name else ""
     if isinstance(expected, (list, tuple)):
         names = list(axes) if isinstance(axes, dict) and len(axes) == len(expected) else None
         if not isinstance(yours, (list, tuple)):
             parts = f"{len(expected)} things ({', '.join(names)})" if names else kind(expected)
-            yield Finding("none" if yours is None else "type", f"It returned {kind(yours)}{where}; expected {parts}.")
+            yield Mismatch("none" if yours is None else "type", f"It returned {kind(yours)}{where}; expected {parts}.")
         elif len(yours) != len(expected):
             count = f"{len(yours)} thing{'s' if len(yours) != 1 else ''}"
-            yield Finding("type", f"It returned {count}{where}; expected {len(expected)}.")
+            yield Mismatch("type", f"It returned {count}{where}; expected {len(expected)}.")
         else:
             for i, (e, y) in enumerate(zip(expected, yours, strict=True)):
                 label = names[i] if names else f"{name}[{i}]"
@@ -137,12 +137,12 @@ def _leaves(expected: Any, yours: Any, axes: str | dict[str, str], name: str) ->
                 yield from _leaves(e, y, inner, label)
     elif isinstance(expected, dict):
         if not isinstance(yours, dict):
-            yield Finding(
+            yield Mismatch(
                 "type", f"It returned {kind(yours)}{where}; expected a dict with {', '.join(map(str, expected))}."
             )
         elif set(map(str, yours)) != set(map(str, expected)):
             mine, wanted = ", ".join(map(str, yours)) or "nothing", ", ".join(map(str, expected))
-            yield Finding("type", f"The dict holds {mine}{where}; expected {wanted}.")
+            yield Mismatch("type", f"The dict holds {mine}{where}; expected {wanted}.")
         else:
             for key in expected:
                 inner = axes.get(str(key), "") if isinstance(axes, dict) else axes
@@ -170,7 +170,7 @@ def _is_plain_list(value: Any) -> bool:
     )
 
 
-def _type(leaf: Leaf) -> Finding | None:
+def _type(leaf: Leaf) -> Mismatch | None:
     expected, yours = leaf.expected, leaf.yours
     if isinstance(expected, Tensor):
         fits = isinstance(yours, Tensor)
@@ -186,7 +186,7 @@ def _type(leaf: Leaf) -> Finding | None:
         return None
     if yours is None:
         what = "returned None" if not leaf.name else f"gave None for {leaf.name}"
-        return Finding("none", f"It {what}; expected {kind(expected)}. Is a `return` missing?")
+        return Mismatch("none", f"It {what}; expected {kind(expected)}. Is a `return` missing?")
     more = ""
     if isinstance(yours, Tensor) and yours.numel() == 1 and _is_number(expected):
         more = " Take the number out of the tensor with .item()."
@@ -194,10 +194,10 @@ def _type(leaf: Leaf) -> Finding | None:
         more = " Division with / gives a float: use // for whole numbers."
     elif isinstance(expected, Tensor) and type(yours).__module__ == "numpy":
         more = " Stay in torch: gradients end where numpy begins."
-    return Finding("type", f"{_of(leaf)}is {kind(yours)}; expected {kind(expected)}.{more}")
+    return Mismatch("type", f"{_of(leaf)}is {kind(yours)}; expected {kind(expected)}.{more}")
 
 
-def _shape(leaf: Leaf) -> Finding | None:
+def _shape(leaf: Leaf) -> Mismatch | None:
     if not isinstance(leaf.expected, Tensor) or leaf.expected.shape == leaf.yours.shape:
         return None
     e, y = list(leaf.expected.shape), list(leaf.yours.shape)
@@ -214,29 +214,29 @@ def _shape(leaf: Leaf) -> Finding | None:
         more = " The number of values is right, so they are only grouped in another way."
     else:
         more = ""
-    return Finding("shape", f"{_of(leaf)}has shape {y}; expected {axis_names(leaf.axes, e)}.{more}")
+    return Mismatch("shape", f"{_of(leaf)}has shape {y}; expected {axis_names(leaf.axes, e)}.{more}")
 
 
-def _dtype(leaf: Leaf) -> Finding | None:
+def _dtype(leaf: Leaf) -> Mismatch | None:
     expected, yours = leaf.expected, leaf.yours
     if not isinstance(expected, Tensor):
         return None
     if (expected.device, expected.layout) != (yours.device, yours.layout):
         e, y = (f"{str(t.layout).removeprefix('torch.')} on {t.device}" for t in (expected, yours))
-        return Finding("dtype", f"{_of(leaf)}is {y}; expected {e}.")
+        return Mismatch("dtype", f"{_of(leaf)}is {y}; expected {e}.")
     if expected.dtype == yours.dtype:
         return None
     e, y = (str(t.dtype).removeprefix("torch.") for t in (expected, yours))
-    return Finding("dtype", f"{_of(leaf)}is {y}; expected {e}: the shape is right, the number type is not.")
+    return Mismatch("dtype", f"{_of(leaf)}is {y}; expected {e}: the shape is right, the number type is not.")
 
 
-def _values(leaf: Leaf, tolerance: float) -> Finding | None:
+def _values(leaf: Leaf, tolerance: float) -> Mismatch | None:
     expected, yours = leaf.expected, leaf.yours
     if same(expected, yours, tolerance):
         return None
     if not isinstance(expected, Tensor):
         own, wanted = apart(yours, expected)
-        return Finding("values", f"{_of(leaf)}is {own}; expected {wanted}{_too_many(leaf)}.")
+        return Mismatch("values", f"{_of(leaf)}is {own}; expected {wanted}{_too_many(leaf)}.")
     e, y = expected.detach(), yours.detach()
     wide = torch.complex128 if e.is_complex() else torch.float64
     e, y = e.to(wide), y.to(wide)
@@ -244,7 +244,7 @@ def _values(leaf: Leaf, tolerance: float) -> Finding | None:
         message = (
             f"{_of(leaf)}holds NaN in {int(y.isnan().sum())} of {y.numel()} places (0 / 0, or infinity minus infinity)."
         )
-        return Finding("values", message, _grid(leaf, e, y, _first(y.isnan())))
+        return Mismatch("values", message, _grid(leaf, e, y, _first(y.isnan())))
     if expected.is_floating_point():
         off = ~torch.isclose(y, e, rtol=tolerance, atol=tolerance, equal_nan=True)
     else:
@@ -257,7 +257,7 @@ def _values(leaf: Leaf, tolerance: float) -> Finding | None:
         f"{int(off.sum())} of {off.numel()} numbers{of_what} differ; the first at {spot}: "
         f"yours {own}, expected {wanted}.{_pattern(e, y, tolerance)}"
     )
-    return Finding("values", message, _grid(leaf, e, y, place))
+    return Mismatch("values", message, _grid(leaf, e, y, place))
 
 
 def _first(mask: Tensor) -> tuple[int, ...]:

@@ -7,14 +7,13 @@ are compared with those of the known wrong versions, so that the likely thought 
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from typing import Any
 
 from torch import Tensor, nn
 
-from nanovlm.course.judge.compare import Finding, first_difference, in_words, kind, same
-from nanovlm.course.judge.exercise import BROKEN, Case, Complaint, Exercise, load_exercises
+from nanovlm.course.judge.compare import Mismatch, first_difference, in_words, kind, same
+from nanovlm.course.judge.exercise import Case, Complaint, Exercise
 from nanovlm.course.judge.guard import (
     STEPS,
     Clock,
@@ -35,36 +34,6 @@ ENDLESS = (
     "for something that never came, on inputs of a few numbers. Is there a loop that never ends, or a loop over every "
     "element where one tensor operation would do?"
 )
-
-
-def check(exercise_id: str, learner: Any = None) -> Result:
-    """Judge `learner` (a function or a class) as the answer to an exercise. Never raises, always ends."""
-    try:
-        result = _judge(exercise_id, learner)
-    except Exception as error:
-        result = Result(
-            str(exercise_id),
-            "",
-            "checker",
-            f"The check itself failed: {type(error).__name__}: {error}. Not your fault.",
-        )
-    return result.show()
-
-
-def _judge(exercise_id: str, learner: Any) -> Result:
-    exercises = load_exercises()
-    if exercise_id not in exercises:
-        near = difflib.get_close_matches(str(exercise_id), exercises, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else f" There are: {', '.join(sorted(exercises))}."
-        hint += "".join(f" {module} could not be imported: {error}" for module, error in BROKEN.items())
-        return Result(str(exercise_id), "", "unknown", f"There is no exercise {str(exercise_id)[:80]!r}.{hint}")
-    result = judge(exercises[exercise_id], learner)
-    from nanovlm.course.progress import record_check
-
-    problem = record_check(result, learner)
-    if problem:
-        result.note = " ".join(filter(None, [result.note, problem]))
-    return result
 
 
 def judge(exercise: Exercise, learner: Any) -> Result:
@@ -135,19 +104,19 @@ def judge(exercise: Exercise, learner: Any) -> Result:
     )
 
 
-def _climb(exercise: Exercise, case: Case, outcome: Outcome) -> Finding | None:
+def _climb(exercise: Exercise, case: Case, outcome: Outcome) -> Mismatch | None:
     """The first rung that this outcome does not reach."""
     if isinstance(outcome.error, Complaint):
-        return Finding("complaint", str(outcome.error))
+        return Mismatch("complaint", str(outcome.error))
     if outcome.error is not None:
-        return Finding("raised", _raised(outcome.error))
+        return Mismatch("raised", _raised(outcome.error))
     right = run_case(exercise, exercise.reference, case, clock=None)
     if right.error is not None:
         raise right.error
     finding = first_difference(right.value, outcome.value, exercise.axes, exercise.tolerance)
     changed = [name for name in outcome.changed if name not in right.changed]
     if changed and (finding is None or finding.rung == "values"):
-        return Finding(
+        return Mismatch(
             "in_place",
             f"It changes its input {', '.join(changed)} in place: whoever called it still needs that. "
             f"{_new(_inputs(exercise, case)[changed[0]])}.",
@@ -168,7 +137,7 @@ def _new(value: Any) -> str:
     return "Make a new tensor instead (x = x + 1, not x += 1 or x[…] = …)"
 
 
-def _lists(exercise: Exercise, case: Case, finding: Finding) -> list[tuple[str, str]]:
+def _lists(exercise: Exercise, case: Case, finding: Mismatch) -> list[tuple[str, str]]:
     """Lists that differ, behind the input that they were made from."""
     if not finding.lists:
         return []
@@ -201,7 +170,7 @@ def _alike(yours: Outcome, wrong: Outcome, tolerance: float) -> bool:
     return same(wrong.value, yours.value, tolerance) and yours.changed == wrong.changed
 
 
-def _signature(exercise: Exercise, learner: Any, case: Case) -> Finding | None:
+def _signature(exercise: Exercise, learner: Any, case: Case) -> Mismatch | None:
     """A wrong number of parameters, said before Python says it."""
     if exercise.call is not None:
         return None
@@ -213,7 +182,7 @@ def _signature(exercise: Exercise, learner: Any, case: Case) -> Finding | None:
         own.bind(*case.args, **case.kwargs)
     except TypeError:
         wanted = ", ".join(parameter_names(exercise.reference, len(case.args)) + list(case.kwargs))
-        return Finding(
+        return Mismatch(
             "signature",
             f"It is called with ({wanted}), but yours takes {own}. Keep the first line of the exercise as it was.",
         )

@@ -16,8 +16,9 @@ from nanovlm.viz.style import PALETTE, diverging, heat, ink_on
 class Result(ShowsItself):
     """The end of a check.
 
-    rung: passed, not_written, not_callable, signature, raised, too_slow, none, type, shape, dtype, in_place, values,
-    complaint, property, unknown, or checker (our own fault).
+    rung: passed, not_written, not_run (the cell failed: the function is the one of before), not_callable, signature,
+    raised, too_slow, none, type, shape, dtype, in_place, values, complaint, property, unknown, or checker (our own
+    fault).
     """
 
     id: str
@@ -116,7 +117,7 @@ def _html_grids(grid: Grid) -> str:
                     colour = diverging(0.7 * share) if signed else heat(0.75 * share)
                 cells += (
                     f'<td style="background:{colour};color:{ink_on(colour)};text-align:right;padding:1px 6px;'
-                    f'border:1px solid #fff">{number(value)}</td>'
+                    f'border:1px solid #8884">{number(value)}</td>'
                 )
             rows.append(f"<tr>{cells}</tr>")
         tables.append(

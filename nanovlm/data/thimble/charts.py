@@ -45,7 +45,7 @@ Bar = tuple[str, str]  # colour, height
 UNSEEN = tuple(zip(COLOURS, COLOURS[1:] + COLOURS[:1], strict=True))
 
 
-class Scene(NamedTuple):
+class ChartScene(NamedTuple):
     bars: tuple[Bar, ...]  # from left to right
 
     @property
@@ -55,11 +55,11 @@ class Scene(NamedTuple):
         return [bar for bar in self.bars if any(bar in pair for pair in pairs)]
 
 
-def caption(scene: Scene) -> str:
+def caption(scene: ChartScene) -> str:
     return f"{len(scene.bars)} bars: {', '.join(' '.join(bar) for bar in scene.bars)}."
 
 
-def scene_split(scene: Scene) -> str:
+def scene_split(scene: ChartScene) -> str:
     """The one of train, val and test that owns these colours with these heights, whichever bar has which height.
 
     There are few charts of two bars: dealt out one by one, some colours would be the tallest more often in test.
@@ -68,11 +68,11 @@ def scene_split(scene: Scene) -> str:
     return bucket_split(f"{colours} {sorted(heights)}")
 
 
-def make_scene(draws: Draws, split: str) -> Scene:
+def make_scene(draws: Draws, split: str) -> ChartScene:
     """Draw a chart that belongs to `split`."""
     number = 2 + draws.below(3)
     while True:
-        scene = Scene(tuple(zip(draws.some(COLOURS, number), draws.some(HEIGHTS, number), strict=True)))
+        scene = ChartScene(tuple(zip(draws.some(COLOURS, number), draws.some(HEIGHTS, number), strict=True)))
         if scene.unseen:
             if split == "unseen":
                 return scene
@@ -80,7 +80,7 @@ def make_scene(draws: Draws, split: str) -> Scene:
             return scene
 
 
-def make_turns(scene: Scene, draws: Draws, split: str) -> list[tuple[str, str, str]]:
+def make_turns(scene: ChartScene, draws: Draws, split: str) -> list[tuple[str, str, str]]:
     """(kind, question, answer) turns: six of mixed kinds for training, one of each kind otherwise."""
     focus = scene.unseen if split == "unseen" else list(scene.bars)
     if split != "train":
@@ -97,7 +97,7 @@ def make_turns(scene: Scene, draws: Draws, split: str) -> list[tuple[str, str, s
     return turns
 
 
-def _ask(kind: str, scene: Scene, draws: Draws, focus: list[Bar]) -> tuple[str, str]:
+def _ask(kind: str, scene: ChartScene, draws: Draws, focus: list[Bar]) -> tuple[str, str]:
     if kind == "count":
         return "How many bars are there?", str(len(scene.bars))
     if kind in ("tallest", "shortest"):
@@ -113,7 +113,7 @@ def _ask(kind: str, scene: Scene, draws: Draws, focus: list[Bar]) -> tuple[str, 
     return f"Is the {first[0]} bar taller than the {second[0]} bar?", answer
 
 
-def draw(scene: Scene, draws: Draws, image_size: int) -> Image.Image:
+def draw(scene: ChartScene, draws: Draws, image_size: int) -> Image.Image:
     """Render the chart: 10 px per unit of height at 64 px, a line at each unit."""
     unit = image_size / 64
     canvas = backdrop(draws, image_size)

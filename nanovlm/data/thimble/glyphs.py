@@ -77,7 +77,7 @@ KINDS: dict[str, tuple[str, ...] | None] = {
 FREE_TEXT_CHANCE = {"read": 1 / (3 * len(CHARACTERS) ** 2)}
 
 
-class Scene(NamedTuple):
+class GlyphScene(NamedTuple):
     text: str
     colour: str
 
@@ -88,20 +88,20 @@ def held_out(pair: str) -> bool:
     return stable_bucket(f"neighbours {pair}", 10) == 0
 
 
-def caption(scene: Scene) -> str:
+def caption(scene: GlyphScene) -> str:
     return f"A {scene.colour} sign with {len(scene.text)} characters: {scene.text}.".replace("A o", "An o")
 
 
-def scene_split(scene: Scene) -> str:
+def scene_split(scene: GlyphScene) -> str:
     """The one of train, val and test that owns this text, in whatever colour."""
     return bucket_split(scene.text)
 
 
-def make_scene(draws: Draws, split: str) -> Scene:
+def make_scene(draws: Draws, split: str) -> GlyphScene:
     """Draw a sign that belongs to `split`."""
     number, colour = 2 + draws.below(3), draws.pick(COLOURS)
     while True:
-        scene = Scene("".join(draws.pick(CHARACTERS) for _ in range(number)), colour)
+        scene = GlyphScene("".join(draws.pick(CHARACTERS) for _ in range(number)), colour)
         if any(held_out(scene.text[i : i + 2]) for i in range(number - 1)):
             if split == "unseen":
                 return scene
@@ -109,7 +109,7 @@ def make_scene(draws: Draws, split: str) -> Scene:
             return scene
 
 
-def make_turns(scene: Scene, draws: Draws, split: str) -> list[tuple[str, str, str]]:
+def make_turns(scene: GlyphScene, draws: Draws, split: str) -> list[tuple[str, str, str]]:
     """(kind, question, answer) turns: one of each kind, for training with a second "exists", in random order."""
     turns = [
         ("read", "What does the sign say?", scene.text),
@@ -154,7 +154,7 @@ def outline(character: str, half_width: float) -> Outline:
     return Outline(tuple(paths), half_width, closed=False)
 
 
-def draw(scene: Scene, draws: Draws, image_size: int) -> Image.Image:
+def draw(scene: GlyphScene, draws: Draws, image_size: int) -> Image.Image:
     """Render the sign. At 64 px characters are 12 or 13 px tall, and each stands, wherever the sign does, inside one
     cell of a grid of 4 x 4: what one of the pocket model's image tokens is made of. Characters that lay across cells
     were not read at all after 1,000 steps of training on them; these are read after 400 (LOG.md)."""

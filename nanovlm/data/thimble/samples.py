@@ -9,7 +9,7 @@ _MODULES = {"shapes": shapes, "charts": charts, "glyphs": glyphs}
 SUBSETS = tuple(_MODULES)
 SPLITS = ("train", "val", "test", "unseen")
 KINDS = {subset: tuple(module.KINDS) for subset, module in _MODULES.items()}
-Scene = shapes.Scene | charts.Scene | glyphs.Scene
+Scene = shapes.Scene | charts.ChartScene | glyphs.GlyphScene
 Turn = tuple[str, str, str]  # kind, question, answer
 CAPTION_QUESTION = "Describe the picture."
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from nanovlm.trace.explain import rules_products as products
 from nanovlm.trace.explain import rules_shapes as shapes
 from nanovlm.trace.explain import rules_values as values
-from nanovlm.trace.explain.case import Advice, Case, shape
+from nanovlm.trace.explain.failed_call import Advice, FailedCall, shape
 from nanovlm.trace.record.frames import BODY, FUNCTION, classify, leave_out_machinery
 from nanovlm.trace.rows import Row, show
 from nanovlm.trace.show.fold import is_plain_layer
@@ -27,7 +27,7 @@ from nanovlm.trace.source import Source, locate
 if TYPE_CHECKING:
     from nanovlm.trace.result import Trace
 
-Rule = Callable[[Case], Advice | None]
+Rule = Callable[[FailedCall], Advice | None]
 
 _STEPS_SHOWN = 6
 _BY_NAME: dict[str, Rule] = {
@@ -51,12 +51,12 @@ _ALWAYS: tuple[Rule, ...] = (values.dtype, shapes.dims, shapes.broadcasting)
 
 def advise(row: Row, said: str) -> Advice | None:
     """The first rule that recognises what went wrong."""
-    case = Case(row, said)
+    call = FailedCall(row, said)
     own = _BY_NAME.get(row.name)
     for rule in (values.device, *([own] if own else []), *_ALWAYS):
         if rule is shapes.broadcasting and not re.search(r"must match the size|broadcast|shape mismatch", said):
             continue
-        advice = rule(case)
+        advice = rule(call)
         if advice is not None:
             return advice
     return None
@@ -82,13 +82,13 @@ def explanation(error: Exception, trace: Trace) -> str:
     if row is None:
         return _own_error(error, said, trace)
     advice = advise(row, said)
-    case = Case(row, said)
+    call = FailedCall(row, said)
     lines = [advice.wrong if advice else said]
-    lines += _place(case.source, case.layer_name if case.layer is not None else row.name, case.place)
-    operands = case.operands()
+    lines += _place(call.source, call.layer_name if call.layer is not None else row.name, call.place)
+    operands = call.operands()
     width = max([4, *(len(text) for text, _ in operands)])
     for text, info in operands:
-        origin = _origin(info.uid, row, trace) if case.is_named else ""
+        origin = _origin(info.uid, row, trace) if call.is_named else ""
         lines.append(f"  {text:<{width}}  {info!r}{origin}")
     if advice and advice.fix:
         lines.append(f"  Try: {advice.fix}")

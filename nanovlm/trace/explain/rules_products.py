@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import math
 
-from nanovlm.trace.explain.case import Advice, Case, broadcast, ordinal_of_both, shape
+from nanovlm.trace.explain.failed_call import Advice, FailedCall, broadcast, ordinal_of_both, shape
 from nanovlm.trace.rows import TensorInfo
 
 
-def linear(case: Case) -> Advice | None:
-    x, weight = case.info(0, "input"), case.info(1, "weight")
+def linear(call: FailedCall) -> Advice | None:
+    x, weight = call.info(0, "input"), call.info(1, "weight")
     if x is None or weight is None or not x.shape or x.shape[-1] == weight.shape[-1]:
         return None
-    text, wanted, got = case.text(0, "input"), weight.shape[-1], x.shape[-1]
-    built = f"in_features = {wanted}" if case.layer is not None else f"a weight of shape {shape(weight.shape)}"
-    wrong = f"{text} is {shape(x.shape)}: its last dim is {got}, but {case.layer_name} was built with {built}."
+    text, wanted, got = call.text(0, "input"), weight.shape[-1], x.shape[-1]
+    built = f"in_features = {wanted}" if call.layer is not None else f"a weight of shape {shape(weight.shape)}"
+    wrong = f"{text} is {shape(x.shape)}: its last dim is {got}, but {call.layer_name} was built with {built}."
     fits = [dim for dim in range(x.ndim - 1) if x.shape[dim] == wanted]
     for start in range(1, x.ndim - 1):
         if math.prod(x.shape[start:]) == wanted:
             flat = (*x.shape[:start], wanted)
-            how = f"{text}.flatten({start}) is" if case.is_named else f"nn.Flatten({start}) in front of it gives"
+            how = f"{text}.flatten({start}) is" if call.is_named else f"nn.Flatten({start}) in front of it gives"
             return Advice(wrong, f"flatten first: {how} {shape(flat)}.")
     if fits and x.ndim > 1:
         return Advice(wrong, f"dim {fits[-1]} has that size: {text}.transpose({fits[-1]}, -1).")
@@ -27,13 +27,13 @@ def linear(case: Case) -> Advice | None:
     return Advice(wrong, f"build it as {size}, or bring the last dim of {text} to {wanted} first.")
 
 
-def matmul(case: Case) -> Advice | None:
-    a, b = case.info(0, "input"), case.info(1, "other")
+def matmul(call: FailedCall) -> Advice | None:
+    a, b = call.info(0, "input"), call.info(1, "other")
     if a is None or b is None or not a.ndim or not b.ndim:
         return None
-    left, right = case.text(0, "left"), case.text(1, "right")
+    left, right = call.text(0, "left"), call.text(1, "right")
     both = f"{left} is {shape(a.shape)} and {right} is {shape(b.shape)}"
-    if case.name == "bmm" and (a.ndim, b.ndim) != (3, 3):
+    if call.name == "bmm" and (a.ndim, b.ndim) != (3, 3):
         return Advice(
             f"{both}, but bmm takes exactly three dims of each.",
             f"use {left} @ {right}, which takes any number of dims.",
@@ -69,14 +69,14 @@ def heads(a: TensorInfo, b: TensorInfo, left: str, right: str, both: str, fix: s
     return None
 
 
-def convolution(case: Case) -> Advice | None:
-    x, weight = case.info(0, "input"), case.info(1, "weight")
+def convolution(call: FailedCall) -> Advice | None:
+    x, weight = call.info(0, "input"), call.info(1, "weight")
     if x is None or weight is None:
         return None
-    text, planes = case.text(0, "input"), weight.ndim - 2
-    channels = weight.shape[1] * int(case.value(6, "groups", 1) or 1)
+    text, planes = call.text(0, "input"), weight.ndim - 2
+    channels = weight.shape[1] * int(call.value(6, "groups", 1) or 1)
     if x.ndim not in (planes + 1, planes + 2):
-        wrong = f"{text} is {shape(x.shape)}, but {case.layer_name} takes {planes + 2} dims: [B, {channels}, …]."
+        wrong = f"{text} is {shape(x.shape)}, but {call.layer_name} takes {planes + 2} dims: [B, {channels}, …]."
         return Advice(wrong, f"add what is missing: {text}.unsqueeze(0)." if x.ndim < planes + 1 else None)
     at = x.ndim - planes - 1
     if x.shape[at] == channels:
@@ -87,7 +87,7 @@ def convolution(case: Case) -> Advice | None:
         return None
     wrong = (
         f"{text} is {shape(x.shape)}: dim {at}, the channels, is {x.shape[at]}, "
-        f"but {case.layer_name} was built with in_channels = {channels}."
+        f"but {call.layer_name} was built with in_channels = {channels}."
     )
     if x.shape[-1] == channels:
         order = [*range(at), x.ndim - 1, *range(at, x.ndim - 1)]
@@ -100,14 +100,14 @@ def convolution(case: Case) -> Advice | None:
     return Advice(wrong, f"build it with in_channels = {x.shape[at]}, or give it {channels} channels.")
 
 
-def attention(case: Case) -> Advice | None:
-    q, k, v = (case.info(i, name) for i, name in enumerate(("query", "key", "value")))
+def attention(call: FailedCall) -> Advice | None:
+    q, k, v = (call.info(i, name) for i, name in enumerate(("query", "key", "value")))
     if q is None or k is None or v is None:
         return None
-    names = [case.text(i, name) for i, name in enumerate(("query", "key", "value"))]
+    names = [call.text(i, name) for i, name in enumerate(("query", "key", "value"))]
     all_three = ", ".join(f"{n} is {shape(i.shape)}" for n, i in zip(names, (q, k, v), strict=True))
-    mask = case.info(3, "attn_mask")
-    if mask is not None and case.value(5, "is_causal"):
+    mask = call.info(3, "attn_mask")
+    if mask is not None and call.value(5, "is_causal"):
         return Advice(
             "attn_mask and is_causal=True are given together, and torch takes only one of them.",
             "put the causal triangle into the mask: "
@@ -124,14 +124,14 @@ def attention(case: Case) -> Advice | None:
         return Advice(
             f"{all_three}: there are {k.shape[-2]} keys but {v.shape[-2]} values.", "keys and values need one length."
         )
-    grouped = bool(case.value(7, "enable_gqa", False))
+    grouped = bool(call.value(7, "enable_gqa", False))
     both = f"{names[0]} is {shape(q.shape)} and {names[1]} is {shape(k.shape)}"
     if q.shape[:-2] != k.shape[:-2] and not grouped:
         gqa = "pass enable_gqa=True, or " if q.ndim == 4 and k.ndim == 4 else ""
         return heads(q, k, names[0], names[1], both, gqa)
     if mask is None:
         return None
-    text, scores = case.text(3, "attn_mask"), (*q.shape[:-2], q.shape[-2], k.shape[-2])
+    text, scores = call.text(3, "attn_mask"), (*q.shape[:-2], q.shape[-2], k.shape[-2])
     if not mask.dtype.is_floating_point and mask.dtype_name != "bool":
         return Advice(f"{text} is {mask.dtype_name}; attention takes bool or {q.dtype_name}.", f"use {text}.bool().")
     if broadcast(mask.shape, scores) != scores:
@@ -144,16 +144,16 @@ def attention(case: Case) -> Advice | None:
     return None
 
 
-def einsum(case: Case) -> Advice | None:
-    equation = case.row.args[0] if case.row.args and isinstance(case.row.args[0], str) else None
+def einsum(call: FailedCall) -> Advice | None:
+    equation = call.row.args[0] if call.row.args and isinstance(call.row.args[0], str) else None
     if equation is None:
         return None
-    infos = case.row.inputs
+    infos = call.row.inputs
     terms = equation.replace(" ", "").split("->")[0].split(",")
     if len(terms) != len(infos):
         return Advice(f"{equation!r} names {len(terms)} operands; {len(infos)} are given.")
     seen: dict[str, tuple[int, str]] = {}
-    texts = [case.text(i + 1, f"operand {i}") for i in range(len(infos))]
+    texts = [call.text(i + 1, f"operand {i}") for i in range(len(infos))]
     for term, info, text in zip(terms, infos, texts, strict=True):
         if "." in term:
             continue

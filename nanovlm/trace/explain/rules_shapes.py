@@ -6,12 +6,12 @@ import math
 import re
 from itertools import pairwise
 
-from nanovlm.trace.explain.case import Advice, Case, broadcast, ordinal, ordinal_of_both, shape
+from nanovlm.trace.explain.failed_call import Advice, FailedCall, broadcast, ordinal, ordinal_of_both, shape
 from nanovlm.trace.rows import TensorInfo
 
 
-def cat(case: Case) -> Advice | None:
-    parts = case.parts()
+def cat(call: FailedCall) -> Advice | None:
+    parts = call.parts()
     if len(parts) < 2:
         return None
     both = " and ".join(f"{text} is {shape(info.shape)}" for text, info in parts[:4])
@@ -26,11 +26,11 @@ def cat(case: Case) -> Advice | None:
                 break
         return Advice(f"{both}: {few[0]} has {few[1].ndim} dims and {many[0]} has {many[1].ndim}.", fix)
     differ = _differ([info.shape for _, info in parts])
-    if case.name == "stack":
+    if call.name == "stack":
         dims = f"torch.cat(…, dim={differ[0]})" if len(differ) == 1 else "one shape"
         fix = f"{dims} joins them along the dim that differs." if len(differ) == 1 else "bring them to one shape first."
         return Advice(f"{both}: stack needs equal shapes.", fix)
-    dim = case.value(1, "dim", 0)
+    dim = call.value(1, "dim", 0)
     dim = dim % first.ndim if isinstance(dim, int) and first.ndim else 0
     clash = [d for d in differ if d != dim]
     if not clash:
@@ -53,8 +53,8 @@ def _differ(shapes: list[tuple[int, ...]]) -> list[int]:
     return [d for d, sizes in enumerate(zip(*shapes, strict=True)) if len(set(sizes)) > 1]
 
 
-def broadcasting(case: Case) -> Advice | None:
-    pair = [(text, info) for text, info in case.operands() if info.ndim]
+def broadcasting(call: FailedCall) -> Advice | None:
+    pair = [(text, info) for text, info in call.operands() if info.ndim]
     clashing = [(p, q) for p, q in pairwise(pair) if broadcast(p[1].shape, q[1].shape) is None]
     if not clashing:
         return None
@@ -104,18 +104,18 @@ def _rearranged(text: str, info: TensorInfo, other: TensorInfo) -> str | None:
     return None
 
 
-def view(case: Case) -> Advice | None:
-    x = case.info(0, "input")
+def view(call: FailedCall) -> Advice | None:
+    x = call.info(0, "input")
     if x is None:
         return None
-    text, wanted = case.text(0, "input"), case.row.args[1:]
+    text, wanted = call.text(0, "input"), call.row.args[1:]
     if len(wanted) == 1 and isinstance(wanted[0], (list, tuple)):
         wanted = tuple(wanted[0])
-    wanted = tuple(wanted) or tuple(case.row.kwargs.get("shape", case.row.kwargs.get("size", ())))
+    wanted = tuple(wanted) or tuple(call.row.kwargs.get("shape", call.row.kwargs.get("size", ())))
     if not wanted or not all(isinstance(size, int) for size in wanted):
         return None
     fixed = math.prod(size for size in wanted if size != -1)
-    if "stride" in case.said and (fixed == x.numel or -1 in wanted):
+    if "stride" in call.said and (fixed == x.numel or -1 in wanted):
         return Advice(
             f"{text} is {shape(x.shape)}, but its elements do not lie in that order in memory (after a transpose or "
             f"permute), so `view` cannot make {shape(wanted)} of it without copying.",
@@ -141,13 +141,13 @@ def view(case: Case) -> Advice | None:
     return Advice(wrong, "the two products must be equal: -1 lets torch work out one dim.")
 
 
-def expand(case: Case) -> Advice | None:
-    x = case.info(0, "input")
-    match = re.search(r"\((-?\d+)\) must match the existing size \((\d+)\) at non-singleton dimension (\d+)", case.said)
+def expand(call: FailedCall) -> Advice | None:
+    x = call.info(0, "input")
+    match = re.search(r"\((-?\d+)\) must match the existing size \((\d+)\) at non-singleton dimension (\d+)", call.said)
     if x is None or match is None:
         return None
     asked, size, dim = map(int, match.groups())
-    text = case.text(0, "input")
+    text = call.text(0, "input")
     fix = f"to copy it {asked // size} times there: {text}.repeat_interleave({asked // size}, dim={dim})."
     return Advice(
         f"{text} is {shape(x.shape)}; expand can only stretch dims of size 1, but dim {dim} is {size} and is to become "
@@ -156,21 +156,21 @@ def expand(case: Case) -> Advice | None:
     )
 
 
-def dims(case: Case) -> Advice | None:
+def dims(call: FailedCall) -> Advice | None:
     """permute, transpose, sum and the like with a dim that is not there."""
-    x = case.info(0, "input")
+    x = call.info(0, "input")
     if x is None:
         return None
-    text = case.text(0, "input")
-    match = re.search(r"Dimension out of range .* got (-?\d+)", case.said)
+    text = call.text(0, "input")
+    match = re.search(r"Dimension out of range .* got (-?\d+)", call.said)
     if match:
         return Advice(
             f"{text} is {shape(x.shape)}: it has dims 0 to {x.ndim - 1} (or -1 to -{x.ndim}), and dim {match.group(1)} "
             "is asked for.",
             "count the dims from 0, or from the right with -1.",
         )
-    if case.name == "permute":
-        asked = case.row.args[1:] if len(case.row.args) != 2 else case.row.args[1]
+    if call.name == "permute":
+        asked = call.row.args[1:] if len(call.row.args) != 2 else call.row.args[1]
         count = len(asked) if isinstance(asked, (tuple, list)) else 1
         if count != x.ndim:
             return Advice(
@@ -180,14 +180,14 @@ def dims(case: Case) -> Advice | None:
     return None
 
 
-def split(case: Case) -> Advice | None:
-    x = case.info(0, "tensor")
+def split(call: FailedCall) -> Advice | None:
+    x = call.info(0, "tensor")
     match = re.search(
-        r"sum exactly to (\d+) \(input tensor's size at dimension (-?\d+)\).*split_sizes=\[(.*?)\]", case.said
+        r"sum exactly to (\d+) \(input tensor's size at dimension (-?\d+)\).*split_sizes=\[(.*?)\]", call.said
     )
     if x is None or match is None:
         return None
     total, dim, sizes = match.groups()
     made = sum(int(size) for size in sizes.split(","))
-    have = f"{case.text(0, 'tensor')} is {shape(x.shape)}: dim {dim} is {total}"
+    have = f"{call.text(0, 'tensor')} is {shape(x.shape)}: dim {dim} is {total}"
     return Advice(f"{have}, but the pieces [{sizes}] add up to {made}.", f"choose sizes that add up to {total}.")

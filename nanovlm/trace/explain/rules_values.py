@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 
-from nanovlm.trace.explain.case import Advice, Case, shape
+from nanovlm.trace.explain.failed_call import Advice, FailedCall, shape
 
 
-def device(case: Case) -> Advice | None:
-    places = {info.device for _, info in case.operands() if info.ndim}
+def device(call: FailedCall) -> Advice | None:
+    places = {info.device for _, info in call.operands() if info.ndim}
     if len(places) < 2:
         return None
-    listed = ", ".join(f"{text} {shape(info.shape)} is on {info.device}" for text, info in case.operands() if info.ndim)
-    weights = [(text, info) for text, info in case.operands() if info.name]
-    moved = next(((text, info) for text, info in case.operands() if not info.name and info.ndim), None)
-    target = weights[0][1].device if weights else case.operands()[0][1].device
+    listed = ", ".join(f"{text} {shape(info.shape)} is on {info.device}" for text, info in call.operands() if info.ndim)
+    weights = [(text, info) for text, info in call.operands() if info.name]
+    moved = next(((text, info) for text, info in call.operands() if not info.name and info.ndim), None)
+    target = weights[0][1].device if weights else call.operands()[0][1].device
     if moved is None or moved[1].device == target:
         return Advice(f"{listed}.", "bring them to one device: tensor.to(other.device).")
     if target == "meta":
@@ -24,14 +24,14 @@ def device(case: Case) -> Advice | None:
     return Advice(f"{listed}.", f"bring it to the model: {moved[0]}.to({target!r}), or the model with model.to(…).")
 
 
-def dtype(case: Case) -> Advice | None:
+def dtype(call: FailedCall) -> Advice | None:
     """Different floating types, or a type that this step does not take."""
-    found = [(text, info) for text, info in case.operands()]
+    found = [(text, info) for text, info in call.operands()]
     listed = ", ".join(f"{text} {shape(info.shape)} is {info.dtype_name}" for text, info in found)
-    if case.name == "embedding" and found and found[0][1].dtype.is_floating_point:
+    if call.name == "embedding" and found and found[0][1].dtype.is_floating_point:
         return Advice(f"{listed}: an embedding looks rows up by whole numbers.", f"use {found[0][0]}.long().")
     types = {info.dtype_name for _, info in found}
-    if not re.search(r"dtype|scalar type|not implemented for|nput type|type [A-Z]\w+", case.said) or not found:
+    if not re.search(r"dtype|scalar type|not implemented for|nput type|type [A-Z]\w+", call.said) or not found:
         return None
     text, info = found[0]
     weight = next(((t, i) for t, i in found if i.name), None)
@@ -43,21 +43,21 @@ def dtype(case: Case) -> Advice | None:
         owner = f", or the model with model.to(torch.{info.dtype_name})" if weight else ""
         return Advice(f"{listed}.", f"bring it to the same type: {text}.to(torch.{target}){owner}.")
     if not info.dtype.is_floating_point:
-        return Advice(f"{listed}, which {case.name} does not take.", f"use {text}.float().")
+        return Advice(f"{listed}, which {call.name} does not take.", f"use {text}.float().")
     return None
 
 
-def ids(case: Case) -> Advice | None:
+def ids(call: FailedCall) -> Advice | None:
     """Embedding: ids outside of the table."""
-    x, weight = case.info(0, "input"), case.info(1, "weight")
-    low, high = case.facts.get("low"), case.facts.get("high")
+    x, weight = call.info(0, "input"), call.info(1, "weight")
+    low, high = call.facts.get("low"), call.facts.get("high")
     if x is None or weight is None or low is None:
         return None
-    rows, text = weight.shape[0], case.text(0, "input")
+    rows, text = weight.shape[0], call.text(0, "input")
     if low >= 0 and high < rows:
         return None
     wrong = (
-        f"{text} {shape(x.shape)} holds ids from {low} to {high}, but {case.layer_name} has {rows} rows "
+        f"{text} {shape(x.shape)} holds ids from {low} to {high}, but {call.layer_name} has {rows} rows "
         f"{shape(weight.shape)}: 0 to {rows - 1}."
     )
     if low < 0:
@@ -75,13 +75,13 @@ def ids(case: Case) -> Advice | None:
     )
 
 
-def index(case: Case) -> Advice | None:
+def index(call: FailedCall) -> Advice | None:
     """x[...] with an index that is not there."""
-    x = case.info(0, "input")
+    x = call.info(0, "input")
     if x is None:
         return None
-    text = case.text(0, "tensor")
-    match = re.search(r"index (-?\d+) is out of bounds for dimension (\d+) with size (\d+)", case.said)
+    text = call.text(0, "tensor")
+    match = re.search(r"index (-?\d+) is out of bounds for dimension (\d+) with size (\d+)", call.said)
     if match:
         at, dim, size = map(int, match.groups())
         return Advice(
@@ -90,49 +90,49 @@ def index(case: Case) -> Advice | None:
             if at == size
             else f"keep the index below {size}, or make dim {dim} longer.",
         )
-    match = re.search(r"too many indices for tensor of dimension (\d+)", case.said)
+    match = re.search(r"too many indices for tensor of dimension (\d+)", call.said)
     if match:
         return Advice(
             f"{text} is {shape(x.shape)}, {x.ndim} dims, and more are indexed.", f"index at most {x.ndim} dims."
         )
-    match = re.search(r"mask \[([\d, ]+)\].* does not match .* tensor \[([\d, ]+)\]", case.said)
+    match = re.search(r"mask \[([\d, ]+)\].* does not match .* tensor \[([\d, ]+)\]", call.said)
     if match:
         return Advice(
             f"the mask is [{match.group(1)}], but {text} is {shape(x.shape)}.",
             "a mask must have the sizes of the dims that it picks from.",
         )
-    return placed(case)
+    return placed(call)
 
 
-def placed(case: Case) -> Advice | None:
+def placed(call: FailedCall) -> Advice | None:
     """x[mask] = values and masked_scatter: as many values as the mask has places."""
-    match = re.search(r"value tensor of shape \[([\d, ]+)\] .* indexing result of shape \[([\d, ]+)\]", case.said)
-    x = case.info(0, "input")
+    match = re.search(r"value tensor of shape \[([\d, ]+)\] .* indexing result of shape \[([\d, ]+)\]", call.said)
+    x = call.info(0, "input")
     if match and x is not None:
         given, places = match.group(1), match.group(2)
-        values = case.text(2, "the values")
+        values = call.text(2, "the values")
         return Advice(
-            f"{case.text(0, 'tensor')} is {shape(x.shape)} and {case.text(1, 'the index')} picks [{places}] of it, but "
+            f"{call.text(0, 'tensor')} is {shape(x.shape)} and {call.text(1, 'the index')} picks [{places}] of it, but "
             f"{values} is [{given}].",
             f"give exactly [{places}] values; with image tokens, count the placeholders in the ids.",
         )
-    mask, source, true = case.info(1, "mask"), case.info(2, "source"), case.facts.get("true")
-    if case.name.startswith("masked_scatter") and mask is not None and source is not None and true is not None:
-        values = case.text(2, "source")
+    mask, source, true = call.info(1, "mask"), call.info(2, "source"), call.facts.get("true")
+    if call.name.startswith("masked_scatter") and mask is not None and source is not None and true is not None:
+        values = call.text(2, "source")
         return Advice(
-            f"the mask {shape(mask.shape)}, laid over {case.text(0, 'input')} {shape(x.shape)}, has {true} places, but "
+            f"the mask {shape(mask.shape)}, laid over {call.text(0, 'input')} {shape(x.shape)}, has {true} places, but "
             f"{values} {shape(source.shape)} has {source.numel} values.",
             "as many placeholders as image tokens: compare their numbers before.",
         )
     return None
 
 
-def targets(case: Case) -> Advice | None:
+def targets(call: FailedCall) -> Advice | None:
     """Cross entropy: one class id for each row of logits."""
-    logits, target = case.info(0, "input"), case.info(1, "target")
+    logits, target = call.info(0, "input"), call.info(1, "target")
     if logits is None or target is None:
         return None
-    a, b = case.text(0, "logits"), case.text(1, "targets")
+    a, b = call.text(0, "logits"), call.text(1, "targets")
     both = f"{a} is {shape(logits.shape)} and {b} is {shape(target.shape)}"
     if logits.ndim == 3 and target.shape == logits.shape[:2] and logits.shape[2] != target.shape[-1]:
         return Advice(
@@ -140,7 +140,7 @@ def targets(case: Case) -> Advice | None:
             f"one row a token: {a}.flatten(0, 1) is {shape((logits.shape[0] * logits.shape[1], logits.shape[2]))}, and "
             f"{b}.flatten() is {shape((target.numel,))}.",
         )
-    low, high = case.facts.get("low"), case.facts.get("high")
+    low, high = call.facts.get("low"), call.facts.get("high")
     classes = logits.shape[1] if logits.ndim > 1 else logits.shape[0]
     if high is not None and (high >= classes or low < 0):
         return Advice(
@@ -155,23 +155,23 @@ def targets(case: Case) -> Advice | None:
     return None
 
 
-def norm(case: Case) -> Advice | None:
+def norm(call: FailedCall) -> Advice | None:
     """layer_norm, rms_norm, batch_norm, group_norm built for another width."""
-    x, weight = case.info(0, "input"), next((i for i in case.row.inputs if i.name and i.ndim), None)
+    x, weight = call.info(0, "input"), next((i for i in call.row.inputs if i.name and i.ndim), None)
     if x is None:
         return None
-    text = case.text(0, "input")
-    if case.name in ("layer_norm", "rms_norm"):
-        wanted = tuple(case.value(1, "normalized_shape") or ())
+    text = call.text(0, "input")
+    if call.name in ("layer_norm", "rms_norm"):
+        wanted = tuple(call.value(1, "normalized_shape") or ())
         if wanted and x.shape[-len(wanted) :] != wanted:
-            wrong = f"{text} is {shape(x.shape)}, but {case.layer_name} was built for a last dim of {shape(wanted)}."
+            wrong = f"{text} is {shape(x.shape)}, but {call.layer_name} was built for a last dim of {shape(wanted)}."
             at = next((d for d in range(x.ndim - 1) if wanted == (x.shape[d],)), None)
             if at is not None:
                 return Advice(wrong, f"dim {at} has that size: {text}.transpose({at}, -1) before, and back after.")
             return Advice(wrong, f"build it with {x.shape[-1]}, or bring the last dim to {wanted[-1]}.")
     elif weight is not None and x.ndim > 1 and x.shape[1] != weight.shape[0]:
         wrong = (
-            f"{text} is {shape(x.shape)}: dim 1 is {x.shape[1]}, but {case.layer_name} was built for {weight.shape[0]}."
+            f"{text} is {shape(x.shape)}: dim 1 is {x.shape[1]}, but {call.layer_name} was built for {weight.shape[0]}."
         )
         return Advice(wrong, f"build it with {x.shape[1]}, or move the channels to dim 1.")
     return None

@@ -9,17 +9,20 @@ from nanovlm.trace.show.fold import Node, fold
 from nanovlm.trace.show.text import human, milliseconds, node_notes, node_shape, node_title, usual_dtype
 from nanovlm.trace.source import locate
 
+# JupyterLab's theme decides, where it says which it has, elsewhere the system's. Nothing else has a fixed colour.
 _STYLE = """<style>
-.vlm-trace{font:13px/1.5 ui-monospace,Menlo,Consolas,monospace;overflow-x:auto}
+.vlm-trace{font:13px/1.5 ui-monospace,Menlo,Consolas,monospace;overflow-x:auto;--shape:#0b6bcb;--bad:#a00;--on:#fdd}
 .vlm-trace details,.vlm-trace p{margin:0 0 0 1.1em;padding:0;white-space:nowrap}
 .vlm-trace summary{cursor:pointer;margin-left:-1.1em}
 .vlm-trace b{font-weight:600}
-.vlm-trace s{text-decoration:none;color:var(--jp-content-link-color,#0b6bcb);margin:0 .6em}
-.vlm-trace i{font-style:normal;opacity:.65;margin-right:.6em}
-.vlm-trace.vlm-trace code{color:inherit;opacity:.65;background:none;padding:0;white-space:nowrap;font-size:12px}
-.vlm-trace .x,.vlm-trace .x *{background:#fdd;color:#a00;opacity:1}
-@media(prefers-color-scheme:dark){.vlm-trace s{color:var(--jp-content-link-color,#6cb2ff)}}
-</style>"""  # JupyterLab's theme need not be the system's: its own colour comes first, and no text has a fixed grey
+.vlm-trace span{color:var(--shape);margin:0 .4em}
+.vlm-trace i{font-style:normal;opacity:.75;margin-right:.4em}
+.vlm-trace.vlm-trace code{color:inherit;opacity:.75;background:none;padding:0;white-space:nowrap;font-size:12px}
+.vlm-trace.vlm-trace .x,.vlm-trace.vlm-trace .x *{background:var(--on);color:var(--bad);opacity:1}
+@media(prefers-color-scheme:dark){.vlm-trace{--shape:#6cb2ff;--bad:#ffb4ab;--on:#5c1a16}}
+[data-jp-theme-light=true] .vlm-trace{--shape:#0b6bcb;--bad:#a00;--on:#fdd}
+[data-jp-theme-light=false] .vlm-trace{--shape:#6cb2ff;--bad:#ffb4ab;--on:#5c1a16}
+</style>"""
 _OPEN_LEVELS = 2
 
 
@@ -59,10 +62,11 @@ def _line(node: Node, dtype: str | None) -> str:
     costs.append(node_notes(node, dtype))
     source = locate(row.where)
     cost = " · ".join(filter(None, costs))
-    line = f"<b>{escape(node_title(node))}</b><s>{escape(node_shape(node))}</s>"
+    # Spaces and not only margins: GitHub strips styles, and the words would run together.
+    parts = [f"<b>{escape(node_title(node))}</b>", f"<span>{escape(node_shape(node))}</span>"]
     if cost:
-        line += f"<i>{escape(cost)}</i>"
+        parts.append(f"<i>{escape(cost)}</i>")
     if source is not None and source.short:
         text = source.short if len(source.short) <= 100 else source.short[:99] + "…"
-        line += f'<code title="{escape(source.place)}">{escape(text)}</code>'
-    return line
+        parts.append(f'<code title="{escape(source.place)}">{escape(text)}</code>')
+    return " ".join(parts)

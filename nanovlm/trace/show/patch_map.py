@@ -127,7 +127,7 @@ class PatchMap:
             parts.append(f'<rect x="{x}" y="{y}" width="{cell}" height="{cell}" fill="{colour}" stroke="#fff"/>')
             if token is not None:
                 place = f'x="{x + cell / 2:g}" y="{y + cell * 0.66:g}"'
-                parts.append(f'<text {place} text-anchor="middle" fill="#fff">{token}</text>')
+                parts.append(f'<text {place} text-anchor="middle" fill="#000">{token}</text>')
         return "".join([*parts, "</svg>"])
 
     def _repr_html_(self) -> str:

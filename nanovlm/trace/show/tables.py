@@ -10,23 +10,25 @@ from nanovlm.trace.show.text import human
 from nanovlm.trace.source import locate
 
 _COLUMNS = ("module", "class", "in", "out", "params", "FLOPs", "out bytes")
+_IN_TEXT = ("module", "in", "out", "params", "FLOPs")  # what a terminal has room for
 
 
 class Table(list):
-    """A list of dicts with the columns above (numbers as numbers); prints as text, shows as an HTML table."""
+    """A list of dicts with the columns above (numbers as numbers); shows as an HTML table; prints the columns that
+    a terminal has room for."""
 
-    def _cells(self) -> list[tuple[str, ...]]:
+    def _cells(self, columns: tuple[str, ...] = _COLUMNS) -> list[tuple[str, ...]]:
         return [
-            tuple(human(row[key]) if isinstance(row[key], int) else str(row[key]) for key in _COLUMNS) for row in self
+            tuple(human(row[key]) if isinstance(row[key], int) else str(row[key]) for key in columns) for row in self
         ]
 
     def __str__(self) -> str:
-        lines = [_COLUMNS, *self._cells()]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(_COLUMNS))]
+        lines = [_IN_TEXT, *self._cells(_IN_TEXT)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(_IN_TEXT))]
         texts = []
         for line in lines:
-            left = [f"{cell:<{w}}" for cell, w in zip(line[:4], widths, strict=False)]
-            right = [f"{cell:>{w}}" for cell, w in zip(line[4:], widths[4:], strict=True)]
+            left = [f"{cell:<{w}}" for cell, w in zip(line[:3], widths, strict=False)]
+            right = [f"{cell:>{w}}" for cell, w in zip(line[3:], widths[3:], strict=True)]
             texts.append("  ".join([*left, *right]).rstrip())
         return "\n".join(texts)
 

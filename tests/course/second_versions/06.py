@@ -49,12 +49,12 @@ def embed(self, input_ids: Tensor, images: Tensor | None, attention_mask: Tensor
 
 def answer_loss(head, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """One position after the other."""
-    in_front = x.shape[1] - targets.shape[1]
+    num_prefix = x.shape[1] - targets.shape[1]
     logits, losses = [], []
     for row, places in enumerate(targets.tolist()):
         for position, target in enumerate(places):
             if target >= 0:
-                logits.append(head(x[row, in_front + position]))
+                logits.append(head(x[row, num_prefix + position]))
                 losses.append(-logits[-1].log_softmax(0)[target])
     if not losses:
         raise ValueError("Nothing to learn from.")
@@ -72,8 +72,8 @@ def forward(
     cache=None,
 ):
     """The states are always collected; the loss comes from the loop above."""
-    x, mask, in_front = embed(self, input_ids, images, attention_mask)
-    if in_front > 0 and document_ids is not None:
+    x, mask, num_prefix = embed(self, input_ids, images, attention_mask)
+    if num_prefix > 0 and document_ids is not None:
         raise ValueError("Whose picture is it?")
     states: list[Tensor] = []
     x = self.decoder(x, attention_mask=mask, document_ids=document_ids, cache=cache, hidden_states=states)
@@ -101,10 +101,10 @@ def parameters_by_part(config) -> dict[str, int]:
 
 
 VERSIONS = {
-    "joint.merge_image_tokens": merge_image_tokens,
-    "joint.embed": embed,
-    "joint.answer_loss": answer_loss,
-    "joint.forward": forward,
-    "joint.moved": moved,
-    "joint.parameters_222m": parameters_by_part,
+    "fusion.merge_image_tokens": merge_image_tokens,
+    "fusion.embed": embed,
+    "fusion.answer_loss": answer_loss,
+    "fusion.forward": forward,
+    "fusion.moved": moved,
+    "fusion.parameters_222m": parameters_by_part,
 }

@@ -184,7 +184,7 @@ class _(_Projector):
 
 
 @PROJECTOR.mistake(
-    "There is an activation behind the layer. The joint is linear: the decoder may want negative numbers."
+    "There is an activation behind the layer. The projector is linear: the decoder may want negative numbers."
 )
 class _(_Projector):
     def forward(self, x: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ NO_PICTURE = (
 )
 WITH_IMAGE = torch.tensor([[2, IMAGE, IMAGE, IMAGE, IMAGE, 7]])
 EMBED = Exercise(
-    id="joint.embed",
+    id="fusion.embed",
     chapter="06",
     title="Both ways to join",
     difficulty=3,
@@ -110,7 +110,7 @@ EMBED = Exercise(
             WITH_IMAGE, None, None, refuse=NO_PICTURE, note="placeholders, and no picture: this must raise ValueError"
         ),
     ],
-    axes={"embeddings": "batch sequence dim", "attention_mask": "batch sequence", "in_front": ""},
+    axes={"embeddings": "batch sequence dim", "attention_mask": "batch sequence", "num_prefix": ""},
     call=run_embed,
 )
 

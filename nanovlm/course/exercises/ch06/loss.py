@@ -17,7 +17,7 @@ from nanovlm.course.exercises.common import noise
 from nanovlm.models.language_model import KVCache
 from nanovlm.models.vision_language_model import IGNORE, VisionLanguageModel, VLMOutput
 
-# -- joint.answer_loss -------------------------------------------------------------------------------------------------
+# -- fusion.answer_loss -------------------------------------------------------------------------------------------------
 
 
 def answer_loss(head: nn.Module, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,7 +44,7 @@ NAN = (
     "is every mean of losses that it enters, in the log and in any check on it. Raise ValueError."
 )
 LOSS = Exercise(
-    id="joint.answer_loss",
+    id="fusion.answer_loss",
     chapter="06",
     title="Learn from the answer alone",
     difficulty=2,
@@ -148,7 +148,7 @@ for sentence, wrong in (
     LOSS.mistake(sentence)(lambda head, x, targets, wrong=wrong: _loss(head, x, targets, wrong))
 
 
-# -- joint.forward -----------------------------------------------------------------------------------------------------
+# -- fusion.forward -----------------------------------------------------------------------------------------------------
 
 
 @cache
@@ -194,7 +194,7 @@ def ids(*rows: list[int]) -> Tensor:
 ASKED = [2, *[IMAGE] * 4, 7, 8, 3]
 ANSWERED = [*[IGNORE] * 7, 9]
 FORWARD = Exercise(
-    id="joint.forward",
+    id="fusion.forward",
     chapter="06",
     title="From ids and pixels to a loss",
     difficulty=3,
@@ -206,8 +206,8 @@ FORWARD = Exercise(
         "embed gives the vectors, the mask that goes with them (not the one that came in) and how many stand in front. "
         "The decoder takes vectors, mask, document_ids, cache and the list for hidden states. Without targets the head "
         "runs everywhere and the loss is None.",
-        "x, attention_mask, in_front = self.embed(…)\n"
-        "document_ids and in_front: ValueError\n"
+        "x, attention_mask, num_prefix = self.embed(…)\n"
+        "document_ids and num_prefix: ValueError\n"
         "hidden_states = [] if asked for, else None\n"
         "x = self.decoder(x, attention_mask, document_ids, cache, hidden_states)\n"
         "no targets: VLMOutput(self.decoder.head(x), None, hidden_states)\n"
@@ -283,8 +283,8 @@ def _forward(
     wrong="",
 ):
     """forward, with one thing at a time to get wrong."""
-    x, mask, in_front = self.embed(input_ids, images, attention_mask)
-    some_picture = images is not None if wrong == "any picture" else in_front and wrong != "packed"
+    x, mask, num_prefix = self.embed(input_ids, images, attention_mask)
+    some_picture = images is not None if wrong == "any picture" else num_prefix and wrong != "packed"
     if document_ids is not None and some_picture:
         raise ValueError
     states: list[Tensor] | None = [] if output_hidden_states else None
@@ -294,7 +294,7 @@ def _forward(
     if targets is None:
         return VLMOutput(self.decoder.head(x), None, states)
     if wrong == "everywhere":
-        loss = F.cross_entropy(self.decoder.head(x[:, in_front:]).flatten(0, 1), targets.flatten())
+        loss = F.cross_entropy(self.decoder.head(x[:, num_prefix:]).flatten(0, 1), targets.flatten())
         return VLMOutput(self.decoder.head(x), loss, states)
     if wrong == "shift":
         x, targets = x[:, :-1], targets[:, 1:]
@@ -305,7 +305,7 @@ def _forward(
 
 for sentence, wrong in (
     ("The mask does not reach the decoder: words look at padding.", "mask"),
-    ("The loss reads the first T positions, but image tokens stand there: go in_front places further.", "front"),
+    ("The loss reads the first T positions, but image tokens stand there: go num_prefix places further.", "front"),
     ("You shift the targets. Chapter 05 did that, once: the target at t is the token at t + 1 already.", "shift"),
     ("With targets the head runs on every position. Run it on the supervised ones alone.", "everywhere"),
     ("document_ids does not reach the decoder: one document of a row reads the other.", "documents"),

@@ -9,7 +9,7 @@ from nanovlm.config import LMConfig, ProjectorConfig, ViTConfig, VLMConfig, pock
 from nanovlm.course.judge.exercise import Case, Exercise, expect
 from nanovlm.course.exercises.common import noise
 
-# -- joint.moved -------------------------------------------------------------------------------------------------------
+# -- fusion.moved -------------------------------------------------------------------------------------------------------
 
 
 def moved(logits: Tensor, other: Tensor) -> Tensor:
@@ -18,7 +18,7 @@ def moved(logits: Tensor, other: Tensor) -> Tensor:
 
 
 MOVED = Exercise(
-    id="joint.moved",
+    id="fusion.moved",
     chapter="06",
     title="How far did the answer move?",
     difficulty=1,
@@ -85,7 +85,7 @@ def _(logits, other):
     return (logits.softmax(-1) - other.softmax(-1)).abs().mean(-1) / 2
 
 
-# -- joint.parameters_222m ---------------------------------------------------------------------------------------------
+# -- fusion.parameters_222m ---------------------------------------------------------------------------------------------
 
 
 def counted(config: VLMConfig, wrong: str = "") -> dict[str, int]:
@@ -126,7 +126,7 @@ def untied() -> VLMConfig:
 
 
 PARAMETERS = Exercise(
-    id="joint.parameters_222m",
+    id="fusion.parameters_222m",
     chapter="06",
     title="222 million, counted",
     difficulty=2,

@@ -24,7 +24,7 @@ Quiz(
     "counted with the blocks.)",
     choices=(
         "the head: 49,152 words to choose from",
-        "the projector: it is the joint",
+        "the projector: it is what joins the two",
         "the decoder's blocks: they have the most parameters",
         "the vision encoder: it runs on the most tokens",
     ),

@@ -21,8 +21,8 @@ def small(grid: int, factor: int, blocks: tuple[int, int], heads: tuple[int, int
     """A tiny model. blocks: of encoder and decoder. heads: the encoder's, the decoder's, its key/value heads."""
     vision = ViTConfig(dims * heads[0], 3 * dims, blocks[0], heads[0], image_size=4 * grid, patch_size=4)
     language = LMConfig(dims * heads[1], 5 * dims, blocks[1], heads[1], heads[2], vocab_size=23, max_positions=256)
-    joint = ProjectorConfig(vision.hidden_dim, language.hidden_dim, factor)
-    return VLMConfig(vision, joint, language, image_token_id=None, eos_token_id=0)
+    projector = ProjectorConfig(vision.hidden_dim, language.hidden_dim, factor)
+    return VLMConfig(vision, projector, language, image_token_id=None, eos_token_id=0)
 
 
 SMALL = (

@@ -1,5 +1,8 @@
-"""Floating-point operations by formula. A multiplication and an addition are two; only matrix products count, as in
-torch's FlopCounterMode and in papers (norms, activations and softmax are about one percent of a transformer)."""
+"""Operations of a training row by formula, from the config alone and in no time: `flops.py` counts, on meta.
+
+tests/training/test_plan.py holds the formulas against the tracer. A multiplication and an addition are two; only matrix
+products count (norms, activations and softmax are about one percent of a transformer).
+"""
 
 from __future__ import annotations
 
@@ -38,19 +41,3 @@ def decoder_flops(config: LMConfig, num_tokens: int, num_keys: int) -> int:
 
 def head_flops(config: LMConfig, num_tokens: int) -> int:
     return 2 * num_tokens * config.hidden_dim * config.vocab_size
-
-
-def training_flops(config: VLMConfig, batch_size: int, length: int, num_supervised: int) -> int:
-    """One step: forward, and twice as much backward (for the inputs and for the weights; no one asks for the gradient
-    of a picture). `num_supervised`: tokens of the whole batch that the head must answer for."""
-    vision = config.vision
-    row = vision_flops(vision) + projector_flops(config) + decoder_flops(config.language, length, length)
-    return 3 * (batch_size * row + head_flops(config.language, num_supervised)) + 2 * batch_size * patch_flops(vision)
-
-
-def generation_flops(config: VLMConfig, batch_size: int, prompt_length: int, new_tokens: int) -> int:
-    """One picture and prompt a row, then tokens one by one; the head answers once for each new token."""
-    row = patch_flops(config.vision) + vision_flops(config.vision) + projector_flops(config)
-    row += decoder_flops(config.language, prompt_length, prompt_length)
-    row += sum(decoder_flops(config.language, 1, prompt_length + step) for step in range(1, new_tokens))
-    return batch_size * (row + head_flops(config.language, new_tokens))

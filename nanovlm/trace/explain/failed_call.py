@@ -16,7 +16,7 @@ class Advice(NamedTuple):
     fix: str | None = None
 
 
-class Case:
+class FailedCall:
     """row: the step that failed. said: torch's message. layer: the torch.nn layer around it, if it is one's inside.
 
     `text(i)` is what the learner wrote for argument i, `info(i)` its shape.

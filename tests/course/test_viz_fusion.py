@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from nanovlm.viz.joint import (
+from nanovlm.viz.fusion import (
     Asked,
     Chance,
     Piece,
