@@ -292,6 +292,10 @@ class TrainConfig:
             _require(getattr(self, name) >= 0, f"{name} is 0 or more; it is {getattr(self, name)}.")
         _require(self.max_grad_norm > 0, f"max_grad_norm must be more than 0; it is {self.max_grad_norm}.")
         _require(
+            self.parallel == "ddp" or self.optimizer == "adamw",
+            "Muon looks at whole matrices, and parallel fsdp deals them out: use optimizer adamw, or parallel ddp.",
+        )
+        _require(
             self.data_cutoff_idx is None or self.data_cutoff_idx >= 1,
             f"data_cutoff_idx is a number of samples, 1 or more; it is {self.data_cutoff_idx}.",
         )

@@ -8,6 +8,8 @@ import random
 import shutil
 import time
 import zipfile
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -109,6 +111,36 @@ def save_checkpoint(directory: Path, step: int, state: dict[str, Any]) -> Path:
 def checkpoints(directory: Path) -> list[Path]:
     """All whole checkpoints, the oldest first."""
     return sorted(directory.glob("step_*.pt"), key=lambda path: (len(path.name), path.name))
+
+
+class Background:
+    """Calls a function such as save_checkpoint, on a GPU in a thread of its own with a copy of the state: the next
+    steps need not wait for the disk. One at a time; an error comes out at the next call, or in `finish`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.pool = ThreadPoolExecutor(1) if device.type == "cuda" else None
+        self.pending: Future[Any] | None = None
+
+    def __call__(self, write: Callable[..., Any], directory: Path, step: int, state: dict[str, Any]) -> None:
+        if self.pool is None:
+            write(directory, step, state)
+            return
+        self.finish()
+        self.pending = self.pool.submit(write, directory, step, _copied(state))
+
+    def finish(self) -> None:
+        if self.pending is not None:
+            pending, self.pending = self.pending, None
+            pending.result()
+
+
+def _copied(value: Any) -> Any:
+    """With every tensor copied to the CPU's memory, as it is now."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(one) for key, one in value.items()}
+    return type(value)(map(_copied, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _to_the_disk(path: Path) -> None:

@@ -17,6 +17,7 @@ from nanovlm.device import choose_precision, find_device
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training import parallel
 from nanovlm.training.checkpoint import (
+    Background,
     changed_settings,
     checkpoints,
     find_run,
@@ -109,6 +110,8 @@ def _train(config: TrainConfig, model: VisionLanguageModel, watch: Watch | None,
         if changed := changed_settings(state["config"], asdict(config)):
             log(f"changed    {', '.join(changed)}")
 
+    in_background = Background(device)
+
     def save() -> None:
         nonlocal clock
         now = time.perf_counter()
@@ -116,7 +119,7 @@ def _train(config: TrainConfig, model: VisionLanguageModel, watch: Watch | None,
         state = {**asdict(progress), **optimizers.state(model, scaler), "random": random_state()}
         state |= {"position": train_loader.position, "config": asdict(config)}
         if rank == 0:
-            save_checkpoint(directory / "checkpoints", progress.step, state)
+            in_background(save_checkpoint, directory / "checkpoints", progress.step, state)
 
     per_step = config.gradient_accumulation_steps
     train_loader.set_start(progress.samples, rank, world, position)
@@ -170,6 +173,7 @@ def _train(config: TrainConfig, model: VisionLanguageModel, watch: Watch | None,
             f"Step {progress.step}: {error}. Last good checkpoint: {checkpoints(directory / 'checkpoints')[-1]}. "
             "Lower the learning rate, or look at those samples."
         ) from error
+    in_background.finish()
     progress.seconds += time.perf_counter() - clock
     if skipped := train_loader.skipped + val_loader.skipped:
         log(f"skipped    {len(skipped)} samples that could not be used, first: {skipped[0]}")

@@ -93,9 +93,9 @@ def wrap(model: VisionLanguageModel, kind: str, device: torch.device) -> nn.Modu
         dist.broadcast(weight.detach(), src=0)
     joined = Joined(model)
     if kind == "ddp":
-        return nn.parallel.DistributedDataParallel(
-            joined, device_ids=[device.index] if device.index is not None else None
-        )
+        devices = [device.index] if device.index is not None else None
+        # The gradients lie in the memory that is sent: no second copy of them.
+        return nn.parallel.DistributedDataParallel(joined, device_ids=devices, gradient_as_bucket_view=True)
     from torch.distributed.fsdp import fully_shard
 
     for block in model.decoder.blocks:  # the encoder stays with the rest: a process may have no picture to show it

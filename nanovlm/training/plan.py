@@ -9,18 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nanovlm.config import LMConfig, TrainConfig, ViTConfig, VLMConfig, presets
-from nanovlm.training.flops import decoder_flops, head_flops, patch_flops, projector_flops, vision_flops
+from nanovlm.training.formulas import decoder_flops, head_flops, patch_flops, projector_flops, vision_flops
 
-# What a run cannot know of its data beforehand. The first is measured on the_cauldron with the 222M's tokenizer.
+# What a run cannot know of its data beforehand: assumptions, not measurements.
 SUPERVISED_SHARE = 20 / 128  # of a row's tokens: those of the answers
 PICTURE_SHARE = 0.6  # of a packed row's tokens: those of pictures
 BYTES_PER_SAMPLE = 100_000  # of a download: a picture of some 500 pixels, and its turns
 KNOWN_SAMPLES = {"HuggingFaceM4/the_cauldron": 1_700_000}
 UTILISATIONS = {  # share of the peak that training reaches
     0.08: "the published 222M: 390 samples/s on one H100, most of the time waiting for data",
-    0.25: "a loader that keeps up, without compile",
-    0.35: "compiled, with fused attention",
-    0.45: "large batches of long, packed rows",
+    0.25: "an assumption: a loader that keeps up, without compile",
+    0.35: "an assumption: compiled, with fused attention",
+    0.45: "an assumption: large batches of long, packed rows",
 }
 KEPT_CHECKPOINTS = 3  # two, and the one that is being written
 FIXED_BYTES = 1.0e9  # of a GPU: CUDA's context, libraries, what the allocator holds back

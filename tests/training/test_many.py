@@ -105,6 +105,8 @@ def test_one_killed_process_ends_all_with_a_reason(tmp_path):
 
 
 def test_one_process_has_nothing_to_deal_out(tmp_path):
+    with pytest.raises(ValueError, match="Muon looks at whole matrices"):
+        config(tmp_path, 2, parallel="fsdp", optimizer="muon")
     with pytest.raises(ValueError, match="start them with torchrun"):
         nanovlm.training.loop.train(config(tmp_path, 1, parallel="fsdp"), new_model())
 
