@@ -824,9 +824,9 @@ for name, size in (("float32", 4.0), ("bfloat16", 2.0), ("int8", 1.0), ("4 bits,
 # %% [markdown]
 # ## Where this lives in the package
 #
-# `training/plan.py` is the plan, `training/loop.py` the run and `training/checkpoint.py` its files; `weights/backbones.py` and
-# `weights/from_preset.py` load trained parts; `bench/flops.py` and `bench/memory.py` count; `device.py` chooses the
-# precision; `config.py` has the presets. What you take along:
+# `training/plan.py` is the plan, `training/loop.py` the run and `training/checkpoint.py` its files;
+# `weights/backbones.py` and `weights/from_preset.py` load trained parts; `training/flops.py` and `bench/memory.py` count;
+# `device.py` chooses the precision; `config.py` has the presets. What you take along:
 #
 # - Do the sum before the run, and the check after it. A utilisation is a measurement or a hope; say which.
 # - Weights, gradients and moments are fixed; activations grow with the batch. Accumulate instead.

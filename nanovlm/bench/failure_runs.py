@@ -19,7 +19,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from nanovlm.assets import asset_path
-from nanovlm.commands.environment import processor
+from nanovlm.device import processor
 from nanovlm.config import TrainConfig
 from nanovlm.data.loading import get_dataloaders
 from nanovlm.models.vision_language_model import IGNORE, VisionLanguageModel, init_weights
