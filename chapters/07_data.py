@@ -128,7 +128,7 @@ for turn in sample["texts"][:3]:
 # Here are the three samples to look at.
 
 # %%
-from nanovlm.data.processors import open_image
+from nanovlm.data.pictures import open_image
 from nanovlm.viz.data import sample_card
 
 

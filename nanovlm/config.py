@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from numbers import Integral, Real
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
+
+from nanovlm.settings import LARGEST, fits, shown, words
 
 IGNORE = -100  # a target that is not supervised; torch's own default
 
@@ -14,11 +16,12 @@ T = TypeVar("T")
 
 def config_from_dict(cls: type[T], values: dict[str, Any]) -> T:
     """Build a config dataclass, nested ones included; a key that it does not have is an error that names the key."""
+    _require(isinstance(values, Mapping), f"The settings of a {cls.__name__} are an object, not {shown(values)}.")
     known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise ValueError(
-            f"{cls.__name__} has no setting named {', '.join(map(repr, unknown))}. It has: {', '.join(known)}."
+            f"{cls.__name__} has no setting named {', '.join(map(shown, unknown[:5]))}. It has: {', '.join(known)}."
         )
     missing = [
         n
@@ -39,26 +42,16 @@ def _require(condition: bool, sentence: str) -> None:
         raise ValueError(sentence)
 
 
-def _check_values(config: Any, smallest: int | None = None) -> None:
-    """Every value is what its annotation says, where that is plain; no whole number is below `smallest`."""
-    plain: dict[Any, tuple[type, str]] = {
-        int: (Integral, "a whole number" + (f", {smallest} or more" if smallest is not None else "")),
-        float: (Real, "a number"),
-        bool: (bool, "true or false"),
-        str: (str, "a text"),
-    }
+def _check_values(config: Any, sizes: bool = False) -> None:
+    """Every value is what its annotation says. `sizes`: whole numbers are 1 or more, other numbers above 0."""
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
-        if get_origin(hint) is Literal:
-            choices = ", ".join(map(repr, get_args(hint)))
-            _require(value in get_args(hint), f"{name} must be one of {choices}; it is {value!r}.")
-        elif dataclasses.is_dataclass(hint):
-            _require(isinstance(value, hint), f"{name} must be the settings of a {hint.__name__}, not {value!r}.")
-        elif hint in plain:
-            kind, words = plain[hint]
-            fits = isinstance(value, kind) and (hint is bool or not isinstance(value, bool))
-            too_small = fits and hint is int and smallest is not None and value < smallest
-            _require(fits and not too_small, f"{name} must be {words}; it is {value!r}.")
+        wanted, right = words(hint), fits(value, hint)
+        if sizes and hint is int:
+            wanted, right = f"{wanted}, 1 to {LARGEST}", right and 1 <= value <= LARGEST
+        elif sizes and hint is float:
+            wanted, right = f"{wanted} above 0", right and value > 0
+        _require(right, f"{name} must be {wanted}; it is {shown(value)}.")
 
 
 @dataclass
@@ -74,8 +67,9 @@ class ViTConfig:
     layer_norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        _check_values(self, smallest=1)
+        _check_values(self, sizes=True)
         # Not a multiple is fine: SigLIP-SO400M cuts 384 pixels into 27 patches of 14 and leaves out the last 6.
+        _require(self.image_size <= 16_384, f"image_size is 16384 pixels at most; it is {self.image_size}.")
         _require(
             self.patch_size <= self.image_size,
             f"A picture of {self.image_size} pixels holds no patch of {self.patch_size}.",
@@ -104,7 +98,9 @@ class ProjectorConfig:
     pixel_shuffle_factor: int = 2
 
     def __post_init__(self) -> None:
-        _check_values(self, smallest=1)
+        _check_values(self, sizes=True)
+        factor = self.pixel_shuffle_factor
+        _require(factor <= 64, f"pixel_shuffle_factor is 64 at most; it is {factor}.")
 
 
 @dataclass
@@ -123,7 +119,7 @@ class LMConfig:
     tie_weights: bool = True  # the output head is the token embedding
 
     def __post_init__(self) -> None:
-        _check_values(self, smallest=1)
+        _check_values(self, sizes=True)
         _require(
             self.hidden_dim % self.num_heads == 0,
             f"LM hidden_dim {self.hidden_dim} does not divide into {self.num_heads} heads.",
@@ -156,9 +152,10 @@ class TilingConfig:
     def __post_init__(self) -> None:
         _check_values(self)
         _require(self.max_side is None or self.max_side >= 1, f"max_side must be at least 1; it is {self.max_side}.")
+        limit = {"smolvlm": 4096, "nanovlm": 16_384}[self.layout]
         _require(
-            self.layout == "nanovlm" or self.max_side is None or self.max_side <= 4096,
-            f"The smolvlm layout allows 4096 pixels at most; max_side is {self.max_side}.",
+            self.max_side is None or self.max_side <= limit,
+            f"The {self.layout} layout allows {limit} pixels at most; max_side is {self.max_side}.",
         )
         _require(not self.upscale or self.max_side is not None, "upscale needs max_side: the size to enlarge to.")
         _require(self.split or self.global_view, "Without split and global_view nothing of the picture is shown.")
@@ -273,11 +270,11 @@ class TrainConfig:
     wandb: bool = False
 
     def __post_init__(self) -> None:
-        _check_values(self)
         _require(
             not isinstance(self.dataset_names, str),
             f"dataset_names is a list of names, such as [{self.dataset_names!r}], not a single one.",
         )
+        _check_values(self)
         self.dataset_names = tuple(self.dataset_names)
         self.dataset_weights = tuple(self.dataset_weights)
         _require(

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from nanovlm.settings import setting
 
 if TYPE_CHECKING:  # torch takes a second to import, and the tokenizer's files need none of it
     from torch import Tensor, nn
@@ -54,36 +58,60 @@ def read_json(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path.parent} is not a model directory: it has no {path.name}.{meant}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply to be a file of settings. Fetch the file again.") from None
+    except ValueError as error:  # no JSON, no UTF-8, or a number of thousands of digits
         raise ValueError(f"{path} is not valid JSON ({error}). Fetch the file again.") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a JSON {type(values).__name__} where an object of settings belongs.")
     return values
 
 
-def read_tensors(directory: Path) -> dict[str, Tensor]:
-    """All tensors of model.safetensors, else of the shards that model.safetensors.index.json lists.
+def weight_files(directory: Path) -> dict[Path, set[str]]:
+    """The files that hold the weights, and the tensors that each should hold (none where no index says so).
 
-    In this order, as in transformers: save_pretrained into a directory of shards leaves these lying.
+    model.safetensors before the shards that model.safetensors.index.json lists, as in transformers: save_pretrained
+    into a directory of shards leaves these lying.
     """
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    if index.is_file() and not single.is_file():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise ValueError(f"{index} has no weight_map, so it does not say where the tensors are.")
-        files = sorted({directory / shard for shard in weight_map.values()})
-        if outside := [file.name for file in files if file.parent != directory]:
-            raise ValueError(f"{index} points outside of its directory, to {outside[0]}: do not trust this model.")
-    else:
-        files = [single]
+    if single.is_file() or not index.is_file():
+        return {single: set()}
+    files: dict[Path, set[str]] = {}
+    for name, shard in setting(read_json(index), "weight_map", dict).items():
+        file = directory / setting({"weight_map": shard}, "weight_map", str)
+        if file.parent != directory or file.name == "..":
+            raise ValueError(f"{index} points outside of its directory, to {file.name}: do not trust this model.")
+        files.setdefault(file, set()).add(name)
+    return dict(sorted(files.items()))
+
+
+def read_tensors(directory: Path) -> dict[str, Tensor]:
+    """All tensors of a model directory."""
     tensors: dict[str, Tensor] = {}
-    for file in files:
-        tensors.update(read_safetensors(file))
+    for file, names in weight_files(directory).items():
+        found = read_safetensors(file)
+        if missing := sorted(names - found.keys()):
+            raise ValueError(f"The index in {directory} says that {file.name} holds {missing[0]}, which it does not.")
+        tensors.update(found)
     return tensors
 
 
-def read_safetensors(file: Path) -> dict[str, Tensor]:
-    """Read one file; refuse pickles, and say plainly when a file is missing or damaged."""
+def check_blocks(directory: Path, **num_blocks: int) -> None:
+    """No part has more blocks than the weights have tensors; from the headers, before anything of that size is built"""
+    count = 0
+    for file in weight_files(directory):
+        with _open_safetensors(file) as source:
+            count += len(source.keys())
+    for part, number in num_blocks.items():
+        if number > count:
+            raise ValueError(
+                f"The config asks for {number} {part} blocks; the weights in {directory} have {count} tensors."
+            )
+
+
+@contextmanager
+def _open_safetensors(file: Path) -> Iterator[Any]:
+    """Refuse pickles, and say plainly when a file is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
     if not file.is_file():
@@ -96,17 +124,37 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"{file.parent} has no {file.name}.{reason}")
     try:
         with safe_open(file, framework="pt") as source:
-            tensors = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118 (not a dict)
-            metadata = source.metadata() or {}
+            yield source
     except SafetensorError as error:
         raise ValueError(
             f"{file} is not a whole safetensors file ({error}). It may be cut off, or a pickle: fetch it again."
         ) from error
+
+
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """Read one file; NaN or infinity in it is an error that names the tensor."""
+    with _open_safetensors(file) as source:
+        tensors = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118 (not a dict)
+        metadata = source.metadata() or {}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not _is_finite(tensor):
+            raise ValueError(
+                f"{name} in {file} holds NaN or infinity: its training went wrong, or the file is damaged."
+            )
     # A tied tensor is stored once; the metadata tells under which other name it is to be found.
     for name, stored in metadata.items():
         if stored in tensors and name not in tensors:
             tensors[name] = tensors[stored]
     return tensors
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """One pass and no copy: a sum is finite only if all of its terms are, and no float32 overflows a float64."""
+    import torch
+
+    if tensor.dtype.itemsize == 1:  # torch does not add up float8
+        tensor = tensor.float()
+    return math.isfinite(tensor.sum(dtype=torch.float64))
 
 
 def tie_head(tensors: dict[str, Tensor], embedding: str, head: str, source: str | Path) -> None:

@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load, save_file
-from transformers import LlamaConfig, LlamaForCausalLM, SiglipConfig, SiglipModel, SiglipVisionConfig, SiglipVisionModel
+from transformers import (
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    SiglipConfig,
+    SiglipModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from nanovlm.files import extend_rows
 from nanovlm.models.vision_transformer import resize_positions
@@ -120,8 +131,8 @@ def test_rows_for_new_tokens(tmp_path: Path, tied: bool) -> None:
     ids = torch.randint(0, 50, (1, 6))
     logits = [model.head(model(model.token_embedding(ids))) for model in (before, after)]
     assert max_difference(logits[1][..., :50], logits[0]) < 1e-5
-    with pytest.raises(ValueError, match=r"has 50 tokens, the model only 40: rows cannot be dropped"):
-        load_language_backbone(directory, vocab_size=40)
+    padded = load_language_backbone(directory, vocab_size=40)
+    assert torch.equal(padded.token_embedding.weight, before.token_embedding.weight), "all rows are kept"
 
 
 def test_extending_by_nothing_changes_nothing() -> None:
@@ -151,6 +162,61 @@ def test_a_decoder_that_would_compute_something_else_is_refused(changes: dict, s
         llama_config(values)
 
 
+OTHER_DECODERS = {
+    "embedding_multiplier": (GraniteForCausalLM, GraniteConfig(**LLAMA, embedding_multiplier=12.0)),
+    "sliding_window": (MistralForCausalLM, MistralConfig(**LLAMA, sliding_window=8)),
+    "model_type": (GraniteForCausalLM, GraniteConfig(**LLAMA, attention_multiplier=8**-0.5)),
+}
+
+
+@pytest.mark.parametrize("setting", OTHER_DECODERS)
+def test_decoders_with_the_tensors_of_a_llama_that_are_none(tmp_path: Path, setting: str) -> None:
+    """All of their tensors have Llama's names and shapes: only the config tells."""
+    make, config = OTHER_DECODERS[setting]
+    make(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=setting):
+        load_language_backbone(tmp_path)
+
+
+@torch.no_grad()
+def test_a_mistral_without_a_window_is_a_llama(tmp_path: Path) -> None:
+    theirs = loud(MistralForCausalLM(MistralConfig(**LLAMA, sliding_window=None)))
+    theirs.save_pretrained(tmp_path)
+    ours, ids = load_language_backbone(tmp_path), torch.randint(0, 50, (2, 9))
+    assert max_difference(ours.head(ours(ours.token_embedding(ids))), theirs(ids).logits) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("setting", "changes"),
+    [
+        ("scale_emb", {"model_type": "minicpm", "scale_emb": 12, "scale_depth": 1.4}),
+        ("layer_types", {"layer_types": ["sliding_attention", "full_attention"]}),
+        ("final_logit_softcapping", {"final_logit_softcapping": 30.0}),
+        ("partial_rotary_factor", {"partial_rotary_factor": 0.5}),
+        ("partial_rotary_factor", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),
+        ("rope_interleaved", {"rope_interleaved": True}),
+        ("full_attention", {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}}),
+        ("is_causal", {"is_causal": False}),
+        ("no_rope_layers", {"no_rope_layers": [1, 0]}),
+        ("attention_multiplier", {"attention_multiplier": 1 / 64}),
+        ("model_type is 'qwen2'", {"model_type": "qwen2"}),
+        (
+            r"rope_theta 5\.0 and rope_parameters.rope_theta 6",
+            {"rope_theta": 5.0, "rope_parameters": {"rope_theta": 6}},
+        ),
+    ],
+)
+def test_a_setting_that_llama_does_not_have_is_named(setting: str, changes: dict) -> None:
+    with pytest.raises(ValueError, match=setting):
+        llama_config({"model_type": "llama", **LLAMA, **changes})
+
+
+def test_neutral_values_change_nothing() -> None:
+    neutral = {"layer_types": ["full_attention"] * 2, "sliding_window": None, "attention_multiplier": 8**-0.5}
+    neutral |= {"no_rope_layers": [1, 1], "rope_theta": 7.0, "rope_parameters": {"rope_theta": 7.0}}
+    assert llama_config({**LLAMA, **neutral}) == llama_config({**LLAMA, "rope_theta": 7.0})
+
+
 def test_rope_base_of_transformers_4_and_5() -> None:
     assert llama_config({**LLAMA, "rope_theta": 5.0}).rope_base == 5.0
     assert llama_config({**LLAMA, "rope_parameters": {"rope_type": "default", "rope_theta": 6.0}}).rope_base == 6.0
@@ -160,6 +226,11 @@ def test_rope_base_of_transformers_4_and_5() -> None:
 def test_an_encoder_with_another_activation_is_refused() -> None:
     with pytest.raises(ValueError, match="gelu_pytorch_tanh as SigLIP does; the checkpoint wants quick_gelu"):
         siglip_config({"vision_config": {**VISION, "hidden_act": "quick_gelu"}})
+
+
+def test_an_encoder_of_another_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="model_type is clip_vision_model"):
+        siglip_config({**VISION, "model_type": "clip_vision_model"})
 
 
 def test_weights_that_do_not_fit_their_config_are_named(tmp_path: Path) -> None:

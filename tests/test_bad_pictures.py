@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from nanovlm.data.bad_pictures import odd_pictures
-from nanovlm.data.processors import open_image
+from nanovlm.data.pictures import open_image
 
 SIDE = 96
 ODD = odd_pictures(SIDE)

@@ -53,6 +53,18 @@ def test_backbones_are_joined_as_they_are(backbones: Preset, tmp_path: Path) -> 
     assert model.tokenizer.decode([config.eos_token_id], skip_special_tokens=False) == "<|im_end|>"
 
 
+@pytest.mark.parametrize("more", [1, 62, 600])
+def test_a_padded_vocabulary_keeps_its_rows(backbones: Preset, tmp_path: Path, more: int) -> None:
+    """Published decoders have more rows than their tokenizers have tokens."""
+    config = LlamaConfig.from_pretrained(tmp_path / "llama")
+    config.vocab_size += more
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
+    model = build_model(backbones)
+    rows = LlamaForCausalLM.from_pretrained(tmp_path / "llama").get_input_embeddings().weight
+    assert model.config.language.vocab_size >= max(rows.shape[0], model.tokenizer.vocab_size)
+    assert torch.equal(model.decoder.token_embedding.weight[: rows.shape[0]], rows)
+
+
 def test_a_joined_model_is_told_of_its_picture_and_comes_back_from_its_directory(
     backbones: Preset, tmp_path: Path
 ) -> None:

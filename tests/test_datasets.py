@@ -129,12 +129,19 @@ GOOD = sample()
 BAD = [
     ([{**GOOD, "images": [jpeg(picture(size=(200, 200)))[:700]]}], "cut short"),
     ([{**GOOD, "images": [{"bytes": b"no picture", "path": None}]}], "not a picture"),
-    ([{**GOOD, "images": [None]}], "not NoneType"),
+    ([{**GOOD, "images": [None]}], "picture 0 of 1 is no picture but None"),
+    ([{**GOOD, "images": [picture(), 5]}], "picture 1 of 2 is no picture but 5"),
+    ([{**GOOD, "images": 5}], "its images are pictures or a list of them, not 5"),
+    ([{**GOOD, "images": [{"url": "x"}]}], "picture 0 of 1 is no picture"),
+    ([{**GOOD, "images": {"bytes": [b"a", b"b"], "path": [None]}}], "lists do not have one length"),
+    ([{**GOOD, "images": [{"bytes": None, "path": None}]}], "neither bytes nor a path"),
+    ([{**GOOD, "texts": [{"user": "q", "assistant": " "}]}], "turn 0 has no answer"),
+    ([{**GOOD, "texts": 5}], "its texts are a list of turns, not 5"),
     ([{**GOOD, "texts": []}], "no conversation"),
     ([{**GOOD, "texts": None}], "no conversation"),
     ([{**GOOD, "texts": [{"user": "q", "assistant": None}]}], "turn 0 has no assistant text"),
     ([{**GOOD, "texts": [{"question": "q"}]}], "turn 0 has no user text"),
-    ([{**GOOD, "texts": ["q"]}], "'str' object"),
+    ([{**GOOD, "texts": ["q"]}], "turn 0 is no question with its answer but 'q'"),
     ([{"image": picture(), "texts": []}], "it has image, texts, but images and texts are wanted"),
     ([7], "it has int"),
     (Failing(), "disk on fire"),
@@ -146,6 +153,61 @@ def test_a_bad_sample_is_skipped_with_its_index_and_reason(samples, reason):
     item = dataset(samples)[0]
     assert isinstance(item, Skipped) and item.index == 0
     assert reason in item.reason and "\n" not in str(item)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        picture(),
+        {"bytes": jpeg(picture()), "path": None},
+        {"bytes": [jpeg(picture())], "path": [None]},
+        {"bytes": [jpeg(picture())], "path": None},
+        jpeg(picture()),
+        (picture(),),
+    ],
+    ids=["one picture", "one undecoded", "a struct of lists", "a struct with a null", "bytes", "a tuple"],
+)
+def test_columns_that_hold_a_picture_in_another_shape(images):
+    assert len(dataset([{**GOOD, "images": images}])[0]["images"]) == 1
+
+
+def test_texts_in_another_shape():
+    expected = dataset([GOOD])[0]["input_ids"]
+    struct = {key: [turn[key] for turn in GOOD["texts"]] for key in ("user", "assistant", "source")}
+    assert torch.equal(dataset([{**GOOD, "texts": struct}])[0]["input_ids"], expected)
+    alone = dataset([{**GOOD, "texts": GOOD["texts"][:1]}])[0]["input_ids"]
+    assert torch.equal(dataset([{**GOOD, "texts": GOOD["texts"][0]}])[0]["input_ids"], alone)
+
+
+def test_none_is_no_picture():
+    assert dataset([{**GOOD, "images": None}])[0]["images"].shape == (0, 3, 16, 16)
+
+
+def test_a_mistake_in_a_program_comes_out():
+    """Skipped samples would hide it: of a whole data set, perhaps."""
+
+    class Wrong(ImageProcessor):
+        def to_tensor(self, opened):
+            return opened.tensor
+
+    samples = VQADataset([GOOD], TOKENIZER, Wrong(16), vlm_config())
+    with pytest.raises(AttributeError, match="tensor"):
+        samples[0]
+    with pytest.raises(ZeroDivisionError):
+        dataset(Raising(ZeroDivisionError()))[0]
+    for error in (EOFError("short"), SyntaxError("not a TIFF"), Image.DecompressionBombError("large")):
+        assert "cannot be read" in dataset(Raising(error))[0].reason
+
+
+class Raising:
+    def __init__(self, error):
+        self.error = error
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise self.error
 
 
 def test_missing_columns_are_named_at_once():

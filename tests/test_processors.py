@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import subprocess
 import warnings
 import zlib
 
@@ -14,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from nanovlm.data.processors import ImageProcessor, open_image, to_rgb
+from nanovlm.data.pictures import open_image, picture_size, to_rgb
+from nanovlm.data.processors import ImageProcessor
 
 
 def gradient(width=40, height=30):
@@ -202,12 +205,17 @@ def test_arrays():
             open_image(bad)
 
 
-def png_claiming(width, height):
-    """A PNG file of some hundred bytes whose header claims any size."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b"")]
+def png(width, height, rows, depth=8, colour=2, extra=()):
+    """A PNG file by hand: `rows` are its bytes, `extra` further chunks."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    chunks = [(b"IHDR", header), *extra, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     body = b"".join(struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
     return b"\x89PNG\r\n\x1a\n" + body
+
+
+def png_claiming(width, height):
+    """A PNG file of some hundred bytes whose header claims any size."""
+    return png(width, height, bytes(100))
 
 
 JPEG = saved(gradient(400, 300), "JPEG")
@@ -237,6 +245,69 @@ def test_bad_files_get_one_sentence(content, sentence, tmp_path):
                 open_image(source, target_size=32)
         assert str(caught.value).endswith(".") and "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_no_other_program_is_started_for_a_picture(tmp_path, monkeypatch):
+    """PostScript is a program, which Pillow has Ghostscript run where that is installed."""
+    path = tmp_path / "holiday.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n")
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **kwargs: started.append(args))
+    monkeypatch.setattr(subprocess, "check_call", lambda *args, **kwargs: started.append(args))
+    for source in (path, path.read_bytes(), {"bytes": path.read_bytes(), "path": None}):
+        with pytest.raises(ValueError, match="PostScript and Windows metafiles are not opened"):
+            open_image(source)
+    with pytest.raises(ValueError, match="not a picture"):
+        picture_size(path)
+    assert not started
+
+
+@pytest.mark.parametrize("wrap", [str, lambda path: {"bytes": None, "path": str(path)}], ids=["path", "data set"])
+def test_pipes_and_devices_are_not_read(tmp_path, wrap):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to("/dev/zero")
+    for path in ("/dev/zero", tmp_path / "pipe.png", tmp_path / "link.png"):
+        with pytest.raises(ValueError, match="is a pipe, a socket or a device, not a picture"):
+            open_image(wrap(path))
+        with pytest.raises(ValueError, match="is a pipe"):
+            picture_size(path)
+
+
+def test_a_file_of_any_size_is_not_read_whole(tmp_path):
+    with (tmp_path / "sparse.png").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ValueError, match="has 1,099,511,627,776 bytes, and a picture file may have"):
+        open_image(tmp_path / "sparse.png")
+
+
+def test_the_limit_is_one_of_memory():
+    """A float pixel needs more of it than three bytes of colour do."""
+    content = saved(Image.new("F", (9400, 9400)), "TIFF", compression="tiff_deflate")
+    assert len(content) < 1_000_000
+    with pytest.raises(ValueError, match="decompression bomb"):
+        open_image(content)
+
+
+def test_running_out_of_memory_is_a_sentence(monkeypatch):
+    def no_memory(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr("nanovlm.data.pictures._convert", no_memory)
+    with pytest.raises(ValueError, match=r"does not fit into the memory: its size is 400 x 300\."):
+        open_image(JPEG)
+
+
+@pytest.mark.parametrize("clear", [(65535, 0, 0), (256 * 200 + 7, 256 * 3, 9)])
+def test_a_transparent_colour_of_16_bits(clear):
+    rows = b"\0" + struct.pack(">6H", *clear, 256 * 30, 256 * 40, 256 * 50)
+    rgb = open_image(png(2, 1, rows, depth=16, extra=[(b"tRNS", struct.pack(">3H", *clear))]))
+    assert [rgb.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (30, 40, 50)]
+
+
+def test_a_transparent_grey_of_16_bits():
+    rows = b"\0" + struct.pack(">2H", 1000, 256 * 30)
+    rgb = open_image(png(2, 1, rows, depth=16, colour=0, extra=[(b"tRNS", struct.pack(">H", 1000))]))
+    assert [rgb.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (30, 30, 30)]
 
 
 def test_wrong_places_get_one_sentence(tmp_path):
@@ -322,7 +393,7 @@ def test_settings_there_and_back(tmp_path):
         ImageProcessor.from_pretrained(tmp_path)
     for content, sentence in [
         ("{", "not valid JSON"),
-        ("[]", "not an object"),
+        ("[]", "an object of settings belongs"),
         ('{"size": 3}', "setting size"),
         ("{}", "lack"),
     ]:

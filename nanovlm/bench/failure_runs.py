@@ -19,9 +19,13 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from nanovlm.assets import asset_path
+<<<<<<< HEAD
 from nanovlm.device import processor
+=======
+>>>>>>> main
 from nanovlm.config import TrainConfig
 from nanovlm.data.loading import get_dataloaders
+from nanovlm.device import processor
 from nanovlm.models.vision_language_model import IGNORE, VisionLanguageModel, init_weights
 from nanovlm.training.optimizer import param_groups
 from nanovlm.training.step import get_lr

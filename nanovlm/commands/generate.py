@@ -99,7 +99,7 @@ def main(arguments: Sequence[str]) -> None:
 def ask(options: GenerateOptions) -> None:
     from nanovlm.assets import asset_path
     from nanovlm.commands.models import load_model
-    from nanovlm.data.processors import open_image
+    from nanovlm.data.pictures import open_image
 
     pictures = options.image or (asset_path(SAMPLE_PICTURE),)
     for picture in pictures:  # a wrong name is told before a model is loaded

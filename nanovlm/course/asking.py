@@ -58,7 +58,7 @@ class Ask(Lever):
 
         Raises: FileNotFoundError, ValueError or TypeError, with one sentence, for what cannot be asked.
         """
-        from nanovlm.data.processors import open_image
+        from nanovlm.data.pictures import open_image
 
         source = self.pictures.get(picture, picture) if isinstance(picture, str) else picture
         opened, size = open_image(source), self.model.config.vision.image_size
@@ -79,7 +79,7 @@ class Ask(Lever):
         """Picture and upload, question and examples, a button. `update` gets the card, again and again as it grows."""
         import ipywidgets
 
-        from nanovlm.data.processors import open_image
+        from nanovlm.data.pictures import open_image
 
         choice = ipywidgets.ToggleButtons(options=list(self.pictures), style={"button_width": "auto"})
         upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description=YOURS)

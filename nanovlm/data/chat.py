@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from nanovlm.config import IGNORE
 from nanovlm.data.chat_template import (
@@ -48,6 +48,7 @@ class ChatTokenizer(TextTokenizer):
         super()._prepare()
         # A guard after each possible beginning: no spelling survives, however the template joins the text.
         beginnings = "".join({spelling[0] for spelling in self._special_ids})
+        self._spelling = re.compile("|".join(map(re.escape, self._special_ids)))
         self._begins_special = re.compile(f"[{re.escape(beginnings)}]")
         self._templates: dict[str, ChatTemplate] = {}
         self._end_ids: dict[str, int | None] = {}
@@ -84,7 +85,7 @@ class ChatTokenizer(TextTokenizer):
     ) -> str:
         """The conversation as text, one image token per picture: for people to read. `encode_chat` makes the ids."""
         turns = place_images(messages, num_images)
-        return self._render(turns, add_generation_prompt, self.template(prompt_format)).translate(NO_MARKS)
+        return self._render(turns, add_generation_prompt, self.template(prompt_format), _plain)
 
     def encode_chat(
         self,
@@ -115,7 +116,7 @@ class ChatTokenizer(TextTokenizer):
         turns = place_images(messages, num_images)
         if num_image_tokens == 0:
             turns = [(role, [part for part in parts if part is not IMAGE]) for role, parts in turns]
-        rendered = self._render(turns, add_generation_prompt, self.template(prompt_format))
+        rendered = self._marked_text(turns, add_generation_prompt, self.template(prompt_format))
         num_answers = sum(role == "assistant" for role, _ in turns)
         if rendered.count(START) != num_answers or rendered.count(END) != num_answers:
             raise ValueError("The chat template drops or repeats an assistant's answer, so it cannot be supervised.")
@@ -140,18 +141,37 @@ class ChatTokenizer(TextTokenizer):
             image_texts=image_texts,
         )[0]
 
-    def _render(self, turns: list[Turn], add_generation_prompt: bool, template: ChatTemplate) -> str:
+    def _marked_text(self, turns: list[Turn], add_generation_prompt: bool, template: ChatTemplate) -> str:
+        """The conversation with marks and guards, which must not change what the template makes of it.
+
+        A template that looks into the text (for a command, say) may not find its words between guards; then only whole
+        spellings of special tokens are guarded, as long as the special tokens stay the same.
+        """
+        plain = self._render(turns, add_generation_prompt, template, _plain)
+        rendered = self._render(turns, add_generation_prompt, template, self._guarded)
+        if rendered.translate(NO_MARKS) == plain:
+            return rendered
+        again = self._render(turns, add_generation_prompt, template, self._guarded_spellings)
+        specials = [[special for special, _ in self._pieces(text) if special is not None] for text in (rendered, again)]
+        if again.translate(NO_MARKS) != plain or specials[0] != specials[1]:
+            raise ValueError(
+                "The chat template computes with the messages' text, so the answers cannot be found again."
+            )
+        return again
+
+    def _render(
+        self, turns: list[Turn], add_generation_prompt: bool, template: ChatTemplate, guard: Callable[[str], str]
+    ) -> str:
         messages = []
         for role, parts in turns:
             if role == "assistant":
-                messages.append(template.message(role, self._marked(parts, template)))
+                text = guard("".join(parts))
+                messages.append(template.message(role, text if guard is _plain else _mark(text, template)))
             elif template.uses_parts:
-                content = [
-                    {"type": "image"} if p is IMAGE else {"type": "text", "text": self._guarded(p)} for p in parts
-                ]
+                content = [{"type": "image"} if p is IMAGE else {"type": "text", "text": guard(p)} for p in parts]
                 messages.append({"role": role, "content": content})
             else:
-                content = "".join(self._image_text() if part is IMAGE else self._guarded(part) for part in parts)
+                content = "".join(self._image_text() if part is IMAGE else guard(part) for part in parts)
                 messages.append({"role": role, "content": content})
         return template.render(messages, add_generation_prompt)
 
@@ -168,16 +188,10 @@ class ChatTokenizer(TextTokenizer):
         return around[0] + "".join(text + after for text, after in zip(image_texts, around[1:], strict=True))
 
     def _guarded(self, text: str) -> str:
-        if not text.isascii():
-            text = text.translate(NO_MARKS)
-        return self._begins_special.sub(rf"\g<0>{GUARD}", text)
+        return self._begins_special.sub(rf"\g<0>{GUARD}", _plain(text))
 
-    def _marked(self, parts: list[Any], template: ChatTemplate) -> str:
-        """The answer between its marks, stripped as the template would (it could not see through the marks)."""
-        text = self._guarded("".join(parts))
-        left, right = template.strips
-        text = text.lstrip() if left else text
-        return f"{START}{text.rstrip() if right else text}{END}"
+    def _guarded_spellings(self, text: str) -> str:
+        return self._spelling.sub(lambda found: f"{found[0][0]}{GUARD}{found[0][1:]}", _plain(text))
 
     def _encode_rendered(
         self, rendered: str, num_image_tokens: int, end_id: int | None
@@ -204,3 +218,15 @@ class ChatTokenizer(TextTokenizer):
                 ids.append(special)
                 supervised.append(closes)
         return ids, supervised
+
+
+def _plain(text: str) -> str:
+    """Without characters that have a meaning here."""
+    return text if text.isascii() else text.translate(NO_MARKS)
+
+
+def _mark(text: str, template: ChatTemplate) -> str:
+    """The answer between its marks, stripped as the template would (it could not see through the marks)."""
+    left, right = template.strips
+    text = text.lstrip() if left else text
+    return f"{START}{text.rstrip() if right else text}{END}"

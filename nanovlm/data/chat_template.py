@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any
 
 import jinja2
-from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from nanovlm.data.template_sandbox import TemplateEnvironment
 from nanovlm.data.tokenizer import Span
+from nanovlm.settings import fits, shown
 
 # Private-use characters that travel through the template with the text. They are taken out of incoming content.
 START, END, GUARD = "\U0010fff0", "\U0010fff1", "\U0010fff2"
@@ -34,31 +32,6 @@ QUESTION_ANSWER = (
 _EDGE = "\f"  # white space that strip() removes and no template writes
 
 
-class _Generation(Extension):
-    """`{% generation %}…{% endgeneration %}` marks answers for transformers; here the block is plain content."""
-
-    tags: ClassVar[set[str]] = {"generation"}
-
-    def parse(self, parser: Any) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """Templates are other people's programs, so they run in the sandbox, with what transformers gives them."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
-    )
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, **{"ensure_ascii": False, **options})
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
-    return environment
-
-
 class ChatTemplate:
     """A compiled template, and what a trial conversation shows about it.
 
@@ -73,10 +46,13 @@ class ChatTemplate:
     def __init__(self, source: str, special_tokens: dict[str, str | None]) -> None:
         self.source = source
         self.special_tokens = {name: token for name, token in special_tokens.items() if token is not None}
+        self._environment = TemplateEnvironment()
         try:
-            self._template = _environment().from_string(source)
+            self._template = self._environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise ValueError(f"The chat template is not valid jinja: {error.message} (line {error.lineno}).") from error
+        except Exception as error:  # Python's compiler refuses what is nested too deeply, each in its own way
+            raise ValueError(f"The chat template cannot be compiled: {_in_a_line(error)}.") from error
         self.uses_parts = False
         answer = "answer-text"
         before, found, after = self._trial(answer)
@@ -100,6 +76,7 @@ class ChatTemplate:
         return {"role": role, "content": [*[{"type": "image"}] * num_images, {"type": "text", "text": text}]}
 
     def render(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
+        self._environment.restart()
         try:
             return self._template.render(
                 messages=messages,
@@ -109,9 +86,15 @@ class ChatTemplate:
                 **self.special_tokens,
             )
         except jinja2.TemplateError as error:
-            raise ValueError(f"The chat template refuses this conversation: {error}") from error
-        except (TypeError, AttributeError, KeyError, IndexError) as error:
-            raise ValueError(f"The chat template fails on this conversation: {error!r}.") from error
+            raise ValueError(f"The chat template refuses this conversation: {_in_a_line(error)}.") from error
+        except Exception as error:  # it is a stranger's program, and can raise whatever Python's operators do
+            raise ValueError(f"The chat template fails on this conversation: {_in_a_line(error)}.") from error
+
+
+def _in_a_line(error: Exception) -> str:
+    """Templates word their own errors; those of Python are named by their type."""
+    text = " ".join(str(error).split()).rstrip(".")[:300]
+    return text if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {text}"
 
 
 def place_images(messages: Sequence[Message], num_images: int | None) -> list[Turn]:
@@ -130,23 +113,25 @@ def place_images(messages: Sequence[Message], num_images: int | None) -> list[Tu
 
 
 def _read_message(message: Message) -> Turn:
-    try:
-        role, content = message["role"], message["content"]
-    except (TypeError, KeyError):
-        raise ValueError(f'A message is {{"role": …, "content": …}}, not {message!r}.') from None
+    if not fits(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
+        raise ValueError(f'A message is {{"role": …, "content": …}}, not {shown(message)}.')
+    role, content = message["role"], message["content"]
     if isinstance(content, str):
         return role, [content]
-    parts = []
-    for part in content or ():
-        if isinstance(part, str):
-            parts.append(part)
-        elif part["type"] == "text":
-            parts.append(part["text"])
-        elif part["type"] == "image" and role != "assistant":
-            parts.append(IMAGE)
-        else:
-            raise ValueError(f"A {role} message cannot hold a part of type {part['type']!r}.")
-    return role, parts
+    if not isinstance(content, list | tuple | type(None)):
+        raise ValueError(f"The content of a message is a text or a list of parts, not {shown(content)}.")
+    return role, [_read_part(part, role) for part in content or ()]
+
+
+def _read_part(part: Any, role: str) -> Any:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if fits(part, dict) else part
+    if kind == "text" and isinstance(part.get("text"), str):
+        return part["text"]
+    if kind == "image" and role != "assistant":
+        return IMAGE
+    raise ValueError(f"A {role} message cannot hold a part of type {shown(kind)}.")
 
 
 def take_marks(piece: str, in_answer: bool) -> tuple[str, list[Span], bool]:

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import os
+import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
 from nanovlm.config import VLMConfig
 from nanovlm.data.chat import IGNORE, ChatTokenizer, shift_labels
+from nanovlm.data.pictures import UNDECODED_KEYS
 from nanovlm.data.processors import ImageProcessor
+from nanovlm.settings import shown
+
+# What reading a sample raises where its file is damaged: decoders and data sets each have their own.
+DAMAGED = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+PICTURES = (Image.Image, np.ndarray, bytes, bytearray, str, os.PathLike, Mapping)
 
 # FineVision (Wiedmann et al., 2025, arXiv:2510.17269) rates each turn from 1 to 5 in four ways, in a column
 # "<name>_ratings": a list with one rating a turn, None where a turn was not rated.
@@ -70,7 +90,7 @@ class _Samples(Dataset):
             raise IndexError(f"There is no sample {index} among {len(self)}.")
         try:
             sample = self.dataset[index]
-        except Exception as error:  # a damaged file must not end a run of hours
+        except DAMAGED as error:  # a damaged file must not end a run of hours
             return Skipped(index, f"cannot be read: {error!r}")
         return self.encode(sample, index)
 
@@ -81,9 +101,8 @@ class _Samples(Dataset):
             return Skipped(index, f"it has {found}, but {' and '.join(self.columns)} are wanted")
         try:
             return self._encode(sample, index)
-        except Exception as error:
-            plain = isinstance(error, (ValueError, OSError))  # ours, already a sentence
-            return Skipped(index, str(error).rstrip(".") if plain else repr(error))
+        except (ValueError, OSError) as error:  # sentences of ours; anything else is a mistake in a program
+            return Skipped(index, str(error).rstrip("."))
 
     def _encode(self, sample: Mapping[str, Any], index: int) -> dict[str, Any]:
         raise NotImplementedError
@@ -144,7 +163,7 @@ class VQADataset(_Samples):
             )
 
     def _encode(self, sample: Mapping[str, Any], index: int) -> dict[str, Any]:
-        images = sample["images"] or []
+        images = pictures_of(sample["images"])
         self._check_pictures(images)
         pixels, image_texts = self._prepare(images)
         if self.max_pictures is not None and len(pixels) > self.max_pictures:
@@ -177,8 +196,36 @@ class VQADataset(_Samples):
         }
 
 
+def pictures_of(column: Any) -> list[Any]:
+    """What a data set's column holds -> pictures: a list of them, one alone, a struct of lists, or none (None).
+
+    Raises: ValueError that tells the shape, where it is something else.
+    """
+    if column is None:
+        return []
+    if isinstance(column, Mapping) and any(isinstance(value, list) for value in column.values()):
+        column = rows_of(column, "images")
+    elif isinstance(column, PICTURES):
+        column = [column]
+    if not isinstance(column, list | tuple):
+        raise ValueError(f"its images are pictures or a list of them, not {shown(column)}")
+    for number, picture in enumerate(column):
+        if not isinstance(picture, PICTURES) or (isinstance(picture, Mapping) and not set(picture) <= UNDECODED_KEYS):
+            raise ValueError(f"picture {number} of {len(column)} is no picture but {shown(picture)}")
+    return list(column)
+
+
+def rows_of(column: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """A struct of lists, as older data sets store a list of structs -> the list of structs."""
+    lengths = {len(values) for values in column.values() if isinstance(values, list)}
+    if len(lengths) != 1 or not all(isinstance(values, list | type(None)) for values in column.values()):
+        raise ValueError(f"its {name} are a struct whose lists do not have one length")
+    (length,) = lengths
+    return [{key: values[i] if values else None for key, values in column.items()} for i in range(length)]
+
+
 def messages_of(sample: Mapping[str, Any], min_ratings: Mapping[str, int] | None = None) -> list[dict[str, str]]:
-    """The turns of a sample -> chat messages, question and answer in turn.
+    """The turns of a sample (a list, one alone, or a struct of lists) -> chat messages, question and answer in turn.
 
     Args:
         min_ratings: name of a rating -> the lowest value to keep, as in {"visual_dependency": 3}. A turn is left out,
@@ -187,8 +234,12 @@ def messages_of(sample: Mapping[str, Any], min_ratings: Mapping[str, int] | None
         turn is rated high enough.
     """
     turns = sample["texts"]
+    if isinstance(turns, Mapping):
+        turns = rows_of(turns, "texts") if any(isinstance(text, list) for text in turns.values()) else [turns]
     if not turns:
         raise ValueError("it has no conversation")
+    if not isinstance(turns, list | tuple):
+        raise ValueError(f"its texts are a list of turns, not {shown(turns)}")
     keep = [True] * len(turns)
     for name, lowest in (min_ratings or {}).items():
         ratings = sample.get(f"{name}_ratings")
@@ -199,12 +250,16 @@ def messages_of(sample: Mapping[str, Any], min_ratings: Mapping[str, int] | None
         keep = [kept and (rating is None or rating >= lowest) for kept, rating in zip(keep, ratings, strict=True)]
     messages = []
     for number, turn in enumerate(turns):
+        if not isinstance(turn, Mapping):
+            raise ValueError(f"turn {number} is no question with its answer but {shown(turn)}")
         for role in ("user", "assistant"):
             text = turn.get(role)
             if not isinstance(text, str):
                 raise ValueError(f"turn {number} has no {role} text")
             if keep[number]:
                 messages.append({"role": role, "content": text})
+        if keep[number] and not messages[-1]["content"].strip():  # only the token that ends an answer could be learnt
+            raise ValueError(f"turn {number} has no answer")
     if not messages:
         raise ValueError(f"none of its {len(turns)} turns is rated high enough")
     return messages

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,8 +13,10 @@ from typing import Any, TypeVar
 from tokenizers import AddedToken, Tokenizer
 
 from nanovlm.files import read_json
+from nanovlm.settings import fits, setting, shown
 
 Span = tuple[int, int]
+_SURROGATE = re.compile("[\ud800-\udfff]")
 T = TypeVar("T", bound="TextTokenizer")
 
 
@@ -32,14 +34,14 @@ class TextTokenizer:
     def __init__(self, tokenizer: Tokenizer, settings: dict[str, Any]) -> None:
         self.tokenizer = tokenizer
         self.settings = dict(settings)
-        eos_token = token_name(settings.get("eos_token"))
-        if eos_token is None:
+        self.eos_token = _named(settings, "eos_token")
+        if self.eos_token is None:
             raise ValueError("The tokenizer settings name no eos_token, so nothing would ever end an answer.")
         extra = settings.get("extra_special_tokens")
-        extra = extra if isinstance(extra, dict) else {}
-        self.eos_token = eos_token
-        self.pad_token = token_name(settings.get("pad_token")) or eos_token
-        self.image_token = token_name(settings.get("image_token") or extra.get("image_token"))
+        self.pad_token = _named(settings, "pad_token") or self.eos_token
+        self.image_token = _named(settings, "image_token") or _named(
+            extra if isinstance(extra, dict) else {}, "image_token"
+        )
         self._prepare()
 
     def _prepare(self) -> None:
@@ -63,7 +65,7 @@ class TextTokenizer:
             for spelling, token in sorted(special.items(), key=lambda item: -len(item[0]))
         ]
         self._split = re.compile(f"({'|'.join(patterns)})").split
-        self._tokens_of = lru_cache(maxsize=1 << 15)(self._encode_piece)
+        self._tokens_of = lru_cache(maxsize=1024)(self._encode_piece)  # the template's own pieces come again and again
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
@@ -88,11 +90,16 @@ class TextTokenizer:
             raise ValueError(f"{file} is not a whole tokenizer ({error}). Fetch the file again.") from error
         settings = read_json(directory / "tokenizer_config.json")
         if (jinja := directory / "chat_template.jinja").is_file():
-            settings["chat_template"] = jinja.read_text(encoding="utf-8")
+            try:
+                settings["chat_template"] = jinja.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{jinja} is no text in UTF-8 ({error}). Fetch the file again.") from error
         elif "chat_template" not in settings and (directory / "chat_template.json").is_file():
             settings["chat_template"] = read_json(directory / "chat_template.json").get("chat_template")
-        if isinstance(template := settings.get("chat_template"), list):  # several, by name
-            settings["chat_template"] = {t["name"]: t["template"] for t in template}.get("default")
+        template = setting(settings, "chat_template", str | list | None, None)
+        if isinstance(template, list):  # several, by name
+            named = {setting(t, "name", str): setting(t, "template", str) for t in template if fits(t, dict)}
+            settings["chat_template"] = named.get("default")
         return cls(tokenizer, settings)
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
@@ -136,7 +143,7 @@ class TextTokenizer:
     def encode(self, text: str, special_tokens: bool = False) -> list[int]:
         """Text -> ids. With special_tokens, their spellings become the tokens; else they stay ordinary text."""
         if not special_tokens:
-            return self.tokenizer.encode(text, add_special_tokens=False).ids
+            return self._encode_piece(text)[0]
         return [
             token
             for special, piece in self._pieces(text)
@@ -158,10 +165,20 @@ class TextTokenizer:
 
     def _encode_piece(self, text: str) -> tuple[list[int], list[Span]]:
         """Text without special tokens -> ids, and the characters [start, end) that each token stands for."""
-        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        # Half of a surrogate pair, which JSON can hold, is no character.
+        encoding = self.tokenizer.encode(_SURROGATE.sub("\ufffd", text), add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
 
 def token_name(value: Any) -> str | None:
-    """A special token's spelling; files hold strings, {"content": …} or null."""
-    return value.get("content") if isinstance(value, dict) else value or None
+    """A special token's spelling; files hold strings, {"content": …} or null. What is no spelling gives None."""
+    spelling = value.get("content") if isinstance(value, dict) else value
+    return spelling if spelling and isinstance(spelling, str) else None
+
+
+def _named(settings: Mapping[str, Any], key: str) -> str | None:
+    """The token that a setting names; a setting that is there and names none is an error."""
+    name = token_name(settings.get(key))
+    if name is None and settings.get(key):
+        raise ValueError(f'{key} must be the text of a token, or {{"content": text}}; it is {shown(settings[key])}.')
+    return name

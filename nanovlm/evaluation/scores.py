@@ -127,10 +127,12 @@ def questions_of(samples: Iterable[dict[str, Any]], skip: Sequence[str] = ("capt
     return questions
 
 
-def answer_all(
-    model: VisionLanguageModel, questions: Sequence[Question], batch_size: int = 128, max_new_tokens: int = 12
-) -> list[str]:
-    """Greedy answers, in the order of the questions. Questions of like length are answered together."""
+def answer_all(model: VisionLanguageModel, questions: Sequence[Question], batch_size: int = 128) -> list[str]:
+    """Greedy answers, in the order of the questions. Questions of like length are answered together.
+
+    An answer has room for the longest right one and its end, so that none is cut that could be right.
+    """
+    max_new_tokens = max((len(model.tokenizer.encode(question.answer)) for question in questions), default=0) + 1
     order = sorted(range(len(questions)), key=lambda i: len(questions[i].text))
     answers = [""] * len(questions)
     training = model.training
@@ -188,7 +190,7 @@ def evaluate_captions(
     is the subset that the picture is from."""
     subsets = [sample["texts"][0]["source"].split("/")[-2] for sample in samples]
     questions = [replace(question, kind=subsets[question.sample]) for question in questions_of(samples, skip=())]
-    return _score(model, questions, [s["images"] for s in samples], True, batch_size, 0, max_new_tokens=40)
+    return _score(model, questions, [s["images"] for s in samples], True, batch_size, 0)
 
 
 def _score(
@@ -198,7 +200,6 @@ def _score(
     blind: bool,
     batch_size: int,
     seed: int,
-    max_new_tokens: int = 12,
     right: Callable[[str, str], bool] = exact,
 ) -> Evaluation:
     if not questions:
@@ -206,7 +207,7 @@ def _score(
     if blind and len(pictures) < 2:
         raise ValueError("The blind baseline deals out other pictures, so it needs at least two samples.")
     result = Evaluation()
-    for question, answer in zip(questions, answer_all(model, questions, batch_size, max_new_tokens), strict=True):
+    for question, answer in zip(questions, answer_all(model, questions, batch_size), strict=True):
         result.scores.setdefault(question.kind, Score()).add(right(answer, question.answer))
         result.answers.append((question, answer))
     if blind:
@@ -214,6 +215,6 @@ def _score(
         order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed)).tolist()
         other = {sample: order[(place + 1) % len(order)] for place, sample in enumerate(order)}
         shuffled = [replace(question, images=pictures[other[question.sample]]) for question in questions]
-        for question, answer in zip(questions, answer_all(model, shuffled, batch_size, max_new_tokens), strict=True):
+        for question, answer in zip(questions, answer_all(model, shuffled, batch_size), strict=True):
             result.blind.setdefault(question.kind, Score()).add(right(answer, question.answer))
     return result

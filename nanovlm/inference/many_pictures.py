@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from nanovlm.data.pictures import picture_size
 from nanovlm.device import find_device
 from nanovlm.inference.generate import answer_batch
 from nanovlm.inference.prompts import collate_prompts, prepare_prompt
@@ -145,9 +146,8 @@ def _num_tiles(model: VisionLanguageModel, path: str) -> int:
     if model.config.tiling is None:
         return 1
     try:
-        with Image.open(path) as image:
-            return model.image_processor.num_tiles(image.size)
-    except Exception:  # Pillow's decoders raise what they like
+        return model.image_processor.num_tiles(picture_size(path))
+    except (OSError, ValueError):
         return 1
 
 

@@ -67,6 +67,13 @@ def export_smolvlm(model: VisionLanguageModel, out_dir: str | Path) -> Path:
             "This model sees the whole picture first and its tiles after it, as nanoVLM's do; SmolVLM's processor has "
             "the reverse order only. Export it with --to nanovlm."
         )
+    if config.tiling is None:
+        warnings.warn(
+            "This model was trained without SmolVLM's layout of a picture (tiles, with tokens around them). The export "
+            "runs in transformers, with the processor written beside it; whatever lays pictures out as SmolVLM does, "
+            "such as llama.cpp, cannot serve it. Train with tiling in the smolvlm layout for that.",
+            stacklevel=2,
+        )
     tensors = _state(model)
     tokenizer = _copy(model.tokenizer)
     num_prefix = config.image_token_id is None

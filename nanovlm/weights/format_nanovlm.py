@@ -7,7 +7,7 @@ placeholders, cuts pictures into tiles and speaks the decoder's chat template.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
@@ -16,12 +16,14 @@ from nanovlm.config import LMConfig, ProjectorConfig, TilingConfig, ViTConfig, V
 from nanovlm.data.processors import ImageProcessor
 from nanovlm.data.tiling import NANOVLM_GLOBAL, make_image_processor, place_token
 from nanovlm.files import check_tensors, read_tensors, tie_head
+from nanovlm.settings import setting
 from nanovlm.weights.processors import Processors, load_tokenizer, stop_token_id
 
 if TYPE_CHECKING:
     from nanovlm.data.chat import ChatTokenizer
     from nanovlm.models.vision_language_model import VisionLanguageModel
 
+T = TypeVar("T")
 VISION_KEYS = {
     "hidden_dim": "vit_hidden_dim",
     "inter_dim": "vit_inter_dim",
@@ -84,24 +86,23 @@ def read_config(values: dict[str, Any], directory: Path) -> VLMConfig:
         raise ValueError(
             f"{file} is nanoVLM's, but has settings that this package does not know: {', '.join(unknown)}."
         )
-    for key in sizes:
-        if not isinstance(values[key], (int, float)):
-            raise ValueError(f"{key} in {file} should be a number, not {values[key]!r}.")
     for key, fixed in FIXED.items():
         if values.get(key, fixed) != fixed:
             raise ValueError(f"{key} in {file} is {values[key]}; this package has only models where it is {fixed}.")
-    extra_tokens = values.get("vlm_extra_tokens")
+    extra_tokens = setting(values, "vlm_extra_tokens", dict | None, None)
+    for name in extra_tokens or ():
+        setting(extra_tokens, name, str)
     if extra_tokens is not None and "image_token" not in extra_tokens:
         raise ValueError(f"vlm_extra_tokens in {file} names no image_token, so there is no place for a picture.")
     config = VLMConfig(
-        vision=ViTConfig(**{ours: values[theirs] for ours, theirs in VISION_KEYS.items()}),
-        projector=ProjectorConfig(values["vit_hidden_dim"], values["lm_hidden_dim"], values[FACTOR_KEY]),
-        language=LMConfig(**{ours: values[theirs] for ours, theirs in LANGUAGE_KEYS.items()}),
+        vision=_part(ViTConfig, VISION_KEYS, values),
+        projector=ProjectorConfig(values["vit_hidden_dim"], values["lm_hidden_dim"], setting(values, FACTOR_KEY, int)),
+        language=_part(LMConfig, LANGUAGE_KEYS, values),
         image_token_id=_first_extra_id(values) if extra_tokens else None,
-        eos_token_id=values.get("lm_eos_token_id", SMOLLM2_END if extra_tokens else 0),
+        eos_token_id=setting(values, "lm_eos_token_id", int, SMOLLM2_END if extra_tokens else 0),
         pixel_range="unit",
         prompt_format="chat" if extra_tokens else "question_answer",
-        tokenizer=values.get("lm_tokenizer"),
+        tokenizer=setting(values, "lm_tokenizer", str | None, None),
         tiling=_read_tiling(values, extra_tokens) if extra_tokens else None,
     )
     if (
@@ -111,9 +112,16 @@ def read_config(values: dict[str, Any], directory: Path) -> VLMConfig:
     return config
 
 
+def _part(make: type[T], keys: dict[str, str], values: dict[str, Any]) -> T:
+    """A part's config from their keys, each of the type that ours has."""
+    hints = get_type_hints(make)
+    return make(**{ours: setting(values, theirs, hints[ours]) for ours, theirs in keys.items()})
+
+
 def _first_extra_id(values: dict[str, Any]) -> int:
     """The image token is the first one behind the decoder's own vocabulary."""
-    return values.get("lm_base_vocab_size", values["lm_vocab_size"] - values.get("extra_token_amount", 1))
+    added = setting(values, "extra_token_amount", int, 1)
+    return setting(values, "lm_base_vocab_size", int, values["lm_vocab_size"] - added)
 
 
 def _read_tiling(values: dict[str, Any], extra_tokens: dict[str, str]) -> TilingConfig | None:
@@ -121,8 +129,8 @@ def _read_tiling(values: dict[str, Any], extra_tokens: dict[str, str]) -> Tiling
         return None  # the first models with a placeholder squash each picture to one tile
     return TilingConfig(
         layout="nanovlm",
-        max_side=values.get("max_img_size"),
-        upscale=values.get("resize_to_max_side_len", False),
+        max_side=setting(values, "max_img_size", int | None, None),
+        upscale=setting(values, "resize_to_max_side_len", bool, False),
         global_view="global_image_token" in extra_tokens,
     )
 
@@ -192,7 +200,7 @@ def load_processors(config: VLMConfig, directory: Path, values: dict[str, Any]) 
         return Processors(None, image_processor)
     eos_token_id = None
     if extra_tokens := values.get("vlm_extra_tokens"):
-        if template := values.get("lm_chat_template"):
+        if template := setting(values, "lm_chat_template", str | None, None):
             tokenizer.settings["chat_template"] = template
         tokenizer.add_tokens(extra_tokens.values(), image_token=extra_tokens["image_token"])
         if tokenizer.image_token_id != config.image_token_id:
@@ -201,9 +209,4 @@ def load_processors(config: VLMConfig, directory: Path, values: dict[str, Any]) 
                 f"the config of {directory}: this is not the tokenizer of this model."
             )
         eos_token_id = stop_token_id(tokenizer)
-    if tokenizer.vocab_size > config.language.vocab_size:
-        raise ValueError(
-            f"The tokenizer has {tokenizer.vocab_size} tokens and the model only {config.language.vocab_size}: "
-            f"this is not the tokenizer of the model in {directory}."
-        )
     return Processors(tokenizer, image_processor, eos_token_id)

@@ -15,6 +15,7 @@ from nanovlm.config import ProjectorConfig, TilingConfig, VLMConfig
 from nanovlm.data.processors import ImageProcessor
 from nanovlm.data.tiling import TiledImageProcessor
 from nanovlm.files import check_tensors, read_json, read_tensors, tie_head
+from nanovlm.settings import fits, setting, shown
 from nanovlm.weights.backbones import llama_config, siglip_config
 from nanovlm.weights.processors import Processors, load_tokenizer, stop_token_id
 from nanovlm.weights.tensor_names import Slot, llama_slots, siglip_slots, to_ours, within
@@ -58,8 +59,8 @@ def recognises(values: dict[str, Any]) -> bool:
 
 def read_config(values: dict[str, Any], directory: Path) -> VLMConfig:
     file = directory / "config.json"
-    vision = {**VISION_DEFAULTS, **(values.get("vision_config") or {})}
-    text = {**TEXT_DEFAULTS, **(values.get("text_config") or {"rms_norm_eps": 1e-5})}
+    vision = {**VISION_DEFAULTS, **(setting(values, "vision_config", dict | None, None) or {})}
+    text = {**TEXT_DEFAULTS, **(setting(values, "text_config", dict | None, None) or {"rms_norm_eps": 1e-5})}
     if text.get("model_type", "llama") != "llama":
         raise ValueError(f"The decoder in {file} is {text['model_type']}; this package has Llama-style ones.")
     for part in (values, vision, text):
@@ -71,14 +72,14 @@ def read_config(values: dict[str, Any], directory: Path) -> VLMConfig:
     for key in ("image_size", "patch_size"):
         vision[key] = _square(vision[key], key, file)
     # What ties the head is the whole model's setting; the decoder's own is not used.
-    text["tie_word_embeddings"] = values.get("tie_word_embeddings", False)
+    text["tie_word_embeddings"] = setting(values, "tie_word_embeddings", bool, False)
     language, encoder = llama_config(text), siglip_config({k: v for k, v in vision.items() if k != "vision_config"})
     pictures, ends = read_picture_settings(directory), _eos_token_ids(directory, text)
     return VLMConfig(
         vision=encoder,
-        projector=ProjectorConfig(encoder.hidden_dim, language.hidden_dim, values.get("scale_factor", 2)),
+        projector=ProjectorConfig(encoder.hidden_dim, language.hidden_dim, setting(values, "scale_factor", int, 2)),
         language=language,
-        image_token_id=values.get("image_token_id", 128257),
+        image_token_id=setting(values, "image_token_id", int, 128257),
         eos_token_id=ends[0],
         stop_token_ids=tuple(ends) if len(ends) > 1 else (),  # eos_token_id itself may give way to the template's
         pixel_range=_pixel_range(pictures, directory),
@@ -109,6 +110,7 @@ def write_config(config: VLMConfig, pad_token_id: int, dtype: torch.dtype) -> di
             "layer_norm_eps": vision.layer_norm_eps,
         },
         "text_config": {
+            "architectures": ["VLlama3ForCausalLM"],  # as the published SmolVLM: llama.cpp's converter goes by it
             "model_type": "llama",
             "hidden_size": language.hidden_dim,
             "intermediate_size": language.inter_dim,
@@ -133,11 +135,10 @@ def write_config(config: VLMConfig, pad_token_id: int, dtype: torch.dtype) -> di
 
 
 def _square(value: Any, key: str, file: Path) -> int:
-    if isinstance(value, (list, tuple)) and len(set(value)) == 1:
-        value = value[0]
-    if not isinstance(value, int):
-        raise ValueError(f"{key} in {file} should be one number of pixels, not {value!r}.")
-    return value
+    sides = value if isinstance(value, list) and value else [value]
+    if not fits(sides[0], int) or sides != [sides[0]] * len(sides):
+        raise ValueError(f"{key} in {file} should be one number of pixels, not {shown(value)}.")
+    return sides[0]
 
 
 def _eos_token_ids(directory: Path, text: dict[str, Any]) -> list[int]:
@@ -151,19 +152,20 @@ def read_picture_settings(directory: Path) -> dict[str, Any]:
     """transformers 5 keeps them within processor_config.json, version 4 in preprocessor_config.json."""
     file = directory / "processor_config.json"
     processor = read_json(file) if file.is_file() else {}
-    settings = processor.get("image_processor")
+    settings = setting(processor, "image_processor", dict | None, None)
     if settings is None:
         file = directory / "preprocessor_config.json"
         settings = read_json(file) if file.is_file() else {}
-    return {**settings, "processor_class": processor.get("processor_class")}
+    return {**settings, "processor_class": setting(processor, "processor_class", str | None, None)}
 
 
 def _pixel_range(settings: dict[str, Any], directory: Path) -> str:
-    if not settings.get("do_rescale", True) or abs(settings.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+    factor = setting(settings, "rescale_factor", float, 1 / 255)
+    if not setting(settings, "do_rescale", bool, True) or abs(factor * 255 - 1) > 1e-6:
         raise ValueError(f"The image processor in {directory} does not divide pixels by 255, as this package does.")
-    if not settings.get("do_normalize", True):
+    if not setting(settings, "do_normalize", bool, True):
         return "unit"
-    means, stds = (settings.get(key, [0.5] * 3) for key in ("image_mean", "image_std"))
+    means, stds = (setting(settings, key, tuple[float, ...], [0.5] * 3) for key in ("image_mean", "image_std"))
     for pixel_range, mean, std in (("signed", 0.5, 0.5), ("unit", 0.0, 1.0)):
         if all(abs(m - mean) < 1e-6 for m in means) and all(abs(s - std) < 1e-6 for s in stds):
             return pixel_range
@@ -176,16 +178,18 @@ def _pixel_range(settings: dict[str, Any], directory: Path) -> str:
 def _read_tiling(settings: dict[str, Any], tile: int, directory: Path) -> TilingConfig | None:
     if settings["processor_class"] == PLAIN_PROCESSOR:
         return None
-    longest = settings.get("size", {}).get("longest_edge", 4 * tile)
-    their_tile = settings.get("max_image_size", {}).get("longest_edge", tile)
+    longest, their_tile = (
+        setting(setting(settings, key, dict, {}), "longest_edge", int, default)
+        for key, default in (("size", 4 * tile), ("max_image_size", tile))
+    )
     if their_tile != tile:
         raise ValueError(f"The tiles in {directory} are {their_tile} pixels wide; its encoder takes {tile}.")
-    resizes = settings.get("do_resize", True)
+    resizes = setting(settings, "do_resize", bool, True)
     return TilingConfig(
         layout="smolvlm",
         max_side=longest if resizes else None,
         upscale=resizes,
-        split=settings.get("do_image_splitting", True),
+        split=setting(settings, "do_image_splitting", bool, True),
     )
 
 
@@ -242,7 +246,7 @@ def read_weights(directory: Path, model: VisionLanguageModel) -> dict[str, Tenso
 
 def load_processors(config: VLMConfig, directory: Path, values: dict[str, Any]) -> Processors:
     settings = read_picture_settings(directory)
-    number = settings.get("resample", 1)
+    number = setting(settings, "resample", int, 1)
     if number not in range(len(PIL_RESAMPLING)):
         raise ValueError(f"The image processor in {directory} resamples with PIL's filter {number!r}, unknown here.")
     resample = PIL_RESAMPLING[number]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 from nanovlm.config import VLMConfig
+from nanovlm.settings import setting
 from nanovlm.weights.processors import Processors
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def recognise(values: dict[str, Any], directory: Path) -> Format:
     for module in (own, nanovlm, smolvlm):
         if module.recognises(values):
             return module
-    kind = values.get("model_type") or ", ".join(values.get("architectures") or []) or "an unknown kind of model"
+    named = setting(values, "architectures", list | None, None) or []
+    kind = setting(values, "model_type", str | None, None) or ", ".join(map(str, named)) or "an unknown kind of model"
     raise ValueError(
         f"{directory / 'config.json'} describes {kind}. This package reads its own models, nanoVLM's "
         "(lusxvr/nanoVLM-…) and SmolVLM's (model_type smolvlm or idefics3)."

@@ -8,10 +8,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nanovlm.files import find_directory, load_strictly, make_directory, read_json, write_json, write_safetensors
+from nanovlm.files import (
+    check_blocks,
+    check_tensors,
+    find_directory,
+    load_strictly,
+    make_directory,
+    read_json,
+    write_json,
+    write_safetensors,
+)
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.weights.formats import recognise
-from nanovlm.weights.processors import Processors
+from nanovlm.weights.processors import Processors, check_processors
 
 
 def load(
@@ -26,13 +35,17 @@ def load(
     values = read_json(directory / "config.json")
     source = recognise(values, directory)
     config = source.read_config(values, directory)
+    check_blocks(directory, encoder=config.vision.num_blocks, decoder=config.language.num_blocks)
     with torch.device("meta"):  # no memory and no random numbers for weights that are replaced
         model = (model_class or VisionLanguageModel)(config)
     tensors = source.read_weights(directory, model)
+    check_tensors({name: tensor.shape for name, tensor in model.state_dict().items()}, tensors, directory)
     model.to_empty(device="cpu")
     tie_again(model)
     load_strictly(model, tensors, directory)
-    attach(model, source.load_processors(config, directory, values))
+    found = source.load_processors(config, directory, values)
+    check_processors(found, config, directory)
+    attach(model, found)
     return model.to(dtype) if dtype is not None else model
 
 

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+from nanovlm.config import VLMConfig
 from nanovlm.data.chat import ChatTokenizer
 from nanovlm.data.processors import ImageProcessor
 from nanovlm.files import TOKENIZER_FILES, find_directory
@@ -32,6 +33,20 @@ def load_tokenizer(directory: Path, hub_id: str | None) -> ChatTokenizer | None:
             warnings.warn(f"Loaded without a tokenizer, so the model takes tensors only. {error}", stacklevel=4)
             return None
     return ChatTokenizer.from_pretrained(directory)
+
+
+def check_processors(found: Processors, config: VLMConfig, directory: Path) -> None:
+    """Tokenizer and image processor belong to the model, or a ValueError says which does not."""
+    if found.image_processor.image_size != config.vision.image_size:
+        raise ValueError(
+            f"The image processor in {directory} makes pictures of {found.image_processor.image_size} pixels; the "
+            f"encoder takes {config.vision.image_size}."
+        )
+    if found.tokenizer is not None and found.tokenizer.vocab_size > config.language.vocab_size:
+        raise ValueError(
+            f"The tokenizer has {found.tokenizer.vocab_size} tokens and the model only {config.language.vocab_size}: "
+            f"this is not the tokenizer of the model in {directory}."
+        )
 
 
 def stop_token_id(tokenizer: ChatTokenizer) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -192,6 +193,20 @@ def test_export_to_nanovlm(tmp_path, pixel_range, kind):
     changed = {n for n, t in back.state_dict().items() if not torch.equal(t, ours.state_dict()[n])}
     conv = "vision_encoder.patch_embedding.conv."
     assert changed == (set() if pixel_range == "unit" else {conv + "weight", conv + "bias"})
+
+
+def test_what_serves_smolvlm_finds_the_decoders_class(tmp_path):
+    """llama.cpp's converter chooses by text_config.architectures; the published SmolVLM names this class."""
+    export_smolvlm(own_model(tiling=TILES), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["text_config"]["architectures"] == ["VLlama3ForCausalLM"]
+
+
+def test_the_export_of_a_model_without_tiles_says_what_cannot_serve_it(tmp_path):
+    with pytest.warns(UserWarning, match=r"such as llama\.cpp, cannot serve it"):
+        export_smolvlm(own_model(), tmp_path / "plain")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        export_smolvlm(own_model(tiling=TILES), tmp_path / "tiles")
 
 
 def test_layouts_that_the_other_side_does_not_have(tmp_path):

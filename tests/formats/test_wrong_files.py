@@ -12,9 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nanovlm import VisionLanguageModel
+from nanovlm.data.chat import ChatTokenizer
+from nanovlm.data.processors import ImageProcessor
 from tests.formats import oracle
 from tests.formats.local import characters, fixture
 from tests.tiny import tiny_model
+from tests.tiny_tokenizer import tiny_tokenizer
 
 # The projector's weight, and a tensor of every encoder block, as each format names them.
 NAMES = {
@@ -161,7 +164,7 @@ def test_unknown_architectures(tmp_path):
     [
         ("surprise", 1, "settings that this package does not know: surprise"),
         ("vit_hidden_dim", None, "lacks vit_hidden_dim"),
-        ("lm_n_heads", "four", "lm_n_heads in"),
+        ("lm_n_heads", "four", "lm_n_heads must be a whole number"),
         ("vit_cls_flag", True, "vit_cls_flag in"),
         ("lm_attn_scaling", 2.0, "lm_attn_scaling in"),
         ("mp_pixel_shuffle_factor", 3, "cannot be shuffled by 3"),
@@ -226,3 +229,133 @@ def test_wrong_keys_of_our_own(tmp_path):
     tiny_model().save_pretrained(tmp_path)
     edit_config(tmp_path, lambda config: config["vision"].update({"depth": 3}))
     assert "no setting named 'depth'" in sentence(tmp_path)
+
+
+NONSENSE = [True, 1.5, "x", [], {}, -1, 0, 10**12, float("nan"), float("inf")]
+OWN_SIZES = [
+    ("language", "num_blocks"),
+    ("language", "max_positions"),
+    ("vision", "hidden_dim"),
+    ("vision", "num_heads"),
+]
+
+
+@pytest.mark.parametrize("value", NONSENSE, ids=repr)
+@pytest.mark.parametrize(("part", "key"), OWN_SIZES)
+def test_sizes_that_are_none_are_refused_by_name(tmp_path, part, key, value):
+    tiny_model().save_pretrained(tmp_path)
+    edit_config(tmp_path, lambda config: config[part].update({key: value}))
+    assert key in sentence(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        *[("language", "rope_base", value) for value in (0, -1.0, float("nan"), float("inf"), True, "x", [1])],
+        *[("language", "rms_norm_eps", value) for value in (-1e-5, float("nan"), {})],
+        *[(None, "image_token_id", value) for value in (True, 1.5, "x", [4], 10**12, -1)],
+        *[(None, "eos_token_id", value) for value in (None, "x", [2], -1)],
+        *[(None, "tokenizer", value) for value in (5, [], {})],
+        *[(None, "tiling", value) for value in (5, "x", [], True)],
+    ],
+)
+def test_a_config_of_nonsense_does_not_load(tmp_path, part, key, value):
+    tiny_model().save_pretrained(tmp_path)
+    edit_config(tmp_path, lambda config: (config[part] if part else config).update({key: value}))
+    assert key in sentence(tmp_path)
+
+
+@pytest.mark.parametrize("number", [3, 10**7])
+def test_more_blocks_than_there_are_weights(directory, number):
+    """Refused before they are built: ten million would take an hour and all of the memory."""
+    kind, path = directory
+
+    def change(config: dict) -> None:
+        if kind == "own":
+            config["language"]["num_blocks"] = number
+        elif kind == "nanovlm":
+            config["lm_n_blocks"] = number
+        else:
+            config["text_config"]["num_hidden_layers"] = number
+
+    edit_config(path, change)
+    text = sentence(path)
+    assert "blocks" in text or "layers.2" in text
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_that_are_no_numbers(directory, value, dtype):
+    kind, path = directory
+    name = NAMES[kind][0]
+
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name] = tensors[name].to(dtype)
+        tensors[name][-1, -1] = value
+
+    edit(path, spoil)
+    assert f"{name} in {path / 'model.safetensors'} holds NaN or infinity" in sentence(path)
+
+
+def test_large_weights_are_numbers(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    edit(tmp_path, lambda tensors: tensors["projector.proj.weight"].fill_(torch.finfo(torch.float32).max))
+    VisionLanguageModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "processor_config.json"])
+@pytest.mark.parametrize(
+    "text", ["[]", "null", '"x"', "{", "{}x", "[" * 100_000, '{"a":' * 100_000, '{"a": ' + "9" * 5000 + "}", "\xff"]
+)
+def test_files_that_hold_no_settings(tmp_path, name, text):
+    model = tiny_model()
+    model.tokenizer, model.image_processor = tiny_tokenizer(), ImageProcessor(16)
+    model.config.language.vocab_size = 48
+    model.save_pretrained(tmp_path)
+    (tmp_path / name).write_bytes(text.encode("latin-1"))
+    assert name in sentence(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["eos_token", "pad_token", "image_token", "chat_template"])
+@pytest.mark.parametrize("value", [5, [1], {"a": 1}, True, "no such token"], ids=repr)
+def test_tokenizer_settings_of_the_wrong_type(tmp_path, key, value):
+    tokenizer = characters()
+    tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    if key == "chat_template" and not isinstance(value, int | dict):
+        return  # a template without a word in it is found out when it is used
+    with pytest.raises(ValueError, match=f"{key}|no token 'no such token'"):
+        ChatTokenizer.from_pretrained(tmp_path)
+
+
+def test_a_tokenizer_larger_than_the_vocabulary(tmp_path):
+    model = tiny_model()
+    model.tokenizer = tiny_tokenizer()
+    model.save_pretrained(tmp_path)
+    assert "this is not the tokenizer of the model in" in sentence(tmp_path)
+
+
+def test_pictures_of_another_size_than_the_encoders(tmp_path):
+    model = tiny_model()
+    model.image_processor = ImageProcessor(24)
+    model.save_pretrained(tmp_path)
+    assert "makes pictures of 24 pixels; the encoder takes 16" in sentence(tmp_path)
+
+
+def test_an_index_that_names_the_wrong_file(tmp_path):
+    path = oracle.save(tmp_path / "model", oracle.model(8, 2, False), max_shard_size="50KB")
+    file = path / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    name, shard = next(iter(index["weight_map"].items()))
+    index["weight_map"][name] = next(other for other in index["weight_map"].values() if other != shard)
+    file.write_text(json.dumps(index))
+    assert f"holds {name}, which it does not" in sentence(path)
+
+
+@pytest.mark.parametrize("value", [5, None, [], {"lm_head.weight": 5}])
+def test_an_index_of_the_wrong_type(tmp_path, value):
+    path = oracle.save(tmp_path / "model", oracle.model(8, 2, False), max_shard_size="50KB")
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": value}))
+    with pytest.raises(ValueError, match=r"weight_map|do not fit|tensors"):
+        VisionLanguageModel.from_pretrained(path)

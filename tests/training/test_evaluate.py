@@ -28,6 +28,7 @@ from nanovlm.evaluation.scores import (
 from nanovlm.models.vision_language_model import IGNORE
 from nanovlm.training.validation import answer_accuracy, short_questions
 from tests.tiny import IMAGE
+from tests.tiny_tokenizer import tiny_tokenizer
 from tests.training.tiny_run import new_model, recipe
 
 CPU = torch.device("cpu")
@@ -40,6 +41,7 @@ class Stub:
 
     def __init__(self, answer):
         self.answer, self.training, self.asked = answer, True, []
+        self.tokenizer, self.room = tiny_tokenizer(), []
 
     def eval(self):
         return self.train(False)
@@ -51,6 +53,7 @@ class Stub:
     def generate(self, *, prompt, image, max_new_tokens):
         assert not self.training and len(prompt) == len(image)
         self.asked.append((list(prompt), list(image)))
+        self.room.append(max_new_tokens)
         return [self.answer(pictures, text) for text, pictures in zip(prompt, image, strict=True)]
 
 
@@ -198,6 +201,15 @@ def test_exact_means_exact():
     data = [{"images": [0], "texts": [{"user": "q", "assistant": " red ", "source": "k"}]}]
     for answer, right in (("red", 1), ("Red", 0), ("red.", 0), ("a red", 0), ("", 0)):
         assert evaluate(Stub(lambda *_, answer=answer: answer), data, blind=False).accuracy == right
+
+
+def test_an_answer_has_room_for_the_longest_right_one_and_its_end():
+    """Twelve tokens for all would count a longer answer wrong, however right it is."""
+    long = "a red circle, a green square, a blue triangle and nothing else at all in the whole picture"
+    data = [{"images": [0], "texts": [{"user": "q", "assistant": a, "source": "k"}]} for a in ("yes", long)]
+    model = Stub(lambda *_: long)
+    assert evaluate(model, data, blind=False).accuracy == 0.5
+    assert model.room == [len(model.tokenizer.encode(long)) + 1] and model.room[0] > 13
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 8))

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from nanovlm.course.judge.exercise import Case, Exercise, expect
-from nanovlm.data.processors import open_image
+from nanovlm.data.pictures import open_image
 from nanovlm.data.splits import split_by_picture
 
 # -- data.open_picture -------------------------------------------------------------------------------------------------
