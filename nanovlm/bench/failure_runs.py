@@ -19,10 +19,6 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from nanovlm.assets import asset_path
-<<<<<<< HEAD
-from nanovlm.device import processor
-=======
->>>>>>> main
 from nanovlm.config import TrainConfig
 from nanovlm.data.loading import get_dataloaders
 from nanovlm.device import processor
