@@ -77,15 +77,18 @@ quiz("ch11.four_hours")
 # %% [markdown]
 # ## Four lines of arithmetic give the hours
 #
-# A training step is matrix products, and their number is known before anything runs. Here are the FLOPs (floating-point
-# operations) of one sample of the published model, nanoVLM-222M: one picture of 224 pixels and a row of 128 tokens.
+# A training step is matrix products, and their number is known before anything runs. The tracer of chapter 12 counts them
+# on the meta device, where tensors have a shape and no memory. Here are the FLOPs (floating-point operations) of one sample of the published model, nanoVLM-222M: one picture of 224 pixels and a row of 128 tokens.
 
 # %%
-from nanovlm.training.flops import decoder_flops, head_flops, patch_flops, projector_flops, vision_flops
+from nanovlm.trace import trace
 
 large = VLMConfig()  # SigLIP-B/16 at 224 pixels, SmolLM2-135M
-vision = patch_flops(large.vision) + vision_flops(large.vision) + projector_flops(large)
-text = decoder_flops(large.language, 128, 128) + head_flops(large.language, 128)
+with torch.device("meta"):  # shapes without memory
+    whole = VisionLanguageModel(large)
+    picture, tokens = torch.empty(1, 3, 224, 224), torch.empty(1, 128, 576)
+vision = trace(lambda x: whole.projector(whole.vision_encoder(x)), picture).flops
+text = trace(lambda x: whole.decoder.head(whole.decoder(x)), tokens).flops
 sample_flops = vision + text
 print(f"picture {vision / 1e9:.1f} GFLOP, text {text / 1e9:.1f} GFLOP, forward {sample_flops / 1e9:.1f} GFLOP")
 
@@ -210,8 +213,6 @@ lever(memory_picture, rows=[16, 4, 32, 48, 64])
 # a second time; and fewer trained weights, which comes below.
 
 # %%
-with torch.device("meta"):
-    deep = VisionLanguageModel(large)
 inputs = 4 * (12 * 196 * 768 + 30 * 128 * 576)  # bytes of the blocks' inputs, in a row of float32
 print(f"a row keeps about {inputs / 2**20:.0f} MiB and the block in hand, instead of {row['float32'] / 2**20:.0f} MiB")
 print(f"its price: the forward pass once more, so {4 / 3 - 1:.0%} more work")
@@ -245,7 +246,7 @@ for part, a, b in zip(("weights", "gradients", "optimizer"), planned, counted, s
 # worker keeps a shuffle buffer, whose size in bytes is limited.
 
 # %%
-million = sum(p.numel() for p in deep.parameters()) / 1e6
+million = sum(p.numel() for p in whole.parameters()) / 1e6
 checkpoint, best = 12 * million / 1000, 4 * million / 1000  # GB
 print(f"{million:.0f} M weights: three checkpoints of {checkpoint:.1f} GB and a best model of {best:.1f} GB")
 print(f"together {3 * checkpoint + best:.1f} GB")
@@ -497,8 +498,8 @@ print(f"{precision.name}: {precision.reason}")
 # %%
 from nanovlm.course.small_run import SAVE_EVERY, launch
 
-whole = launch(folder / "whole")
-print(f"{len(whole)} steps, a checkpoint every {SAVE_EVERY}")
+undisturbed = launch(folder / "whole")
+print(f"{len(undisturbed)} steps, a checkpoint every {SAVE_EVERY}")
 
 # %% [markdown]
 # Then the same run again, which is killed (`kill -9`) as soon as its log shows step 7, in the middle of whatever it is
@@ -514,9 +515,9 @@ print("it can go on from step", use("full.resume_after_disconnect")(left)["step"
 # %%
 resumed = launch(folder / "cut", resume=True)
 print(f"{'step':>5}{'undisturbed':>14}{'killed, resumed':>18}")
-for step in (4, 5, 8, 9, max(whole)):
-    print(f"{step:5}{whole[step]:14.6f}{resumed[step]:18.6f}")
-assert resumed == whole
+for step in (4, 5, 8, 9, max(undisturbed)):
+    print(f"{step:5}{undisturbed[step]:14.6f}{resumed[step]:18.6f}")
+assert resumed == undisturbed
 
 # %% [markdown]
 # All losses are equal, to the last bit. For that a checkpoint holds weights, the optimizer's moments, the scaler, every
@@ -824,9 +825,9 @@ for name, size in (("float32", 4.0), ("bfloat16", 2.0), ("int8", 1.0), ("4 bits,
 # %% [markdown]
 # ## Where this lives in the package
 #
-# `training/plan.py` is the plan, `training/loop.py` the run and `training/checkpoint.py` its files; `weights/backbones.py` and
-# `weights/from_preset.py` load trained parts; `bench/flops.py` and `bench/memory.py` count; `device.py` chooses the
-# precision; `config.py` has the presets. What you take along:
+# `training/plan.py` is the plan, `training/loop.py` the run and `training/checkpoint.py` its files;
+# `weights/backbones.py` and `weights/from_preset.py` load trained parts; `training/flops.py` and `bench/memory.py` count;
+# `device.py` chooses the precision; `config.py` has the presets. What you take along:
 #
 # - Do the sum before the run, and the check after it. A utilisation is a measurement or a hope; say which.
 # - Weights, gradients and moments are fixed; activations grow with the batch. Accumulate instead.
