@@ -67,6 +67,7 @@ def test_a_picture_enters_each_module_at_most_twice_on_its_way_to_an_answer() ->
         "inference.generate",
         "inference.prompts",
         "data.processors",
+        "data.pictures",
         "models.vision_language_model",
         "models.vision_transformer",
     ]
@@ -85,6 +86,7 @@ def test_a_training_sample_enters_each_module_once() -> None:
     assert modules_entered(run) == [
         "data.datasets",
         "data.processors",
+        "data.pictures",
         "data.collators",
         "training.step",
         "models.vision_language_model",

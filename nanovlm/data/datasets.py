@@ -91,8 +91,10 @@ class _Samples(Dataset):
     def encode(self, sample: Mapping[str, Any], index: int) -> dict[str, Any] | Skipped:
         """One sample -> an item for the collator, or Skipped with the reason."""
         if not isinstance(sample, Mapping) or not set(self.columns) <= set(sample):
-            found = ", ".join(map(str, sample)) if isinstance(sample, Mapping) else type(sample).__name__
-            return Skipped(index, f"it has {found}, but {' and '.join(self.columns)} are wanted")
+            found = (
+                " ".join(", ".join(map(str, sample)).split()) if isinstance(sample, Mapping) else type(sample).__name__
+            )
+            return Skipped(index, f"it has {found[:200]}, but {' and '.join(self.columns)} are wanted")
         try:
             return self._encode(sample, index)
         except (ValueError, OSError) as error:  # sentences of ours; anything else is a mistake in a program
