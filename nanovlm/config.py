@@ -174,6 +174,7 @@ class VLMConfig:
     language: LMConfig = field(default_factory=LMConfig)
     image_token_id: int | None = None  # None: image tokens go in front of the text
     eos_token_id: int = 0
+    stop_token_ids: tuple[int, ...] = ()  # further tokens that end an answer
     pixel_range: Literal["signed", "unit"] = "signed"  # [-1, 1] as SigLIP was trained; nanoVLM's checkpoints: [0, 1]
     prompt_format: Literal["chat", "question_answer"] = "chat"
     tokenizer: str | None = None  # Hub id, where the model directory does not hold a tokenizer
@@ -199,6 +200,10 @@ class VLMConfig:
             token, size = getattr(self, name), self.language.vocab_size
             _require(token is None or 0 <= token < size, f"{name} {token} is outside the vocabulary of {size}.")
         _require(
+            all(isinstance(token, int) and 0 <= token < self.language.vocab_size for token in self.stop_token_ids),
+            f"stop_token_ids {list(self.stop_token_ids)} must be ids of the vocabulary of {self.language.vocab_size}.",
+        )
+        _require(
             self.tiling is None or self.image_token_id is not None,
             "A picture in tiles needs image placeholders between their position tokens: set image_token_id.",
         )
@@ -221,15 +226,20 @@ class TrainConfig:
     """One training run. A preset says what differs from these values."""
 
     # data
-    dataset_path: str = "thimble"  # "thimble", a Hub id, or a directory of parquet files
-    dataset_names: tuple[str, ...] = ("shapes",)  # subsets, concatenated; Thimble: shapes charts glyphs choice captions
+    dataset_path: str = "thimble"  # "thimble", a Hub id, a directory of parquet files, or your own (data/own_data.py)
+    dataset_names: tuple[str, ...] = ("shapes",)  # subsets, mixed; Thimble: shapes charts glyphs choice captions
+    dataset_weights: tuple[float, ...] = ()  # one a name: the parts of the mixture; default: in proportion to size
     dataset_size: int = 100_000  # Thimble only: training pictures per subset
     val_size: int = 200  # Thimble: validation pictures per subset; a stream: validation samples in all
     val_ratio: float = 0.01  # other data: the share held out for validation
+    max_val_samples: int = 2_000  # but not more than so many
     data_cutoff_idx: int | None = None  # use only so many samples (of a stream, the first): a quick run
     stream: bool = False  # read the data set as a stream instead of downloading it first
+    shuffle_buffer_mb: int = 256  # of a stream: memory for samples, still encoded, among which it is shuffled
+    revision: str | None = None  # of a data set on the Hub: a commit, tag or branch
     max_length: int = 128  # tokens per row, image tokens included
     packing: bool = False  # several samples per row, with document boundaries
+    max_pictures: int | None = None  # pictures (tiles) per sample; one with more is skipped. None: as fit into a row
     num_workers: int = 0
     # optimisation
     batch_size: int = 32  # rows per forward
@@ -238,6 +248,7 @@ class TrainConfig:
     optimizer: Literal["adamw", "muon"] = "adamw"
     lr_projector: float = 2e-3
     lr_backbones: float = 1e-4
+    lr_vision: float | None = None  # the encoder's own; None: lr_backbones
     lr_muon: float = 0.02  # hidden matrices, with optimizer="muon"
     weight_decay: float = 0.01
     warmup_fraction: float = 0.03
@@ -245,6 +256,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # under torchrun: all weights in each process, or dealt out to them
     gradient_checkpointing: bool = False
     # the run
     seed: int = 0  # of the first weights and of the order of the data
@@ -264,8 +276,14 @@ class TrainConfig:
         )
         _check_values(self)
         self.dataset_names = tuple(self.dataset_names)
-        counts = ("batch_size", "gradient_accumulation_steps", "max_steps", "max_length")
-        for name in (*counts, "log_every", "eval_every", "save_every"):
+        self.dataset_weights = tuple(self.dataset_weights)
+        _require(
+            not self.dataset_weights or len(self.dataset_weights) == len(self.dataset_names),
+            "dataset_weights needs one number for each of dataset_names, which are then named one by one.",
+        )
+        _require(all(weight > 0 for weight in self.dataset_weights), "dataset_weights are all more than 0.")
+        counts = ("batch_size", "gradient_accumulation_steps", "max_steps", "max_length", "max_val_samples")
+        for name in (*counts, "log_every", "eval_every", "save_every", "shuffle_buffer_mb"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1; it is {getattr(self, name)}.")
         _require(self.accuracy_pictures >= 0, f"accuracy_pictures is 0 or more; it is {self.accuracy_pictures}.")
         for name in ("warmup_fraction", "min_lr_fraction", "val_ratio"):
@@ -310,14 +328,28 @@ def pocket_vlm() -> VLMConfig:
     )
 
 
+# The subsets of the_cauldron (HuggingFaceM4/the_cauldron, 50 in all) that the published 222M was trained on. Left out,
+# as there (huggingface/nanoVLM, models/config.py at 340fd5f): clevr_math, mimic_cgd, nlvr2, okvqa, spot_the_diff.
+CAULDRON = tuple(
+    (  # noqa: SIM905 - forty-five lines otherwise
+        "ai2d aokvqa chart2text chartqa clevr cocoqa datikz diagram_image_to_text docvqa dvqa figureqa finqa geomverse "
+        "hateful_memes hitab iam iconqa infographic_vqa intergps localized_narratives mapqa multihiertt ocrvqa plotqa "
+        "raven rendered_text robut_sqa robut_wikisql robut_wtq scienceqa screen2words st_vqa tabmwp tallyqa tat_qa "
+        "textcaps textvqa tqa vistext visual7w visualmrc vqarad vqav2 vsr websight"
+    ).split()
+)
+
+
 def presets() -> dict[str, Preset]:
     """Name -> a fresh preset (fresh, because configs can be edited)."""
-    backbones = {
+    small = {
         "vision_backbone": "google/siglip-base-patch16-224",
         "language_backbone": "HuggingFaceTB/SmolLM2-135M",
     }
-    vlm_222m = {"tokenizer": "HuggingFaceTB/SmolLM2-135M-Instruct"}
-    cauldron = {"dataset_path": "HuggingFaceM4/the_cauldron", "num_workers": 4}
+    # As published: no system message, which would take a third of a row of 128 tokens.
+    vlm_222m = {"tokenizer": "HuggingFaceTB/SmolLM2-135M-Instruct", "prompt_format": "question_answer"}
+    cauldron = {"dataset_path": "HuggingFaceM4/the_cauldron", "dataset_names": CAULDRON}
+    rare = {"eval_every": 2_000, "save_every": 2_000}  # steps: a validation and a checkpoint of 2.7 GB take their time
     return {
         "pocket": Preset(
             pocket_vlm(),
@@ -334,14 +366,58 @@ def presets() -> dict[str, Preset]:
                 save_every=100,
             ),
         ),
+        # A T4 with 15 GB, in one session; two CPU cores read and decode.
         "colab": Preset(
             VLMConfig(**vlm_222m),
-            TrainConfig(**cauldron, dataset_names=("vqav2", "aokvqa"), batch_size=16, gradient_accumulation_steps=16),
-            **backbones,
+            TrainConfig(
+                **cauldron,
+                stream=True,
+                val_size=900,
+                num_workers=2,
+                batch_size=16,
+                gradient_accumulation_steps=16,
+                max_steps=3_000,
+                eval_every=500,
+                save_every=250,
+            ),
+            **small,
         ),
+        # The published 222M: five epochs of 1.7 million samples.
         "h100": Preset(
             VLMConfig(**vlm_222m),
-            TrainConfig(**cauldron, dataset_names=("all",), batch_size=256, max_steps=32_700, compile=True),
-            **backbones,
+            TrainConfig(**cauldron, **rare, num_workers=16, batch_size=256, max_steps=32_700, compile=True),
+            **small,
+        ),
+        # The generation with tiles: 512-pixel views, 64 tokens each, several samples to a row of 4,096. Muon would not
+        # do: it degrades pretrained backbones (arXiv:2605.10468).
+        "460m": Preset(
+            VLMConfig(
+                vision=ViTConfig(image_size=512),
+                projector=ProjectorConfig(language_dim=960, pixel_shuffle_factor=4),
+                language=LMConfig(hidden_dim=960, inter_dim=2560, num_blocks=32, num_heads=15, num_kv_heads=5),
+                tokenizer="HuggingFaceTB/SmolLM2-360M-Instruct",
+                image_token_id=0,  # the real one is the tokenizer's, once it is here
+                tiling=TilingConfig(layout="nanovlm"),
+            ),
+            TrainConfig(
+                **rare,
+                dataset_path="HuggingFaceM4/FineVisionMax",
+                dataset_names=("default",),
+                stream=True,
+                val_size=2_000,
+                packing=True,
+                max_length=4_096,
+                max_pictures=64,
+                num_workers=16,
+                batch_size=8,
+                gradient_accumulation_steps=8,
+                max_steps=20_000,
+                lr_projector=5.12e-3,
+                lr_backbones=5e-5,
+                gradient_checkpointing=True,
+                compile=True,
+            ),
+            vision_backbone="google/siglip2-base-patch16-512",
+            language_backbone="HuggingFaceTB/SmolLM2-360M-Instruct",
         ),
     }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -15,6 +17,19 @@ def find_device() -> torch.device:
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def processor() -> str:
+    """The processor's name and cores, and torch's version: what a measurement has to say of where it was made."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass  # not Linux: what platform knows will do
+    if torch.cuda.is_available():
+        name = f"{torch.cuda.get_device_name()}, {name}"
+    return f"{name}, {os.cpu_count()} cores, torch {torch.__version__.split('+')[0]}"
 
 
 def _cpu_multiplies_bf16() -> bool:

@@ -90,13 +90,13 @@ def test_a_picture_without_a_suffix_is_asked_about_too(tmp_path):
 
 def test_batches_hold_equal_work(folder, monkeypatch):
     model, seen = model_of(TilingConfig(max_side=96)), []
-    generate = model.generate
+    embed = model.embed
 
-    def spy(**batch):
-        seen.append((len(batch["input_ids"]), len(batch["images"]), batch["attention_mask"].float().mean().item()))
-        return generate(**batch)
+    def spy(ids, images, real):
+        seen.append((len(ids), len(images), real.float().mean().item()))
+        return embed(ids, images, real)
 
-    monkeypatch.setattr(model, "generate", spy)
+    monkeypatch.setattr(model, "embed", spy)
     list(generate_batch(model, find_pictures(folder), PROMPT, batch_size=20, max_new_tokens=2))
     rows, tiles, real = zip(*seen, strict=True)
     assert sum(rows) == 26 and max(tiles) <= 20
@@ -215,3 +215,18 @@ def test_batches_call_the_model_less_often_than_one_by_one(tmp_path, monkeypatch
 def test_the_speed_up_is_the_ratio_of_two_times(folder):
     result = measure_speed_up(model_of(), find_pictures(folder)[:3], PROMPT, batch_size=2, max_new_tokens=2)
     assert result["speed_up"] == result["one_by_one"] / result["batched"] > 0
+
+
+def test_what_is_drawn_does_not_depend_on_the_batch_size(folder):
+    model, paths = model_of(), sorted(folder.glob("*.png"))[:9]
+    options = {"max_new_tokens": 4, "temperature": 3.0, "seed": 11, "num_generations": 2}
+    answers = [
+        [row.get("answer") for row in generate_batch(model, paths, PROMPT, batch_size=n, **options)] for n in (1, 4)
+    ]
+    assert answers[0] == answers[1]
+    assert len({text for pair in answers[0] if pair for text in pair}) > 3
+
+
+def test_every_picture_gets_one_of_the_choices(folder):
+    rows = list(generate_batch(model_of(), sorted(folder.glob("*.png")), PROMPT, batch_size=4, choices=["red", "no"]))
+    assert {row["answer"] for row in rows if "answer" in row} <= {"red", "no"}

@@ -22,7 +22,6 @@ from nanovlm.bench.contenders import (
     their_generation,
     their_training_step,
 )
-from nanovlm.bench.flops import generation_flops, training_flops
 from nanovlm.bench.growth import growth, straightness
 from nanovlm.bench.report import table, verdict
 from nanovlm.bench.run import check_equal, run_bench
@@ -31,6 +30,7 @@ from nanovlm.bench.sizes import SUPERVISED, Size, make_batch, make_prompts, quar
 from nanovlm.bench.timing import Timing, interleave, median_ratio
 from nanovlm.config import VLMConfig, pocket_vlm
 from nanovlm.models.vision_language_model import IGNORE, VisionLanguageModel
+from nanovlm.training.flops import generation_flops, training_flops
 from tests.tiny import tiny_config, tiny_model
 
 PLAIN = Setting("fp32", "eager", "sdpa")

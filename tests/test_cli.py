@@ -105,7 +105,7 @@ def test_a_preset_brings_its_recipe_and_options_change_it(name: str) -> None:
 
 def test_every_preset_is_offered(run: Run) -> None:
     assert get_args(get_type_hints(train_command.TrainOptions)["preset"]) == tuple(presets())
-    assert "{pocket,colab,h100}" in run("train", "--help")[1]
+    assert "{pocket,colab,h100,460m}" in run("train", "--help")[1]
 
 
 @pytest.mark.parametrize(
@@ -355,6 +355,15 @@ def test_evaluate_writes_scores_and_pictures(run: Run, directory: Path, tmp_path
     assert "multiple choice" in written
     assert "captions, unseen" in out and written["captions"]["kinds"]["charts"]["total"] == 3
     assert Image.open(sheet).width > 1000
+
+
+@pytest.mark.parametrize("protocol", ["exact", "vqa", "letter", "lenient", "likelihood"])
+def test_evaluate_scores_by_the_protocol_that_is_asked_for(run: Run, directory: Path, protocol: str) -> None:
+    status, out, _ = run("evaluate", "--model", directory, "--subsets", "shapes", "--size", 3, "--protocol", protocol)
+    assert status == 0
+    by_options = protocol not in ("exact", "vqa")
+    assert (f"multiple choice by {protocol}, test" in out) == by_options
+    assert ("shapes, test" in out) != by_options
 
 
 def test_train_ends_with_the_proof(run: Run, tmp_path: Path, monkeypatch) -> None:

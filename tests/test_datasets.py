@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from nanovlm.assets import asset_path
 from nanovlm.config import LMConfig, ProjectorConfig, ViTConfig, VLMConfig
-from nanovlm.data.datasets import Skipped, VQADataset
+from nanovlm.data.datasets import Skipped, VQADataset, messages_of
 from nanovlm.data.processors import ImageProcessor
 from nanovlm.data.thimble import Thimble
+from nanovlm.data.thimble.parquet import write_parquet
 from tests.tiny_tokenizer import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -234,3 +236,49 @@ def test_the_thimble_goes_through():
     for item, raw in zip(samples, Thimble("shapes", "train", 8, image_size=16), strict=True):
         learned = TOKENIZER.decode(item["targets"][item["targets"] >= 0], False)
         assert learned == "".join(turn["assistant"] + "<|end|>" for turn in raw["texts"])
+
+
+def rated(ratings, name="visual_dependency"):
+    return {**sample(len(ratings)), f"{name}_ratings": ratings}
+
+
+@given(st.lists(st.one_of(st.none(), st.integers(1, 5)), min_size=1, max_size=6), st.integers(1, 6))
+def test_turns_below_a_rating_go_question_and_answer(ratings, lowest):
+    kept = [i for i, rating in enumerate(ratings) if rating is None or rating >= lowest]
+    if not kept:
+        with pytest.raises(ValueError, match="rated high enough"):
+            messages_of(rated(ratings), {"visual_dependency": lowest})
+        return
+    messages = messages_of(rated(ratings), {"visual_dependency": lowest})
+    assert [m["content"] for m in messages] == [f"{word} {i}{end}" for i in kept for word, end in PAIRS]
+    assert [m["role"] for m in messages] == ["user", "assistant"] * len(kept)
+
+
+PAIRS = (("What is", "?"), ("answer", ""))
+
+
+def test_ratings_that_are_not_asked_for_or_not_there_change_nothing():
+    everything = messages_of(sample(3))
+    assert messages_of(rated([1, 1, 1]), {"relevance": 5}) == everything
+    assert messages_of(rated([1, 1, 1])) == everything
+    assert messages_of({**sample(3), "relevance_ratings": None}, {"relevance": 5}) == everything
+
+
+def test_ratings_that_do_not_fit_the_turns_skip_the_sample():
+    data = VQADataset([rated([5, 5, 5]) | sample(2)], TOKENIZER, PROCESSOR, vlm_config(), min_ratings={"relevance": 2})
+    assert not isinstance(data[0], Skipped)  # another rating than the one that is asked for
+    data = VQADataset(
+        [rated([5, 5, 5]) | sample(2)], TOKENIZER, PROCESSOR, vlm_config(), None, {"visual_dependency": 2}
+    )
+    assert "2 turns but 3 ratings of visual_dependency" in data[0].reason
+    with pytest.raises(ValueError, match="no rating called beauty"):
+        VQADataset([], TOKENIZER, PROCESSOR, vlm_config(), min_ratings={"beauty": 2})
+
+
+def test_the_sample_tables_that_ship_are_what_their_command_makes(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for path in write_parquet(tmp_path):
+        shipped = asset_path(f"samples/{path.name}")
+        assert parquet.read_table(shipped).to_pylist() == parquet.read_table(path).to_pylist()
+        data = VQADataset(parquet.read_table(shipped).to_pylist(), TOKENIZER, PROCESSOR, vlm_config())
+        assert len(data) == 3 and not any(isinstance(data[i], Skipped) for i in range(3))

@@ -168,8 +168,8 @@ rows = st.fixed_dictionaries(
 
 @fuzz
 @given(things | rows, st.booleans())
-def test_a_row_of_data_is_an_item_or_skipped_with_a_reason(row, in_front):
-    samples = VQADataset([row], TOKENIZER, ImageProcessor(16), vlm_config(in_front), 64)
+def test_a_row_of_data_is_an_item_or_skipped_with_a_reason(row, num_prefix):
+    samples = VQADataset([row], TOKENIZER, ImageProcessor(16), vlm_config(num_prefix), 64)
     item = samples[0]  # nothing is raised
     assert isinstance(item, dict) or (item.reason and "\n" not in item.reason and len(item.reason) < 1000)
 

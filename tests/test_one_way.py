@@ -68,6 +68,7 @@ def test_a_picture_enters_each_module_at_most_twice_on_its_way_to_an_answer() ->
         "inference.prompts",
         "data.processors",
         "data.pictures",
+        "pixels",
         "models.vision_language_model",
         "models.vision_transformer",
     ]
@@ -87,6 +88,7 @@ def test_a_training_sample_enters_each_module_once() -> None:
         "data.datasets",
         "data.processors",
         "data.pictures",
+        "pixels",
         "data.collators",
         "training.step",
         "models.vision_language_model",

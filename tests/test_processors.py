@@ -310,13 +310,6 @@ def test_a_transparent_grey_of_16_bits():
     assert [rgb.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (30, 30, 30)]
 
 
-def test_too_much_metadata_is_named_and_not_called_damage():
-    text = (b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2_000_000)))
-    with pytest.raises(ValueError, match="more metadata than Pillow reads"):
-        open_image(png(1, 1, bytes(4), extra=[text]))
-    assert open_image(png(1, 1, bytes(4), extra=[(b"tEXt", b"Comment\0" + b"x" * 900_000)])).size == (1, 1)
-
-
 def test_wrong_places_get_one_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No such picture: .*nowhere\.png"):
         open_image(tmp_path / "nowhere.png")

@@ -25,10 +25,18 @@ class BenchOptions:
     compile: bool = True  # also try torch.compile, on both sides
     growth: bool = False  # also measure how time grows with batch and length, and memory over 1,000 steps
     json: Path | None = None  # write all measurements to this file
+    preset: Literal["pocket", "colab", "h100", "460m"] | None = None  # instead: train so, for --steps
+    ladder: bool = False  # with --preset: workers, uint8, bfloat16, compile, packing, one after the other
+    steps: int = 100
+    loader: bool = False  # instead: pictures a second on one core, beside plain PIL
+    gpu_report: Path | None = None  # instead: all that a GPU has to show, in this file, within seven minutes
+    small: bool = False  # of these three: a tiny model and few steps, to see them work
 
 
 def main(arguments: Sequence[str]) -> None:
     options = parse(BenchOptions, "bench", arguments)
+    if options.gpu_report or options.loader or options.preset:
+        return full_run(options)
     from nanovlm.bench.report import table
     from nanovlm.bench.run import run_bench
     from nanovlm.commands import report
@@ -40,3 +48,32 @@ def main(arguments: Sequence[str]) -> None:
     if options.json:
         write_json(results, options.json)
         print(f"\nmeasurements   {options.json}")
+
+
+def full_run(options: BenchOptions) -> None:
+    """The measurements of `nanovlm.bench.full_run`: they are of this package alone, on whatever device is there."""
+    from nanovlm.bench.full_run import ladder, measure_loader, measure_steps, table
+    from nanovlm.bench.gpu_report import gpu_report
+    from nanovlm.commands import report
+    from nanovlm.config import presets
+    from nanovlm.files import write_json
+
+    file = options.gpu_report or options.json
+    report.check_output(file, ".json")
+    if options.gpu_report:
+        results = gpu_report(options.small)
+        print("\n" + table(results["ladder"]))
+    elif options.loader:
+        results = measure_loader(presets()[options.preset or "h100"].vlm)
+        print("\n".join(f"{name.replace('_', ' '):22}{value:,.2f}" for name, value in results.items()))
+    else:
+        steps, warmup = (2, 1) if options.small else (options.steps, 10)
+        if options.ladder:
+            made = ladder(options.preset, steps, warmup, options.small)
+        else:
+            made = [measure_steps(options.preset, steps=steps, warmup=warmup, small=options.small)]
+        results = {"ladder": made}
+        print(table(made))
+    if file:
+        write_json(results, file)
+        print(f"\nmeasurements   {file}")

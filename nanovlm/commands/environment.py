@@ -72,21 +72,6 @@ def python() -> Finding:
     return Finding("Python", found, "problem", f"Make an environment with Python {'.'.join(map(str, OLDEST_PYTHON))}+.")
 
 
-def processor() -> str:
-    """The processor's name and cores, and torch's version: what a measurement has to say of where it was made."""
-    import torch
-
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass  # not Linux: what platform knows will do
-    if torch.cuda.is_available():
-        name = f"{torch.cuda.get_device_name()}, {name}"
-    return f"{name}, {os.cpu_count()} cores, torch {torch.__version__.split('+')[0]}"
-
-
 def machine() -> Finding:
     return Finding("machine", f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores")
 

@@ -22,6 +22,10 @@ class EvaluateOptions:
     subsets: tuple[Literal["shapes", "charts", "glyphs"], ...] = ("shapes", "charts", "glyphs")
     split: Literal["val", "test", "unseen"] = "test"  # unseen: things that no training picture shows
     size: int = 400  # pictures per subset
+    # how an answer is scored. exact: the text and nothing else. vqa: after VQA's normalisation. The others ask
+    # SIZE questions with options, in MMStar's schema: letter, the letter alone; lenient, nanoVLM v0.1's regex;
+    # likelihood, the option that is most probable as an answer
+    protocol: Literal["exact", "vqa", "letter", "lenient", "likelihood"] = "exact"
     # also ask with options A to D, in MMStar's schema: SIZE questions in all, about every subset; a model has to have
     # learnt such questions (the subset choice of train), and pocket has not
     multiple_choice: bool = False
@@ -48,7 +52,11 @@ def main(arguments: Sequence[str]) -> None:
     report.check_output(options.json, ".json")
     report.check_output(options.sheet, ".png")
     model = load_model(options.model)
-    scores = report.score_thimble(model, options.subsets, options.split, options.size, options.batch_size)
+    if options.protocol in report.CHOICE_TITLES:
+        scores = report.score_choice(model, options.protocol, options.split, options.size, options.batch_size)
+    else:
+        right = report.RULES[options.protocol]
+        scores = report.score_thimble(model, options.subsets, options.split, options.size, options.batch_size, right)
     extras = [name for name, wanted in (("choice", options.multiple_choice), ("captions", options.captions)) if wanted]
     extra = report.score_extras(model, extras, options.split, options.size, options.batch_size)
     print("\n\n".join(report.tables({**scores, **extra}, options.split)))

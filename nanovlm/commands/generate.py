@@ -9,11 +9,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import UseAppendAction
 
 from nanovlm.commands.options import parse
+
+if TYPE_CHECKING:
+    from nanovlm.models.vision_language_model import VisionLanguageModel
 
 SAMPLE_PICTURE = "pictures/shapes.png"
 
@@ -33,9 +36,14 @@ class GenerateOptions:
     temperature: float | None = None  # 0: the most likely token; None: 0.5, or 0 where there is one answer
     top_k: int | None = None  # draw from the k most likely tokens
     top_p: float | None = None  # draw from the fewest tokens that together have this probability
+    min_p: float | None = None  # draw from tokens that have at least this share of the likeliest one's probability
+    repetition_penalty: float = 1.0  # above 1: what the answer has said already becomes less likely
     num_beams: int = 1
+    choices: Annotated[tuple[str, ...], UseAppendAction] = ()  # an allowed answer; repeat it for each of them
+    stop: Annotated[tuple[str, ...], UseAppendAction] = ()  # the answer ends in front of this text; may be repeated
     max_new_tokens: int = 64
-    seed: int | None = None  # the same draw every time
+    draft_blocks: int | None = None  # speculative decoding: so many blocks of the decoder guess, the whole of it checks
+    seed: int | None = None  # the same draw every time, whatever the batch size
     stream: bool = False  # write the answer as it comes
     batch: str | None = None  # a folder of pictures, or a pattern such as "photos/*.jpg"
     batch_size: int = 32  # pictures of --batch that are answered together
@@ -48,7 +56,16 @@ class GenerateOptions:
             raise ValueError("--out is for the answers of --batch.")
         if self.stream and (self.generations or 1) > 1:
             raise ValueError("--stream writes one answer as it comes: leave --generations out, or --stream.")
-        most_likely = self.stream or self.num_beams > 1 or self.temperature == 0 or self.batch is not None
+        drafted = self.draft_blocks is not None
+        if drafted and (self.stream or self.batch is not None or self.num_beams > 1 or self.choices or self.stop):
+            raise ValueError(
+                "--draft-blocks writes one answer: leave --stream, --batch, --num-beams, --choices, --stop."
+            )
+        if drafted and (self.top_k or self.top_p or self.min_p or self.repetition_penalty != 1):
+            raise ValueError("--draft-blocks draws at a temperature and nothing else: leave the filters out.")
+        if drafted and (self.generations or 1) > 1:
+            raise ValueError("--draft-blocks writes one answer: leave --generations out.")
+        most_likely = drafted or self.stream or self.num_beams > 1 or self.temperature == 0 or self.batch is not None
         if self.generations is None:
             self.generations = 1 if most_likely else 5
         if self.temperature is None:
@@ -61,6 +78,10 @@ class GenerateOptions:
             "temperature": self.temperature,
             "top_k": self.top_k,
             "top_p": self.top_p,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+            "choices": self.choices,
+            "stop": self.stop,
             "num_beams": self.num_beams,
             "max_new_tokens": self.max_new_tokens,
             "seed": self.seed,
@@ -91,13 +112,34 @@ def ask(options: GenerateOptions) -> None:
         ask_model(on_text=write)
         print()
         return
-    answers = ask_model()
+    answers = ask_model() if options.draft_blocks is None else speculate(model, options, pictures)
     print(asked)
     if isinstance(answers, str):
         print(answers)
         return
     for answer, times in Counter(answers).most_common():
         print(f"{times} of {len(answers)}: {answer}")
+
+
+def speculate(model: VisionLanguageModel, options: Options, pictures: Sequence[Path]) -> str:
+    """One answer; how many passes of the whole decoder it took goes to standard error."""
+    from nanovlm.inference.prompts import prepare_prompts
+    from nanovlm.inference.speculative import early_exit, generate_speculatively
+
+    batch = prepare_prompts(model, [options.prompt], [list(pictures)])
+    found = generate_speculatively(
+        model,
+        early_exit(model.decoder, options.draft_blocks or 0),
+        batch["input_ids"],
+        batch["images"],
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature or 0.0,
+        seed=options.seed,
+    )
+    complain(
+        f"{found.tokens.shape[1]} tokens, {found.passes} passes; {found.accepted} of {found.proposed} guesses kept"
+    )
+    return model.tokenizer.decode(found.tokens[0].tolist()).strip()
 
 
 def write(piece: str) -> None:

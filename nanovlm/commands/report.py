@@ -2,33 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanovlm.data.thimble import SUBSETS, Thimble, chance, multiple_choice_sample
-from nanovlm.evaluation.scores import Evaluation, Question, evaluate, evaluate_captions, evaluate_multiple_choice
+from nanovlm.evaluation.answers import same_answer
+from nanovlm.evaluation.multiple_choice import evaluate_choice
+from nanovlm.evaluation.scores import (
+    Evaluation,
+    Question,
+    evaluate,
+    evaluate_captions,
+    evaluate_multiple_choice,
+    exact,
+)
 from nanovlm.viz.contact_sheet import AnsweredPicture, contact_sheet
 
 if TYPE_CHECKING:
     from nanovlm.models.vision_language_model import VisionLanguageModel
 
 COLUMNS = 4
-FLAT_CHANCE = {"multiple choice": 0.25, "captions": 0.0}  # the same for every kind
+RULES = {"exact": exact, "vqa": same_answer}  # protocols that ask for the answer itself
+CHOICE_TITLES = {name: f"multiple choice by {name}" for name in ("letter", "lenient", "likelihood")}
+# The same for every kind.
+FLAT_CHANCE = {"multiple choice": 0.25, "captions": 0.0, **dict.fromkeys(CHOICE_TITLES.values(), 0.25)}
 MISTAKES = 4  # shown at most, after the answers that were not chosen
 
 
 def score_thimble(
-    model: VisionLanguageModel, subsets: Sequence[str], split: str, size: int, batch_size: int = 128
+    model: VisionLanguageModel,
+    subsets: Sequence[str],
+    split: str,
+    size: int,
+    batch_size: int = 128,
+    right: Callable[[str, str], bool] = exact,
 ) -> dict[str, Evaluation]:
     """subset -> its scores on `size` pictures of a split, blind scores included."""
     side = model.config.vision.image_size
     scores = {}
     for subset in subsets:
         samples = Thimble(subset, split, size, image_size=side)
-        scores[subset] = evaluate(model, [samples[i] for i in range(size)], batch_size=batch_size)
+        scores[subset] = evaluate(model, [samples[i] for i in range(size)], batch_size=batch_size, right=right)
     return scores
+
+
+def score_choice(
+    model: VisionLanguageModel, protocol: str, split: str, size: int, batch_size: int = 128
+) -> dict[str, Evaluation]:
+    """`size` questions with four options by one protocol of multiple_choice.py, under a title that names it."""
+    side = model.config.vision.image_size
+    samples = [multiple_choice_sample(index, split, image_size=side) for index in range(size)]
+    return {CHOICE_TITLES[protocol]: evaluate_choice(model, samples, protocol, batch_size=batch_size)}
 
 
 def score_multiple_choice(model: VisionLanguageModel, split: str, size: int, batch_size: int = 128) -> Evaluation:

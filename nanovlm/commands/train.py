@@ -23,17 +23,22 @@ class TrainOptions:
     """Train a model.
 
     pocket: from random weights on the Thimble, in minutes on a laptop, with no network. colab and h100: SigLIP and
-    SmolLM2 joined, on the_cauldron, which is fetched from the Hugging Face Hub. The defaults below are those of the
-    preset that you name. --model goes on from a trained model instead, with this recipe and a new schedule.
+    SmolLM2 joined, on the_cauldron, which is fetched from the Hugging Face Hub. 460m: larger ones, with tiles, on
+    FineVision. The defaults below are those of the preset that you name. --model goes on from a trained model instead,
+    with this recipe and a new schedule.
     """
 
     recipe: TrainConfig
-    preset: Literal["pocket", "colab", "h100"] = "pocket"
+    preset: Literal["pocket", "colab", "h100", "460m"] = "pocket"
     model: str | None = None  # a model directory or a Hub id to start from; None: what the preset starts from
+    estimate: bool = False  # say what this run will take, and stop
+    machine: str = "this CPU"  # of --estimate: as in `nanovlm plan --help`
 
 
 def main(arguments: Sequence[str]) -> int:
     options = parse(TrainOptions, "train", arguments, default=default_options(arguments))
+    if options.estimate:
+        return estimate(options)
     import torch
 
     from nanovlm.commands.models import find_model
@@ -62,6 +67,20 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def estimate(options: TrainOptions) -> int:
+    from nanovlm.commands.models import find_model
+    from nanovlm.config import VLMConfig
+    from nanovlm.files import read_json
+    from nanovlm.training.plan import find_machine, plan
+
+    config = presets()[options.preset].vlm
+    if options.model is not None:
+        config = VLMConfig.from_dict(read_json(Path(find_model(options.model)) / "config.json"))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    print(plan(config, options.recipe, find_machine(options.machine), world))
+    return 0
+
+
 def default_options(arguments: Sequence[str]) -> TrainOptions:
     """The preset has to be known before the other options: their defaults are its recipe."""
     import argparse
@@ -82,9 +101,9 @@ def examine(run: Run, options: TrainOptions) -> None:
     from pathlib import Path
 
     from nanovlm.commands import report
-    from nanovlm.commands.environment import processor
     from nanovlm.commands.models import find_model, load_model
     from nanovlm.data.thimble import SUBSETS
+    from nanovlm.device import processor
     from nanovlm.files import write_json
 
     names = options.recipe.dataset_names

@@ -7,14 +7,16 @@ import math
 import os
 import signal
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from nanovlm.data.collators import Batch
 from nanovlm.data.datasets import Skipped, VQADataset
+from nanovlm.data.streaming import Position, RawBatch, StreamReader, read_ahead
 
 Collate = Callable[[Sequence[Any]], Batch]
 MAX_TRIES = 1000  # samples that may fail one after the other before the data are called unusable
@@ -51,29 +53,56 @@ class BatchOrder:
         return math.ceil(len(self.indices) / self.batch_size)
 
     def batch_indices(self, batch: int) -> list[int]:
-        places = range(batch * self.batch_size, (batch + 1) * self.batch_size)
-        return [int(self._permuted(place // len(self.indices))[place % len(self.indices)]) for place in places]
+        return self.samples(batch * self.batch_size, self.batch_size)
+
+    def samples(self, first: int, count: int) -> list[int]:
+        """Those at the places first … first + count - 1 of all epochs laid end to end."""
+        size = len(self.indices)
+        return [int(self._permuted(place // size)[place % size]) for place in range(first, first + count)]
 
     def _permuted(self, epoch: int) -> torch.Tensor:
         if not self.shuffle:
             return self.indices
         if self._epoch[0] != epoch:
+            members = self._members(epoch)
             generator = torch.Generator().manual_seed(self.seed + 1_000_003 * epoch)
-            self._epoch = epoch, self.indices[torch.randperm(len(self.indices), generator=generator)]
+            self._epoch = epoch, members[torch.randperm(len(members), generator=generator)]
         return self._epoch[1]
 
-    def substitutes(self, batch: int, place: int) -> Iterator[int]:
-        """Samples to try when the one at `place` of a batch is bad: all others once, in jumps that spread them."""
+    def _members(self, epoch: int) -> torch.Tensor:
+        return self.indices
+
+    def substitutes(self, place: int) -> Iterator[int]:
+        """Samples to try when the one at `place` is bad: all others once, in jumps that spread them."""
         size = len(self.indices)
         jump = max(1, int(0.618 * size))
         while math.gcd(jump, size) != 1:
             jump += 1
-        start = batch * self.batch_size + place
-        return (int(self.indices[(start + k * jump) % size]) for k in range(1, min(size, MAX_TRIES)))
+        return (int(self.indices[(place + k * jump) % size]) for k in range(1, min(size, MAX_TRIES)))
+
+
+class WeightedOrder(BatchOrder):
+    """An epoch is as long, but each subset has its share of it by weight: a heavy one comes around more than once, a
+    light one shows another part of itself each time.
+
+    Args:
+        subsets: the samples of each subset, disjoint.
+    """
+
+    def __init__(self, subsets: Sequence[torch.Tensor], weights: Sequence[float], batch_size: int, seed: int) -> None:
+        super().__init__(torch.cat(list(subsets)), batch_size, seed)
+        total, size = sum(weights), len(self.indices)
+        ends = [round(size * sum(weights[: n + 1]) / total) for n in range(len(weights))]
+        self.counts = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+        self.subsets = [BatchOrder(indices, 1, seed + n) for n, indices in enumerate(subsets)]
+
+    def _members(self, epoch: int) -> torch.Tensor:
+        drawn = [own.samples(epoch * count, count) for own, count in zip(self.subsets, self.counts, strict=True)]
+        return torch.tensor(list(itertools.chain.from_iterable(drawn)))
 
 
 class MapBatches(Dataset):
-    """Batch number n of a data set with random access."""
+    """The batch that begins with the sample at a place of the order, of a data set with random access."""
 
     def __init__(self, dataset: VQADataset, order: BatchOrder, collate: Collate, endless: bool) -> None:
         self.dataset = dataset
@@ -81,13 +110,13 @@ class MapBatches(Dataset):
         self.collate = collate
         self.endless = endless
 
-    def __getitem__(self, batch: int) -> Fetched:
+    def __getitem__(self, first: int) -> Fetched:
         items, skipped = [], []
-        indices = self.order.batch_indices(batch)
+        count = self.order.batch_size
         if not self.endless:  # the last batch ends with the data
-            indices = indices[: len(self.order.indices) - batch * self.order.batch_size]
-        for place, index in enumerate(indices):
-            candidates = itertools.chain([index], self.order.substitutes(batch, place) if self.endless else ())
+            count = min(count, len(self.order.indices) - first)
+        for place, index in enumerate(self.order.samples(first, count), start=first):
+            candidates = itertools.chain([index], self.order.substitutes(place) if self.endless else ())
             for candidate in candidates:
                 item = self.dataset[candidate]
                 if not isinstance(item, Skipped):
@@ -100,58 +129,22 @@ class MapBatches(Dataset):
         return _fetched(items, skipped, self.collate)
 
 
-class StreamBatches(IterableDataset):
-    """Batches of a stream, for ever: every pass over the stream is an epoch.
-
-    Batch number n is fixed for one number of workers and of processes, but to start at n all before it is read again.
-    """
+class StreamBatches(Dataset):
+    """Batches of a stream, which its reader (in the main process) hands over undecoded."""
 
     def __init__(
-        self,
-        stream: Iterable[Any],
-        encode: Callable[[Any, int], Any],
-        collate: Collate,
-        batch_size: int,
-        keep: Callable[[Any], bool],
+        self, reader: StreamReader, encode: Callable[[Any, int], Any], collate: Collate, batch_size: int
     ) -> None:
-        self.stream, self.encode, self.collate, self.batch_size, self.keep = stream, encode, collate, batch_size, keep
-        self.rank, self.stride, self.skip = 0, 1, 0  # this process, of how many, and the batches to drop at first
+        self.reader, self.encode, self.collate, self.batch_size = reader, encode, collate, batch_size
 
-    def __iter__(self) -> Iterator[Fetched]:
-        worker = get_worker_info()
-        worker_id, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        items, skipped, failures = [], [], 0
-        skip = self.skip // num_workers  # the loader drops the remainder
-        for number, sample in enumerate(self._samples()):
-            if number % self.stride != self.rank:
-                continue
-            item = self.encode(sample, number * num_workers + worker_id)
-            if isinstance(item, Skipped):
-                skipped.append(item)
-                failures += 1
-                if failures == MAX_TRIES:
-                    yield Fetched(None, skipped, 0, unusable=True)
-                    return
-                continue
-            failures = 0
-            items.append(item)
-            if len(items) == self.batch_size:
-                if skip == 0:
-                    yield _fetched(items, skipped, self.collate)
-                skip = max(0, skip - 1)
-                items, skipped = [], []
+    def __getitem__(self, raw: RawBatch) -> Fetched:
+        """A bad sample leaves its batch one shorter."""
+        items = [self.encode(sample, number) for sample, number in zip(*raw, strict=True)]
+        skipped = [item for item in items if isinstance(item, Skipped)]
+        return _fetched([item for item in items if not isinstance(item, Skipped)], skipped, self.collate)
 
-    def _samples(self) -> Iterator[Any]:
-        for epoch in itertools.count():
-            if hasattr(self.stream, "set_epoch"):
-                self.stream.set_epoch(epoch)
-            empty = True
-            for sample in self.stream:
-                if self.keep(sample):
-                    empty = False
-                    yield sample
-            if empty:
-                return
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "reader": None}  # workers need none
 
 
 class Loader:
@@ -160,6 +153,7 @@ class Loader:
     Attributes:
         skipped: every sample that could not be used, once each, with its reason.
         num_truncated: how often a sample was cut to max_length.
+        position: of a stream, behind the batches given so far in all processes; else None.
 
     Raises, while iterating: ValueError if sample after sample is unusable.
     """
@@ -169,9 +163,11 @@ class Loader:
         self.num_workers = num_workers
         self.skipped: list[Skipped] = []
         self.num_truncated = 0
+        self.position: Position | None = None
         self._seen: set[int] = set()
-        self._start, self._stride = 0, 1
-        self._numbers = _Numbers()
+        self._failures = 0  # samples of a stream that could not be used, since the last one that could
+        self._start, self._rank, self._world = 0, 0, 1
+        self._places = _Places()
         self._loader: DataLoader | None = None
 
     def __len__(self) -> int:
@@ -180,24 +176,28 @@ class Loader:
             raise TypeError("A stream does not know its length: set the number of training steps instead.")
         return len(self.batches.order)
 
-    def set_start(self, batch: int, stride: int = 1) -> None:
-        """Let the next iteration give batches batch, batch + stride, batch + 2 stride …; stride is for processes that
-        share the data, each with its own start."""
-        self._start, self._stride = batch, stride
+    def set_start(self, samples: int, rank: int = 0, world: int = 1, position: Position | None = None) -> None:
+        """Let the next iteration begin behind so many samples, and take the batches that are `rank`'s of `world`.
+
+        position: of a stream, what `position` was there. Without it the samples are read and dropped.
+        """
+        self._start, self._rank, self._world = samples, rank, world
+        if isinstance(self.batches, StreamBatches):
+            self.batches.reader.go_to(position or self.batches.reader.beginning)
+            if samples and position is None:
+                self.batches.reader.skip(samples)
+            self.position = self.batches.reader.position()
 
     def __iter__(self) -> Iterator[Batch]:
-        is_stream = isinstance(self.batches, StreamBatches)
-        fetched = iter(self._data_loader())
-        # Workers of a stream take turns: they dropped whole rounds, this is what remains.
-        rest = self.batches.skip % max(self.num_workers, 1) if is_stream else 0
-        for one in itertools.islice(fetched, rest, None):
-            self._count(one)
-            if one.batch is not None:
-                yield one.batch
-        if is_stream:
-            raise ValueError("The stream holds no sample to train on beside those held out for validation (val_size).")
+        positions: deque[Position] = deque()
+        for fetched in self._data_loader(positions):
+            if positions:
+                self.position = positions.popleft()
+            self._count(fetched)
+            if fetched.batch is not None:
+                yield fetched.batch
 
-    def _data_loader(self) -> DataLoader:
+    def _data_loader(self, positions: deque[Position]) -> DataLoader:
         options: dict[str, Any] = {
             "batch_size": None,
             "collate_fn": _as_it_is,
@@ -207,16 +207,18 @@ class Loader:
             "generator": torch.Generator().manual_seed(0),  # else every pass would draw from the global generator
         }
         if isinstance(self.batches, StreamBatches):
-            self.batches.rank, self.batches.stride = self._start % self._stride, self._stride
-            self.batches.skip = self._start // self._stride
-            return DataLoader(self.batches, **options)
+            self.batches.reader.go_to(self.position or self.batches.reader.beginning)
+            read = read_ahead(self.batches.reader.batches(self.batches.batch_size, self._rank, self._world))
+            return DataLoader(self.batches, sampler=_Noted(read, positions), **options)
+        size = self.batches.order.batch_size
+        start, step = self._start + self._rank * size, self._world * size
         endless = self.batches.endless
-        self._numbers.numbers = (
-            itertools.count(self._start, self._stride) if endless else range(self._start, len(self), self._stride)
+        self._places.places = (
+            itertools.count(start, step) if endless else range(start, len(self.batches.order.indices), step)
         )
         if self._loader is None:  # workers stay from one pass to the next
             self._loader = DataLoader(
-                self.batches, sampler=self._numbers, persistent_workers=self.num_workers > 0, **options
+                self.batches, sampler=self._places, persistent_workers=self.num_workers > 0, **options
             )
         return self._loader
 
@@ -228,19 +230,36 @@ class Loader:
                 if len(self.skipped) == 1:
                     warnings.warn(f"Skipped {skipped}. Others will only be counted.", stacklevel=3)
         self.num_truncated += fetched.truncated
+        if isinstance(self.batches, StreamBatches):
+            self._failures = 0 if fetched.batch is not None else self._failures + len(fetched.skipped)
+            # Samples that come again are no others: of a small stream one pass tells.
+            again = fetched.batch is None and self.batches.reader.passes > 1 and self._failures >= len(self._seen)
+            fetched = fetched._replace(unusable=self._failures >= MAX_TRIES or again)
         if fetched.unusable:
             reasons = "; ".join(map(str, fetched.skipped[:3])) or "there is none"
             raise ValueError(f"Not one usable sample among the last {len(fetched.skipped)} of the data: {reasons}.")
 
 
-class _Numbers:
-    """Batch numbers as a sampler, read anew at every pass."""
+class _Places:
+    """Places of an order as a sampler, read anew at every pass."""
 
     def __init__(self) -> None:
-        self.numbers: Iterable[int] = ()
+        self.places: Iterable[int] = ()
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.numbers)
+        return iter(self.places)
+
+
+class _Noted:
+    """A stream's batches as a sampler; the positions behind them are kept until the batches come back encoded."""
+
+    def __init__(self, read: Iterator[tuple[RawBatch, Position]], positions: deque[Position]) -> None:
+        self.read, self.positions = read, positions
+
+    def __iter__(self) -> Iterator[RawBatch]:
+        for raw, position in self.read:
+            self.positions.append(position)
+            yield raw
 
 
 def _fetched(items: list[Any], skipped: list[Skipped], collate: Collate) -> Fetched:

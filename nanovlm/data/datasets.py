@@ -33,6 +33,10 @@ DAMAGED = (
 )
 PICTURES = (Image.Image, np.ndarray, bytes, bytearray, str, os.PathLike, Mapping)
 
+# FineVision (Wiedmann et al., 2025, arXiv:2510.17269) rates each turn from 1 to 5 in four ways, in a column
+# "<name>_ratings": a list with one rating a turn, None where a turn was not rated.
+RATINGS = ("relevance", "image_correspondence", "visual_dependency", "formatting")
+
 
 @dataclass(frozen=True)
 class Skipped:
@@ -59,6 +63,7 @@ class _Samples(Dataset):
     """What both data sets share: samples by index, and bad ones turned into `Skipped`."""
 
     columns: tuple[str, ...] = ()
+    raw_pixels = False
 
     def __init__(
         self, dataset: Any, tokenizer: ChatTokenizer, image_processor: ImageProcessor, vlm_cfg: VLMConfig
@@ -67,6 +72,7 @@ class _Samples(Dataset):
         self.dataset = dataset
         self.tokenizer = tokenizer
         self.image_processor = image_processor
+        self.vocab_size = vlm_cfg.language.vocab_size
         self.prompt_format = vlm_cfg.prompt_format
         self.num_prefix_tokens = vlm_cfg.num_image_tokens if vlm_cfg.image_token_id is None else 0
         self.num_placeholders = 0 if self.num_prefix_tokens else vlm_cfg.num_image_tokens
@@ -109,14 +115,17 @@ class _Samples(Dataset):
 
     def _prepare(self, images: Sequence[Any]) -> tuple[torch.Tensor, list[str] | None]:
         """Pixels, and what stands for each picture in the text (how it is cut into tiles decides that)."""
-        return self.image_processor.prepare(images, self.tokenizer.image_token, self.num_placeholders)
+        return self.image_processor.prepare(
+            images, self.tokenizer.image_token, self.num_placeholders, raw=self.raw_pixels
+        )
 
 
 class VQADataset(_Samples):
     """Pictures and conversations in the_cauldron's schema -> ids, targets and pixels.
 
-    A sample is {"images": [picture, …], "texts": [{"user": str, "assistant": str, …}, …]} with any number of pictures.
-    All turns are used; only the answers and the tokens that end them are supervised.
+    A sample is {"images": [picture, …], "texts": [{"user": str, "assistant": str, …}, …]} with any number of pictures,
+    and in FineVision's schema ratings beside them. All turns are used, but for those that are rated below a minimum;
+    only the answers and the tokens that end them are supervised.
 
     An item is {"input_ids" [T], "targets" [T], "images" [P, 3, H, W], "index", "num_supervised", "truncated"}, with
     P counting tiles where pictures are cut, and T <= max_length less the image tokens that the model puts in front. A
@@ -125,6 +134,9 @@ class VQADataset(_Samples):
 
     Args:
         dataset: anything with len() and [index]: a `datasets.Dataset`, a `Thimble`, a list.
+        min_ratings: see `messages_of`.
+        max_pictures: skip a sample that has more, tiles counted: memory for pictures knows no rows.
+        raw_pixels: leave pixels uint8 where they can be: a quarter of the bytes; the model scales them.
     """
 
     columns = ("images", "texts")
@@ -136,8 +148,16 @@ class VQADataset(_Samples):
         image_processor: ImageProcessor,
         vlm_cfg: VLMConfig,
         max_length: int | None = None,
+        min_ratings: Mapping[str, int] | None = None,
+        raw_pixels: bool = False,
+        max_pictures: int | None = None,
     ) -> None:
         super().__init__(dataset, tokenizer, image_processor, vlm_cfg)
+        self.min_ratings = dict(min_ratings or {})
+        if unknown := sorted(set(self.min_ratings) - set(RATINGS)):
+            raise ValueError(f"There is no rating called {', '.join(unknown)}; there are {', '.join(RATINGS)}.")
+        self.raw_pixels = raw_pixels
+        self.max_pictures = max_pictures
         self.max_tokens = None if max_length is None else max_length - self.num_prefix_tokens
         if self.max_tokens is not None and self.max_tokens < 2:
             raise ValueError(
@@ -148,13 +168,17 @@ class VQADataset(_Samples):
         images = pictures_of(sample["images"])
         self._check_pictures(images)
         pixels, image_texts = self._prepare(images)
+        if self.max_pictures is not None and len(pixels) > self.max_pictures:
+            raise ValueError(f"it has {len(pixels)} pictures or tiles, more than max_pictures {self.max_pictures}")
         ids, supervised = self.tokenizer.encode_chat(
-            messages_of(sample["texts"]),
+            messages_of(sample, self.min_ratings),
             num_images=len(images),
             num_image_tokens=self.num_placeholders,
             prompt_format=self.prompt_format,
             image_texts=image_texts,
         )
+        if max(ids) >= self.vocab_size:  # here, where the ids are at hand: a GPU would have to be waited for
+            raise ValueError(f"token id {max(ids)} is outside the model's vocabulary of {self.vocab_size}")
         truncated = self.max_tokens is not None and len(ids) > self.max_tokens
         if truncated:
             if self.num_placeholders and self.tokenizer.image_token_id in ids[self.max_tokens :]:
@@ -209,26 +233,42 @@ def rows_of(column: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     return [{key: values[i] if values else None for key, values in column.items()} for i in range(length)]
 
 
-def messages_of(texts: Any) -> list[dict[str, str]]:
-    """The turns of a sample (a list, one alone, or a struct of lists) -> chat messages.
+def messages_of(sample: Mapping[str, Any], min_ratings: Mapping[str, int] | None = None) -> list[dict[str, str]]:
+    """The turns of a sample (a list, one alone, or a struct of lists) -> chat messages, question and answer in turn.
 
-    Raises: ValueError if there is none, or one lacks question or answer.
+    Args:
+        min_ratings: name of a rating -> the lowest value to keep, as in {"visual_dependency": 3}. A turn is left out,
+            question and answer together, if one of its ratings is lower. A turn without a rating is kept.
+    Raises: ValueError if there is no turn, one lacks its question or answer, ratings and turns differ in number, or no
+        turn is rated high enough.
     """
-    if isinstance(texts, Mapping):
-        texts = rows_of(texts, "texts") if any(isinstance(text, list) for text in texts.values()) else [texts]
-    if not texts:
+    turns = sample["texts"]
+    if isinstance(turns, Mapping):
+        turns = rows_of(turns, "texts") if any(isinstance(text, list) for text in turns.values()) else [turns]
+    if not turns:
         raise ValueError("it has no conversation")
-    if not isinstance(texts, list | tuple):
-        raise ValueError(f"its texts are a list of turns, not {shown(texts)}")
+    if not isinstance(turns, list | tuple):
+        raise ValueError(f"its texts are a list of turns, not {shown(turns)}")
+    keep = [True] * len(turns)
+    for name, lowest in (min_ratings or {}).items():
+        ratings = sample.get(f"{name}_ratings")
+        if ratings is None:
+            continue
+        if len(ratings) != len(turns):
+            raise ValueError(f"it has {len(turns)} turns but {len(ratings)} ratings of {name}")
+        keep = [kept and (rating is None or rating >= lowest) for kept, rating in zip(keep, ratings, strict=True)]
     messages = []
-    for number, turn in enumerate(texts):
+    for number, turn in enumerate(turns):
         if not isinstance(turn, Mapping):
             raise ValueError(f"turn {number} is no question with its answer but {shown(turn)}")
         for role in ("user", "assistant"):
             text = turn.get(role)
             if not isinstance(text, str):
                 raise ValueError(f"turn {number} has no {role} text")
-            messages.append({"role": role, "content": text})
-        if not messages[-1]["content"].strip():  # the token that ends an answer would be all there is to learn
+            if keep[number]:
+                messages.append({"role": role, "content": text})
+        if keep[number] and not messages[-1]["content"].strip():  # only the token that ends an answer could be learnt
             raise ValueError(f"turn {number} has no answer")
+    if not messages:
+        raise ValueError(f"none of its {len(turns)} turns is rated high enough")
     return messages

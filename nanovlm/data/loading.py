@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch.utils.data import ConcatDataset
 
 from nanovlm.config import TrainConfig, VLMConfig
-from nanovlm.data.batches import BatchOrder, Loader, MapBatches, StreamBatches
+from nanovlm.data.batches import BatchOrder, Loader, MapBatches, StreamBatches, WeightedOrder
 from nanovlm.data.chat import ChatTokenizer
 from nanovlm.data.collators import PackingCollator, VQACollator
-from nanovlm.data.datasets import VQADataset, check_columns
+from nanovlm.data.datasets import VQADataset
+from nanovlm.data.own_data import is_own_data, read_own_data
 from nanovlm.data.processors import ImageProcessor
+from nanovlm.data.streaming import Mixture, NotAmong, Source, StreamReader
+from nanovlm.data.subsets import open_subsets, shares
 from nanovlm.data.tiling import make_image_processor
 
-SHUFFLE_BUFFER = 10_000  # samples of a stream, still encoded, among which the next one is drawn
+SPLIT_SEED = 0  # of no run: see split_indices
 
 
 def get_dataloaders(
@@ -31,7 +33,7 @@ def get_dataloaders(
 ) -> tuple[Loader, Loader]:
     """(training loader, validation loader) for a run.
 
-    The training loader is endless; `train_loader.set_start(n)` makes it begin at batch n. The validation loader makes
+    The training loader is endless; `train_loader.set_start(n)` makes it begin at sample n. The validation loader makes
     one pass per iteration. With packing, batch_size samples share fewer rows, so that a step sees the same samples with
     and without it.
 
@@ -48,16 +50,25 @@ def get_dataloaders(
         image_processor=image_processor,
         vlm_cfg=vlm_cfg,
         max_length=train_cfg.max_length,
+        raw_pixels=True,
+        max_pictures=train_cfg.max_pictures,
     )
     if train_cfg.packing:
         collate = PackingCollator(tokenizer.pad_token_id, train_cfg.max_length)
     else:
         collate = VQACollator(tokenizer.pad_token_id)
-    if train_cfg.stream and train_cfg.dataset_path != "thimble":
+    own = is_own_data(Path(train_cfg.dataset_path).expanduser())
+    if train_cfg.stream and train_cfg.dataset_path != "thimble" and not own:
         return _stream_loaders(train_cfg, prepare, collate)
 
-    train, val, train_indices, val_indices = _open_splits(train_cfg, vlm_cfg.vision.image_size)
-    train_order = BatchOrder(train_indices, train_cfg.batch_size, train_cfg.seed)
+    train, val, train_indices, val_indices, weights = _open_splits(train_cfg, vlm_cfg.vision.image_size)
+    if weights:
+        ends = torch.tensor(train.cumulative_sizes)
+        owners = torch.bucketize(train_indices, ends, right=True)
+        subsets = [train_indices[owners == number] for number in range(len(ends))]
+        train_order = WeightedOrder(subsets, weights, train_cfg.batch_size, train_cfg.seed)
+    else:
+        train_order = BatchOrder(train_indices, train_cfg.batch_size, train_cfg.seed)
     val_order = BatchOrder(val_indices, train_cfg.batch_size, train_cfg.seed, shuffle=False)
     return (
         Loader(MapBatches(prepare(train), train_order, collate, endless=True), train_cfg.num_workers),
@@ -65,13 +76,18 @@ def get_dataloaders(
     )
 
 
-def split_indices(size: int, val_ratio: float, cutoff: int | None, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def split_indices(
+    size: int, val_ratio: float, cutoff: int | None, max_val: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Deal `size` samples into training and validation indices: shuffled, cut off, then divided.
+
+    The same samples are held out whatever the run's seed: a run that goes on from another's weights with a new seed
+    must not be validated on what those weights were trained on.
 
     Raises: ValueError if that leaves either side empty.
     """
-    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:cutoff]
-    num_val = max(1, round(val_ratio * len(order)))
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(SPLIT_SEED))[:cutoff]
+    num_val = min(max(1, round(val_ratio * len(order))), max_val or size)
     if num_val >= len(order):
         raise ValueError(
             f"{len(order)} samples cannot be split with val_ratio {val_ratio}: training and validation need one each."
@@ -79,8 +95,11 @@ def split_indices(size: int, val_ratio: float, cutoff: int | None, seed: int) ->
     return order[num_val:], order[:num_val]
 
 
-def _open_splits(train_cfg: TrainConfig, image_size: int) -> tuple[Any, Any, torch.Tensor, torch.Tensor]:
-    """Data with random access: (training data, validation data, the indices of each that take part)."""
+def _open_splits(
+    train_cfg: TrainConfig, image_size: int
+) -> tuple[ConcatDataset, ConcatDataset, torch.Tensor, torch.Tensor, Sequence[float]]:
+    """Data with random access: (training data, validation data, the indices of each that take part, weights of the
+    subsets). No weights: each sample once an epoch, which mixes the subsets in proportion to their sizes."""
     cutoff = train_cfg.data_cutoff_idx
     if train_cfg.dataset_path == "thimble":
         from nanovlm.data.thimble import SUBSETS, Thimble
@@ -94,15 +113,17 @@ def _open_splits(train_cfg: TrainConfig, image_size: int) -> tuple[Any, Any, tor
             for split, size in sizes.items()
         )
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(train_cfg.seed))
-        return train, val, order[:cutoff].sort().values, torch.arange(len(val))
-    data = ConcatDataset(_open_subsets(train_cfg))
-    return data, data, *split_indices(len(data), train_cfg.val_ratio, cutoff, train_cfg.seed)
+        return train, val, order[:cutoff].sort().values, torch.arange(len(val)), train_cfg.dataset_weights
+    path = Path(train_cfg.dataset_path).expanduser()
+    subsets = [] if is_own_data(path) else open_subsets(train_cfg)
+    data = ConcatDataset([subset.data for subset in subsets] or [read_own_data(path)])
+    train_indices, val_indices = split_indices(len(data), train_cfg.val_ratio, cutoff, train_cfg.max_val_samples)
+    weights = shares(subsets) if train_cfg.dataset_weights and subsets else ()
+    return data, data, train_indices, val_indices, weights
 
 
 def _stream_loaders(train_cfg: TrainConfig, prepare: Any, collate: Any) -> tuple[Loader, Loader]:
     """Streams: validation samples are read once, from the start of each subset, and kept out of training by content."""
-    import datasets
-
     size, cutoff = train_cfg.val_size, train_cfg.data_cutoff_idx
     if size < 1:
         raise ValueError(f"A stream needs samples to validate on: val_size is 1 or more, not {size}.")
@@ -111,124 +132,21 @@ def _stream_loaders(train_cfg: TrainConfig, prepare: Any, collate: Any) -> tuple
             f"data_cutoff_idx {cutoff} leaves nothing to train on: of a stream, {size} samples are for validation. "
             "Raise it, or lower val_size."
         )
-    streams = _open_subsets(train_cfg)
-    per_subset = -(-size // len(streams))
-    val = [sample for stream in streams for sample in stream.take(per_subset)]
-    if cutoff is not None:
-        streams = [stream.take(-(-cutoff // len(streams))) for stream in streams]
-    # Subsets take turns; a short one starts again until the longest has been read.
-    stream = datasets.interleave_datasets(streams, stopping_strategy="all_exhausted") if streams[1:] else streams[0]
-    shards = getattr(stream, "num_shards", None) or stream.n_shards
-    stream = stream.shuffle(seed=train_cfg.seed, buffer_size=SHUFFLE_BUFFER)
-    batches = StreamBatches(
-        stream, prepare([]).encode, collate, train_cfg.batch_size, keep=_NotAmong(map(fingerprint, val))
-    )
+    subsets = open_subsets(train_cfg)
+    weights = shares(subsets)
+    per_subset = -(-min(size, train_cfg.max_val_samples) // len(subsets))
+    val = [sample for subset in subsets for sample in subset.data.take(per_subset)]
+    sources = [
+        Source(subset.name, subset.data, weight, cutoff and max(1, math.ceil(cutoff * weight / sum(weights))))
+        for subset, weight in zip(subsets, weights, strict=True)
+    ]
+    reader = StreamReader(Mixture(sources, NotAmong(val)), train_cfg.seed, train_cfg.shuffle_buffer_mb * 1e6)
+    batches = StreamBatches(reader, prepare([]).encode, collate, train_cfg.batch_size)
     val_order = BatchOrder(torch.arange(len(val)), train_cfg.batch_size, train_cfg.seed, shuffle=False)
     return (
-        Loader(batches, min(train_cfg.num_workers, shards)),  # a worker without a shard would have nothing to do
+        Loader(batches, train_cfg.num_workers),
         Loader(MapBatches(prepare(val), val_order, collate, endless=False)),
     )
-
-
-class _NotAmong:
-    def __init__(self, fingerprints: Any) -> None:
-        self.held_out = frozenset(fingerprints)
-
-    def __call__(self, sample: Any) -> bool:
-        return fingerprint(sample) not in self.held_out
-
-
-def fingerprint(sample: Any) -> bytes:
-    """16 bytes that tell a stream's samples apart by their texts and pictures (undecoded, or PIL)."""
-    digest = hashlib.blake2b(repr(sample.get("texts")).encode(), digest_size=16)
-    for image in sample.get("images") or ():
-        if isinstance(image, dict):
-            digest.update(image.get("bytes") or str(image.get("path")).encode())
-        elif isinstance(image, Image.Image):
-            digest.update(image.tobytes())
-        else:  # no picture: the data set will say so
-            digest.update(repr(image).encode())
-    return digest.digest()
-
-
-def _open_subsets(train_cfg: TrainConfig) -> list[Any]:
-    """The subsets as `datasets` objects whose pictures are left undecoded: a bad one then spoils only its sample."""
-    try:
-        import datasets
-    except ImportError:
-        raise ImportError('Reading data sets needs the datasets library: pip install "nanovlm[data]".') from None
-    directory = Path(train_cfg.dataset_path).expanduser()
-    if directory.is_dir():
-        files = _parquet_files(directory, train_cfg.dataset_names)
-        load = [partial(datasets.load_dataset, "parquet", data_files=list(map(str, some))) for some in files]
-    elif train_cfg.dataset_path.startswith((".", "/", "~")) or train_cfg.dataset_path.count("/") > 1:
-        raise FileNotFoundError(f"There is no directory {train_cfg.dataset_path}, and it is no Hub id (owner/name).")
-    else:
-        names: Sequence[str] = train_cfg.dataset_names
-        if names == ("all",):
-            names = _from_hub(
-                train_cfg.dataset_path, partial(datasets.get_dataset_config_names, train_cfg.dataset_path)
-            )
-        load = [partial(datasets.load_dataset, train_cfg.dataset_path, name) for name in names]
-    subsets = []
-    for open_one in load:
-        data = _from_hub(train_cfg.dataset_path, partial(open_one, split="train", streaming=train_cfg.stream))
-        check_columns(data, VQADataset.columns)
-        features = data.features  # a stream may not know them
-        if features is not None:
-            data = data.cast_column("images", undecoded(features["images"]))
-        subsets.append(data)
-    return subsets
-
-
-def _parquet_files(directory: Path, names: Sequence[str]) -> list[list[Path]]:
-    """Per subset, the training files: those of directory/name, or with the name "all" of every folder (or the top)."""
-    folders = sorted({path.relative_to(directory).parts[0] for path in directory.glob("*/**/*.parquet")})
-    if names == ("all",):
-        roots = [directory / folder for folder in folders] or [directory]
-    else:
-        roots = [directory / name for name in names]
-    found = []
-    for root in roots:
-        files = sorted(root.rglob("*.parquet"))
-        if not files:
-            there = (
-                f"it has {', '.join(folders)}"
-                if folders
-                else 'for files that lie in it directly, say dataset_names "all"'
-            )
-            raise FileNotFoundError(f"{root} holds no parquet files; {there}.")
-        found.append([file for file in files if file.name.startswith("train")] or files)
-    return found
-
-
-def _from_hub(path: str, call: Any) -> Any:
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        return call()
-    except (ConnectionError, HfHubHTTPError, TimeoutError) as error:
-        raise ConnectionError(
-            f"{path} is no directory here, and the Hub cannot be reached. Connect to the network once, give a "
-            'directory of parquet files, or train on dataset_path "thimble", which needs no network.'
-        ) from error
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"There is no directory {path}, and the Hub has no data set of that name.") from error
-    except Exception as error:  # the library has an exception type for each of its formats
-        raise ValueError(f"{path} cannot be read as a data set: {str(error).splitlines()[0]}") from error
-
-
-def undecoded(feature: Any) -> Any:
-    """A `datasets` feature like this one, with pictures as {"bytes", "path"}."""
-    import datasets
-
-    if isinstance(feature, datasets.Image):
-        return datasets.Image(decode=False)
-    if isinstance(feature, list):
-        return [undecoded(part) for part in feature]
-    if hasattr(feature, "feature"):  # List, Sequence
-        return type(feature)(undecoded(feature.feature))
-    return feature
 
 
 def _find_tokenizer(vlm_cfg: VLMConfig) -> ChatTokenizer:

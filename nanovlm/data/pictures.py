@@ -30,6 +30,9 @@ BYTES_PER_PIXEL, BYTES_PER_DEEP_PIXEL = 12, 32
 UNDECODED_KEYS = {"bytes", "path"}
 
 
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert a PIL picture of any mode to RGB, as a person would see it on a white page.
 
@@ -119,11 +122,14 @@ def open_image(source: Any, target_size: int | tuple[int, int] | None = None) ->
     if isinstance(source, np.ndarray):
         return to_rgb(_from_array(source))
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _open_file(io.BytesIO(source), f"The picture ({len(source):,} bytes)", target_size)
+        return _open_file(
+            io.BytesIO(_without_texts(bytes(source))), f"The picture ({len(source):,} bytes)", target_size
+        )
     if isinstance(source, (str, os.PathLike)):
         return _open_path(source, target_size)
     if hasattr(source, "read"):
-        return _open_file(source, f"The picture {getattr(source, 'name', '')}".strip(), target_size)
+        name = f"The picture {getattr(source, 'name', '')}".strip()
+        return _open_file(io.BytesIO(_without_texts(source.read())), name, target_size)
     raise TypeError(
         f"A picture is a path, bytes, a binary file, a PIL image or a NumPy array, not {type(source).__name__}."
     )
@@ -171,7 +177,7 @@ def _open_path(path: str | os.PathLike, target_size: int | tuple[int, int] | Non
         content = Path(path).read_bytes()
     except OSError as error:
         raise _unreadable(name, error) from error
-    return _open_file(io.BytesIO(content), name, target_size)
+    return _open_file(io.BytesIO(_without_texts(content)), name, target_size)
 
 
 def _identify(file: Any, name: str) -> Image.Image:
@@ -188,8 +194,6 @@ def _identify(file: Any, name: str) -> Image.Image:
     except MemoryError as error:
         raise ValueError(f"{name} does not fit into the memory.") from error
     except Exception as error:
-        if "PngImagePlugin.MAX_TEXT" in str(error) or "MAX_TEXT_MEMORY" in str(error):
-            raise ValueError(f"{name} has more metadata than Pillow reads: save it without, or smaller.") from error
         raise ValueError(f"{name} is cut short or damaged: {_reason(error)}.") from error
     limit, pixels = _limit(), image.width * image.height
     # Between its limit and twice its limit Pillow only warns; a picture that fills the memory is no less bad.
@@ -208,6 +212,20 @@ def _too_large(name: str) -> ValueError:
 def _reason(error: Exception) -> str:
     """What a decoder says, in one line; some say nothing."""
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+def _without_texts(content: bytes) -> bytes:
+    """A PNG file without its text chunks. They say nothing about the pixels, and Pillow refuses a whole picture for a
+    comment of more than a megabyte (PngImagePlugin.MAX_TEXT_CHUNK). Anything else comes back as it is."""
+    if not content.startswith(PNG_SIGNATURE):
+        return content
+    kept, start = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+    while start + 12 <= len(content):  # a chunk: 4 bytes of length, 4 of type, the data, 4 of checksum
+        end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+        if content[start + 4 : start + 8] not in (b"tEXt", b"zTXt", b"iTXt"):
+            kept.append(content[start:end])
+        start = end
+    return b"".join([*kept, content[start:]])
 
 
 def _open_file(file: Any, name: str, target_size: int | tuple[int, int] | None) -> Image.Image:

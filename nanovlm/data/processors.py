@@ -13,6 +13,7 @@ from PIL import Image
 
 from nanovlm.data.pictures import open_image
 from nanovlm.files import read_json
+from nanovlm.pixels import scale_pixels
 from nanovlm.settings import fits, shown
 
 PROCESSOR_FILE = "processor_config.json"
@@ -49,21 +50,26 @@ class ImageProcessor:
         return self.to_tensor([self.open(image) for image in images])
 
     def prepare(
-        self, images: Sequence[Any], image_token: str, num_image_tokens: int
+        self, images: Sequence[Any], image_token: str, num_image_tokens: int, raw: bool = False
     ) -> tuple[torch.Tensor, list[str] | None]:
-        """Open each picture once -> the model's pixels, and `image_texts` of them."""
+        """Open each picture once -> the model's pixels (raw: as `to_raw` has them), and `image_texts` of them."""
         opened = [self.open(image) for image in images]
-        return self.to_tensor(opened), self.image_texts(opened, image_token, num_image_tokens)
+        pixels = self.to_raw(opened) if raw else self.to_tensor(opened)
+        return pixels, self.image_texts(opened, image_token, num_image_tokens)
 
     def to_tensor(self, opened: Sequence[Image.Image]) -> torch.Tensor:
         """Pictures as `open` gives them -> [P, 3, H, W] in the model's range."""
+        return scale_pixels(self.to_raw(opened), self.pixel_range)
+
+    def to_raw(self, opened: Sequence[Image.Image]) -> torch.Tensor:
+        """The same before `scale_pixels`, uint8: what workers send, since a model scales it anywhere in no time."""
         size = self.image_size
-        pixels = torch.empty(len(opened), 3, size, size)
+        pixels = torch.empty(len(opened), 3, size, size, dtype=torch.uint8)
         for row, image in zip(pixels, opened, strict=True):
             if image.size != (size, size):
                 image = image.resize((size, size), RESAMPLING[self.resample])
             row.copy_(self.pixels(image))
-        return self.scale(pixels)
+        return pixels
 
     def open(self, image: Any) -> Image.Image:
         """Anything that `open_image` takes -> RGB, decoded no larger than needed."""
@@ -79,12 +85,6 @@ class ImageProcessor:
         # bytearray: torch wants memory that it may write to
         array = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
         return array.view(image.height, image.width, 3).permute(2, 0, 1)  # [H, W, 3] -> [3, H, W]
-
-    def scale(self, pixels: torch.Tensor) -> torch.Tensor:
-        """0..255 -> the model's range, float32; a float tensor is changed in place."""
-        if self.pixel_range == "signed":
-            return pixels.float().div_(127.5).sub_(1.0)
-        return pixels.float().div_(255.0)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in self.to_dict().items())})"

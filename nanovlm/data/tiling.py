@@ -22,6 +22,7 @@ from torch import Tensor
 from nanovlm.config import TilingConfig, VLMConfig, config_from_dict
 from nanovlm.data.pictures import open_image
 from nanovlm.data.processors import RESAMPLING, ImageProcessor
+from nanovlm.pixels import scale_pixels
 
 FAKE, SMOLVLM_GLOBAL = "<fake_token_around_image>", "<global-img>"
 NANOVLM_GLOBAL = "<|global_image|>"
@@ -122,22 +123,25 @@ class TiledImageProcessor(ImageProcessor):
         """Anything that `open_image` takes -> RGB at its full size, which decides the tiles."""
         return open_image(image)
 
-    def to_tensor(self, opened: Sequence[Image.Image]) -> Tensor:
-        """Pictures as `open` gives them -> the tiles of all of them, in order."""
+    def to_raw(self, opened: Sequence[Image.Image]) -> Tensor:
+        """Pictures as `open` gives them -> the tiles of all of them, in order: uint8, but for nanoVLM's layout with a
+        view of the whole, which is made of scaled pixels and would not survive the rounding."""
         tiles = [self._tiles(image) for image in opened]
-        return torch.cat(tiles) if tiles else super().to_tensor([])
+        return torch.cat(tiles) if tiles else super().to_raw([])
 
     def _tiles(self, image: Image.Image) -> Tensor:
         rows, columns = self.grid(image.size)
         for size in self._sizes(image.size):
             image = image.resize(size, RESAMPLING[self.resample])
         side = self.image_size
-        pixels = self.scale(self.pixels(image))  # [3, rows * side, columns * side]
+        pixels = self.pixels(image)  # [3, rows * side, columns * side]
+        if self.tiling.layout == "nanovlm" and self.tiling.global_view:
+            pixels = scale_pixels(pixels, self.pixel_range)
         tiles = pixels.view(3, rows, side, columns, side).permute(1, 3, 0, 2, 4).reshape(-1, 3, side, side)
         if len(tiles) == 1 or not self.tiling.global_view:
             return tiles
         if self.tiling.layout == "smolvlm":
-            whole = self.scale(self.pixels(image.resize((side, side), RESAMPLING[self.resample])))
+            whole = self.pixels(image.resize((side, side), RESAMPLING[self.resample]))
             return torch.cat([tiles, whole[None]])
         whole = F.interpolate(pixels[None], (side, side), mode="bilinear", antialias=True)  # as torchvision's resize
         return torch.cat([whole, tiles])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,11 @@ def interval(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
     centre = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def exact(answer: str, expected: str) -> bool:
+    """The expected text and nothing else."""
+    return answer == expected.strip()
 
 
 def percentage(share: float) -> str:
@@ -151,13 +156,14 @@ def evaluate(
     blind: bool = True,
     batch_size: int = 128,
     seed: int = 0,
+    right: Callable[[str, str], bool] = exact,
 ) -> Evaluation:
-    """Greedy exact match per kind over every question of the samples.
+    """Greedy answers per kind over every question of the samples; `right(answer, expected)` says which are right.
 
     `blind` asks again with the pictures dealt out anew, so that none stays with its own questions: what a model still
     gets right it read off the question alone.
     """
-    return _score(model, questions_of(samples), [s["images"] for s in samples], blind, batch_size, seed)
+    return _score(model, questions_of(samples), [s["images"] for s in samples], blind, batch_size, seed, right=right)
 
 
 def evaluate_multiple_choice(
@@ -166,13 +172,15 @@ def evaluate_multiple_choice(
     batch_size: int = 128,
     blind: bool = True,
     seed: int = 0,
+    right: Callable[[str, str], bool] = exact,
 ) -> Evaluation:
-    """MMStar's schema, scored strictly: the answer is the letter and nothing else. "A cat" is not the answer A."""
+    """MMStar's schema, scored strictly: the answer is the letter and nothing else. "A cat" is not the answer A.
+    Another `right` is another protocol (multiple_choice.py)."""
     questions = [
         Question(i, [s["image"]], s["question"] + INSTRUCTION, s["answer"], s["category"])
         for i, s in enumerate(samples)
     ]
-    return _score(model, questions, [[s["image"]] for s in samples], blind, batch_size, seed)
+    return _score(model, questions, [[s["image"]] for s in samples], blind, batch_size, seed, right=right)
 
 
 def evaluate_captions(
@@ -192,6 +200,7 @@ def _score(
     blind: bool,
     batch_size: int,
     seed: int,
+    right: Callable[[str, str], bool] = exact,
 ) -> Evaluation:
     if not questions:
         raise ValueError("There is nothing to evaluate: the samples hold no question.")
@@ -199,7 +208,7 @@ def _score(
         raise ValueError("The blind baseline deals out other pictures, so it needs at least two samples.")
     result = Evaluation()
     for question, answer in zip(questions, answer_all(model, questions, batch_size), strict=True):
-        result.scores.setdefault(question.kind, Score()).add(answer == question.answer.strip())
+        result.scores.setdefault(question.kind, Score()).add(right(answer, question.answer))
         result.answers.append((question, answer))
     if blind:
         # One cycle through a random order: every sample gets the picture of another one.
@@ -207,5 +216,5 @@ def _score(
         other = {sample: order[(place + 1) % len(order)] for place, sample in enumerate(order)}
         shuffled = [replace(question, images=pictures[other[question.sample]]) for question in questions]
         for question, answer in zip(questions, answer_all(model, shuffled, batch_size), strict=True):
-            result.blind.setdefault(question.kind, Score()).add(answer == question.answer.strip())
+            result.blind.setdefault(question.kind, Score()).add(right(answer, question.answer))
     return result

@@ -1,21 +1,72 @@
-"""From a question and its pictures to an answer: one decode loop for greedy, sampling and beam search."""
+"""From a question and its pictures to an answer: the decode loop, and the one of beam search."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nanovlm.inference.prompts import prepare_prompts
+from nanovlm.inference.logits_processors import Choices, LogitsProcessor, RepetitionPenalty, StopStrings
+from nanovlm.inference.prompts import answer_ids, prepare_prompts
 from nanovlm.inference.sampling import BeamSearch, Sampler
 from nanovlm.inference.streaming import TextStream
 from nanovlm.models.language_model import KVCache
 from nanovlm.models.vision_language_model import VisionLanguageModel
 
 
-@torch.inference_mode()
+def decode(
+    logits: Tensor,
+    step: Callable[[Tensor], Tensor],
+    choose: Callable[[Tensor], Tensor],
+    ends: Sequence[int],
+    max_new_tokens: int,
+    on_tokens: Callable[[Tensor], Any] | None = None,
+) -> Tensor:
+    """Choose, keep, look for the end, read on.
+
+    logits [rows, vocab_size] behind the prompt; step(tokens [rows]) reads one token a row and returns the next logits;
+    choose(logits) -> tokens [rows]. Any token of `ends` ends its row, which then holds ends[0]. Returns [rows, new].
+    """
+    stop = torch.tensor(ends, device=logits.device)
+    finished = torch.zeros(logits.shape[0], dtype=torch.bool, device=logits.device)
+    written: list[Tensor] = []
+    while True:
+        tokens = choose(logits).masked_fill(finished, ends[0])
+        written.append(tokens)
+        if on_tokens is not None:
+            on_tokens(tokens)
+        finished = finished | torch.isin(tokens, stop)
+        if len(written) == max_new_tokens or bool(finished.all()):
+            return torch.stack(written, dim=1)
+        logits = step(tokens)
+
+
+def decode_beams(
+    logits: Tensor,
+    step: Callable[[Tensor], Tensor],
+    select: Callable[[Tensor], Any],
+    beams: BeamSearch,
+    ends: Sequence[int],
+    max_new_tokens: int,
+) -> Tensor:
+    """As `decode`, for logits [prompts * beams, vocab_size]: the best beam of each prompt, [prompts, new].
+    select(rows) lets row i of the cache go on from what row rows[i] has seen."""
+    stop = torch.tensor(ends, device=logits.device)
+    finished = torch.zeros(logits.shape[0], dtype=torch.bool, device=logits.device)
+    written = logits.new_empty((logits.shape[0], 0), dtype=torch.long)
+    while True:
+        tokens, rows = beams(logits, finished, ends[0])
+        select(rows)
+        written = torch.cat([written[rows], tokens[:, None]], dim=1)
+        finished = finished[rows] | torch.isin(tokens, stop)
+        if written.shape[1] == max_new_tokens or beams.should_stop(finished, max_new_tokens):
+            return written[:: beams.num_beams]
+        logits = step(tokens)
+
+
+@torch.no_grad()  # not inference_mode: its tensors can be neither changed nor trained on
 def generate_ids(
     model: VisionLanguageModel,
     input_ids: Tensor,
@@ -26,14 +77,19 @@ def generate_ids(
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
     num_beams: int = 1,
     length_penalty: float = 1.0,
     num_generations: int = 1,
-    seed: int | None = None,
+    seed: int | Sequence[int] | None = None,
+    logits_processors: Sequence[LogitsProcessor] = (),
     on_tokens: Callable[[Tensor], Any] | None = None,
 ) -> Tensor:
     """
     input_ids [B, T], padded on the left where attention_mask [B, T] is 0; images [P, 3, H, W] in reading order.
+    seed: each row draws for itself, row i with seed + i; or one seed for each prompt, whose generation g draws with
+        seed + g.
     Returns [B * num_generations, new tokens]: a row's generations stand together, its best beam alone. After its
     end-of-sequence token a row holds only that token again. `on_tokens` is called with [rows] after each step
     (not with beams, which may change their past).
@@ -46,6 +102,8 @@ def generate_ids(
         raise ValueError("num_beams, num_generations and max_new_tokens must be at least 1.")
     if num_beams > 1 and (temperature != 0 or num_generations > 1):
         raise ValueError("Beam search is deterministic: use temperature 0 and num_generations 1 with num_beams.")
+    if num_beams > 1 and (logits_processors or repetition_penalty != 1):
+        raise ValueError("Beams change their past: repetition_penalty, stop and choices need num_beams=1.")
     if attention_mask is not None and not bool(attention_mask[:, -1].all()):
         raise ValueError(
             "The prompts are padded on the right. Pad on the left, so that each row ends in its last token."
@@ -57,10 +115,20 @@ def generate_ids(
             f"A prompt of {x.shape[1]} tokens and max_new_tokens={max_new_tokens} exceed the model's {longest} "
             "positions. Shorten the prompt or ask for fewer tokens."
         )
-    generator = None if seed is None else torch.Generator(x.device).manual_seed(seed)
-    sampler = Sampler(temperature, top_k, top_p, generator)
-    beams = BeamSearch(x.shape[0], num_beams, length_penalty, x.device) if num_beams > 1 else None
-    eos = model.config.eos_token_id
+    generators = None if seed is None else _generators(seed, x.shape[0], num_generations, x.device)
+    sampler = Sampler(temperature, top_k, top_p, min_p, generators)
+    processors = list(logits_processors)
+    if repetition_penalty != 1:
+        processors.insert(0, RepetitionPenalty(repetition_penalty))
+
+    def choose(logits: Tensor) -> Tensor:
+        logits = logits.float()
+        for processor in processors:
+            logits = processor(logits)
+        tokens = sampler(logits)
+        for processor in processors:
+            processor.see(tokens)
+        return tokens
 
     # Read the prompts once; then every generation and beam goes on from the same cache.
     cache = KVCache(model.config.language, x.shape[0], x.shape[1] + max_new_tokens, like=x)
@@ -70,25 +138,26 @@ def generate_ids(
         rows = torch.arange(x.shape[0], device=x.device).repeat_interleave(copies)
         cache.select(rows)
         logits = logits[rows]
-    finished = torch.zeros(logits.shape[0], dtype=torch.bool, device=x.device)
-    generated = input_ids.new_full((logits.shape[0], max_new_tokens), eos)  # [rows, max_new_tokens]
-    for step in range(max_new_tokens):
-        if beams is None:
-            tokens = sampler(logits.float()).masked_fill(finished, eos)
-        else:
-            tokens, rows = beams(logits, finished, eos)
-            cache.select(rows)
-            generated, finished = generated[rows], finished[rows]
-        generated[:, step] = tokens
-        finished = finished | (tokens == eos)
-        if on_tokens is not None and beams is None:
-            on_tokens(tokens)
-        done = bool(finished.all()) if beams is None else beams.should_stop(finished, max_new_tokens)
-        if done or step + 1 == max_new_tokens:
-            break
+
+    def step(tokens: Tensor) -> Tensor:
         x = model.decoder.token_embedding(tokens)[:, None]  # [rows, 1, dim]
-        logits = model.decoder.head(model.decoder(x, cache=cache)[:, -1])
-    return generated[::num_beams, : step + 1]
+        return model.decoder.head(model.decoder(x, cache=cache)[:, -1])
+
+    ends = [model.config.eos_token_id, *model.config.stop_token_ids]
+    if num_beams > 1:
+        beams = BeamSearch(x.shape[0], num_beams, length_penalty, x.device)
+        return decode_beams(logits, step, cache.select, beams, ends, max_new_tokens)
+    return decode(logits, step, choose, ends, max_new_tokens, on_tokens)
+
+
+def _generators(
+    seed: int | Sequence[int], num_prompts: int, num_generations: int, device: torch.device
+) -> list[torch.Generator]:
+    """One a row."""
+    seeds = [seed + row * num_generations for row in range(num_prompts)] if isinstance(seed, int) else list(seed)
+    if len(seeds) != num_prompts:
+        raise ValueError(f"{num_prompts} prompts need {num_prompts} seeds, or a single one; got {len(seeds)}.")
+    return [torch.Generator(device).manual_seed(first + g) for first in seeds for g in range(num_generations)]
 
 
 def generate(
@@ -99,6 +168,8 @@ def generate(
     *,
     image: Any = None,
     prompt: str | Sequence[str] | None = None,
+    stop: str | Sequence[str] = (),
+    choices: Sequence[str] = (),
     on_text: Callable[[str], Any] | None = None,
     **options: Any,
 ) -> Tensor | str | list[str]:
@@ -107,15 +178,18 @@ def generate(
     Text form: `generate(image="photo.jpg", prompt="What is this?")` -> the answer.
         image: a path, PIL picture or array; a list of them for a prompt about several pictures; None for none.
         prompt: one question, or a list of them with one entry of `image` each (a list of answers comes back).
+        stop: a string, or several; the answer ends in front of the first that it would hold.
+        choices: the only answers that the model may give.
         on_text: called with each new piece of the (single) answer as it is written.
     Options of both: those of `generate_ids`. With num_generations > 1 the text form returns a list.
     """
-    if isinstance(input_ids, Tensor) and prompt is None and image is None and on_text is None:
+    text_only = image is not None or on_text is not None or stop or choices
+    if isinstance(input_ids, Tensor) and prompt is None and not text_only:
         return generate_ids(model, input_ids, images, attention_mask, **options)
     if prompt is None or any(x is not None for x in (input_ids, images, attention_mask)):
         raise TypeError(
-            "Call generate with input_ids, images and attention_mask (tensors), or with prompt, image and on_text "
-            "(text): one form or the other."
+            "Call generate with input_ids, images and attention_mask (tensors), or with prompt, image, stop, choices "
+            "and on_text (text): one form or the other."
         )
     if model.tokenizer is None or model.image_processor is None:
         raise ValueError(
@@ -131,15 +205,42 @@ def generate(
     if len(pictures) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts need {len(prompts)} entries of image; got {len(pictures)}.")
     batch = prepare_prompts(model, prompts, pictures)
+    if on_text is not None and len(prompts) > 1:
+        raise ValueError("on_text follows one answer: use one prompt, one generation and no beams.")
+    answers = answer_batch(model, batch, stop=stop, choices=choices, on_text=on_text, **options)
+    return answers[0] if single and len(answers) == 1 else answers
+
+
+def answer_batch(
+    model: VisionLanguageModel,
+    batch: Mapping[str, Tensor | None],
+    *,
+    stop: str | Sequence[str] = (),
+    choices: Sequence[str] = (),
+    on_text: Callable[[str], Any] | None = None,
+    **options: Any,
+) -> list[str]:
+    """The answers to prepared prompts (inference.prompts makes the batch), num_generations of them for each. stop,
+    choices and on_text: as in `generate`; options: those of `generate_ids`."""
+    decode_ids, end = model.tokenizer.decode, model.config.eos_token_id
+    processors = list(options.pop("logits_processors", ()))
+    if choices:
+        processors.append(Choices([answer_ids(model, choice) for choice in choices], end))
+    stops = StopStrings([stop] if isinstance(stop, str) else stop, decode_ids, end) if stop else None
+    if stops is not None:
+        processors.append(stops)
     stream = None
     if on_text is not None:
-        if len(prompts) * options.get("num_generations", 1) > 1 or options.get("num_beams", 1) > 1:
+        if options.get("num_generations", 1) > 1 or options.get("num_beams", 1) > 1:
             raise ValueError("on_text follows one answer: use one prompt, one generation and no beams.")
         if options.get("on_tokens") is not None:
             raise ValueError("on_text takes the place of on_tokens: give one of the two.")
-        stream = options["on_tokens"] = TextStream(model.tokenizer, on_text)
-    ids = generate_ids(model, **batch, **options)
-    answers = [model.tokenizer.decode(row).strip() for row in ids.tolist()]
+        shown = decode_ids if stops is None else lambda ids: stops.ready(decode_ids(ids))
+        stream = options["on_tokens"] = TextStream(shown, on_text)
+    ids = generate_ids(model, **batch, logits_processors=processors, **options)
+    answers = [decode_ids(row).strip() for row in ids.tolist()]
+    if stops is not None:
+        answers = [stops.cut(answer).strip() for answer in answers]
     if stream is not None:
-        stream.show(answers[0])  # what was held back to the end
-    return answers[0] if single and len(answers) == 1 else answers
+        stream.finish(answers[0])
+    return answers

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nanovlm.data.pictures import picture_size
 from nanovlm.device import find_device
+from nanovlm.inference.generate import answer_batch
 from nanovlm.inference.prompts import collate_prompts, prepare_prompt
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def generate_batch(
     {"image": path, "answer": text}, or {"image": path, "error": sentence} for a picture that cannot be used.
 
     A batch holds pictures of up to `batch_size` tiles together (a picture that is not cut is one tile), alike in
-    length. `options` are those of `generate_ids`; with num_generations above 1 the answer is a list.
+    length. `options` are those of `answer_batch`; with num_generations above 1 the answer is a list.
 
     Raises: ValueError for a bad prompt or option, RuntimeError if the GPU's memory does not hold a batch.
     """
@@ -111,16 +112,16 @@ def _generate(
             return [(i, threads.submit(_prepare, model, prompt, paths[i], max_new_tokens)) for i in indices]
 
         loading = load(next(batches, ()))
-        number = 0
+        each = options.get("num_generations", 1)
         while loading:
             loaded = {i: future.result() for i, future in loading}
             loading = load(next(batches, ()))  # while the model answers this batch
             done |= {i: {"image": paths[i], "error": error} for i, error in loaded.items() if isinstance(error, str)}
             usable = {i: prompt_ids for i, prompt_ids in loaded.items() if i not in done}
-            draw = None if seed is None else seed + number
+            # Each picture draws with its own seed, so that the batch size does not decide what is drawn.
+            draw = None if seed is None else [seed + i * each for i in usable]
             answers = _answer(model, [*usable.values()], max_new_tokens=max_new_tokens, seed=draw, **options)
             done |= {i: {"image": paths[i], "answer": a} for i, a in zip(usable, answers, strict=True)}
-            number += 1
             while emitted in done:
                 yield done.pop(emitted)
                 emitted += 1
@@ -171,12 +172,11 @@ def _answer(
     if not prompts:
         return []
     try:
-        rows = model.generate(**collate_prompts(model, prompts), **options).tolist()
+        texts = answer_batch(model, collate_prompts(model, prompts), **options)
     except torch.OutOfMemoryError as error:
         raise RuntimeError(
             f"{len(prompts)} pictures at once do not fit into the GPU's memory: lower the batch size."
         ) from error
-    texts = [model.tokenizer.decode(row).strip() for row in rows]
     each = len(texts) // len(prompts)
     return texts if each == 1 else [texts[i : i + each] for i in range(0, len(texts), each)]
 

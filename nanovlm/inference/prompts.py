@@ -50,3 +50,13 @@ def collate_prompts(
         "images": torch.cat(tensors).to(embedding.device, embedding.dtype) if tensors else None,
         "attention_mask": torch.tensor(real, device=embedding.device),
     }
+
+
+def answer_ids(model: VisionLanguageModel, answer: str) -> list[int]:
+    """The tokens that the model was trained to write for this answer, without the one that ends it."""
+    if not isinstance(answer, str) or not answer.strip():
+        raise ValueError(f"An answer is text, and not empty; this one is {answer!r}.")
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+    ids, supervised = model.tokenizer.encode_chat(turns, prompt_format=model.config.prompt_format)
+    ids = [token for token, wanted in zip(ids, supervised, strict=True) if wanted]
+    return ids[:-1] if ids[-1] == model.config.eos_token_id else ids

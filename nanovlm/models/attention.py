@@ -22,6 +22,8 @@ def attend(
     """
     if q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.requires_grad:
         return attend_step_by_step(q, k, v, mask, is_causal)
+    if mask is not None and q.is_cuda:  # with a mask and enable_gqa, CUDA has its slowest kernel only
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=q.shape[1] > k.shape[1]
     )

@@ -14,6 +14,7 @@ from nanovlm.config import IGNORE, VLMConfig
 from nanovlm.models.language_model import KVCache, LanguageModel
 from nanovlm.models.modality_projector import ModalityProjector
 from nanovlm.models.vision_transformer import ViT
+from nanovlm.pixels import scale_pixels
 from nanovlm.tensor_types import Bool, Float, Int, Shaped
 
 if TYPE_CHECKING:
@@ -84,12 +85,13 @@ class VisionLanguageModel(nn.Module):
     def embed(
         self,
         input_ids: Int[Tensor, "batch length"],
-        images: Float[Tensor, "pictures 3 height width"] | None,
+        images: Shaped[Tensor, "pictures 3 height width"] | None,
         attention_mask: Shaped[Tensor, "batch length"] | None,
     ) -> tuple[Float[Tensor, "batch sequence dim"], Shaped[Tensor, "batch sequence"] | None, int]:
         """ids [B, T], pictures [P, 3, H, W] -> embeddings [B, S, dim], their mask [B, S], length of the image prefix.
 
         With placeholders in the ids, S = T. Without any, each row begins with its picture: S = num_image_tokens + T.
+        Pictures are floats in the model's range, or uint8, 0..255.
         """
         if attention_mask is not None and attention_mask.shape != input_ids.shape:
             raise ValueError(
@@ -97,7 +99,7 @@ class VisionLanguageModel(nn.Module):
             )
         vocab_size = self.config.language.vocab_size
         outside = (input_ids < 0) | (input_ids >= vocab_size)
-        if bool(outside.any()):
+        if not input_ids.is_cuda and bool(outside.any()):  # on a GPU, asking would wait; loaders check their ids
             raise ValueError(f"Token id {int(input_ids[outside][0])} is outside the vocabulary of {vocab_size}.")
         embeddings = self.decoder.token_embedding(input_ids)  # [B, T, dim]
         image_token_id = self.config.image_token_id
@@ -107,6 +109,8 @@ class VisionLanguageModel(nn.Module):
             if has_placeholder:
                 raise ValueError("The text has image placeholders, but no picture was given.")
             return embeddings, attention_mask, 0
+        if images.dtype == torch.uint8:
+            images = scale_pixels(images, self.config.pixel_range).to(self.projector.proj.weight.dtype)
         image_tokens = self.projector(self.vision_encoder(images))  # [P, num_image_tokens, dim]
         if has_placeholder:
             return merge_image_tokens(embeddings, image_tokens, is_placeholder), attention_mask, 0
@@ -123,7 +127,7 @@ class VisionLanguageModel(nn.Module):
     def forward(
         self,
         input_ids: Int[Tensor, "batch length"],
-        images: Float[Tensor, "pictures 3 height width"] | None = None,
+        images: Shaped[Tensor, "pictures 3 height width"] | None = None,
         attention_mask: Shaped[Tensor, "batch length"] | None = None,
         targets: Int[Tensor, "batch length"] | None = None,
         document_ids: Int[Tensor, "batch length"] | None = None,
@@ -145,8 +149,9 @@ class VisionLanguageModel(nn.Module):
             return VLMOutput(self.decoder.head(x), None, hidden_states)
         if targets.shape != input_ids.shape:
             raise ValueError(f"targets {list(targets.shape)} needs the shape of input_ids, {list(input_ids.shape)}.")
-        supervised = targets != IGNORE  # [B, T]
-        logits = self.decoder.head(x[:, num_prefix:][supervised])  # [supervised tokens, vocab_size]
+        targets = targets.flatten()
+        supervised = (targets != IGNORE).nonzero()[:, 0]  # where, in B * T: found once, since a GPU is waited for here
+        logits = self.decoder.head(x[:, num_prefix:].flatten(0, 1)[supervised])  # [supervised tokens, vocab_size]
         if logits.shape[0] == 0:
             raise ValueError("No token of this batch is supervised: every target is -100, so there is no mean loss.")
         loss = F.cross_entropy(logits.float(), targets[supervised])

@@ -9,6 +9,20 @@ from typing import Any
 Where = tuple[CodeType, int]  # a code object and the index of the instruction that was running: resolved when shown
 
 
+class Ragged(int):
+    """A size that differs within a nested tensor: shown as torch does (j1), counted as nothing."""
+
+    text: str
+
+    def __new__(cls, text: str) -> Ragged:
+        made = super().__new__(cls, 0)
+        made.text = text
+        return made
+
+    def __repr__(self) -> str:
+        return self.text
+
+
 class TensorInfo:
     """Shape, dtype and device of a tensor that passed by. `uid` is the same for the same tensor object.
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from nanovlm.trace.explain.advice import explain
 from nanovlm.trace.measure import symbolic
+from nanovlm.trace.record.copies import with_own_state
 from nanovlm.trace.record.frames import line_of
 from nanovlm.trace.record.meta import MetaMode, meta_inputs
 from nanovlm.trace.record.modules import find_modules
@@ -38,7 +39,8 @@ def trace(
     fn: a module, a bound method (`model.generate`), or any function that uses models.
     device="meta": shapes only, at full size without weights or memory; token ids and masks keep their values.
     dims: names for input sizes, {"B": 12, "T": 79}; the shapes are then formulas of them. The model is run again on
-        meta at other sizes. Where a size is ambiguous name the dims of an argument: {"images": "B 3 224 224"}.
+        meta at other sizes, on a copy of its Python state (that of models which a plain function calls is used, and
+        changes). Where a size is ambiguous name the dims of an argument: {"images": "B 3 224 224"}.
     values: mean, standard deviation, NaN and Inf of every step. time: seconds of every step.
     attention: module paths whose attention weights are kept, in `t.attention[path]`; `t.remark` names those in which
         none were seen.
@@ -50,7 +52,7 @@ def trace(
     Results are bitwise those of an untraced run; those of a model under torch.compile are the uncompiled model's. In
     eval mode without gradients nn.TransformerEncoder, its layers and nn.MultiheadAttention run fused kernels, which
     torch switches off while anything watches: their steps are shown as watched, and the result that goes on is that of
-    a second, unwatched call (trace/fused.py).
+    a second, unwatched call (record/fused.py).
     """
     if not callable(fn):
         raise TypeError(f"trace() needs a model or a function to call; got {type(fn).__name__}.")
@@ -64,13 +66,15 @@ def trace(
     names = symbolic.bind(call.inputs, dims) if dims else {}
     base = symbolic.base_sizes(call.inputs, names)
 
+    before = with_own_state(fn) if names else fn  # as the model is now, and not after the run
+
     def on_meta(inputs: dict[str, Any]) -> Trace:
+        own = with_own_state(before)
+        parts = find_modules(own, args, kwargs)
         with torch.random.fork_rng(devices=[]):
-            mode = MetaMode(modules)
-            recorder = Recorder(
-                modules, sys._getframe(0), device="meta", modes=[mode], aten=level == "aten", where=where
-            )
-            result = call.run(meta_inputs(inputs, recorder.modules.num_params > 0), recorder)
+            mode = MetaMode(parts)
+            recorder = Recorder(parts, sys._getframe(0), device="meta", modes=[mode], aten=level == "aten", where=where)
+            result = call.run(meta_inputs(inputs, recorder.modules.num_params > 0), recorder, own)
         if mode.assumed:
             result.add_remark("a mask computed from values that meta does not have was taken to pick everything")
         return result
@@ -92,6 +96,10 @@ def trace(
             return on_meta(symbolic.resize(call.inputs, names, sizes)).root
 
         result.add_remark(symbolic.name_rows(result.root, on_other_sizes, base))
+        if before is fn and isinstance(getattr(fn, "__self__", fn), nn.Module):
+            result.add_remark(
+                "the model cannot be copied: what it keeps between calls is what the probes for dims left"
+            )
     return result
 
 
@@ -107,15 +115,15 @@ class _Call:
         names = [f"argument {i}" if name in kwargs else name for i, name in enumerate(names)]
         self.inputs = dict(zip(names, args, strict=True)) | kwargs
 
-    def run(self, inputs: dict[str, Any], recorder: Recorder) -> Trace:
-        """Call, watched. Raises the call's own error, explained."""
+    def run(self, inputs: dict[str, Any], recorder: Recorder, own: Callable[..., Any] | None = None) -> Trace:
+        """Call, watched; `own` in the callable's place, if given. Raises the call's own error, explained."""
         values = list(inputs.items())
         args, kwargs = [value for _, value in values[: self.num_positional]], dict(values[self.num_positional :])
         result = Trace(recorder.root, recorder.modules.num_params)
         recorder.root.name = self.name
         result.inputs = recorder.root.args = recorder.describer(inputs)
         with _recording(recorder, result):
-            recorder.root.out = recorder.describer(self.fn(*args, **kwargs))
+            recorder.root.out = recorder.describer((own or self.fn)(*args, **kwargs))
         return result
 
 
@@ -166,11 +174,20 @@ def _recording(recorder: Recorder, result: Trace) -> Iterator[None]:
             yield
     except BaseException as error:
         result.ended()
+        _complete(result, recorder)
         result.failed = recorder.failed_row(error)
         if isinstance(error, Exception):
             explain(error, result)
         raise
     result.ended()
+    _complete(result, recorder)
+
+
+def _complete(result: Trace, recorder: Recorder) -> None:
+    """What only the end of a run tells: what was left out, and the sizes of lazy layers."""
+    result.num_params = recorder.modules.num_params
+    for remark in recorder.remarks:
+        result.add_remark(remark)
 
 
 def _check_level(level: str) -> None:

@@ -7,6 +7,7 @@ import linecache
 import os
 import textwrap
 from functools import lru_cache
+from itertools import takewhile
 from types import CodeType
 
 from nanovlm.trace.rows import Where
@@ -87,20 +88,32 @@ def operands(source: Source | None, name: str, is_module: bool = False) -> tuple
     node = _find(source, name) if source is not None else None
     if name == "setitem" and isinstance(node, ast.Subscript) and source is not None:
         value = _assigned(source.statement)
-        return [ast.unparse(node.value), ast.unparse(node.slice), *([value] if value else [])], {}
+        return [written(node.value), ast.unparse(node.slice), *([value] if value else [])], {}
     if isinstance(node, ast.BinOp):
-        return [ast.unparse(node.left), ast.unparse(node.right)], {}
+        return [written(node.left), written(node.right)], {}
     if isinstance(node, ast.AugAssign):
-        return [ast.unparse(node.target), ast.unparse(node.value)], {}
+        return [written(node.target), written(node.value)], {}
     if isinstance(node, ast.Subscript):
-        return [ast.unparse(node.value), ast.unparse(node.slice)], {}
+        return [written(node.value), ast.unparse(node.slice)], {}
     if not isinstance(node, ast.Call):
         return [], {}
-    given = [ast.unparse(arg) for arg in node.args]
-    before_dot = ast.unparse(node.func.value) if isinstance(node.func, ast.Attribute) and not is_module else None
-    if before_dot is not None and before_dot.split(".")[0] not in _NAMESPACES:
-        given.insert(0, before_dot)
-    return given, {word.arg: ast.unparse(word.value) for word in node.keywords if word.arg}
+    given = [written(arg) for arg in takewhile(lambda arg: not isinstance(arg, ast.Starred), node.args)]
+    if isinstance(node.func, ast.Attribute) and not is_module and not _is_namespace(node.func.value):
+        given.insert(0, written(node.func.value))
+    return given, {word.arg: written(word.value) for word in node.keywords if word.arg}
+
+
+def written(node: ast.AST) -> str:
+    """An expression as it can be put into another one: a sum in parentheses."""
+    text = ast.unparse(node)
+    return f"({text})" if isinstance(node, _LOOSE) else text
+
+
+def _is_namespace(node: ast.AST) -> bool:
+    """`torch`, `nn.functional`: a module's name, so that what stands before the dot is no tensor."""
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return isinstance(node, ast.Name) and node.id in _NAMESPACES
 
 
 def elements(text: str) -> list[str]:
@@ -109,7 +122,7 @@ def elements(text: str) -> list[str]:
         node = ast.parse(text, mode="eval").body
     except SyntaxError:
         return []
-    return [ast.unparse(part) for part in node.elts] if isinstance(node, (ast.List, ast.Tuple)) else []
+    return [written(part) for part in node.elts] if isinstance(node, (ast.List, ast.Tuple)) else []
 
 
 def _find(source: Source, name: str) -> ast.AST | None:
@@ -137,6 +150,7 @@ def _assigned(statement: str) -> str | None:
     return ast.unparse(node.value) if isinstance(node, ast.Assign) else None
 
 
+_LOOSE = (ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Lambda, ast.NamedExpr)
 _OPERATORS = {"add": ast.Add, "sub": ast.Sub, "mul": ast.Mult, "div": ast.Div, "matmul": ast.MatMult, "pow": ast.Pow}
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import random
 import shutil
 import time
+import zipfile
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -14,6 +18,18 @@ from nanovlm.config import TrainConfig
 
 KEEP = 2  # the newest, and the one before it should the disk fail
 OF_THE_PLACE = ("output_dir", "run_name", "resume")  # settings that may differ when a run goes on
+CONTENT = {
+    "step",
+    "samples",
+    "position",
+    "best_val_loss",
+    "seconds",
+    "weights",
+    "optimizers",
+    "scaler",
+    "random",
+    "config",
+}
 
 
 def get_run_name(config: TrainConfig, num_parameters: int) -> str:
@@ -38,12 +54,16 @@ def find_run(config: TrainConfig, new_name: str) -> Path:
             raise FileNotFoundError(f"There is nothing to resume: {root} holds no run. Start one without --resume.")
         return runs[-1].parent
     directory = root / (config.run_name or new_name)
+    if config.run_name is None:  # two runs that start in the same second are still two
+        names = itertools.chain([new_name], (f"{new_name}-{number}" for number in itertools.count(2)))
+        directory = next(root / name for name in names if not (root / name).exists())
     if config.resume and not (directory / "checkpoints").is_dir():
         raise FileNotFoundError(f"There is nothing to resume: {directory} is not a run. Start it without --resume.")
     if not config.resume and checkpoints(directory / "checkpoints"):
         raise FileExistsError(f"{directory} holds an earlier run. Add --resume to go on, or choose another --run-name.")
     try:
-        (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=config.run_name is not None)
+        (directory / "checkpoints").mkdir(exist_ok=True)
     except OSError as error:
         raise OSError(f"Cannot write to {directory}: {error.strerror}. Choose another --output-dir.") from error
     return directory
@@ -71,6 +91,7 @@ def save_checkpoint(directory: Path, step: int, state: dict[str, Any]) -> Path:
     temporary = directory / "unfinished.partial"  # one name, so that what a kill leaves is written over
     try:
         torch.save(state, temporary)
+        _to_the_disk(temporary)
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         temporary.unlink(missing_ok=True)
@@ -90,14 +111,29 @@ def checkpoints(directory: Path) -> list[Path]:
     return sorted(directory.glob("step_*.pt"), key=lambda path: (len(path.name), path.name))
 
 
+def _to_the_disk(path: Path) -> None:
+    """Or a power loss could leave an empty file under a good name."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Raises: ValueError if the file is damaged."""
+    """Raises: ValueError if the file is damaged, or was written by another version."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} in it is damaged")
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        reason = "it holds more than tensors and numbers" if isinstance(error, UnpicklingError) else _first_line(error)
+        raise ValueError(f"{path} cannot be read ({reason}). Delete it to resume from the one before it.") from error
+    lacking = sorted(CONTENT - set(state)) if isinstance(state, dict) else sorted(CONTENT)
+    if lacking:
         raise ValueError(
-            f"{path} cannot be read ({_first_line(error)}). Delete it to resume from the one before it."
-        ) from error
+            f"{path} lacks {', '.join(lacking)}: another version of this program wrote it. Go on with that one, or "
+            "start again from the run's best/ with --model."
+        )
+    return state
 
 
 def changed_settings(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -114,10 +150,17 @@ def _first_line(error: Exception) -> str:
 
 
 def replace_directory(new: Path, old: Path) -> None:
-    """Put the directory `new` where `old` is. A kill in between leaves one of the two whole."""
+    """Put the directory `new` where `old` is. A kill in between leaves one of the two whole: see put_back."""
     retired = old.with_name(old.name + ".old")
     shutil.rmtree(retired, ignore_errors=True)
     if old.exists():
         old.replace(retired)
     new.replace(old)
     shutil.rmtree(retired, ignore_errors=True)
+
+
+def put_back(old: Path) -> None:
+    """What a kill within replace_directory had set aside."""
+    retired = old.with_name(old.name + ".old")
+    if retired.exists() and not old.exists():
+        retired.replace(old)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from nanovlm.training.checkpoint import (
     find_run,
     get_run_name,
     load_checkpoint,
+    put_back,
     random_state,
     replace_directory,
     restore_random_state,
@@ -29,9 +30,9 @@ from nanovlm.training.checkpoint import (
 )
 from nanovlm.training.interrupt import Interrupt
 from nanovlm.training.optimizer import Optimizers
-from nanovlm.training.run_log import MetricsLog, Throughput
+from nanovlm.training.run_log import MetricsLog, Throughput, Watch
 from nanovlm.training.step import get_lr, train_step
-from nanovlm.training.validation import answer_accuracy, short_questions, validation_loss
+from nanovlm.training.validation import answer_accuracy, look_ahead, short_questions, validation_loss
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Progress:
     """How far a run has come; a checkpoint holds it beside weights and optimizers."""
 
     step: int = 0
+    samples: int = 0  # drawn from the data, by all processes
     best_val_loss: float = math.inf
     seconds: float = 0.0  # of training, evaluations included
 
@@ -48,19 +50,27 @@ class Run:
     """What `train` hands back."""
 
     directory: Path
-    model: VisionLanguageModel
+    model: VisionLanguageModel  # the last weights, in the type that was computed in; the best ones lie in `best/`
     step: int
     best_val_loss: float
     seconds: float
     interrupted: bool = False
 
 
-def train(config: TrainConfig, model: VisionLanguageModel) -> Run:
-    """Train `model` (with its tokenizer and image processor attached) as `config` says."""
+def train(config: TrainConfig, model: VisionLanguageModel, watch: Watch | None = None) -> Run:
+    """Train `model` (with its tokenizer and image processor attached) as `config` says.
+
+    watch: called in the first process with (step, values) wherever the run writes a line of metrics, to draw it, say.
+    """
     rank, world = parallel.start()
+    with parallel.one_for_all():
+        return _train(config, model, watch, rank, world)
+
+
+def _train(config: TrainConfig, model: VisionLanguageModel, watch: Watch | None, rank: int, world: int) -> Run:
     log = tqdm.write if rank == 0 else lambda _: None
     device = find_device()
-    precision = choose_precision(config.precision, device)
+    precision = parallel.precision_for_many(choose_precision(config.precision, device))
     longest = model.config.language.max_positions
     if config.max_length > longest:
         raise ValueError(f"max_length {config.max_length} exceeds the model's {longest} positions.")
@@ -68,26 +78,32 @@ def train(config: TrainConfig, model: VisionLanguageModel) -> Run:
     random.seed(config.seed)
     name = get_run_name(config, sum(p.numel() for p in model.parameters()))
     directory = parallel.broadcast_object(lambda: find_run(config, name))
+    if rank == 0:
+        put_back(directory / "best")
     log(f"run        {directory}")
     log(f"precision  {precision.name}: {precision.reason}")
 
     model.to(device, precision.weights).train()
-    parallel.broadcast_parameters(model.parameters())
     model.gradient_checkpointing(config.gradient_checkpointing)
     if config.compile:
         model.compile_parts()
+    trained = parallel.wrap(model, config.parallel, device)
     optimizers = Optimizers(model, config)
     scaler = precision.scaler(device)
     train_loader, val_loader = get_dataloaders(config, model.config, model.tokenizer, model.image_processor)
-    questions = short_questions(val_loader, config.accuracy_pictures) if rank == 0 else []
+    val_loader.set_start(0, rank, world)
+    questions = short_questions(val_loader, config.accuracy_pictures)
+    if said := look_ahead(val_loader):
+        log(f"data       {said}")
 
     progress, clock = Progress(), time.perf_counter()
-    saved = checkpoints(directory / "checkpoints")
+    saved, position = checkpoints(directory / "checkpoints"), None
     if config.resume and saved:
         state = load_checkpoint(saved[-1])
         optimizers.restore(model, state, saved[-1], scaler)
         restore_random_state(state["random"])
-        progress = Progress(state["step"], state["best_val_loss"], state["seconds"])
+        progress = Progress(*(state[field.name] for field in fields(Progress)))
+        position = state["position"]
         log(f"resumed    at step {progress.step} from {saved[-1].name}")
         if changed := changed_settings(state["config"], asdict(config)):
             log(f"changed    {', '.join(changed)}")
@@ -97,17 +113,19 @@ def train(config: TrainConfig, model: VisionLanguageModel) -> Run:
         now = time.perf_counter()
         progress.seconds, clock = progress.seconds + now - clock, now
         state = {**asdict(progress), **optimizers.state(model, scaler), "random": random_state()}
-        save_checkpoint(directory / "checkpoints", progress.step, {**state, "config": asdict(config)})
+        state |= {"position": train_loader.position, "config": asdict(config)}
+        if rank == 0:
+            save_checkpoint(directory / "checkpoints", progress.step, state)
 
-    if rank == 0 and not (config.resume and saved):
+    per_step = config.gradient_accumulation_steps
+    train_loader.set_start(progress.samples, rank, world, position)
+    batches = iter(train_loader)
+    if not (config.resume and saved):
         if config.resume:
             log("resumed    at the start: this run had saved nothing yet")
         save()  # so that a kill in the first steps costs nothing, and a full disk shows before the work is done
 
-    per_step = config.gradient_accumulation_steps
-    train_loader.set_start(progress.step * per_step * world + rank, stride=world)
-    batches = iter(train_loader)
-    metrics = MetricsLog(directory, config, progress.step) if rank == 0 else None
+    metrics = MetricsLog(directory, config, progress.step, watch) if rank == 0 else None
     throughput = Throughput(world)
     bar = tqdm(total=config.max_steps, initial=progress.step, desc="training", disable=None if rank == 0 else True)
     stopping = False
@@ -118,27 +136,33 @@ def train(config: TrainConfig, model: VisionLanguageModel) -> Run:
                 lr = get_lr(progress.step, 1.0, config.max_steps, config.warmup_fraction, config.min_lr_fraction)
                 optimizers.set_lr(lr)
                 progress.step += 1
-                loss = train_step(model, group, optimizers, scaler, precision, device, config.max_grad_norm)
+                progress.samples += config.batch_size * per_step * world
+                loss = train_step(trained, group, optimizers, scaler, precision, device, config.max_grad_norm)
                 throughput.count(group)
                 bar.update()
                 step, last = progress.step, progress.step == config.max_steps
-                stopping = parallel.any_rank(interrupt.asked, device)
+                # Several processes stop together, so they have to ask each other, which takes time.
+                if world == 1 or step % config.log_every == 0:
+                    stopping = parallel.any_rank(interrupt.asked, device)
                 if metrics and (step % config.log_every == 0 or last):
                     speed = throughput.read()
                     bar.set_postfix_str(f"loss {loss:.3f}, {speed['samples_per_second']:,.0f} samples/s")
                     seconds = progress.seconds + time.perf_counter() - clock
                     metrics.write(step, batch_loss=loss, lr_scale=lr, seconds=seconds, **speed)
-                if metrics and (step % config.eval_every == 0 or last):
-                    values = {"val_loss": validation_loss(model, val_loader, precision, device)}
+                if step % config.eval_every == 0 or last:
+                    values = {"val_loss": validation_loss(trained, val_loader, precision, device)}
                     if questions:
-                        values["accuracy"] = answer_accuracy(model, questions, precision, device)
-                    metrics.write(step, **values, skipped=len(train_loader.skipped + val_loader.skipped))
+                        values["accuracy"] = answer_accuracy(trained, questions[rank::world], precision, device)
+                    if metrics:
+                        metrics.write(step, **values, skipped=len(train_loader.skipped + val_loader.skipped))
                     log(f"step {step:>6}  loss {loss:.4f}  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
                     if values["val_loss"] < progress.best_val_loss:
                         progress.best_val_loss = values["val_loss"]
-                        best = model.save_pretrained(directory / "best.new", optimizers.weights(model))
-                        replace_directory(best, directory / "best")
-                if rank == 0 and (step % config.save_every == 0 or last or stopping):
+                        weights = optimizers.weights(model)
+                        if rank == 0:
+                            best = model.save_pretrained(directory / "best.new", weights)
+                            replace_directory(best, directory / "best")
+                if step % config.save_every == 0 or last or stopping:
                     save()
     except FloatingPointError as error:
         raise FloatingPointError(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nanovlm.config import TrainConfig
 from nanovlm.files import check_tensors
+from nanovlm.training.parallel import dealt_like, whole
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -22,11 +23,13 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
+    if x.is_cuda:  # near 1 is near enough, at a sixteenth of the time
+        x = x.bfloat16()
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT  # [N, rows, rows]
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -69,6 +72,9 @@ def param_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
         "backbones": {"lr": config.lr_backbones, "weight_decay": config.weight_decay},
         "backbones, not decayed": {"lr": config.lr_backbones, "weight_decay": 0.0},
     }
+    if config.lr_vision is not None:
+        groups["vision"] = {"lr": config.lr_vision, "weight_decay": config.weight_decay}
+        groups["vision, not decayed"] = {"lr": config.lr_vision, "weight_decay": 0.0}
     members: dict[str, list[Tensor]] = {name: [] for name in groups}
     for name, p in named:
         matrix = p.ndim == 2 and ("blocks." in name or name.startswith("projector."))
@@ -77,7 +83,8 @@ def param_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
         elif name.startswith("projector."):
             members["projector"].append(p)
         else:
-            members["backbones" if matrix else "backbones, not decayed"].append(p)
+            part = "vision" if config.lr_vision is not None and name.startswith("vision_encoder.") else "backbones"
+            members[part if matrix else f"{part}, not decayed"].append(p)
     return [{"name": name, "params": members[name], **groups[name]} for name in groups if members[name]]
 
 
@@ -127,18 +134,17 @@ class Optimizers:
         for p, master in self.pairs:
             p.grad = master.grad = None
 
-    def gradients(self) -> list[Tensor]:
-        """One gradient a weight, zero where no batch reached it (no picture in it): processes add up equal lists."""
+    def fill_gradients(self) -> None:
+        """A weight that no batch reached (no picture in it) has a gradient of zero: momentum and decay go on."""
         for master in self.masters:
             if master.grad is None:
                 master.grad = torch.zeros_like(master)
-        return [master.grad for master in self.masters]
 
     def clip(self, max_norm: float, scaler: torch.amp.GradScaler) -> Tensor:
         """Scale the gradients of all weights together to a norm of at most max_norm. Returns the norm before."""
         for optimizer in self.all:
             scaler.unscale_(optimizer)
-        return torch.nn.utils.clip_grad_norm_(self.masters, max_norm)
+        return whole(torch.nn.utils.clip_grad_norm_(self.masters, max_norm))
 
     def step(self, scaler: torch.amp.GradScaler, skip_step: bool = False) -> None:
         """`skip_step`: a float16 gradient overflowed. The scaler would hold back only the optimizer it belongs to."""
@@ -146,25 +152,29 @@ class Optimizers:
             if not skip_step:
                 scaler.step(optimizer)
         scaler.update()
-        with torch.no_grad():
-            for p, master in self.pairs:
-                if p is not master:
-                    p.copy_(master)
+        self._copy_masters()
         self.zero_grad()
 
-    def weights(self, model: nn.Module) -> dict[str, Tensor]:
-        """The model's weights in float32, by name."""
+    @torch.no_grad()
+    def _copy_masters(self) -> None:
+        copied = [(p, master) for p, master in self.pairs if p is not master]
+        if copied:
+            torch._foreach_copy_(*map(list, zip(*copied, strict=True)))
+
+    def _own_weights(self, model: nn.Module) -> dict[str, Tensor]:
         masters = {id(p): master.detach() for p, master in self.pairs}
         return {name: masters.get(id(p), p.detach()) for name, p in model.named_parameters()}
+
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """The model's weights in float32, by name, whole. Where they are dealt out, every process has to ask."""
+        return {name: whole(weight) for name, weight in self._own_weights(model).items()}
 
     def load_weights(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         """Take over what `weights` gave, in whatever dtype this model computes."""
         with torch.no_grad():
-            for name, target in self.weights(model).items():
-                target.copy_(weights[name])
-            for p, master in self.pairs:
-                if p is not master:
-                    p.copy_(master)
+            for name, target in self._own_weights(model).items():
+                target.copy_(dealt_like(weights[name], target))
+        self._copy_masters()
 
     def state(self, model: nn.Module, scaler: torch.amp.GradScaler) -> dict[str, Any]:
         """All that a checkpoint needs of weights, optimizers and scaler."""
@@ -174,14 +184,18 @@ class Optimizers:
         self, model: nn.Module, state: Mapping[str, Any], source: str | Path, scaler: torch.amp.GradScaler
     ) -> None:
         """Take over what `state` gave. Raises: ValueError if it is another model's or another optimizer's."""
-        check_tensors({name: w.shape for name, w in self.weights(model).items()}, state["weights"], source)
+        check_tensors({name: w.shape for name, w in self._own_weights(model).items()}, state["weights"], source)
         self.load_weights(model, state["weights"])
         self.load_state_dict(state["optimizers"])
         if state["scaler"]:  # empty where the run before needed none
             scaler.load_state_dict(state["scaler"])
 
     def state_dict(self) -> list[dict[str, Any]]:
-        return [optimizer.state_dict() for optimizer in self.all]
+        """Momenta and step counts, whole: they may be taken over by another number of processes."""
+        states = [optimizer.state_dict() for optimizer in self.all]
+        for state in states:
+            state["state"] = {p: {k: whole(v) for k, v in values.items()} for p, values in state["state"].items()}
+        return states
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
         """Take over momenta and step counts. Learning rates and decay stay as the recipe has them now.
@@ -193,4 +207,9 @@ class Optimizers:
         if members != saved:
             raise ValueError("These optimizer states belong to another optimizer or model.")
         for optimizer, now, state in zip(self.all, own, states, strict=True):
-            optimizer.load_state_dict({**state, "param_groups": now["param_groups"]})
+            params = [p for group in optimizer.param_groups for p in group["params"]]
+            dealt = {
+                p: {k: dealt_like(v, params[p]) if v.ndim else v for k, v in values.items()}
+                for p, values in state["state"].items()
+            }
+            optimizer.load_state_dict({"state": dealt, "param_groups": now["param_groups"]})

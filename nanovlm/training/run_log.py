@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from nanovlm.config import TrainConfig
 
+Watch = Callable[[int, dict[str, Any]], None]  # step, what was measured at it
+
 
 class MetricsLog:
-    """One JSON object a line in metrics.jsonl, and wandb where it is asked for."""
+    """One JSON object a line in metrics.jsonl, and wandb where it is asked for. `watch` is told each line as well."""
 
-    def __init__(self, directory: Path, config: TrainConfig, from_step: int) -> None:
+    def __init__(self, directory: Path, config: TrainConfig, from_step: int, watch: Watch | None = None) -> None:
+        self.watch = watch
         self.path = directory / "metrics.jsonl"
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
         # A resumed run writes what came after its checkpoint again; the last line may have been torn by a kill.
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= from_step]
+        whole = [line for line in lines if line.endswith("\n")]
+        kept = [line for number, line in enumerate(whole, 1) if self._step(number, line) <= from_step]
         temporary = self.path.with_suffix(".partial")
         temporary.write_text("".join(kept), encoding="utf-8")
         temporary.replace(self.path)
@@ -27,7 +32,23 @@ class MetricsLog:
         if config.wandb:
             import wandb
 
-            self.wandb = wandb.init(project="nanovlm", name=directory.name, config=asdict(config), dir=str(directory))
+            known = directory / "wandb_id"  # so that a resumed run is the same run there
+            if not known.exists():
+                known.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
+            self.wandb = wandb.init(
+                project="nanovlm",
+                name=directory.name,
+                id=known.read_text(encoding="utf-8").strip(),
+                resume="allow",
+                config=asdict(config),
+                dir=str(directory),
+            )
+
+    def _step(self, number: int, line: str) -> int:
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"Line {number} of {self.path} is damaged: delete that line, then go on.") from error
 
     def write(self, step: int, **values: float | int | str) -> None:
         try:
@@ -39,6 +60,8 @@ class MetricsLog:
             ) from error
         if self.wandb is not None:
             self.wandb.log(values, step=step)
+        if self.watch is not None:
+            self.watch(step, values)
 
     def close(self) -> None:
         if self.wandb is not None:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nanovlm.device import Precision
-from nanovlm.models.vision_language_model import IGNORE, VisionLanguageModel, VLMOutput
+from nanovlm.models.vision_language_model import IGNORE, VLMOutput
 from nanovlm.training import parallel
 from nanovlm.training.optimizer import Optimizers
 
@@ -26,19 +26,19 @@ def get_lr(
     return max_lr * (min_lr_fraction + (1 - min_lr_fraction) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def forward(model: VisionLanguageModel, batch: dict[str, Any], device: torch.device) -> VLMOutput:
+def forward(model: nn.Module, batch: dict[str, Any], device: torch.device) -> VLMOutput:
     """Logits and mean loss of a batch's supervised tokens. Rows are padded on the right, where causal attention keeps
     padding out of sight without a mask; packed rows bring their documents."""
     on_cuda = device.type == "cuda"  # elsewhere a copy that is not waited for may read memory that is already freed
     moved = {k: v.to(device, non_blocking=on_cuda) for k, v in batch.items() if isinstance(v, Tensor)}
     images = moved.get("images")
-    if images is not None:
-        images = images.to(model.projector.proj.weight.dtype)
+    if images is not None and images.is_floating_point():
+        images = images.to(next(model.parameters()).dtype)
     return model(moved["input_ids"], images, targets=moved["targets"], document_ids=moved.get("document_ids"))
 
 
 def train_step(
-    model: VisionLanguageModel,
+    model: nn.Module,
     batches: Sequence[dict[str, Any]],
     optimizers: Optimizers,
     scaler: torch.amp.GradScaler,
@@ -53,19 +53,20 @@ def train_step(
 
     Raises: FloatingPointError, with the weights as they were, if the loss or its gradient is NaN or infinite.
     """
-    counts = torch.tensor([int((batch["targets"] != IGNORE).sum()) for batch in batches], dtype=torch.float32)
-    total = counts.sum().to(device)
-    parallel.sum_over_processes([total])
+    counts = [float((batch["targets"] != IGNORE).sum()) for batch in batches]
+    total = parallel.all_sum(torch.tensor(sum(counts), device=device))
+    world = parallel.num_processes()  # over which the gradients are averaged, where a sum is wanted
     mean_loss = torch.zeros((), device=device)
-    for batch, count in zip(batches, counts, strict=True):
-        with precision.context(device):
-            loss = forward(model, batch, device).loss * (count / total.cpu()).item()
-        scaler.scale(loss).backward()
+    for number, (batch, count) in enumerate(zip(batches, counts, strict=True), start=1):
+        with parallel.only_the_last(model, number == len(batches)):
+            with precision.context(device):
+                loss = forward(model, batch, device).loss * (count / total)
+            scaler.scale(loss * world).backward()
         optimizers.collect_gradients()
         mean_loss += loss.detach()
-    parallel.sum_over_processes([mean_loss, *optimizers.gradients()])
+    optimizers.fill_gradients()
     norm = optimizers.clip(max_grad_norm, scaler)
-    loss, norm = torch.stack([mean_loss, norm]).tolist()
+    loss, norm = torch.stack([parallel.all_sum(mean_loss), norm]).tolist()
     # A scaled float16 gradient may overflow: the scaler then skips this step, and scales less from here on.
     finite = math.isfinite(loss) and math.isfinite(norm)
     optimizers.step(scaler, skip_step=not finite)

@@ -7,24 +7,26 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import nn
 
 from nanovlm.data.batches import Loader
 from nanovlm.data.collators import Batch, VQACollator
 from nanovlm.data.datasets import Skipped
 from nanovlm.device import Precision
-from nanovlm.models.vision_language_model import IGNORE, VisionLanguageModel
+from nanovlm.models.vision_language_model import IGNORE
+from nanovlm.training import parallel
 from nanovlm.training.step import forward
 
 
 @torch.no_grad()
 def validation_loss(
-    model: VisionLanguageModel, batches: Iterable[dict[str, Any]], precision: Precision, device: torch.device
+    model: nn.Module, batches: Iterable[dict[str, Any]], precision: Precision, device: torch.device
 ) -> float:
-    """The mean loss over all supervised tokens of the validation data."""
+    """The mean loss over all supervised tokens of the validation data, of which each process has a share."""
     model.eval()
     total, tokens = 0.0, 0
-    for batch in batches:
-        count = int((batch["targets"] != IGNORE).sum())
+    for batch, counts in parallel.in_step(batches, device):
+        count = int((batch["targets"] != IGNORE).sum()) if counts else 0
         with precision.context(device):
             loss = forward(model, batch, device).loss.item()
         if not math.isfinite(loss):
@@ -32,6 +34,7 @@ def validation_loss(
         total += loss * count
         tokens += count
     model.train()
+    total, tokens = (parallel.summed(value, device) for value in (total, tokens))
     if tokens == 0:
         raise ValueError("Not one validation sample can be used, so no checkpoint can be called the best.")
     return total / tokens
@@ -39,21 +42,21 @@ def validation_loss(
 
 @torch.no_grad()
 def answer_accuracy(
-    model: VisionLanguageModel, batches: Iterable[dict[str, Any]], precision: Precision, device: torch.device
+    model: nn.Module, batches: Iterable[dict[str, Any]], precision: Precision, device: torch.device
 ) -> float:
     """The share of rows whose answer greedy decoding would give exactly: each token, the ending included, is the most
     likely one after the right ones before it. One forward pass tells."""
     model.eval()
     right = rows = 0
-    for batch in batches:
+    for batch, counts in parallel.in_step(batches, device):
         with precision.context(device):
             guesses = forward(model, batch, device).logits.argmax(dim=-1).cpu()  # [supervised tokens]
         supervised = batch["targets"] != IGNORE  # [B, T]
         wrong = supervised.nonzero()[:, 0][guesses != batch["targets"][supervised]]  # the rows of wrong tokens
-        right += len(supervised) - len(wrong.unique())
-        rows += len(supervised)
+        right += (len(supervised) - len(wrong.unique())) * counts
+        rows += len(supervised) * counts
     model.train()
-    return right / rows
+    return parallel.summed(right, device) / parallel.summed(rows, device)
 
 
 def short_questions(loader: Loader, pictures: int, longest: int = 8) -> list[Batch]:
@@ -74,3 +77,18 @@ def short_questions(loader: Loader, pictures: int, longest: int = 8) -> list[Bat
     ]
     collate = VQACollator(data.tokenizer.pad_token_id)
     return [collate(items[i : i + order.batch_size]) for i in range(0, len(items), order.batch_size)]
+
+
+def look_ahead(loader: Loader, samples: int = 64) -> str | None:
+    """What the first validation samples say about the run that is to begin, in a sentence; None: nothing is amiss."""
+    data, indices = loader.batches.dataset, loader.batches.order.indices[:samples].tolist()
+    items = [item for item in map(data.__getitem__, indices) if not isinstance(item, Skipped)]
+    said = []
+    if cut := sum(item["truncated"] for item in items):
+        said.append(
+            f"{cut} of {len(items)} validation samples are longer than max_length and lose their ends: raise it, if "
+            "that matters"
+        )
+    if items and not any(len(item["images"]) for item in items):
+        said.append(f"not one of {len(items)} validation samples has a picture")
+    return "; ".join(said) or None

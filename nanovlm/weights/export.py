@@ -84,7 +84,9 @@ def export_smolvlm(model: VisionLanguageModel, out_dir: str | Path) -> Path:
     write_safetensors(to_theirs(smolvlm.tensor_slots(config), tensors), out_dir / "model.safetensors")
     pad = config.eos_token_id if tokenizer is None else tokenizer.pad_token_id
     write_json(smolvlm.write_config(config, pad, tensors[EMBEDDING].dtype), out_dir / "config.json")
-    generation = {"bos_token_id": None, "eos_token_id": config.eos_token_id, "pad_token_id": pad, "do_sample": False}
+    ends = list(dict.fromkeys([config.eos_token_id, *config.stop_token_ids]))
+    eos = ends[0] if len(ends) == 1 else ends
+    generation = {"bos_token_id": None, "eos_token_id": eos, "pad_token_id": pad, "do_sample": False}
     write_json(generation, out_dir / "generation_config.json")
     _write_processor(model, config, out_dir)
     if tokenizer is None:

@@ -74,13 +74,14 @@ def read_config(values: dict[str, Any], directory: Path) -> VLMConfig:
     # What ties the head is the whole model's setting; the decoder's own is not used.
     text["tie_word_embeddings"] = setting(values, "tie_word_embeddings", bool, False)
     language, encoder = llama_config(text), siglip_config({k: v for k, v in vision.items() if k != "vision_config"})
-    pictures = read_picture_settings(directory)
+    pictures, ends = read_picture_settings(directory), _eos_token_ids(directory, text)
     return VLMConfig(
         vision=encoder,
         projector=ProjectorConfig(encoder.hidden_dim, language.hidden_dim, setting(values, "scale_factor", int, 2)),
         language=language,
         image_token_id=setting(values, "image_token_id", int, 128257),
-        eos_token_id=_eos_token_id(directory, text),
+        eos_token_id=ends[0],
+        stop_token_ids=tuple(ends) if len(ends) > 1 else (),  # eos_token_id itself may give way to the template's
         pixel_range=_pixel_range(pictures, directory),
         tiling=_read_tiling(pictures, encoder.image_size, directory),
     )
@@ -140,11 +141,11 @@ def _square(value: Any, key: str, file: Path) -> int:
     return sides[0]
 
 
-def _eos_token_id(directory: Path, text: dict[str, Any]) -> int:
+def _eos_token_ids(directory: Path, text: dict[str, Any]) -> list[int]:
+    """Each of them ends an answer; Llama's where none is given."""
     file = directory / "generation_config.json"
     eos = (read_json(file) if file.is_file() else {}).get("eos_token_id", text.get("eos_token_id"))
-    eos = eos[0] if isinstance(eos, list) and eos else eos
-    return eos if isinstance(eos, int) else 2  # Llama's
+    return [token for token in (eos if isinstance(eos, list) else [eos]) if isinstance(token, int)] or [2]
 
 
 def read_picture_settings(directory: Path) -> dict[str, Any]:

@@ -487,7 +487,7 @@ def test_an_import_is_never_broken_off_and_not_counted(
     thread: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A clock that has run out at every look: only in an import nobody looks at it."""
-    monkeypatch.setattr(guard.Clock, "expired", lambda self: True)
+    monkeypatch.setattr(guard.Clock, "expired", lambda self, frame=None: True)
     monkeypatch.syspath_prepend(str(tmp_path))
     name = f"slow_module_of_a_learner_{thread:d}"
     (tmp_path / f"{name}.py").write_text(SLOW_MODULE)
@@ -508,7 +508,7 @@ def test_an_import_is_never_broken_off_and_not_counted(
 def test_a_check_that_is_called_by_a_module_which_is_imported_is_bounded_as_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard.Clock, "expired", lambda self: True)
+    monkeypatch.setattr(guard.Clock, "expired", lambda self, frame=None: True)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "loops_for_ever.py").write_text(
         "from nanovlm.course.judge import guard\n\ndef loop():\n    while True:\n        pass\n\n"

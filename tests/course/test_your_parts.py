@@ -464,6 +464,8 @@ def test_every_part_matters(model: VisionLanguageModel, saved: Path) -> None:
         raise ZeroDivisionError
 
     for exercise_id in part_ids():
+        if REGISTRY[exercise_id].chapter == "09":
+            continue  # these work when answers are written: test_chapter_09
         replacement = Bomb if isinstance(REGISTRY[exercise_id].reference, type) else bomb
         with pytest.raises((ZeroDivisionError, ValueError)):
             broken = yours(replace={exercise_id: replacement}, directory=saved)

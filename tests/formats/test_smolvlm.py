@@ -224,3 +224,29 @@ def test_generate_in_words(tmp_path):
     answer = processor.decode(expected[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
     assert answer
     assert ours.generate(image=image, prompt=QUESTIONS[0], max_new_tokens=20) == answer
+
+
+def test_any_of_several_end_tokens_ends_an_answer(tmp_path):
+    """Llama-3's decoders list two or three of them; the end of a turn in the template is one more."""
+    theirs, processor, ours = both(tmp_path / "one", 8, 4, True)
+    image, single = picture(60, 40), ours.config.eos_token_id
+    prompt = prepare_prompts(ours, [QUESTIONS[0]], [image])
+    written = ours.generate(**prompt, max_new_tokens=12)[0].tolist()
+    stop = written[len(written) // 2]
+    assert len(written) == 12 > written.index(stop) + 1
+    where = oracle.save(tmp_path / "several", theirs, processor)
+    (where / "generation_config.json").write_text(json.dumps({"eos_token_id": [single, stop]}))
+    several = VisionLanguageModel.from_pretrained(where)
+    assert several.generate(**prompt, max_new_tokens=12)[0].tolist() == written[: written.index(stop) + 1]
+    for name, save in (("own", several.save_pretrained), ("smolvlm", lambda out: export_smolvlm(several, out))):
+        save(tmp_path / name)
+        again = VisionLanguageModel.from_pretrained(tmp_path / name)
+        assert {again.config.eos_token_id, *again.config.stop_token_ids} == {single, stop}
+
+
+def test_an_end_token_outside_the_vocabulary_is_refused(tmp_path):
+    theirs = oracle.model(8, 4, True, "smolvlm")
+    where = oracle.save(tmp_path, theirs, oracle.processor(32, 4))
+    (where / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 10**6]}))
+    with pytest.raises(ValueError, match=r"stop_token_ids .* must be ids of the vocabulary"):
+        VisionLanguageModel.from_pretrained(where)

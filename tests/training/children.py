@@ -55,17 +55,21 @@ def wait(process: Any, seconds: float = 500) -> int:
     return process.exitcode
 
 
-def together(world: int, target: Callable[..., None], *arguments: Any) -> None:
-    """Call target(rank, *arguments) in `world` processes that find each other as under torchrun."""
+def gather(world: int, target: Callable[..., None], *arguments: Any) -> list[Any]:
+    """Start target(rank, *arguments) in `world` processes that find each other as under torchrun."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
-    processes = [
+    return [
         start(target, rank, *arguments, environment={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(world)
     ]
-    assert [wait(process) for process in processes] == [0] * world
+
+
+def together(world: int, target: Callable[..., None], *arguments: Any) -> None:
+    """The same, until all have ended well."""
+    assert [wait(process) for process in gather(world, target, *arguments)] == [0] * world
 
 
 def _main(target: Callable[..., None], arguments: tuple[Any, ...], environment: dict[str, str]) -> None:

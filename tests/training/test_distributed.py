@@ -29,7 +29,8 @@ def one_step(rank: int, directory: Path, with_pictures: bool) -> None:
     world = distributed.start()[1]
     model = new_model()
     own = rows(with_pictures)[32 // world * rank : 32 // world * (rank + 1)]
-    loss = step(model, batches(own, 8), Optimizers(model, recipe(directory, **GENTLE)))
+    wrapped = distributed.wrap(model, "ddp", torch.device("cpu"))
+    loss = step(wrapped, batches(own, 8), Optimizers(model, recipe(directory, **GENTLE)))
     torch.save((loss, weights(model)), directory / f"{world}_{rank}.pt")
     distributed.stop()
 

@@ -39,7 +39,7 @@ def train_in_child(
         children.die_after(seconds)
     if moment is not None:
         MOMENTS[moment]()
-    real = nanovlm.training.step.train_step
+    real = nanovlm.training.loop.train_step
 
     def noisy_step(*arguments: Any) -> float:
         """Draws random numbers, as dropout would."""
@@ -182,7 +182,7 @@ def test_killed_with_a_worker(undisturbed, tmp_path):
 
 def stopped_with_its_workers(output_dir: Path) -> None:
     os.setpgrp()
-    real = nanovlm.training.step.train_step
+    real = nanovlm.training.loop.train_step
 
     def told(*arguments: Any) -> float:
         # Sent by somebody else: from its parent a worker would take it for the end of the data.
@@ -287,7 +287,7 @@ def test_the_newest_two_are_kept_in_order_of_steps(tmp_path):
     for step in (999_998, 999_999, 1_000_000, 1_000_001):
         nanovlm.training.checkpoint.save_checkpoint(tmp_path, step, {"step": step})
     kept = checkpoints(tmp_path)
-    assert [load_checkpoint(path)["step"] for path in kept] == [1_000_000, 1_000_001]
+    assert [torch.load(path)["step"] for path in kept] == [1_000_000, 1_000_001]
 
 
 def test_a_run_that_had_saved_nothing_begins_at_its_start_and_says_so(tmp_path, capsys):

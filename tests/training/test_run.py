@@ -24,7 +24,7 @@ import nanovlm.training.run_log
 from nanovlm.data.datasets import VQADataset
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.checkpoint import checkpoints, load_checkpoint
-from tests.training.tiny_run import equal, max_difference, metrics, recipe, run, weights
+from tests.training.tiny_run import equal, max_difference, metrics, new_model, recipe, run, weights
 
 
 class ChangedLoader:
@@ -59,7 +59,7 @@ def change_batches(monkeypatch):
 @pytest.fixture
 def before_step(monkeypatch):
     """Call something right before step number n of a run."""
-    real = nanovlm.training.step.train_step
+    real = nanovlm.training.loop.train_step
 
     def use(number, action):
         calls = 0
@@ -102,6 +102,14 @@ def test_the_log_has_every_metric_as_json(tmp_path):
         assert all(math.isfinite(value) for value in line.values())
     seconds = [line["seconds"] for line in lines if "seconds" in line]
     assert seconds == sorted(seconds)
+
+
+def test_who_watches_is_told_every_line_of_the_log(tmp_path):
+    told = []
+    done = nanovlm.training.loop.train(
+        recipe(tmp_path), new_model(), watch=lambda step, values: told.append({"step": step, **values})
+    )
+    assert told == metrics(done.directory)
 
 
 def test_speed_is_measured_on_the_wall_clock_with_the_wait_for_data(tmp_path, change_batches, monkeypatch):
@@ -297,6 +305,7 @@ def test_nan_stops_with_step_samples_and_a_good_checkpoint(bad, tmp_path, change
     def poison(number, batch):
         given[number] = batch["sample_indices"]
         if number == 4:
+            batch["images"] = batch["images"].float()
             batch["images"][1] = bad
         return batch
 
@@ -326,6 +335,7 @@ def test_a_nan_gradient_under_a_finite_loss_stops_before_it_is_saved(tmp_path, b
 
 def test_a_nan_on_validation_data_stops_too(tmp_path, change_batches):
     def poison(_, batch):
+        batch["images"] = batch["images"].float()
         batch["images"][0] = math.nan
         return batch
 
@@ -419,7 +429,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(how, tmp_path, monke
     assert run(tmp_path, max_steps=4, resume=True).step == 4
 
 
-def test_a_disk_that_fills_up_under_the_log(tmp_path):
+def test_a_disk_that_fills_up_under_the_log(tmp_path, capsys):  # what it prints goes to no file
     pytest.importorskip("resource", reason="Windows has no limits on a process's files")
     done = run(tmp_path, max_steps=2)
     log = done.directory / "metrics.jsonl"

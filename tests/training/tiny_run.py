@@ -101,5 +101,5 @@ def step(
     model: VisionLanguageModel, batches: list[dict[str, Any]], optimizers: Optimizers, max_grad_norm: float = 1.0
 ) -> float:
     device = torch.device("cpu")
-    precision = choose_precision("bf16" if model.projector.proj.weight.dtype == torch.bfloat16 else "fp32", device)
+    precision = choose_precision("bf16" if next(model.parameters()).dtype == torch.bfloat16 else "fp32", device)
     return train_step(model, batches, optimizers, precision.scaler(device), precision, device, max_grad_norm)

@@ -1,6 +1,6 @@
-"""`python -m nanovlm.data.thimble --bench` measures; `--sheet FILE.png` shows; `--pictures DIR` makes samples.
+"""`python -m nanovlm.data.thimble --bench` measures; `--sheet FILE.png` shows; `--pictures DIR`, `--parquet DIR` write.
 
-The pictures that ship were made by `python -m nanovlm.data.thimble --pictures assets/pictures`.
+The pictures and tables that ship are listed in CONTRIBUTING.md with their commands.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from nanovlm.data.thimble import SPLITS, SUBSETS, thimble_sample
+from nanovlm.data.thimble.parquet import write_parquet
 
 # File -> subset and index in its test split, which no training picture shares a scene with. In the three `shapes` the
 # red star stands in three places, so that one question has three answers.
@@ -72,6 +73,7 @@ def main() -> None:
     parser.add_argument("--bench", action="store_true", help="print samples per second of each subset")
     parser.add_argument("--sheet", metavar="FILE.png", help="write a contact sheet")
     parser.add_argument("--pictures", metavar="DIR", type=Path, help="write the sample pictures that ship")
+    parser.add_argument("--parquet", metavar="DIR", type=Path, help="write the sample tables that ship")
     parser.add_argument("--subset", choices=SUBSETS, help="one subset (default: all)")
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--count", type=int, default=5, help="samples per subset on the sheet")
@@ -86,9 +88,10 @@ def main() -> None:
     if options.sheet:
         contact_sheet(subsets, options.split, options.count, options.seed, options.image_size).save(options.sheet)
         print(f"wrote {options.sheet}")
-    for path in write_pictures(options.pictures) if options.pictures else ():
-        print(f"wrote {path}")
-    if not options.bench and not options.sheet and not options.pictures:
+    for write, directory in ((write_pictures, options.pictures), (write_parquet, options.parquet)):
+        for path in write(directory) if directory else ():
+            print(f"wrote {path}")
+    if not (options.bench or options.sheet or options.pictures or options.parquet):
         parser.print_help()
 
 

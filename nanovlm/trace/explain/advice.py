@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from nanovlm.trace.explain import rules_layers as layers
+from nanovlm.trace.explain import rules_losses as losses
+from nanovlm.trace.explain import rules_places as places
 from nanovlm.trace.explain import rules_products as products
 from nanovlm.trace.explain import rules_shapes as shapes
 from nanovlm.trace.explain import rules_values as values
-from nanovlm.trace.explain.failed_call import Advice, FailedCall, shape
+from nanovlm.trace.explain.failed_call import Advice, FailedCall, is_torchs_module, shape
 from nanovlm.trace.record.frames import BODY, FUNCTION, classify, leave_out_machinery
 from nanovlm.trace.rows import Row, show
 from nanovlm.trace.show.fold import is_plain_layer
-from nanovlm.trace.source import Source, locate
+from nanovlm.trace.source import Source, locate, operands
 
 if TYPE_CHECKING:
     from nanovlm.trace.result import Trace
@@ -33,7 +36,7 @@ _STEPS_SHOWN = 6
 _BY_NAME: dict[str, Rule] = {
     "linear": products.linear,
     **dict.fromkeys(("matmul", "mm", "bmm", "mv"), products.matmul),
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), products.convolution),
+    **{f"conv{kind}{n}d": products.convolution for kind in ("", "_transpose") for n in (1, 2, 3)},
     "scaled_dot_product_attention": products.attention,
     "einsum": products.einsum,
     **dict.fromkeys(("cat", "stack", "hstack", "vstack"), shapes.cat),
@@ -43,23 +46,47 @@ _BY_NAME: dict[str, Rule] = {
     "embedding": values.ids,
     **dict.fromkeys(("getitem", "setitem", "index_put", "index_put_"), values.index),
     **dict.fromkeys(("masked_scatter", "masked_scatter_"), values.placed),
-    **dict.fromkeys(("cross_entropy", "nll_loss"), values.targets),
     **dict.fromkeys(("layer_norm", "rms_norm", "batch_norm", "group_norm"), values.norm),
+    **losses.RULES,
+    **places.RULES,
 }
 _ALWAYS: tuple[Rule, ...] = (values.dtype, shapes.dims, shapes.broadcasting)
 
 
 def advise(row: Row, said: str) -> Advice | None:
     """The first rule that recognises what went wrong."""
+    return _explained(row, said)[0]
+
+
+def _explained(row: Row, said: str) -> tuple[Advice | None, FailedCall]:
+    """What to say, and the call whose arguments it is about: the step's, or that of the layer of torch around it."""
+    for layer in reversed(_layers_around(row)):  # the outermost is what the learner called
+        rule = layers.RULES.get((layer.cls or "").removeprefix("torch.nn."))
+        if rule is not None and (advice := rule(call := FailedCall(layer, said))) is not None:
+            return advice, call
     call = FailedCall(row, said)
+    if row.kind == "module":
+        rule = layers.RULES.get((row.cls or "").removeprefix("torch.nn."), layers.wants_a_tensor)
+        return rule(call), call
     own = _BY_NAME.get(row.name)
     for rule in (values.device, *([own] if own else []), *_ALWAYS):
         if rule is shapes.broadcasting and not re.search(r"must match the size|broadcast|shape mismatch", said):
             continue
         advice = rule(call)
         if advice is not None:
-            return advice
-    return None
+            return advice, call
+    return None, call
+
+
+def _layers_around(row: Row) -> list[Row]:
+    """torch's own layers whose inside a step is, the innermost first."""
+    found: list[Row] = []
+    above = row.parent
+    while is_torchs_module(above) or (above is not None and above.kind == "op"):  # an op: torch's attention function
+        if above.kind == "module":
+            found.append(above)
+        above = above.parent
+    return found
 
 
 def explain(error: Exception, trace: Trace) -> None:
@@ -81,8 +108,7 @@ def explanation(error: Exception, trace: Trace) -> str:
     said, row = str(error).strip(), trace.failed
     if row is None:
         return _own_error(error, said, trace)
-    advice = advise(row, said)
-    call = FailedCall(row, said)
+    advice, call = _explained(row, said)
     lines = [advice.wrong if advice else said]
     lines += _place(call.source, call.layer_name if call.layer is not None else row.name, call.place)
     operands = call.operands()
@@ -157,21 +183,33 @@ def _own_error(error: Exception, said: str, trace: Trace) -> str:
     lines = [said or type(error).__name__]
     if source is not None:
         lines += _place(source, "", "")
-        lines += [f"  {text}" for text in _unpacking(error, said, source, found) or _chunks(said)]
+        lines += [f"  {text}" for text in _unpacking(error, said, source, found) or _rearranging(said, source)]
     return "\n".join(lines + _way(None, trace))
 
 
-def _chunks(said: str) -> list[str]:
-    """einops: an axis that does not divide."""
-    match = re.search(r"can't divide axis of length (\d+) in chunks of (\d+)", said)
-    if match is None:
+def _rearranging(said: str, source: Source) -> list[str]:
+    """einops: an axis that does not divide, another number of dims."""
+    given = re.search(r'pattern "(.*?)".*?Input tensor shape: torch\.Size\(\[([\d, ]*)\]\)', said, re.DOTALL)
+    if given is None:
         return []
-    length, chunk = map(int, match.groups())
-    rest = length % chunk
-    return [
-        f"{length} is {length // chunk} x {chunk} and {rest} more.",
-        f"Try: leave {rest} out (a class token: x[:, 1:]), or choose a size that divides {length}.",
-    ]
+    axes, sizes = given[1].partition("->")[0], [int(size) for size in given[2].split(",") if size.strip()]
+    called = (source.text.partition("(")[0] or "rearrange").rpartition(".")[2]
+    written = operands(source, called)[0]
+    text = written[0] if written else "the tensor"
+    have = f"{text} is {shape(sizes)}"
+    if match := re.search(r"can't divide axis of length (\d+) in chunks of (\d+)", said):
+        length, chunk = map(int, match.groups())
+        lines = [f"{have}: {length} is {length // chunk} x {chunk} and {length % chunk} more."]
+        if length % chunk == 1 and len(sizes) == 3 and sizes[1] == length and axes.strip()[:3] in ("b (", "n ("):
+            lines.append(f"Try: leave 1 out, if it is a class token: {text}[:, 1:].")
+        return lines
+    if match := re.search(r"expected (\d+) dims\. Received (\d+)-dim tensor", said):
+        wanted, got = map(int, match.groups())
+        lines = [f"{have}: {got} dims, and {axes.strip()!r} names {wanted}."]
+        if wanted == got + 1 and axes.split()[:1] in (["b"], ["batch"], ["n"]):
+            lines.append(f"Try: add the batch dim: {text}.unsqueeze(0) is {shape((1, *sizes))}.")
+        return lines
+    return []
 
 
 def _unpacking(error: Exception, said: str, source: Source, tb: TracebackType) -> list[str]:

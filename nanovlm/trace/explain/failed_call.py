@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from itertools import takewhile
 from typing import Any, NamedTuple
+
+import torch
 
 from nanovlm.trace.rows import Row, TensorInfo, tensors
 from nanovlm.trace.source import Source, elements, locate, operands
@@ -29,8 +32,7 @@ class FailedCall:
         self.facts: dict[str, Any] = row.settings or {}  # least and largest ids, number of True
         self.source: Source | None = locate(row.where)
         above = row.parent
-        inside = above is not None and above.kind == "module" and (above.cls or "").startswith("torch.nn.")
-        self.layer: Row | None = above if inside else None
+        self.layer: Row | None = row if row.kind == "module" else above if is_torchs_module(above) else None
         self._written: list[str] = []
         self._keywords: dict[str, str] = {}
         before = _before(self.layer)
@@ -44,6 +46,25 @@ class FailedCall:
             self._written, self._keywords = operands(self.source, called, is_module)
             if direct is not None:
                 self._written = _handed_on(self._written, row, direct)
+            elif self.layer is not None and (row is not self.layer or is_torchs_module(above)):
+                self._written, self._keywords = self._of_the_layer(self.layer)
+
+    def _of_the_layer(self, layer: Row) -> tuple[list[str], dict[str, str]]:
+        """What is written for the step's arguments where the learner called the layer: the same tensors' texts."""
+        outermost = layer
+        while is_torchs_module(outermost.parent):
+            outermost = outermost.parent
+        texts = {
+            info.uid: text
+            for value, text in zip(outermost.args, self._written, strict=False)
+            for info, text in _texts(value, text)
+        }
+        for name, value in outermost.kwargs.items():
+            texts |= {info.uid: text for info, text in _texts(value, self._keywords.get(name, name))}
+        found = [texts.get(value.uid, "") if isinstance(value, TensorInfo) else "" for value in self.row.args]
+        while found and not found[-1]:
+            found.pop()
+        return found, {n: texts[v.uid] for n, v in self.row.kwargs.items() if getattr(v, "uid", None) in texts}
 
     @property
     def layer_name(self) -> str:
@@ -65,11 +86,10 @@ class FailedCall:
     def text(self, position: int, name: str) -> str:
         """What the learner wrote for an argument; else its parameter's name, or the argument's own."""
         info = self.info(position, name)
-        if self.layer is None or position == 0:
-            if name in self._keywords:
-                return self._keywords[name]
-            if position < len(self._written):
-                return self._written[position]
+        if name in self._keywords:
+            return self._keywords[name]
+        if position < len(self._written) and self._written[position]:
+            return self._written[position]
         return info.name if info is not None and info.name else name
 
     def parts(self, position: int = 0) -> list[tuple[str, TensorInfo]]:
@@ -83,15 +103,26 @@ class FailedCall:
     def operands(self) -> list[tuple[str, TensorInfo]]:
         """(text, shape) of every tensor of the step, in order."""
         found: list[tuple[str, TensorInfo]] = []
+        roles = self._roles()
         for i, value in enumerate(self.row.args):
             if isinstance(value, TensorInfo):
-                found.append((self.text(i, _ROLES.get((self.name, i), f"argument {i}")), value))
+                found.append((self.text(i, roles[i] if i < len(roles) else f"argument {i}"), value))
             elif isinstance(value, (list, tuple)) and any(isinstance(part, TensorInfo) for part in value):
                 found += self.parts(i)
         for name, value in self.row.kwargs.items():
             if isinstance(value, TensorInfo):
                 found.append((self.text(len(self.row.args) + 9, name), value))
         return list({(text, info.uid): (text, info) for text, info in found}.values())
+
+    def _roles(self) -> list[str]:
+        """The names of the step's arguments, where torch wrote them down."""
+        if self.row.kind == "module":
+            layer = getattr(torch.nn, (self.row.cls or "").removeprefix("torch.nn."), None)
+            return list(inspect.signature(layer.forward).parameters)[1:] if layer is not None else []
+        if self.name in _ROLES:
+            return _ROLES[self.name]
+        function = getattr(torch.nn.functional, self.name, None)
+        return list(inspect.signature(function).parameters) if inspect.isfunction(function) else []
 
     @property
     def place(self) -> str:
@@ -102,14 +133,30 @@ class FailedCall:
         return row.path if row is not None else ""
 
 
+_PRODUCT, _PLACING = ["input", "weight", "bias"], ["input", "dim", "index", "source"]
 _ROLES = {
-    ("scaled_dot_product_attention", 0): "query",
-    ("scaled_dot_product_attention", 1): "key",
-    ("scaled_dot_product_attention", 2): "value",
-    ("cross_entropy", 0): "logits",
-    ("cross_entropy", 1): "targets",
-    **{(name, 0): "input" for name in ("linear", "conv1d", "conv2d", "conv3d", "embedding", "layer_norm", "rms_norm")},
+    "scaled_dot_product_attention": ["query", "key", "value", "attn_mask"],
+    "cross_entropy": ["logits", "targets", "weight"],
+    "nll_loss": ["log_probs", "targets", "weight"],
+    "linear": _PRODUCT,
+    **{f"conv{kind}{n}d": _PRODUCT for kind in ("", "_transpose") for n in (1, 2, 3)},
+    **dict.fromkeys(("gather", "scatter", "scatter_add", "index_add", "index_copy", "index_select"), _PLACING),
+    **{f"{kind}_cell": ["input", "state"] for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu")},
 }
+
+
+def is_torchs_module(row: Row | None) -> bool:
+    return row is not None and row.kind == "module" and (row.cls or "").startswith("torch.nn.")
+
+
+def _texts(value: Any, text: str) -> list[tuple[TensorInfo, str]]:
+    """An argument's tensors with what is written for each: of a tuple that is written out, for each of its parts."""
+    if isinstance(value, TensorInfo):
+        return [(value, text)]
+    parts = elements(text)
+    if isinstance(value, (list, tuple)) and len(parts) == len(value):
+        return [(info, part) for info, part in zip(value, parts, strict=True) if isinstance(info, TensorInfo)]
+    return []
 
 
 def _traced_directly(row: Row) -> Row | None:
@@ -124,7 +171,7 @@ def _traced_directly(row: Row) -> Row | None:
 def _handed_on(written: list[str], row: Row, direct: Row) -> list[str]:
     """Of trace(layer, x, ...) what is written for the arguments that the step itself takes; the layer is none."""
     given = written[1:]
-    if len(given) != len(direct.args) or any(text.startswith("*") for text in given):
+    if len(given) != len(direct.args):
         return []
     both = zip(given, row.args, direct.args, strict=False)
     is_same = ([i.uid for i in tensors(own)] == [i.uid for i in tensors(outer)] for _, own, outer in both)
@@ -134,7 +181,7 @@ def _handed_on(written: list[str], row: Row, direct: Row) -> list[str]:
 def _before(layer: Row | None) -> str | None:
     """The layer in front, for one that nn.Sequential calls: what goes in has no name that somebody wrote."""
     above = layer.parent if layer is not None else None
-    if above is None or above.kind != "module" or not (above.cls or "").startswith("torch.nn."):
+    if above is None or above.cls != "torch.nn.Sequential":
         return None
     at = above.children.index(layer)
     if at == 0:

@@ -22,7 +22,17 @@ def linear(call: FailedCall) -> Advice | None:
             how = f"{text}.flatten({start}) is" if call.is_named else f"nn.Flatten({start}) in front of it gives"
             return Advice(wrong, f"flatten first: {how} {shape(flat)}.")
     if fits and x.ndim > 1:
+        if x.ndim == 4 and fits == [1]:
+            ways = f"{text}.permute(0, 2, 3, 1) for each place, or {text}.mean((2, 3)) for the whole picture"
+            return Advice(wrong, f"dim 1 has that size: {ways}.")
         return Advice(wrong, f"dim {fits[-1]} has that size: {text}.transpose({fits[-1]}, -1).")
+    if call.layer is None:
+        given = call.text(1, "weight")
+        wrong = f"{text} is {shape(x.shape)}: its last dim is {got}, but {given} is {shape(weight.shape)}, [out, in]."
+        if weight.shape[0] != got:
+            return Advice(wrong)
+        other = given[:-2] if given.endswith(".T") else f"{given}.T"
+        return Advice(wrong, f"the weight lies the other way: F.linear({text}, {other}).")
     size = f"nn.Linear({got}, {weight.shape[0]})"
     return Advice(wrong, f"build it as {size}, or bring the last dim of {text} to {wanted} first.")
 
@@ -42,14 +52,24 @@ def matmul(call: FailedCall) -> Advice | None:
     if a.shape[-1] != inner:
         rows = f"{inner} rows (its second-to-last dim)" if b.ndim > 1 else f"{inner} numbers"
         wrong = f"{both}: the last dim of {left} is {a.shape[-1]}, but {right} has {rows}."
+        first_fits = a.ndim > 1 and a.shape[-2] == inner
         if b.ndim > 1 and b.shape[-1] == a.shape[-1]:
             result = (*(broadcast(a.shape[:-2], b.shape[:-2]) or ()), *a.shape[-2:-1], b.shape[-2])
-            return Advice(wrong, f"transpose it: {left} @ {right}.transpose(-2, -1) is {shape(result)}.")
-        if a.ndim > 1 and a.shape[-2] == inner:
-            return Advice(wrong, f"transpose the left one: {left}.transpose(-2, -1) @ {right}.")
+            fix = f"transpose it: {left} @ {transposed(right)} is {shape(result)}"
+            return Advice(wrong, f"{fix} (or the left one: {transposed(left)} @ {right})." if first_fits else f"{fix}.")
+        if first_fits:
+            return Advice(wrong, f"transpose the left one: {transposed(left)} @ {right}.")
         other = f"the second-to-last of {right}" if b.ndim > 1 else f"the length of {right}"
         return Advice(wrong, f"the last dim of {left} and {other} must be one size.")
     return heads(a, b, left, right, both)
+
+
+def transposed(text: str) -> str:
+    """The expression the other way round: what is transposed already, without that."""
+    for end in (".T", ".mT", ".transpose(-2, -1)", ".transpose(-1, -2)"):
+        if text.endswith(end):
+            return text.removesuffix(end)
+    return f"{text}.transpose(-2, -1)"
 
 
 def heads(a: TensorInfo, b: TensorInfo, left: str, right: str, both: str, fix: str = "") -> Advice | None:
@@ -74,10 +94,18 @@ def convolution(call: FailedCall) -> Advice | None:
     if x is None or weight is None:
         return None
     text, planes = call.text(0, "input"), weight.ndim - 2
-    channels = weight.shape[1] * int(call.value(6, "groups", 1) or 1)
+    is_transposed = "transpose" in call.name
+    channels = weight.shape[0] if is_transposed else weight.shape[1] * int(call.value(6, "groups", 1) or 1)
     if x.ndim not in (planes + 1, planes + 2):
         wrong = f"{text} is {shape(x.shape)}, but {call.layer_name} takes {planes + 2} dims: [B, {channels}, …]."
-        return Advice(wrong, f"add what is missing: {text}.unsqueeze(0)." if x.ndim < planes + 1 else None)
+        if x.ndim == 2 and x.shape[1] == channels and is_transposed:
+            ends, ones = ", None" * planes, (1,) * planes
+            return Advice(wrong, f"one place each: {text}[:, :{ends}] is {shape((*x.shape, *ones))}.")
+        if x.ndim == planes + 3 and x.shape[2] == channels:
+            flat = (x.shape[0] * x.shape[1], *x.shape[2:])
+            return Advice(wrong, f"all pictures as one batch: {text}.flatten(0, 1) is {shape(flat)}.")
+        is_grey = x.ndim == planes and channels == 1
+        return Advice(wrong, f"add the channels: {text}.unsqueeze(0)." if is_grey else None)
     at = x.ndim - planes - 1
     if x.shape[at] == channels:
         sizes, kernel = x.shape[at + 1 :], weight.shape[2:]
@@ -140,7 +168,7 @@ def attention(call: FailedCall) -> Advice | None:
             return Advice(wrong, f"it says which keys are real: {text}[:, None, None, :].")
         if mask.ndim == 3 and len(scores) == 4 and broadcast((mask.shape[0], 1, *mask.shape[1:]), scores) == scores:
             return Advice(wrong, f"it has no dim for the heads: {text}[:, None].")
-        return Advice(wrong, f"give it a shape that broadcasts to {shape(scores)}.")
+        return Advice(wrong)
     return None
 
 
@@ -166,8 +194,5 @@ def einsum(call: FailedCall) -> Advice | None:
             other = seen.setdefault(letter, (size, text))
             if other[0] != size and 1 not in (size, other[0]):
                 both = " and ".join(f"{t} is {shape(i.shape)}" for t, i in zip(texts, infos, strict=True))
-                return Advice(
-                    f"{both}: {letter!r} in {equation!r} is {other[0]} in {other[1]}, but {size} in {text}.",
-                    "give dims of different size different letters, in the order in which they stand.",
-                )
+                return Advice(f"{both}: {letter!r} in {equation!r} is {other[0]} in {other[1]}, but {size} in {text}.")
     return None

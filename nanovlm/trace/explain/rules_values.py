@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from nanovlm.trace.explain.failed_call import Advice, FailedCall, shape
+from nanovlm.trace.explain.failed_call import Advice, FailedCall, ordinal, shape
+from nanovlm.trace.rows import TensorInfo
 
 
 def device(call: FailedCall) -> Advice | None:
@@ -36,7 +37,11 @@ def dtype(call: FailedCall) -> Advice | None:
     text, info = found[0]
     weight = next(((t, i) for t, i in found if i.name), None)
     if len(types) > 1:
-        target = (weight or found[-1])[1].dtype_name
+        real = [pair for pair in found if pair[1].dtype.is_floating_point]
+        if weight is None and not info.dtype.is_floating_point and real:
+            return Advice(f"{listed}.", f"bring it to the same type: {text}.to(torch.{real[-1][1].dtype_name}).")
+        target = (weight or (real or found)[-1])[1].dtype_name
+        text, info = next(((t, i) for t, i in found if i.dtype_name != target), (text, info))
         if not info.dtype.is_floating_point:
             scale = " / 255" if info.dtype_name == "uint8" else ""
             return Advice(f"{listed}.", f"make it a floating-point tensor first: {text}.to(torch.{target}){scale}.")
@@ -84,10 +89,11 @@ def index(call: FailedCall) -> Advice | None:
     match = re.search(r"index (-?\d+) is out of bounds for dimension (\d+) with size (\d+)", call.said)
     if match:
         at, dim, size = map(int, match.groups())
+        dim = _indexed(call, size, dim)
         return Advice(
             f"{text} is {shape(x.shape)}: dim {dim} has {size} entries, 0 to {size - 1}, and {at} is asked for.",
             f"the last one is {size - 1} (or -1)."
-            if at == size
+            if at == size and not isinstance(call.value(1, "index"), tuple)
             else f"keep the index below {size}, or make dim {dim} longer.",
         )
     match = re.search(r"too many indices for tensor of dimension (\d+)", call.said)
@@ -98,10 +104,20 @@ def index(call: FailedCall) -> Advice | None:
     match = re.search(r"mask \[([\d, ]+)\].* does not match .* tensor \[([\d, ]+)\]", call.said)
     if match:
         return Advice(
-            f"the mask is [{match.group(1)}], but {text} is {shape(x.shape)}.",
-            "a mask must have the sizes of the dims that it picks from.",
+            f"the mask is [{match.group(1)}], but {text} is {shape(x.shape)}: a mask has the sizes of the dims that it "
+            "picks from.",
         )
     return placed(call)
+
+
+def _indexed(call: FailedCall, size: int, said: int) -> int:
+    """The dim that a tensor picks from in x[:, where]; torch counts the picked dims alone."""
+    parts, x = call.value(1, "index"), call.info(0, "input")
+    if x is None or not isinstance(parts, (tuple, list)) or not all(isinstance(p, (slice, TensorInfo)) for p in parts):
+        return said
+    at = [dim for dim, part in enumerate(parts) if isinstance(part, TensorInfo)]
+    fits = [dim for dim in at if dim < x.ndim and x.shape[dim] == size]
+    return fits[0] if len(fits) == 1 else said
 
 
 def placed(call: FailedCall) -> Advice | None:
@@ -127,34 +143,6 @@ def placed(call: FailedCall) -> Advice | None:
     return None
 
 
-def targets(call: FailedCall) -> Advice | None:
-    """Cross entropy: one class id for each row of logits."""
-    logits, target = call.info(0, "input"), call.info(1, "target")
-    if logits is None or target is None:
-        return None
-    a, b = call.text(0, "logits"), call.text(1, "targets")
-    both = f"{a} is {shape(logits.shape)} and {b} is {shape(target.shape)}"
-    if logits.ndim == 3 and target.shape == logits.shape[:2] and logits.shape[2] != target.shape[-1]:
-        return Advice(
-            f"{both}: cross_entropy takes dim 1 as the classes, not the last.",
-            f"one row a token: {a}.flatten(0, 1) is {shape((logits.shape[0] * logits.shape[1], logits.shape[2]))}, and "
-            f"{b}.flatten() is {shape((target.numel,))}.",
-        )
-    low, high = call.facts.get("low"), call.facts.get("high")
-    classes = logits.shape[1] if logits.ndim > 1 else logits.shape[0]
-    if high is not None and (high >= classes or low < 0):
-        return Advice(
-            f"{b} holds classes from {low} to {high}, but {a} {shape(logits.shape)} has {classes}: 0 to {classes - 1}.",
-            f"give the head at least {high + 1} outputs." if high >= classes else "mark what is not scored with -100.",
-        )
-    if logits.shape[0] != target.shape[0]:
-        return Advice(
-            f"{both}: {logits.shape[0]} rows of logits against {target.shape[0]} targets.",
-            "one target for each row; check the shift between inputs and targets.",
-        )
-    return None
-
-
 def norm(call: FailedCall) -> Advice | None:
     """layer_norm, rms_norm, batch_norm, group_norm built for another width."""
     x, weight = call.info(0, "input"), next((i for i in call.row.inputs if i.name and i.ndim), None)
@@ -167,11 +155,19 @@ def norm(call: FailedCall) -> Advice | None:
             wrong = f"{text} is {shape(x.shape)}, but {call.layer_name} was built for a last dim of {shape(wanted)}."
             at = next((d for d in range(x.ndim - 1) if wanted == (x.shape[d],)), None)
             if at is not None:
-                return Advice(wrong, f"dim {at} has that size: {text}.transpose({at}, -1) before, and back after.")
+                how = "permute(0, 2, 3, 1)" if x.ndim == 4 and at == 1 else f"transpose({at}, -1)"
+                return Advice(wrong, f"dim {at} has that size: {text}.{how} before, and back after.")
+            if call.layer is None and len(wanted) == 1:
+                return Advice(wrong, f"normalise over {(x.shape[-1],)}, or bring the last dim to {wanted[-1]}.")
             return Advice(wrong, f"build it with {x.shape[-1]}, or bring the last dim to {wanted[-1]}.")
     elif weight is not None and x.ndim > 1 and x.shape[1] != weight.shape[0]:
         wrong = (
             f"{text} is {shape(x.shape)}: dim 1 is {x.shape[1]}, but {call.layer_name} was built for {weight.shape[0]}."
         )
-        return Advice(wrong, f"build it with {x.shape[1]}, or move the channels to dim 1.")
+        at = [dim for dim in range(2, x.ndim) if x.shape[dim] == weight.shape[0]]
+        if at == [x.ndim - 1]:
+            order = ", ".join(map(str, (0, x.ndim - 1, *range(1, x.ndim - 1))))
+            how = "transpose(1, 2)" if x.ndim == 3 else f"permute({order})"
+            return Advice(wrong, f"{ordinal(at[0], x.ndim)} has that size: {text}.{how} before, and back after.")
+        return Advice(wrong, f"build it with {x.shape[1]}, or give it {weight.shape[0]} channels.")
     return None

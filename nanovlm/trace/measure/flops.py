@@ -121,6 +121,24 @@ def _recurrent_cell(row: Row) -> int:
     return 2 * (x.numel // x.shape[-1]) * sum(weight.numel for weight in weights)
 
 
+def _multi_dot(row: Row) -> int:
+    """A chain of matrices in the order that takes the fewest operations, which is the one torch takes."""
+    shapes = [info.shape for info in row.inputs]
+    if len(shapes[0]) == 1:
+        shapes[0] = (1, *shapes[0])
+    if len(shapes[-1]) == 1:
+        shapes[-1] = (*shapes[-1], 1)
+    sizes, count = [shapes[0][0], *(columns for _, columns in shapes)], len(shapes)
+    least = {(i, i): 0 for i in range(count)}
+    for length in range(1, count):
+        for i in range(count - length):
+            j = i + length
+            least[i, j] = min(
+                least[i, k] + least[k + 1, j] + 2 * sizes[i] * sizes[k + 1] * sizes[j + 1] for k in range(i, j)
+            )
+    return least[0, count - 1]
+
+
 _FORMULAS: dict[str, Callable[[Row], int]] = {
     "linear": _linear,
     **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "inner", "vdot"), _matmul),
@@ -132,6 +150,7 @@ _FORMULAS: dict[str, Callable[[Row], int]] = {
     "scaled_dot_product_attention": _attention,
     "einsum": _einsum,
     "tensordot": _tensordot,
+    **dict.fromkeys(("linalg_multi_dot", "chain_matmul"), _multi_dot),
     "bilinear": _bilinear,
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
     **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), _recurrent_cell),

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 
-from nanovlm.trace.rows import Opaque, TensorInfo
+from nanovlm.trace.rows import Opaque, Ragged, TensorInfo
 
 _PLAIN = frozenset(
     {int, float, bool, complex, str, bytes, slice, type, type(None), type(...), torch.dtype, torch.device}
@@ -26,6 +27,7 @@ class Describer:
 
     def __init__(self, names: dict[int, str], device: str | None = None):
         self.count = 0
+        self.remarks: dict[str, None] = {}
         self._names = names
         self._device = device
         self._seen: dict[int, tuple[weakref.ref, TensorInfo]] = {}
@@ -60,13 +62,22 @@ class Describer:
         self._seen.clear()
         self._names = {}
 
+    def _ragged(self, tensor: Tensor) -> tuple[int, ...]:
+        self.remarks["the ragged sizes of nested tensors count as nothing in FLOPs and bytes"] = None
+        if tensor.layout is torch.jagged:
+            return tuple(size if isinstance(size, int) else Ragged(str(size)) for size in tensor.shape)
+        sizes: list[int] = []
+        for dim in range(tensor.dim()):
+            try:
+                sizes.append(tensor.size(dim))
+            except RuntimeError:  # irregular
+                sizes.append(Ragged("j"))
+        return tuple(sizes)
+
     def _tensor(self, tensor: Tensor) -> TensorInfo:
         self.count += 1
         key = id(tensor)
-        try:
-            shape = tensor.shape
-        except RuntimeError:  # a nested tensor has no one shape
-            shape = torch.Size()
+        shape = tensor.shape if not tensor.is_nested else self._ragged(tensor)
         seen = self._seen.get(key)
         if seen is not None and seen[0]() is tensor:
             info = seen[1]
@@ -78,6 +89,8 @@ class Describer:
         device = self._device or self._devices.get(tensor.device)
         if device is None:
             device = self._devices[tensor.device] = str(tensor.device)
+        if is_batchedtensor(tensor):
+            self.remarks["inside torch.func.vmap shapes and FLOPs are those of one sample"] = None
         info = TensorInfo(tuple(shape), tensor.dtype, device, uid, tensor.requires_grad, self._names.get(key))
         self._seen[key] = (weakref.ref(tensor), info)
         return info

@@ -7,6 +7,8 @@ import functools
 import inspect
 import os
 import sys
+import warnings
+from collections.abc import Iterator
 from types import CodeType, FrameType, TracebackType
 
 import torch
@@ -16,12 +18,13 @@ LIBRARY, WRAPPER, BODY, FUNCTION, EINOPS = range(5)
 learner's that needs no row of its own (a `forward` has its module's) · a function of the learner's: a row · an einops
 function: a row, whose line is the caller's."""
 
-_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _LIBRARIES = (
     os.path.dirname(os.path.abspath(torch.__file__)) + os.sep,
     _HERE,
     contextlib.__file__,
     functools.__file__,
+    warnings.__file__,
     f"{os.sep}jaxtyping{os.sep}",
     f"{os.sep}beartype{os.sep}",
     "<@beartype",
@@ -72,6 +75,27 @@ def line_of(frame: FrameType | None) -> tuple[CodeType, int] | None:
     while frame is not None and classify(frame.f_code) not in (BODY, FUNCTION):
         frame = frame.f_back
     return (frame.f_code, frame.f_lasti) if frame is not None else None
+
+
+@contextlib.contextmanager
+def warnings_at_their_line() -> Iterator[None]:
+    """A warning from inside a torch function points at the learner's line, not at ours that handed the call on."""
+    before = warnings.showwarning
+
+    def show(message, category, filename, lineno, file=None, line=None):
+        frame: FrameType | None = sys._getframe(1) if filename.startswith(_HERE) else None
+        while frame is not None and classify(frame.f_code) not in (BODY, FUNCTION):
+            frame = frame.f_back
+        if frame is not None:
+            filename, lineno = frame.f_code.co_filename, frame.f_lineno
+        before(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        if warnings.showwarning is show:
+            warnings.showwarning = before
 
 
 class Chain:

@@ -7,7 +7,9 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from nanovlm.trace.names import near
 from nanovlm.trace.record.frames import BODY, FUNCTION, classify
@@ -16,7 +18,7 @@ from nanovlm.trace.rows import Row
 SETTINGS = (
     *("in_features", "out_features", "bias", "num_embeddings", "embedding_dim", "in_channels", "out_channels"),
     *("kernel_size", "stride", "padding", "groups", "normalized_shape", "num_features", "num_channels", "num_groups"),
-    *("embed_dim", "num_heads", "head_dim", "batch_first", "input_size", "hidden_size"),
+    *("embed_dim", "num_heads", "head_dim", "batch_first", "input_size", "hidden_size", "kdim", "d_model", "nhead"),
 )
 _WRAPPERS = {"_orig_mod"}  # torch.compile's wrapper stands between a model and its own name
 
@@ -38,6 +40,8 @@ class ModuleIndex:
         for _, root in roots:
             total |= self._count(root)
         self.num_params = sum(total.values())
+        self._roots = [root for _, root in roots]
+        self._is_lazy = any(is_lazy(p) for module in self for p in module._parameters.values() if p is not None)
 
     def __iter__(self) -> Iterator[nn.Module]:
         return iter(self._modules.values())
@@ -68,6 +72,26 @@ class ModuleIndex:
         self._params[id(module)] = sum(found.values())
         return found
 
+    @property
+    def hidden(self) -> bool:
+        """Whether some modules show nothing of their inside: scripted ones, quantised ones."""
+        return any(
+            isinstance(module, torch.jit.ScriptModule) or ".quantized" in type(module).__module__ for module in self
+        )
+
+    def count_lazy(self, root: Row) -> None:
+        """Lazy layers get their sizes at their first call: count again, if there were any."""
+        if not self._is_lazy:
+            return
+        total: dict[int, int] = {}
+        for module in self._roots:
+            total |= self._count(module)
+        self.num_params = sum(total.values())
+        sizes = {path: self._params[key] for key, paths in self._paths.items() for path in paths}
+        for row in root.walk():
+            if row.kind == "module":
+                row.params = sizes[row.path]
+
     def require(self, names: Iterable[str]) -> None:
         """Raise ValueError for a path that no module has."""
         known = [path for paths in self._paths.values() for path in paths]
@@ -93,7 +117,8 @@ class ModuleIndex:
         notes = []
         if len(paths) > 1:
             notes.append("shared with " + ", ".join(path for path in paths if path != row.path))
-        ties = [self.tied[f"{row.path}.{name}"] for name in module._parameters if f"{row.path}.{name}" in self.tied]
+        own = [f"{row.path}.{name}" for name, _ in module._parameters.items()]  # a scripted module's is no real dict
+        ties = [self.tied[name] for name in own if name in self.tied]
         notes += [f"tied to {first}" for first in ties]
         row.note = "; ".join(notes) or None
 
@@ -103,6 +128,10 @@ class ModuleIndex:
             if path in paths:
                 module = self._modules[key]
                 found = {name: getattr(module, name) for name in SETTINGS if name in module.__dict__}
+                attention = getattr(next(iter(getattr(module, "layers", ())), module), "self_attn", None)
+                if isinstance(attention, nn.MultiheadAttention):  # a transformer's layer knows its sizes by its parts
+                    names = ("embed_dim", "num_heads", "batch_first")
+                    found |= {name: getattr(attention, name) for name in names}
                 found["attributes"] = [
                     name for name, value in module.__dict__.items() if isinstance(value, int) and name[0] != "_"
                 ]
@@ -111,6 +140,7 @@ class ModuleIndex:
 
     def forget(self) -> None:
         self._modules.clear()
+        self._roots.clear()
         self._params.clear()
 
 

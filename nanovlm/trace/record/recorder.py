@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
@@ -16,8 +17,17 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from nanovlm.trace.names import NO_OPS, QUIET, op_name, opened_up
+from nanovlm.trace.record.copies import copies_left_alone
 from nanovlm.trace.record.describe import Describer, facts
-from nanovlm.trace.record.frames import EINOPS, FUNCTION, Chain, function_name, is_running
+from nanovlm.trace.record.frames import (
+    EINOPS,
+    FUNCTION,
+    TORCH,
+    Chain,
+    function_name,
+    is_running,
+    warnings_at_their_line,
+)
 from nanovlm.trace.record.fused import has_fused_path, unwatched, would_be_fused
 from nanovlm.trace.record.modules import ModuleIndex
 from nanovlm.trace.record.watchers import AtenMode
@@ -65,6 +75,9 @@ class Recorder:
         self._current: Row | None = None
         self.describer = Describer(self.modules.tensor_names, device)
         self.failed: tuple[int, Row] | None = None  # id of the latest exception, the row it came out of
+        self.remarks: dict[str, None] = {}  # what the numbers leave out, each sentence once
+        self._thread = threading.get_ident()
+        self._left_by: int | None = None  # id of the exception that the latest failing module was left by
         self._chain = Chain()
         self._open: list[tuple[Row, FrameType | None, FrameType | None]] = [(self.root, None, boundary)]
         self._backward_depth = 0
@@ -92,6 +105,10 @@ class Recorder:
             for module in self.modules:
                 handles += self._hook(module)
             self._hook_ids = {handle.id for handle in handles}
+            stack.enter_context(copies_left_alone(self._hook_ids))
+            stack.enter_context(warnings_at_their_line())
+            if self.modules.hidden:
+                self.remarks["scripted and quantised modules hide their steps: their FLOPs are not counted"] = None
             stack.callback(register_optimizer_step_pre_hook(self._before_step).remove)
             stack.callback(register_optimizer_step_post_hook(self._after_step).remove)
             for mode in self.modes:
@@ -105,7 +122,9 @@ class Recorder:
             self._stack.__exit__(*exc)
         finally:
             self._close_down_to(1)
+            self.modules.count_lazy(self.root)
             self._open = [(self.root, None, None)]  # frames hold their locals, and those hold tensors
+            self.remarks |= self.describer.remarks
             self.describer.forget()
             self._chain, self._step = Chain(), None
             self.modules.forget()
@@ -162,6 +181,7 @@ class Recorder:
         return result
 
     def _backward(self, func: Any, args: tuple, kwargs: dict, frame: FrameType) -> Any:
+        self.remarks["FLOPs are those of the forward pass: backward is not counted"] = None
         row = self._start("backward", "backward", frame)
         row.args = self.describer(args)
         self._tick(row)
@@ -197,6 +217,9 @@ class Recorder:
         if self._is_quiet():
             self._resumed += 1
             return
+        if threading.get_ident() != self._thread:  # a mode is a thread's own, and one tree cannot hold two at a time
+            self.remarks["modules ran in other threads: their steps and FLOPs are not counted"] = None
+            return
         frame = sys._getframe(1)
         row = self._start("module", type(module).__name__, frame.f_back)
         self.modules.fill(row, module)
@@ -208,7 +231,7 @@ class Recorder:
         self._tick(row)
 
     def _after_module(self, module: nn.Module, args, kwargs, result) -> None:
-        if self._is_quiet():
+        if self._is_quiet() or threading.get_ident() != self._thread:
             return
         depth = self._depth(module)
         if depth is None:
@@ -219,6 +242,7 @@ class Recorder:
         error, handled = sys.exc_info()[1] if result is None else None, self._handled.pop(id(row), None)
         if error is not None and id(error) != handled:
             row.error = f"{type(error).__name__} inside"
+            self._checked_by_torch(row, error)
             return
         with torch._C.DisableTorchFunction():
             row.out = self.describer(result)
@@ -233,7 +257,12 @@ class Recorder:
     def _as_unwatched(self, module: nn.Module, args, kwargs, result) -> Any:
         """What torch's fused kernel gives, in place of what the watched steps gave."""
         depth = self._depth(module)
-        if self._is_quiet() or depth is None or not would_be_fused(module, result):
+        if (
+            threading.get_ident() != self._thread
+            or self._is_quiet()
+            or depth is None
+            or not would_be_fused(module, result)
+        ):
             return None
         if any(row.kind == "module" and row.path in self._fused for row, *_ in self._open[:depth]):
             return None  # the module that this one is part of is called again as a whole
@@ -319,6 +348,19 @@ class Recorder:
         depth = next((i for i, entry in enumerate(self._open) if entry[0] is row), None)
         if depth is not None:
             self._close_down_to(depth)
+
+    def _checked_by_torch(self, row: Row, error: BaseException) -> None:
+        """A layer of torch may refuse its input itself, before any torch function does: then the layer is the step."""
+        if id(error) == self._left_by:
+            return
+        self._left_by = id(error)  # the innermost module; those around it are left by the same error
+        tb = error.__traceback__
+        while tb is not None and tb.tb_next is not None:
+            tb = tb.tb_next
+        is_in_torch = tb is not None and tb.tb_frame.f_code.co_filename.startswith(TORCH)
+        if is_in_torch and (row.cls or "").startswith("torch.nn.") and (not self.failed or self.failed[0] != id(error)):
+            row.settings = self.modules.settings(row.path)
+            self.failed = (id(error), row)
 
     def failed_row(self, error: BaseException) -> Row | None:
         """The step that an error came out of, also where the model raised another one because of it."""

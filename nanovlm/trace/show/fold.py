@@ -74,7 +74,9 @@ class _Folder:
             for k in range(period):
                 node = self.node(rows[i + k])
                 node.times, node.varies, node.period = times, varies, period if k == 0 else 1
-                node.last = rows[i + k + period * (times - 1)]
+                repeats = rows[i + k : i + k + period * times : period]
+                other = (row for row in reversed(repeats) if row.shape != repeats[0].shape)
+                node.last = next(other, repeats[-1])  # sizes that differ only in the middle are shown too
                 nodes.append(node)
             i += period * times
         return nodes
@@ -141,7 +143,7 @@ def is_plain_layer(row: Row) -> bool:
 
 
 def varying(first: TensorInfo, last: TensorInfo) -> str:
-    """`[2, 69…88, 8]`: the sizes of the first and the last of repeated steps."""
+    """`[2, 69…88, 8]`: the sizes of the first of repeated steps, and of the last that has others."""
     if first.ndim != last.ndim:
         return str(first)
     pairs = zip(first.dims or first.shape, last.dims or last.shape, strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from nanovlm.trace.rows import Opaque, Row, TensorInfo, show, show_inputs
+from nanovlm.trace.rows import Opaque, Ragged, Row, TensorInfo, show, show_inputs
 from nanovlm.trace.show.text import human
 from nanovlm.trace.source import locate
 
@@ -83,7 +83,11 @@ def as_json(row: Row) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, TensorInfo):
-        found = {"shape": list(value.shape), "dtype": value.dtype_name, "device": value.device}
+        found = {
+            "shape": [str(size) if isinstance(size, Ragged) else size for size in value.shape],
+            "dtype": value.dtype_name,
+            "device": value.device,
+        }
         if value.dims is not None:
             found["dims"] = list(value.dims)
         return found | ({"name": value.name} if value.name else {})

@@ -1,0 +1,949 @@
+# %% [markdown]
+# # 07 Data
+#
+# What a vision-language model is fed, from a file on a disk to a batch: samples and their turns, broken pictures,
+# splits that do not leak, padding, packing, and an order that survives a restart. About an hour; the code runs in a
+# minute.
+
+# %% [markdown] tags=["stamped"]
+# [Open in Colab][colab] ·
+# [on GitHub][github] ·
+# [← 06 The vision-language model](06_vision_language_model.ipynb) ·
+# [09 Generation →](09_generation.ipynb) ·
+# [exercises](../exercises/07_data.ipynb)
+#
+# [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/07_data.ipynb
+# [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/07_data.ipynb
+
+# %% tags=["stamped"]
+# @title Set-up: the nanovlm that is installed; Colab installs it first.
+import subprocess
+import sys
+from importlib import import_module
+
+try:
+    import_module("nanovlm.course")
+except ImportError:
+    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@main"
+    if "google.colab" not in sys.modules:
+        advice = f'In a clone run `make lab`, elsewhere pip install "{package}".'
+        raise ModuleNotFoundError(f"This kernel has no nanovlm. {advice}") from None
+    if subprocess.run([sys.executable, "-m", "pip", "install", "-q", package]).returncode:
+        raise RuntimeError("pip could not install nanovlm (see above). Run this again.") from None
+    import_module("nanovlm.course")
+
+# %%
+import io
+import json
+import time
+from collections import Counter, defaultdict
+
+import pyarrow.parquet as parquet
+import torch
+from PIL import Image
+
+from nanovlm import VisionLanguageModel
+from nanovlm.assets import asset_path
+from nanovlm.course import budget, expect_shape, lever, quiz, use
+from nanovlm.data.thimble import Thimble
+
+# %% [markdown]
+# **After this chapter you can**
+#
+# 1. turn the samples of a large public data set into batches, and say at each step what can go wrong without an error,
+# 2. measure, before any training, how much of a data set can be answered without looking at its pictures,
+# 3. test a data pipeline for leaks: between training and validation, and between samples that share a row.
+#
+# You need chapters 05 (tokens and targets) and 06 (the whole model), and the masks of chapter 04. Of the hour, about
+# twenty-five minutes are reading, twenty are code, and the rest is for quizzes and levers; the exercises come on top.
+
+# %% [markdown]
+# ## One model, two pipelines, two results
+#
+# Two runs of one small model are stored with the course. They have the same parts, the same first weights, the same
+# pictures in the same order and the same number of steps, and both end without an error or a warning. The only
+# difference is in the code that makes batches out of the data. Before you look at the curves: which of the following
+# could explain such a gap?
+
+# %%
+stored = json.loads(asset_path("runs/07_data_runs.json").read_text(encoding="utf-8"))
+runs = {name: [(p["step"], p["accuracy"]) for p in points] for name, points in stored["runs"].items()}
+print("made by", stored["command"])
+print("on     ", stored["machine"])
+print("model  ", stored["model"])
+print("data   ", stored["data"])
+
+# %%
+quiz("ch07.suspects")
+
+# %%
+from nanovlm.data.thimble import chance
+from nanovlm.evaluation.scores import interval
+from nanovlm.viz.data import curves_figure
+
+blind = sum(chance("charts").values()) / len(chance("charts"))
+low, high = interval(round(0.6 * stored["questions"]), stored["questions"])
+curves_figure(
+    "Right answers about unseen charts",
+    {"run A": runs["right"], "run B": runs["first turn only"]},
+    chance=blind,
+    half=(high - low) / 2,
+)
+
+# %%
+a, b = runs["right"][-1][1], runs["first turn only"][-1][1]
+print(f"run A ends at {a:.0%}, run B at {b:.0%}; the bars are 95 % intervals over {stored['questions']} questions")
+reached = next(step for step, accuracy in runs["right"] if accuracy >= b)
+print(f"run A had passed run B's last result at step {reached} of {runs['right'][-1][0]}")
+
+# %% [markdown]
+# The gap is far larger than the intervals, so it is no accident of the questions. The rest of this chapter walks
+# through a data pipeline from its beginning to its end, and you will meet the cause of run B very soon, because it is
+# an easy mistake to make with data in this form.
+
+# %% [markdown]
+# ## A sample is a list of pictures and a list of turns
+#
+# Most open models of this kind are trained on collections in one common form, which Hugging Face's
+# [the_cauldron](https://huggingface.co/datasets/HuggingFaceM4/the_cauldron) made popular: 50 data sets, brought to two
+# columns. A **sample** is one row. Its column `images` is a list, since a sample may have several pictures or none.
+# Its column `texts` is a list of **turns**, each with a question (`user`), an answer (`assistant`) and its `source`.
+#
+# The course ships a file with three samples in that form. We drew them ourselves, from the Thimble, so that you can
+# open one without downloading a hundred gigabytes.
+
+# %% tags=["nbval-check-output"]
+the_cauldron = parquet.read_table(asset_path("samples/the_cauldron.parquet")).to_pylist()
+sample = the_cauldron[0]
+print(len(the_cauldron), "samples, with the columns", ", ".join(sample))
+print("images:", [{key: type(value).__name__ for key, value in image.items()} for image in sample["images"]])
+for turn in sample["texts"][:3]:
+    print("texts: ", turn)
+
+# %% [markdown]
+# A picture is stored as the bytes of its file, not as pixels. The data loader has to decode it, once an epoch, and it
+# will meet files that cannot be decoded. What a row does *not* have matters as well: it has no id, no split into
+# training and test, no size of the picture and no licence. You will have to make up for each of them.
+#
+# Here are the three samples to look at.
+
+# %%
+from nanovlm.data.pictures import open_image
+from nanovlm.viz.data import sample_card
+
+
+def card(number):
+    sample = the_cauldron[number]
+    turns = [(turn["user"], turn["assistant"], turn["source"], True) for turn in sample["texts"]]
+    return sample_card(open_image(sample["images"][0]), turns, f"sample {number} of the_cauldron.parquet")
+
+
+lever(card, number=[0, 1, 2])
+
+# %% [markdown]
+# ## All turns of a picture are worth training on
+#
+# Chapter 05 turned a conversation into token ids and targets: only the answers, and the token that ends each of them,
+# are supervised. Do that for this sample twice, with all of its turns and with its first turn alone.
+
+# %%
+from nanovlm.data.datasets import messages_of as package_messages_of
+
+pocket = VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
+tokenizer, image_tokens = pocket.tokenizer, pocket.config.num_image_tokens
+
+
+def count_tokens(turns: int | None) -> tuple[int, int]:
+    messages = package_messages_of({"texts": sample["texts"][:turns]})
+    ids, supervised = tokenizer.encode_chat(messages, num_images=1, num_image_tokens=image_tokens)
+    return len(ids), sum(supervised)
+
+
+# %%
+for name, turns in (("all turns", None), ("first turn", 1)):
+    length, supervised = count_tokens(turns)
+    print(f"{name:11} {length:4} tokens, of which {image_tokens} are of the picture and {supervised} supervised")
+
+# %% [markdown]
+# The picture costs the same in both cases: it is decoded, resized and encoded once. With all turns it teaches many
+# times as many answer tokens. That is run B: it read the first question of each conversation and dropped the others,
+# without a message, because it took `texts[0]` where it should have taken `texts`.
+#
+# ### From the wild: the first turn, and a black picture
+#
+# Run B is no invention. Hugging Face's nanoVLM v0.1, whose published model has 222 million parameters, had [these
+# lines](https://github.com/huggingface/nanoVLM/blob/v0.1/data/datasets.py#L17-L53) in its data set:
+
+
+# %%
+def as_in_v01(item: dict) -> tuple[Image.Image | str, str]:
+    """The same decisions as the code of that release."""
+    image_data, text_data = item["images"][0], item["texts"][0]  # the first picture, the first turn
+    if isinstance(image_data, Image.Image):
+        image = image_data.convert("RGB")
+    else:
+        image = "torch.zeros: a black picture"  # after a printed line; training goes on
+    return image, f"Question: {text_data['user']} Answer: {text_data['assistant']}"
+
+
+print(as_in_v01(sample))
+
+# %% [markdown]
+# Two decisions are hidden here. All turns but one are dropped, and what cannot be opened becomes a black picture under
+# the same answer. Later versions use all turns, and raise an error for a picture that is none. The second decision
+# comes back below, when we look at broken files.
+#
+# We do not know what these lines cost that model, whose data were mixed from 45 subsets. What the first of them costs
+# a small model is what the two curves measure.
+
+# %% [markdown]
+# ## FineVision rates every turn from 1 to 5
+#
+# [FineVision](https://arxiv.org/abs/2510.17269) is the_cauldron's successor: 17.3 million pictures, 24.3 million
+# samples and 88.9 million turns from 185 subsets. Its schema adds columns with **ratings**, given by a large model:
+# `relevance` (does the answer answer the question?), `image_correspondence` (does it fit the picture?),
+# `visual_dependency` (must one look to answer?) and `formatting`. Each is a list with one number from 1 to 5 for each
+# turn, or `None` where the turn was not rated.
+
+# %% tags=["nbval-check-output"]
+finevision = parquet.read_table(asset_path("samples/finevision.parquet")).to_pylist()
+rated = finevision[0]
+print("columns:", ", ".join(rated))
+for number in (0, 1, 2):
+    ratings = {name.removesuffix("_ratings"): rated[name][number] for name in rated if name.endswith("_ratings")}
+    print(rated["texts"][number]["user"], rated["texts"][number]["assistant"], ratings)
+
+# %% [markdown]
+# (The samples are the Thimble's again. We added turns of the kinds that automatic pipelines leave behind, and gave the
+# ratings ourselves, by rule.) The sum needs no picture at all, so its visual dependency is 1, and whether it fits the
+# picture was not rated. The third turn claims something that the picture shows to be wrong.
+#
+# What should a filter do with a turn that is rated 1, with one that is rated exactly at the minimum, and with one that
+# is not rated? This is [exercise 7.1](../exercises/07_data.ipynb). The cells below use your version once it passes.
+
+# %%
+quiz("ch07.unrated")
+
+# %%
+messages_of = use("data.messages_of")
+
+
+def filtered(number, visual_dependency, image_correspondence):
+    sample = finevision[number]
+    low = {"visual_dependency": visual_dependency, "image_correspondence": image_correspondence}
+    said = [message["content"] for message in messages_of(sample, low)]
+    kept = list(zip(said[::2], said[1::2], strict=True))  # question and answer
+    notes = [", ".join(f"{name} {sample[f'{name}_ratings'][i]}" for name in low) for i in range(len(sample["texts"]))]
+    pairs = [(turn["user"], turn["assistant"]) for turn in sample["texts"]]
+    turns = [(*pair, note, pair in kept) for pair, note in zip(pairs, notes, strict=True)]
+    return sample_card(open_image(sample["images"][0]), turns, f"{len(kept)} of {len(turns)} turns are kept")
+
+
+lever(filtered, {"visual_dependency": 3}, number=[0, 1, 2], visual_dependency=(1, 5), image_correspondence=(1, 5))
+
+# %% [markdown]
+# Does filtering help? The authors trained models on what is left at each minimum, and report that removing samples
+# hurt more than training on them, even where they had been judged to be of low quality. Others chose samples from
+# another collection by a whole pipeline of curation, and gained 11.7 points on average over 20 benchmarks
+# ([arXiv:2605.11405](https://arxiv.org/abs/2605.11405v2)). So neither *more* nor *cleaner* is a law. A rating is the
+# opinion of a model: use it to look at data, and measure before you throw any away.
+#
+# The same authors compared the pictures of training sets with those of 66 benchmarks: about 1 % of FineVision's were
+# found there, and about 3 % of the_cauldron's. We come back to that under *splits*.
+
+# %% [markdown]
+# ## Counting answers shows what can be guessed without a picture
+#
+# Looking at samples before the first training step takes a minute, and it finds mistakes that no tool looks for. Here
+# are ten, each with one of its questions:
+
+# %%
+from nanovlm.viz.data import samples_figure
+
+train = Thimble("shapes", "train")
+seen = [train[i] for i in range(10)]
+samples_figure([s["images"][0] for s in seen], [(t["user"], t["assistant"]) for t in (s["texts"][0] for s in seen)])
+
+# %% [markdown]
+# The pictures look harmless. Now count the *answers*. A model can learn which answer is frequent for which question
+# without ever looking at a picture, and will do so first, because it is the easiest thing to learn. The accuracy of a
+# guesser that only counts is the **blind baseline**.
+#
+# To show what unbalanced data look like, we make some. With `lopsided`, the function below loses nine of ten turns
+# about the Thimble's charts whose answer is "no", "1" or "2".
+
+
+# %%
+def turns_of(data: Thimble, count: int, lopsided: bool = False) -> list[tuple[str, str]]:
+    """(question, answer) of the short turns; lopsided: nine of ten of some answers are lost."""
+    pairs = [(t["user"], t["assistant"]) for i in range(count) for t in data[i]["texts"][:-1]]
+    return [(q, a) for i, (q, a) in enumerate(pairs) if not (lopsided and i % 10 and a in ("no", "1", "2"))]
+
+
+num_samples = budget().pick(ci=400, laptop=1500)
+charts, held_out = Thimble("charts", "train"), Thimble("charts", "test")
+fair, lopsided = (turns_of(charts, num_samples, lopsided=what) for what in (False, True))
+
+# %%
+from nanovlm.viz.data import answers_figure
+
+counts = defaultdict(Counter)
+for question, answer in lopsided:
+    counts[question][answer] += 1
+shown = [
+    "Is the red bar taller than the blue bar?",
+    "How tall is the red bar?",
+    "Which bar is the tallest?",
+    "How many bars are there?",
+]
+answers_figure({question: counts[question] for question in shown if counts[question]})
+
+# %% [markdown]
+# Predict the score of a guesser that has read all of these turns, never sees a picture, and always gives the most
+# frequent answer to the question. In the Thimble as it is, answers are balanced for each question.
+
+# %%
+quiz("ch07.blind")
+
+# %%
+blind_score = use("data.blind_score")
+for name, turns, test in (
+    ("as it is", fair, turns_of(held_out, num_samples // 2)),
+    ("lopsided", lopsided, turns_of(held_out, num_samples // 2, lopsided=True)),
+):
+    print(f"{name}: {blind_score(turns, test):.1%} of {len(test)} test questions without a picture")
+
+# %% [markdown]
+# So one and the same accuracy may be worth nothing on one data set and much on another. Write the blind score beside
+# every accuracy that you report. It needs no model and no GPU: two dictionaries are enough ([exercise
+# 7.2](../exercises/07_data.ipynb)).
+#
+# The idea also works for single turns. Where one answer makes up 90 % of the answers to a question, that question
+# hardly needs the picture, and you have a *visual dependency* rating of your own, from the data alone.
+
+# %% [markdown]
+# ## Some picture files are shown wrongly without an error
+#
+# A collection of millions of files contains every kind of file. The gallery below is made in code, by
+# `nanovlm.data.bad_pictures`. For each file, the left side shows what Pillow's `Image.open(…).convert("RGB")` gives,
+# and the right side what `open_image` of the package gives.
+
+# %%
+from nanovlm.data.bad_pictures import odd_pictures
+from nanovlm.viz.data import gallery_figure
+
+
+def plain_convert(content: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(content)).convert("RGB")
+
+
+def tried(open_it, content: bytes) -> Image.Image | None:
+    try:
+        return open_it(content)
+    except Exception:
+        return None
+
+
+# %%
+odd = odd_pictures()
+gallery_figure([(o.name, o.trouble, tried(plain_convert, o.content), tried(open_image, o.content)) for o in odd])
+
+# %% [markdown]
+# The dangerous files are those where both sides show a picture and the pictures differ. Telephones store a picture as
+# the sensor saw it and write into the **EXIF** block which way is up. A transparent pixel still has a colour, most
+# often black, and `convert` brings it to light. Values of 16 bits reach up to 65,535, and `convert` cuts at 255. None
+# of these raises an error; the model is simply shown another world.
+#
+# The others are refused, and there the question is what the error says and what happens next. Two are worth knowing. A
+# **decompression bomb** is a tiny file that claims to be enormous: refuse it by its header, before the memory is full.
+# And a long comment in a PNG is no reason to lose the picture, although Pillow thinks so; nanoVLM [raises Pillow's
+# limit](https://github.com/huggingface/nanoVLM/blob/4e0c0961846135c2217f95e54cb4c2d66eb55e42/train.py#L47), the
+# package drops the comment.
+#
+# Writing such a function yourself is [exercise 7.3](../exercises/07_data.ipynb).
+
+# %% [markdown]
+# ### A picture that cannot be opened is skipped, counted and named
+#
+# Something has to happen to a sample whose picture is broken. Ending a run of six hours for one file would be silly,
+# and hiding the problem would be worse. The package puts a `Skipped` in the sample's place, with the reason; the
+# loader takes another sample, counts, and reports the number with the first reason.
+
+# %%
+from nanovlm.data.datasets import Skipped, VQADataset
+
+broken = [{"images": [o.content], "texts": sample["texts"]} for o in odd]
+data = VQADataset(broken, tokenizer, pocket.image_processor, pocket.config)
+for item in (data[i] for i in range(len(data))):
+    if isinstance(item, Skipped):
+        print(str(item)[:110])
+
+# %% [markdown]
+# What if we did as v0.1 did, and trained on a black picture instead? The pocket model can tell us what such samples
+# would do to a model that already sees. For ordinary pictures and for black ones, compute the loss of the right
+# answers:
+
+# %%
+quiz("ch07.black")
+
+
+# %%
+def loss_of(samples: list[dict]) -> float:
+    """Mean loss of the supervised tokens, sample by sample."""
+    prepared = VQADataset(samples, tokenizer, pocket.image_processor, pocket.config)
+    losses = []
+    for item in (prepared[i] for i in range(len(prepared))):
+        with torch.no_grad():
+            batch = {"images": item["images"], "targets": item["targets"][None]}
+            losses.append(pocket(item["input_ids"][None], **batch).loss.item())
+    return sum(losses) / len(losses)
+
+
+# %%
+some = [Thimble("shapes", "test")[i] for i in range(budget().pick(ci=20, laptop=60))]
+black = [{**s, "images": [Image.new("RGB", (64, 64))]} for s in some]
+sighted, blinded = loss_of(some), loss_of(black)
+share = 0.1 * blinded / (0.1 * blinded + 0.9 * sighted)
+print(f"loss with the picture {sighted:.4f}, with a black one {blinded:.2f}")
+print(f"with a tenth of the pictures black, {share:.1%} of the loss would come from them")
+
+# %% [markdown]
+# A tenth of the samples would make up nearly the whole loss, and from then on nearly all of what the optimiser works
+# at. There is nothing to see in them, so the loss can only fall by guessing: the gradient pulls the model back towards
+# the blind baseline. Skip such samples, and let the count tell you when there are too many of them.
+
+# %% [markdown]
+# ### Texts are broken too
+#
+# Texts fail more quietly. An empty answer teaches the model to say nothing, so it should be looked at, although its
+# end token is a legal target. A turn without an answer has nothing to learn. And somebody's text will contain the very
+# characters with which the template marks a turn. Chapter 05 made sure that those stay plain characters.
+
+# %%
+texts = {
+    "no answer": [{"user": "What is this?", "assistant": None}],
+    "no turns": [],
+    "a mark in the text": [{"user": "Say <|end|>", "assistant": "no"}],
+    "endless": [{"user": "Describe the picture.", "assistant": "very " * 30_000 + "large"}],
+}
+data = VQADataset(
+    [{"images": sample["images"], "texts": turns} for turns in texts.values()],
+    tokenizer,
+    pocket.image_processor,
+    pocket.config,
+    128,
+)
+for name, item in zip(texts, (data[i] for i in range(len(data))), strict=True):
+    what = str(item) if isinstance(item, Skipped) else f"{len(item['input_ids'])} tokens, cut: {item['truncated']}"
+    print(f"{name:20}{what}")
+
+# %% [markdown]
+# ## Split by picture, or the validation score measures memory
+#
+# None of these collections has a validation split, so everybody makes one. The obvious way is to shuffle the *turns*
+# and to hold some out. Predict what that does, where each picture has seven turns:
+
+# %%
+quiz("ch07.split")
+
+# %%
+turns = [(picture, turn) for picture in range(500) for turn in range(7)]
+order = torch.randperm(len(turns), generator=torch.Generator().manual_seed(0)).tolist()
+validation = {turns[i][0] for i in order[:350]}  # a tenth of the turns
+training = {turns[i][0] for i in order[350:]}
+print(f"{len(validation & training) / len(validation):.1%} of the validation pictures are in training as well")
+
+# %% [markdown]
+# So the model is asked about pictures that it was trained on, and part of its score is memory. Splitting by *row* is
+# better, but a row is not a picture either: collections are merged from others, and the same photograph comes with
+# several questions in several rows.
+#
+# The remedy is to let the **content of the picture decide**: hash its bytes together with a seed, read the hash as a
+# number between 0 and 1, and hold the sample out if that is small. Equal pictures land on one side, the split is the
+# same in every process, and a picture keeps its side when the data grow ([exercise 7.4](../exercises/07_data.ipynb)).
+
+# %%
+split_by_picture = use("data.split_by_picture")
+contents = [b"picture %d" % picture for picture, _ in turns]
+train_indices, val_indices = split_by_picture(contents, 0.1, 0)
+both = {contents[i] for i in train_indices} & {contents[i] for i in val_indices}
+print(f"{len(val_indices)} of {len(turns)} turns are held out, {len(both)} pictures are on both sides")
+more = split_by_picture(contents + [b"new %d" % i for i in range(500)], 0.1, 0)[1]
+print("those held out stay held out when data are added:", [i for i in more if i < len(contents)] == list(val_indices))
+
+# %% [markdown]
+# ### Near duplicates need a hash of what one sees
+#
+# A picture that was saved again, as a JPEG or a little smaller, has other bytes. A **perceptual hash** forgives that:
+# shrink the picture to 8 x 8 grey cells, and note for each whether it is lighter than the mean. That makes 64 bits,
+# and copies differ in few of them.
+
+# %%
+from nanovlm.data.splits import average_hash
+
+
+def again(image: Image.Image) -> Image.Image:
+    """Made smaller, and saved as a JPEG."""
+    buffer = io.BytesIO()
+    image.resize((50, 50)).save(buffer, "JPEG", quality=60)
+    return Image.open(buffer)
+
+
+def bits_apart(a: Image.Image, b: Image.Image) -> int:
+    return sum((x ^ y).bit_count() for x, y in zip(average_hash(a), average_hash(b), strict=True))
+
+
+# %%
+pictures = [Thimble("glyphs", "train")[i]["images"][0] for i in range(40)]
+copies = [bits_apart(picture, again(picture)) for picture in pictures]
+others = [bits_apart(pictures[i], pictures[j]) for i in range(40) for j in range(i)]
+print(f"a copy differs in {sum(copies) / len(copies):.1f} bits on average, at most {max(copies)}")
+print(f"another picture in {sum(others) / len(others):.1f}, at least {min(others)}")
+
+# %% [markdown]
+# Between the two numbers lies the threshold, and where the ranges overlap no threshold is right: drawn pictures of one
+# kind resemble each other. Treat equal hashes as a suspicion, and look. FineVision's authors used features of a
+# trained network for the same purpose, which tell more apart.
+#
+# Some questions need more than new pictures. The Thimble's split `unseen` holds back *combinations*: a colour with a
+# shape that no training sample shows or names. A model that answers there has not memorised pairs.
+
+# %% [markdown]
+# ## A batch is three rectangles and a list of pictures
+#
+# Samples differ in length, and a tensor is a rectangle. So rows are filled up with **padding**. Do it by hand for
+# three samples before you write the function ([exercise 7.5](../exercises/07_data.ipynb)):
+
+# %% tags=["nbval-check-output"]
+ids = [[5, 8, 1], [7, 1], [6, 9, 9, 4, 1]]  # 1 ends an answer
+targets = [[-100, 1, -100], [1, -100], [-100, 9, 4, 1, -100]]
+longest = max(map(len, ids))
+for row, learned in zip(ids, targets, strict=True):
+    gap = longest - len(row)
+    print(row + [0] * gap, [1] * len(row) + [0] * gap, learned + [-100] * gap)
+
+# %% [markdown]
+# Three rectangles, three fillings: an id that exists (here 0), a mask of 0, and targets of -100, which the loss leaves
+# out. If the targets were filled with the id of the padding, the model would be trained to write padding.
+#
+# The mask has to come from the lengths. It is tempting to write `ids != pad_id`, but many tokenizers have no token for
+# padding and use the end token in its place. What happens then?
+
+# %% tags=["nbval-check-output"]
+pad_id = 1  # the end token serves as padding
+row = torch.tensor([*ids[1], pad_id, pad_id, pad_id])
+print("from the lengths:", [1, 1, 0, 0, 0])
+print("from the ids:    ", (row != pad_id).long().tolist())
+
+# %% [markdown]
+# The real end token is masked out as well. In training, right padding and causal attention hide the mistake, since no
+# real token looks to its right. It shows where tokens are counted, or when the model never learns to stop.
+#
+# Rows are padded on the right in training, where they begin together, and on the left for generation, where they must
+# end together (chapter 09). The pictures need no rectangle: those of all samples follow each other in one tensor, in
+# the order of their placeholders. If a broken picture is dropped there and its text stays, every picture behind it in
+# the batch stands beside the wrong text.
+
+# %%
+from nanovlm.data.collators import VQACollator
+
+data = VQADataset([train[i] for i in range(8)], tokenizer, pocket.image_processor, pocket.config)
+batch = VQACollator(tokenizer.pad_token_id)([data[i] for i in range(8)])
+print("input_ids", expect_shape(batch["input_ids"], "batch length"))
+print("targets  ", expect_shape(batch["targets"], "batch length"))
+print("images   ", expect_shape(batch["images"], "pictures 3 64 64"))
+print(f"padding  : {1 - batch['attention_mask'].float().mean():.0%} of the positions")
+
+# %% [markdown]
+# How bad is a picture beside the wrong text? This is run A once more, with a collator that drops one picture in ten
+# and lets those behind it move up, under texts that all stay.
+
+# %%
+curves_figure(
+    "Right answers about unseen charts",
+    {"run A": runs["right"], "out of step": runs["pictures out of step"]},
+    chance=blind,
+    half=(high - low) / 2,
+)
+
+# %%
+losses = [point["loss"] for point in stored["runs"]["pictures out of step"]]
+print("out of step, loss:", ", ".join(f"{loss:.2f}" for loss in losses))
+
+# %% [markdown]
+# About three pictures of each batch of 32 are lost, so nearly every sample stands behind a lost one and is shown the
+# picture of another. The model learns which answers are frequent, which is why its loss keeps falling, and nothing
+# about pictures. A falling loss is no proof of sight. Writing a test that notices all this is [exercise
+# 7.6](../exercises/07_data.ipynb).
+
+# %% [markdown]
+# ## Most of a padded batch can be padding
+#
+# The Thimble's conversations are of about one length, so little is lost. Real collections are *long-tailed*: many
+# short answers, and a few very long ones, each of which pads all its companions. To see that, we draw lengths from a
+# log-normal distribution, whose long tail is of the kind that mixtures of captions, tables and documents have.
+
+# %%
+from nanovlm.viz.data import rows_figure
+
+generator = torch.Generator().manual_seed(0)
+lengths = (torch.randn(256, generator=generator).mul(0.8).add(4.6).exp().clamp(20, 1024)).round().int().tolist()
+print(f"256 samples: the median has {sorted(lengths)[128]} tokens, the longest {max(lengths)}")
+
+
+def batches_of(batch_size: int, order: str) -> list[list[int]]:
+    ranked = sorted(lengths) if order == "sorted by length" else lengths
+    return [ranked[start : start + batch_size] for start in range(0, len(ranked), batch_size)]
+
+
+def waste(batches: list[list[int]]) -> float:
+    return 1 - sum(lengths) / sum(len(batch) * max(batch) for batch in batches)
+
+
+# %%
+for order in ("as they come", "sorted by length"):
+    print(f"{order:18}", ", ".join(f"{size} a batch: {waste(batches_of(size, order)):.0%}" for size in (4, 16, 64)))
+
+
+# %%
+def padded(batch_size, order):
+    batches = batches_of(batch_size, order)
+    one = batches[len(batches) // 2]
+    title = f"One batch of {batch_size}; over all batches {waste(batches):.0%} is padding"
+    return rows_figure(title, [[length] for length in one], max(one))
+
+
+lever(padded, {"batch_size": 16}, batch_size=[4, 8, 16, 32, 64], order=["as they come", "sorted by length"])
+
+# %% [markdown]
+# Larger batches waste more, because the longest of many is longer. Sorting by length helps, but it also decides which
+# samples meet in a batch: first all short answers, then all long ones, and the gradient drifts with them. Practical
+# code sorts within windows of a few hundred samples, and shuffles the batches. The alternative wastes almost nothing.
+
+# %% [markdown]
+# ## Packing puts several samples into one row
+#
+# Take rows of a fixed length and fill them like suitcases: the longest sample first, each into the first row that has
+# room for it. The method is called **first-fit decreasing**; it never needs more than 11/9 of the fewest possible
+# rows, and one more ([Dósa 2007](https://doi.org/10.1007/978-3-540-74450-4_1)). You write it in [exercise
+# 7.7](../exercises/07_data.ipynb).
+
+# %%
+quiz("ch07.packing")
+
+# %%
+pack = use("data.pack")
+
+
+def packed(row_length):
+    rows = pack(lengths, row_length)
+    return rows_figure("The same 256 samples, packed", [[lengths[i] for i in row] for row in rows], row_length)
+
+
+lever(packed, row_length=[1024, 2048, 4096])
+
+# %% [markdown]
+# The computation for padding is gone. Two things change with it, and one of them is a trap.
+#
+# First, a row is no longer a sample. A "batch of 8 rows" now means many more samples and more supervised tokens a
+# step, so learning rates do not carry over, and a loss that averages over rows would weigh tokens differently. Count
+# tokens (chapter 08). And each sample brings its pictures: a row of fifty short samples has fifty pictures to encode.
+# A packer therefore needs a second limit, on the pictures of a row; nanoVLM's has one, of 18.
+
+# %% [markdown]
+# ## Without boundaries a sample reads its neighbour
+#
+# This is the trap. Attention in a decoder is causal: a token sees all tokens before it *in its row*. After packing,
+# those include the samples in front of it, with their pictures and their answers. Let us pack two real conversations
+# into one row, change one word in the first, and watch the logits of the second.
+
+# %%
+from nanovlm.data.collators import PackingCollator
+
+pair = [{**train[i], "texts": train[i]["texts"][:3]} for i in (0, 1)]
+items = VQADataset(pair, tokenizer, pocket.image_processor, pocket.config)
+row = PackingCollator(tokenizer.pad_token_id, 128)([items[0], items[1]])
+documents = row["document_ids"]
+place = (documents[0] == 0).nonzero().flatten()[-6]  # a token of document 0, near its end
+changed = row["input_ids"].clone()
+changed[0, place] = 40 if changed[0, place] != 40 else 41
+print("document_ids:", expect_shape(documents, "1 128"), "·", {d: int((documents == d).sum()) for d in (0, 1, -1)})
+
+
+# %%
+def logits_of(ids: torch.Tensor, document_ids: torch.Tensor | None) -> torch.Tensor:
+    with torch.no_grad():
+        return pocket(ids, row["images"], document_ids=document_ids).logits[0]  # [length, vocab_size]
+
+
+moved = {}
+for name, boundaries in (("no boundaries", None), ("boundaries", documents)):
+    difference = logits_of(changed, boundaries) - logits_of(row["input_ids"], boundaries)
+    moved[name] = difference.abs().amax(dim=-1).tolist()
+others = documents[0] == 1
+for name, values in moved.items():
+    print(f"{name:14} the logits of document 1 move by up to {torch.tensor(values)[others].max():.2g}")
+
+# %%
+from nanovlm.viz.data import leak_figure
+
+leak_figure(documents[0].tolist(), moved)
+
+# %% [markdown]
+# Without boundaries the second conversation depends on the first, although they are about different pictures. The test
+# is the same as in chapter 04, where a late token was changed to see whether an early logit moves: change what must
+# not matter, and look. It takes five lines, and belongs in the tests of every pipeline that packs.
+#
+# The cure is one more condition in the mask. A query sees a key if the key is not later **and belongs to the same
+# document**. Positions begin at 0 in each document, as they will when somebody asks a single question.
+
+# %%
+document_mask = use("data.document_mask")
+
+# %% tags=["nbval-check-output"]
+mask, positions = document_mask(torch.tensor([[0, 0, 0, 1, 1, -1]]))
+print(mask[0, 0].int())
+print("positions:", positions[0, :5].tolist())
+
+# %% [markdown]
+# Two triangles instead of one large one, and the last token, which is padding, sees itself. Mending a mask that has
+# one triangle is [exercise 7.8](../exercises/07_data.ipynb). One detail is left: the last token of a document must not
+# be asked for the first token of the next. Its target is -100.
+
+# %% [markdown]
+# ### From the wild: a row with one mask bit between neighbours
+#
+# nanoVLM packs [like
+# this](https://github.com/huggingface/nanoVLM/blob/4e0c0961846135c2217f95e54cb4c2d66eb55e42/data/advanced_datasets.py#L132-L144)
+# in the version of October 2025: it appends a padding token with a mask of 0 to each sample, and puts the samples end
+# to end. The mask hides that one token. It hides nothing else, so each sample reads all those before it, and positions
+# run on through the row. Here it is on the row from above:
+
+# %%
+separator = torch.ones(1, 1, dtype=torch.long)
+first, second = (items[i]["input_ids"][None] for i in (0, 1))
+joined = torch.cat([first, separator, second], dim=1)
+visible = torch.cat([torch.ones_like(first), 0 * separator, torch.ones_like(second)], dim=1)
+
+
+def second_logits(ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return pocket(ids, row["images"], attention_mask=visible).logits[0, first.shape[1] + 1 :]
+
+
+# %%
+other = joined.clone()
+other[0, first.shape[1] - 6] = 40 if joined[0, first.shape[1] - 6] != 40 else 41
+difference = (second_logits(other) - second_logits(joined)).abs().max()
+print(f"one word of sample 0 changed: the logits of sample 1 move by up to {difference:.2g}")
+
+# %% [markdown]
+# Does it matter? A leak that moves logits by less than one may cost little. So we measured it: run A of this chapter's
+# beginning, twice more, with several samples in each row of 512 tokens. One run has boundaries, the other has none.
+
+# %%
+names = {"right": "padded", "packed, with boundaries": "packed, boundaries", "packed, no boundaries": "packed, none"}
+if_packed = {names[name]: curve for name, curve in runs.items() if name in names}
+curves_figure("Right answers about unseen charts, padded and packed", if_packed, chance=blind, half=(high - low) / 2)
+
+# %%
+with_boundaries, without = (runs[f"packed, {what}"][-1][1] for what in ("with boundaries", "no boundaries"))
+print(f"padded {a:.1%}, packed with boundaries {with_boundaries:.1%}, without {without:.1%}")
+
+# %% [markdown]
+# With boundaries, packing gives what padding gave, to within the intervals: it is the same computation in fewer rows.
+# Without them the model has to find out which of several pictures a question is about, and it is trained at positions
+# at which it will never be asked.
+#
+# Each curve is one run of one small model from random weights, so take the size of the gap as an example and not as a
+# law. A decoder that was trained on text before may have learnt already to attend to what is near, and lose less. What
+# does not depend on the size is that the leak can be tested for, and that the right mask is one line longer.
+
+# %% [markdown]
+# ## The share of each source is a decision
+#
+# A mixture of subsets is drawn with weights. Taking every sample once gives a source the share that it happens to
+# have, so that ten million captions drown ten thousand charts. Taking all sources equally often repeats the small ones
+# many times. In between, weights proportional to a power of the size: 1 is the first rule, 0 the second.
+
+# %%
+sizes = {"captions": 10_000_000, "documents": 1_000_000, "charts": 100_000, "counting": 10_000}
+steps = 1_000_000  # samples drawn
+for power in (1.0, 0.5, 0.0):
+    weights = {name: size**power for name, size in sizes.items()}
+    drawn = {name: steps * weight / sum(weights.values()) for name, weight in weights.items()}
+    print(f"power {power}:", ", ".join(f"{n} {d / steps:.1%} ({d / sizes[n]:.2f} epochs)" for n, d in drawn.items()))
+
+# %% [markdown]
+# The number of epochs is the one to watch: a source that is seen a hundred times is memorised. There is no formula
+# that spares you the measurement. When the pocket model was trained, adding captions made its counting worse, and
+# whichever skill came first seemed to stand in the way of the next; the course's
+# [log](https://github.com/nanovlm-course/nanovlm/blob/main/LOG.md) has the table. Keep a validation score *for each
+# source*, or a rare skill will disappear inside a mean that rises.
+
+# %% [markdown]
+# ## The order is a pure function of the seed and the batch's number
+#
+# Runs are stopped and resumed. If the order of the data lives in the state of a random generator, a resumed run either
+# starts the data over or shuffles them anew, and some samples come twice while others never come. So let the order be
+# a *function*: batch number *n* of seed *s* is always the same list of samples, whether or not batches 0 to *n* - 1
+# were ever made ([exercise 7.9](../exercises/07_data.ipynb)).
+
+# %% tags=["nbval-check-output"]
+from nanovlm.data.batches import BatchOrder
+
+order = BatchOrder(torch.arange(10), batch_size=4, seed=0)
+batches = [order.batch_indices(n) for n in range(5)]
+print("batches 0 to 4, two epochs:", batches)
+print("each sample twice:", sorted(i for b in batches for i in b) == sorted([*range(10)] * 2))
+print("batch 3 alone, anew:", BatchOrder(torch.arange(10), 4, seed=0).batch_indices(3) == batches[3])
+
+# %% [markdown]
+# The epochs lie end to end, so batch 2 takes its last samples from the second epoch. Workers do not change anything:
+# each is handed numbers of batches, not a share of the data.
+#
+# A stream cannot do this, because it has no samples by number. It is shuffled through a **buffer**: hold so many
+# samples, give out a random one, put the next in its place. How well does that mix?
+
+# %%
+from nanovlm.viz.data import order_figure
+
+
+def buffered(buffer):
+    generator = torch.Generator().manual_seed(0)
+    held, out = [], []
+    for sample in range(1000):
+        held.append(sample)
+        if len(held) > buffer:
+            out.append(held.pop(int(torch.randint(len(held), (), generator=generator))))
+    out += [held[i] for i in torch.randperm(len(held), generator=generator).tolist()]
+    return order_figure(f"1,000 samples through a buffer of {buffer}", out)
+
+
+lever(buffered, {"buffer": 100}, buffer=[1, 10, 100, 300, 999])
+
+# %% [markdown]
+# A sample can come late, but never more than a buffer's length early: the cloud hugs the diagonal. If the file is
+# sorted by source, the model still sees one source after the other. Shuffle once on the disk, or draw from many files
+# in turn.
+
+# %% [markdown]
+# ## The loader has to be faster than the model
+#
+# A GPU that waits costs as much as one that works. Measure the parts of a step separately, for one sample, on your
+# machine:
+
+# %%
+content = the_cauldron[0]["images"][0]["bytes"]
+photo = io.BytesIO()
+Image.effect_noise((200, 150), 60).resize((3200, 2400)).convert("RGB").save(photo, "JPEG", quality=85)
+
+
+def seconds(work, repeats: int = budget().pick(ci=3, laptop=10)) -> float:
+    work()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    return (time.perf_counter() - start) / repeats
+
+
+# %%
+item = VQADataset(the_cauldron, tokenizer, pocket.image_processor, pocket.config)[0]
+one = {"images": item["images"], "targets": item["targets"][None]}
+times = {
+    "a Thimble PNG: decode and resize": seconds(lambda: pocket.image_processor([content])),
+    "a photograph: decode in full": seconds(lambda: open_image(photo.getvalue())),
+    "a photograph: decode at a reduced size": seconds(lambda: open_image(photo.getvalue(), target_size=224)),
+    "tokenise the conversation": seconds(lambda: tokenizer.encode_chat(package_messages_of(sample), 1, image_tokens)),
+    "forward and backward, pocket model": seconds(lambda: pocket(item["input_ids"][None], **one).loss.backward()),
+}
+for name, took in times.items():
+    print(f"{name:40}{1000 * took:8.2f} ms")
+
+# %% [markdown]
+# The loader keeps up as long as its time for a sample, divided by the number of workers, is below the time that the
+# model needs for it. A JPEG can be decoded at a half, a quarter or an eighth of its size directly, which is the
+# cheapest trick of all. On a large GPU the model's share is tiny, and the picture decides.
+#
+# A published example: nanoVLM's 222M model took about six hours on one H100, for 32,700 steps of 256 samples.
+
+# %% tags=["nbval-check-output"]
+flops_per_sample = 3 * 70.7e9  # forward and backward, from chapter 12's count
+rate = 32_700 * 256 / (6 * 3600)
+print(f"{rate:.0f} samples a second, {rate * flops_per_sample / 1e12:.0f} TFLOP/s")
+print(f"{rate * flops_per_sample / 800e12:.0%} of the 800 TFLOP/s that an H100 reaches in large bfloat16 products")
+
+# %% [markdown]
+# A tenth of what the chip can do. Some of the rest is small matrices and some is Python, but a machine that spends 2.6
+# milliseconds on a sample has to decode, resize and tokenise 390 of them a second, and that is a task for several
+# cores.
+
+# %% [markdown]
+# ## A data card answers four questions
+#
+# Data come from people. Before you train on a collection, or publish one, answer four questions in writing, on a
+# **data card**: where each source is from and under which licence; who may be recognised in it, and whether they
+# agreed; what it over- and under-represents; and what you removed, and why. A merged collection such as the_cauldron
+# has as many licences as sources, and not all of them allow every use. A model card that cannot name its data cannot
+# be trusted with a benchmark either, because nobody can say whether the test was in the training.
+
+# %% [markdown]
+# ## What you take along
+#
+# - A data pipeline fails without errors. Look at samples, count, and test each step with an unkind example.
+# - Use all turns; keep what nobody rated; skip broken pictures, count them and say why. Never put another picture there.
+# - Write the blind score beside every accuracy.
+# - Let the content of a picture decide its split, and let a pure function decide the order.
+# - Pack with boundaries: change document 0, and document 1 must not move.
+#
+# In the package: `nanovlm/data/datasets.py` (samples), `processors.py` (pictures), `splits.py`, `collators.py`
+# (padding, packing), `batches.py` (order, loader), `loading.py` (data sets by name).
+
+# %% [markdown]
+# ## Challenge: a data set of your own that cannot be guessed
+#
+# Draw clock faces. Write a function that makes sample number *i* in the_cauldron's schema: a picture of a clock, and
+# three turns about it (the hour, the minutes, whether it is before six). Then let this cell judge 200 of them. Your
+# score is the *distance between your blind score and 1 / (number of answers)*, averaged over the kinds of question:
+# below 3 points is good, below 1 is excellent. Chapter 08 can train on it.
+
+
+# %%
+def clock(index: int) -> dict:
+    """Replace this: it is always noon, so anybody can guess."""
+    turns = [("What hour does the clock show?", "12"), ("How many minutes past?", "0"), ("Is it before six?", "no")]
+    return {"images": [Image.new("RGB", (64, 64), "white")], "texts": [{"user": q, "assistant": a} for q, a in turns]}
+
+
+def guessable(make, choices=(12, 12, 2)) -> float:
+    """Points of accuracy above chance that closed eyes get, averaged over the kinds of question."""
+    train, test = ([make(i) for i in numbers] for numbers in (range(1000, 1600), range(200)))
+    gaps = []
+    for kind, number in enumerate(choices):
+        sides = [[(s["texts"][kind]["user"], s["texts"][kind]["assistant"]) for s in side] for side in (train, test)]
+        gaps.append(100 * (blind_score(*sides) - 1 / number))
+    return sum(gaps) / len(gaps)
+
+
+print(f"{guessable(clock):.1f} points above chance")
+
+# %% [markdown] tags=["stamped"]
+# ## Your turn
+#
+# [Open the exercises](../exercises/07_data.ipynb) ([in Colab][exercises]): 9 of them, about 113 minutes.
+#
+# [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/07_data.ipynb
+#
+# | | exercise | difficulty | minutes |
+# |---|---|---|---|
+# | 7.1 | Which turns are worth learning? (`data.messages_of`) | ●○○ | 10 |
+# | 7.2 | Measure what closed eyes score (`data.blind_score`) | ●○○ | 10 |
+# | 7.3 | Any file, as a person would see it (`data.open_picture`) | ●●○ | 15 |
+# | 7.4 | No picture on both sides (`data.split_by_picture`) | ●●○ | 12 |
+# | 7.5 | Rows of one length (`data.pad_batch`) | ●●○ | 12 |
+# | 7.6 | Write the test that would have told (`data.test_pad_batch`) | ●●○ | 12 |
+# | 7.7 | Which samples share a row? (`data.pack`) | ●●○ | 12 |
+# | 7.8 | Mend it: a row that reads its neighbour (`data.document_mask`) | ●●● | 15 |
+# | 7.9 | Batch number n, asked alone (`data.resumable_order`) | ●●● | 15 |
+#
+# Next: [09 Generation](09_generation.ipynb)

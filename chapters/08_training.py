@@ -1,0 +1,949 @@
+# %% [markdown]
+# # 08 Training
+#
+# You build every part of a training loop, find out what each of them is for by breaking it, and train a model until it
+# provably sees. Afterwards you can (1) tell from curves what is wrong with a run, (2) write the schedule, the optimizer,
+# the step and the resume yourself, and (3) say whether a change helped, with an interval. You need chapters 05 and 06.
+# About an hour to read, the long run not counted, and two hours for the exercises.
+
+# %% [markdown] tags=["stamped"]
+# [Open in Colab][colab] ·
+# [on GitHub][github] ·
+# [← 06 The vision-language model](06_vision_language_model.ipynb) ·
+# [09 Generation →](09_generation.ipynb) ·
+# [exercises](../exercises/08_training.ipynb)
+#
+# [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/08_training.ipynb
+# [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/08_training.ipynb
+
+# %% tags=["stamped"]
+# @title Set-up: the nanovlm that is installed; Colab installs it first.
+import subprocess
+import sys
+from importlib import import_module
+
+try:
+    import_module("nanovlm.course")
+except ImportError:
+    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@main"
+    if "google.colab" not in sys.modules:
+        advice = f'In a clone run `make lab`, elsewhere pip install "{package}".'
+        raise ModuleNotFoundError(f"This kernel has no nanovlm. {advice}") from None
+    if subprocess.run([sys.executable, "-m", "pip", "install", "-q", package]).returncode:
+        raise RuntimeError("pip could not install nanovlm (see above). Run this again.") from None
+    import_module("nanovlm.course")
+
+# %%
+import copy
+import math
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from nanovlm.assets import asset_path
+from nanovlm.bench.training_runs import all_small, small_recipe, small_vlm
+from nanovlm.course import budget, lever, quiz, use, yours
+from nanovlm.course.runs import stored_runs
+from nanovlm.data.loading import get_dataloaders
+from nanovlm.training.probe import mean
+from nanovlm.viz.training import curves_figure, gallery_figure, intervals_figure, rates_figure, smooth
+from nanovlm.weights.from_preset import from_scratch
+
+# %% [markdown]
+# ## A loss that falls does not show that the model sees
+#
+# Here is the loss of a training run: a small vision-language model with random weights, which learns to answer questions
+# about coloured shapes. It trained for 300 steps of 32 conversations, and the command that made the curve is
+# `python -m nanovlm.bench.training_runs`. Training loss and validation loss, which is measured on pictures that are
+# never trained on, fall together.
+
+# %%
+gallery = stored_runs("08_gallery")
+some_run = gallery["pictures_shuffled"]
+print(f"{some_run['parameters']:,} parameters; {some_run['machine']}; {some_run['evaluations'][-1]['seconds']:.0f} s")
+curves_figure(
+    "A run",
+    {
+        "training": list(enumerate(smooth(some_run["loss"]), start=1)),
+        "validation": [(e["step"], e["val_loss"]) for e in some_run["evaluations"]],
+    },
+    log=True,
+)
+
+# %%
+quiz("ch08.does_it_see")
+
+# %% [markdown]
+# There is one way to find out: ask the same questions about other pictures. If the answers are as often right as before,
+# then the model has read them off the question. This score is called the **blind baseline**, and this chapter shows it
+# beside every accuracy. Here it is for the run above, and for another one whose loss you have not seen.
+
+
+# %%
+def right_and_blind(run: dict) -> dict[str, list[tuple[float, float]]]:
+    """The two curves of a stored run, as means over the kinds of questions."""
+    return {name: [(e["step"], mean(e[name])) for e in run["evaluations"]] for name in ("accuracy", "blind")}
+
+
+healthy = gallery["healthy"]
+both = {
+    f"{name}, {what}": points
+    for name, run in (("run above", some_run), ("other", healthy))
+    for what, points in right_and_blind(run).items()
+}
+curves_figure("Right answers", both, y_label="share", y_range=(0, 0.7))
+
+# %% [markdown]
+# In the run above every conversation had its neighbour's picture. The model learnt how questions are answered, which
+# words end a sentence and how often each answer is right, and all of that lowered the loss. In the other run, in which
+# the pictures are the right ones, the accuracy leaves the blind curve. Its loss is lower as well, but who would have
+# known that 0.4 is too high?
+
+# %%
+for name, run in (("neighbour's pictures", some_run), ("right pictures", healthy)):
+    last = run["evaluations"][-1]
+    kinds = ", ".join(f"{kind} {share:.0%}" for kind, share in last["accuracy"].items())
+    print(
+        f"{name:20} validation loss {last['val_loss']:.2f}, right {mean(last['accuracy']):.0%}, blind {mean(last['blind']):.0%}"
+    )
+    print(f"{'':20} {kinds}")
+
+# %% [markdown]
+# Look at the kinds of the second run. What can be read off the objects one by one (colour, shape, count) is well above
+# guessing after 300 steps. What needs two steps, such as finding an object and then saying *where* it is, has not begun.
+# Longer runs learn it later, always in this order. With 240 questions, 40 of a kind, a mean is known to about 6 points
+# and a single kind to about 15, so do not read more than that into these numbers.
+#
+# ## The loop has six lines, and each of them can be missing
+#
+# This is the same model, and a loop that trains it. It is all that a training run needs on one good day. The rest of
+# this chapter is about the other days.
+
+# %%
+torch.manual_seed(0)
+model = from_scratch(small_vlm()).train()
+train_loader, val_loader = get_dataloaders(small_recipe(), model.config, model.tokenizer, model.image_processor)
+optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+batches, losses = iter(train_loader), []
+
+for _ in range(budget().pick(ci=15, laptop=60)):
+    batch = next(batches)
+    loss = model(batch["input_ids"], batch["images"], targets=batch["targets"]).loss
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    losses.append(loss.item())
+
+print(f"{len(losses)} steps: the loss went from {losses[0]:.1f} to {losses[-1]:.2f}")
+
+# %% [markdown]
+# What happens if a line is left out?
+#
+# | without | what you see |
+# |---|---|
+# | `train()` | a model with dropout trains without it (ours has none, so here nothing changes) |
+# | `targets=` | there is no loss, and `backward()` fails: the only mistake in this table that says so |
+# | `zero_grad()` | each step adds all gradients since the start, so the steps grow until the loss does |
+# | `backward()` | no gradient, no change: the loss is a flat, noisy line |
+# | `step()` | the same flat line, at the full cost of the backward pass |
+# | `.item()` | each stored loss keeps a part of its graph alive, and the memory grows with every step |
+
+# %% [markdown]
+# ## Three tests that take a minute and save a day
+#
+# ### 1. The first loss is known before you train
+
+# %%
+quiz("ch08.first_loss")
+
+# %%
+torch.manual_seed(0)
+fresh = from_scratch(small_vlm()).train()
+eight = next(iter(get_dataloaders(small_recipe(batch_size=8), fresh.config, fresh.tokenizer, fresh.image_processor)[0]))
+inputs = {"input_ids": eight["input_ids"], "images": eight["images"], "targets": eight["targets"]}
+with torch.no_grad():
+    first = fresh(**inputs)
+print(f"ln 444 = {math.log(444):.2f}, and the first loss is {first.loss:.2f}")
+
+# %% [markdown]
+# Three times as high as it should be for a model that knows nothing. So this one knows something, and it is wrong. When
+# a first loss surprises you, look at what the model says:
+
+# %%
+supervised = inputs["targets"] != -100
+guesses = first.logits.argmax(dim=-1)
+print(
+    f"{(guesses == inputs['input_ids'][supervised]).float().mean():.0%} of its guesses are the token that it has just read"
+)
+
+# %% [markdown]
+# The head is tied to the token embedding (chapter 04), the blocks add almost nothing at first, and our embeddings start
+# with a standard deviation of 0.3, which is large. So each token's vector arrives at the head as it was, and its product
+# with itself is the largest of all: the model repeats its input. The recipe does this on purpose (see below), and the
+# first twenty steps undo it. With a standard deviation of 0.02 everywhere, as in GPT-2, the prediction holds:
+
+# %%
+small_weights = copy.deepcopy(fresh)
+torch.manual_seed(0)
+all_small(small_weights)
+with torch.no_grad():
+    print(f"every weight at 0.02: the first loss is {small_weights(**inputs).loss:.2f}")
+
+# %% [markdown]
+# A first loss far above the logarithm of the vocabulary has a reason that you should know: a large initialisation as
+# here, pretrained weights that were not loaded, or labels that do not belong to the inputs.
+#
+# ### 2. The gradient reaches every parameter
+
+# %%
+fresh(**inputs).loss.backward()
+without = [name for name, p in fresh.named_parameters() if p.grad is None or not p.grad.any()]
+print(f"{sum(1 for _ in fresh.parameters())} parameters, of which {len(without)} have no gradient {without or ''}")
+fresh.zero_grad()
+
+# %% [markdown]
+# A parameter with no gradient is not connected to the loss. That may be meant, for a frozen encoder, and it is the first
+# sign of a `detach()` or a `no_grad()` too many.
+#
+# ### 3. It can learn one batch by heart
+#
+# Train on the same eight conversations again and again. A model that cannot learn eight by heart will not learn a
+# million, and a few seconds tell. But what does it prove?
+
+# %%
+quiz("ch08.memorise")
+
+
+# %%
+def memorise(images: Tensor, num_steps: int) -> list[float]:
+    """The losses of a copy of the fresh model that trains on one batch of eight."""
+    torch.manual_seed(0)
+    twin = copy.deepcopy(fresh)
+    optimizer, losses = torch.optim.AdamW(twin.parameters(), lr=1e-2), []
+    for _ in range(num_steps):
+        loss = twin(inputs["input_ids"], images, targets=inputs["targets"]).loss
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+# %%
+steps = budget().pick(ci=50, laptop=80)
+by_heart = {
+    "own pictures": memorise(inputs["images"], steps),
+    "exchanged": memorise(inputs["images"].roll(1, dims=0), steps),
+    "black": memorise(torch.full_like(inputs["images"], -1.0), steps),
+}
+curves_figure("One batch, learnt by heart", {name: list(enumerate(v)) for name, v in by_heart.items()}, log=True)
+
+# %% [markdown]
+# All three go down together. So the test finds weights that do not move and losses that are not connected, and it finds
+# nothing that is wrong with pictures, because eight conversations can be told apart by their texts. It becomes sharp
+# with one change: the *same* question in every row, with different pictures and answers. That is
+# [exercise 8.5](../exercises/08_training.ipynb), in which your test is tried on models that we have broken.
+#
+# ## Initialisation decides when it starts to see
+#
+# Now to the large embeddings. A patch has to say *what* it shows and *where* it is, and both are added up in one vector
+# (chapter 01). With a position of 0.02 beside a patch that is ten times as large, the place is nearly lost. So the recipe
+# starts positions at 0.5, embeddings at 0.3, and the last matrix of each block at 0.002, so that every block begins as
+# almost nothing. Predict: which of these changes will you see in a run of 300 steps?
+
+# %%
+initialised = {"recipe": gallery["healthy"], "positions at 0.02": gallery["positions_quiet"]}
+initialised |= {"all at 0.02": gallery["init_small"]} if "init_small" in gallery else {}
+curves_figure(
+    "Right answers by initialisation",
+    {name: right_and_blind(run)["accuracy"] for name, run in initialised.items()},
+    y_label="share",
+    y_range=(0, 0.7),
+)
+
+# %% [markdown]
+# The quiet positions do no harm here, and there is a reason. This small model has a pixel shuffle of 4, which puts each
+# of the four cells of the picture into an image token of its own: *where* is the number of the token. The pocket preset
+# shuffles by 2, a cell is spread over four tokens, and there the difference was large: with positions at 0.02 the
+# questions about *where* stood at 35 % after 700 steps, and with 0.5 the model reached 96 % of all questions after 600.
+# With all weights at 0.02 it had 69 % by then (`LOG.md`). An ablation holds for the model in which it was made.
+#
+# ## The projector and the backbones need different rates
+#
+# Often the encoder and the decoder come trained and the projector between them is new. The new part has everything to
+# learn, the old parts have everything to lose. So optimizers take **parameter groups**, each with its own learning rate.
+# nanoVLM trains the projector at 0.00512 and both backbones at 0.00005, a hundredth of it
+# ([config.py at 4e0c096](https://github.com/huggingface/nanoVLM/blob/4e0c0961846135c2217f95e54cb4c2d66eb55e42/models/config.py)).
+# A rate of 0 freezes a part, and LLaVA trains the projector alone in a first stage
+# ([Liu et al. 2023](https://arxiv.org/abs/2304.08485)).
+#
+# Our model starts from random weights everywhere. Which pair of rates is best here? Guess before you look: 40 steps of
+# AdamW for each pair, and the validation loss at the end.
+
+# %%
+rates = stored_runs("08_rates")
+table = {
+    (projector, backbones): rates[f"rates_{projector}_{backbones}"]["evaluations"][-1]["val_loss"]
+    for projector in ("2e-4", "2e-2")
+    for backbones in ("2e-4", "2e-3", "2e-2")
+}
+rates_figure("Validation loss after 40 steps", "projector", "backbones", table)
+
+# %% [markdown]
+# Reading across a row changes the loss, and reading down a column hardly does: with random backbones it is *their* rate
+# that counts, since nearly all of the weights are there. With pretrained backbones it is the other way round. And beware:
+# so short a sweep prefers high rates, because a start that is fast need not end well (AdamW at 0.006 was *slower* than at
+# 0.002 in the pocket preset, says `LOG.md`). A rate is good for one model, batch size and length only.
+#
+# Sorting parameters into groups is [exercise 8.4](../exercises/08_training.ipynb).
+#
+# ## A schedule: up in a line, down in a curve
+#
+# At first the optimizer knows nothing of the typical size of a gradient, and a full step could throw the weights far
+# away. So the rate rises over a few steps: the **warm-up**. At the end the steps must become short, because a long step
+# jumps over the bottom of a valley again and again. Half a **cosine** leads from one to the other. Some recipes stay at
+# the peak and fall in the last fifth only (warm-up, stable, decay), which lets you decide late when to stop.
+#
+# Move the levers. (The function behind the cosine is the one that [exercise 8.1](../exercises/08_training.ipynb) asks
+# for.)
+
+# %%
+get_lr = use("training.get_lr")
+
+
+def schedules(warmup, floor):
+    shapes = {
+        "cosine": [(s, get_lr(s, 1.0, 300, warmup, floor)) for s in range(300)],
+        "stable, then decay": [
+            (s, min((s + 1) / max(1, 300 * warmup), 1, floor + (1 - floor) * (300 - s) / 60)) for s in range(300)
+        ],
+        "constant": [(s, 1.0) for s in range(300)],
+    }
+    return curves_figure("Share of the peak rate", shapes, y_label="share", y_range=(0, 1.05))
+
+
+lever(schedules, warmup=(0.0, 0.3, 0.03), floor=(0.0, 0.5, 0.05), start={"warmup": 0.09, "floor": 0.1})
+
+# %% [markdown]
+# How much does the warm-up matter here? The same model and data, once with nine steps of warm-up and once without, and
+# the first forty steps:
+
+# %%
+warm = {"with warm-up": gallery["healthy"], "without": gallery["no_warmup"]}
+print(
+    "largest gradient norm of the first 40 steps:",
+    {name: round(max(run["norm"][:40]), 1) for name, run in warm.items()},
+)
+curves_figure("The first steps", {name: list(enumerate(run["loss"][:40])) for name, run in warm.items()}, log=True)
+
+# %% [markdown]
+# In this small model, whose blocks normalise their inputs (pre-norm) and whose steps are clipped, the warm-up is worth
+# nothing: the run without it is even ahead by the few steps that the warm-up takes. Deep models can diverge in their
+# first hundred steps without one, depending on where their norms are ([Xiong et al.
+# 2020](https://arxiv.org/abs/2002.04745)), so nearly every recipe pays for it.
+#
+# ## AdamW divides every gradient by its own size
+#
+# Plain gradient descent takes long steps where gradients are large. But a large gradient does not mean that the weight
+# has far to go. Adam keeps two running means for each weight, of its gradients and of their squares, and steps by the
+# first divided by the root of the second ([Kingma and Ba 2014](https://arxiv.org/abs/1412.6980)).
+
+# %%
+quiz("ch08.adam_size")
+
+# %%
+two = nn.Parameter(torch.zeros(2))
+adam = torch.optim.AdamW([two], lr=0.01, weight_decay=0.0)
+for _ in range(3):
+    two.grad = torch.tensor([10.0, 0.001])
+    adam.step()
+    print([round(value, 4) for value in two.tolist()])
+
+# %% [markdown]
+# Both move by the learning rate. So the learning rate of Adam is a *distance per step*, which is why the same numbers,
+# 0.0001 to 0.01, serve for very different models.
+#
+# **Decay** pulls every weight a little towards 0. In the first Adam it went through the gradient, and was divided by its
+# size with it, so that weights with large gradients were hardly decayed. The W in AdamW means that it is taken off the
+# weight itself ([Loshchilov and Hutter 2017](https://arxiv.org/abs/1711.05101)):
+
+# %%
+for name, kind in (("Adam with L2", torch.optim.Adam), ("AdamW", torch.optim.AdamW)):
+    weights = nn.Parameter(torch.ones(2))
+    optimizer = kind([weights], lr=0.01, weight_decay=0.5)
+    for _ in range(50):
+        weights.grad = torch.tensor([10.0, 0.1]) * (-1) ** _  # gradients that push to and fro
+        optimizer.step()
+    print(f"{name:13} weights of 1 after 50 steps: {[round(w, 2) for w in weights.tolist()]}")
+
+# %% [markdown]
+# With AdamW both weights shrink alike, with L2 the one whose gradients are large hardly does. Norms, biases and
+# embeddings are usually not decayed at all. The five lines of AdamW are
+# [exercise 8.3](../exercises/08_training.ipynb), and they explain why the optimizer needs twice the memory of the
+# weights.
+#
+# ### Muon turns a matrix in all directions alike
+#
+# The pocket preset uses **Muon** for the matrices inside the blocks
+# ([Jordan et al. 2024](https://kellerjordan.github.io/posts/muon/)). The gradient of a matrix is usually dominated by a
+# few directions: its largest singular values. Muon replaces the update by the nearest matrix whose singular values are
+# all about 1, so that rare directions are learnt as fast as common ones. (Directions in which this one batch of eight has
+# no gradient at all stay at 0.)
+
+# %%
+from nanovlm.training.optimizer import orthogonalise
+
+fresh(**inputs).loss.backward()
+gradient = fresh.decoder.blocks[1].mlp.up_proj.weight.grad
+before = torch.linalg.svdvals(gradient)
+after = torch.linalg.svdvals(orthogonalise(gradient[None])[0])
+fresh.zero_grad()
+curves_figure(
+    "Singular values of one update",
+    {name: [(i + 1, float(v)) for i, v in enumerate(s / s[0])] for name, s in (("gradient", before), ("Muon", after))},
+    x_label="singular value number",
+    y_label="size beside the largest",
+    y_range=(0, 1.05),
+)
+
+# %%
+for name, values in (("gradient", before), ("Muon", after)):
+    loud = int((values > values[0] / 2).sum())
+    print(f"{name:9} {loud:2} of {len(values)} singular values are above half of the largest")
+
+# %% [markdown]
+# One thing changes with it: the length of Muon's step does not depend on the gradient. A matrix that has grown is turned
+# less and less by steps of one length, and without enough weight decay it goes on growing. `LOG.md` tells how the
+# pocket model stood still for that reason, at 97.7 %, until its decay was raised from 0.01 to 0.1. The presets that begin
+# with pretrained backbones use AdamW.
+#
+# ## Small updates vanish in bfloat16
+
+# %%
+quiz("ch08.bfloat16")
+
+# %%
+weight, master = torch.tensor(1.0, dtype=torch.bfloat16), torch.tensor(1.0)
+for _ in range(1000):
+    weight = weight + 0.001
+    master = master + 0.001
+print(f"bfloat16: {weight.item()}, float32: {master.item():.3f}, and that in bfloat16: {master.bfloat16().item()}")
+
+# %% [markdown]
+# So the model may compute in bfloat16, and the optimizer works on float32 copies, the **master weights**, which are
+# rounded into the model after every step. float16 has more precision but ends at 65,504 and, at the other end, loses
+# gradients below about 0.00000006, so there the loss is scaled up before `backward()` and the gradients down after it
+# (a *gradient scaler*). What would be chosen here?
+
+# %%
+from nanovlm.device import choose_precision, find_device, processor
+
+precision = choose_precision("auto", find_device())
+print(f"{precision.name}: {precision.reason}")
+tiny = torch.tensor(1e-8)
+print(
+    f"a gradient of 1e-8 in float16: {tiny.half().item()}; scaled by 65,536 before and after: {(tiny * 65536).half().float().item() / 65536:.2e}"
+)
+
+# %% [markdown]
+# ## Accumulation counts tokens, not batches
+#
+# A batch that does not fit into memory is cut into several, whose gradients are added up before one step. The result
+# should be the step of the large batch. But a model's loss is a *mean* over its batch, and a mean of means is not the
+# mean, unless all batches have equally many tokens.
+
+# %%
+quiz("ch08.accumulate")
+
+# %%
+torch.manual_seed(0)
+losses_of_5, losses_of_500 = 4 + torch.rand(5), 1 + torch.rand(500)  # five tokens of short answers, 500 of captions
+all_tokens = torch.cat([losses_of_5, losses_of_500]).mean()
+mean_of_means = (losses_of_5.mean() + losses_of_500.mean()) / 2
+print(f"mean over all tokens {all_tokens:.2f}, mean of the two means {mean_of_means:.2f}")
+
+# %% [markdown]
+# **From the wild.** This was wrong in transformers' Trainer, and in most loops that were modelled on it, until October
+# 2024, when users saw that a run with accumulation did not match a run without it
+# ([pull request 34191](https://github.com/huggingface/transformers/pull/34191), and its
+# [story](https://huggingface.co/blog/gradient_accumulation)). It is in nanoVLM at the time of
+# writing: a mean over tokens, divided by the number of batches
+# ([train.py, line 403](https://github.com/huggingface/nanoVLM/blob/4e0c0961846135c2217f95e54cb4c2d66eb55e42/train.py#L402-L403)).
+# Its validation loss, some seventy lines further down, is a mean of batch means as well. Here is the bug with the small
+# model: one batch holds a single short answer, the other one seven whole conversations.
+
+
+# %%
+def gradient_of(parts: list[dict], weights: list[float]) -> Tensor:
+    """The gradient of a weighted sum of the parts' losses, as one vector."""
+    fresh.zero_grad()
+    for part, weight in zip(parts, weights, strict=True):
+        (fresh(**part).loss * weight).backward()
+    gradient = torch.cat([p.grad.flatten() for p in fresh.parameters()])
+    fresh.zero_grad()
+    return gradient
+
+
+def share_of_rows(first: int, last: int) -> dict:
+    return {name: tensor[first:last] for name, tensor in inputs.items()}
+
+
+# %%
+parts = [share_of_rows(0, 1), share_of_rows(1, 8)]
+parts[0]["targets"] = parts[0]["targets"].where(supervised[:1].cumsum(dim=1) <= 2, -100)  # one short answer
+together = {name: torch.cat([part[name] for part in parts]) for name in inputs}
+counts = [int((part["targets"] != -100).sum()) for part in parts]
+large = gradient_of([together], [1.0])
+for name, weights in (("mean of means", [0.5, 0.5]), ("by tokens", [count / sum(counts) for count in counts])):
+    off = (gradient_of(parts, weights) - large).norm() / large.norm()
+    print(f"{name:14} {counts} tokens: the gradient is {off:.1%} away from the large batch's")
+
+# %% [markdown]
+# No error is raised, the loss still falls, and tokens of short answers weigh far too much. A test that compares the
+# two gradients takes ten lines. Doing it right is [exercise 8.6](../exercises/08_training.ipynb).
+#
+# ## Clipping bounds what one batch can do
+#
+# Think of all gradients as one long vector. If its norm is above a limit, usually 1, the whole vector is shortened to it
+# and keeps its direction. A single strange batch then cannot do more harm than any other. The norm is also the best
+# early warning that a log can hold. Two stored runs, of which one has learning rates 15 times too high:
+
+# %%
+curves_figure(
+    "Gradient norm before clipping",
+    {
+        name: list(enumerate(smooth(gallery[key]["norm"], 5)))
+        for name, key in (("recipe", "healthy"), ("rates x 15", "lr_too_high"))
+    },
+    y_label="norm",
+    log=True,
+    marks={"limit": 1.0},
+)
+
+# %% [markdown]
+# A spike in this curve with a sample that can be named is worth more than any average: look at that sample. The package's
+# step raises an error that names the samples of the batch where a loss is not finite. Clipping by hand is
+# [exercise 8.2](../exercises/08_training.ipynb).
+#
+# ## Train until it sees
+#
+# Now all of it together: the package's loop, which is what `make train` runs. The model is the pocket model, made of
+# **your own parts** as far as their checks have passed, with random weights. First: how long will it take here?
+
+# %%
+from nanovlm.models.vision_language_model import init_weights
+
+
+def random_again(model: nn.Module, seed: int = 0) -> nn.Module:
+    """The same model as before any training."""
+    torch.manual_seed(seed)
+    for p in model.parameters():
+        if p.ndim == 1:
+            nn.init.ones_(p)  # norms; biases become 0 below
+    init_weights(model)
+    return model
+
+
+pocket = random_again(yours())
+
+# %%
+from dataclasses import replace
+from time import perf_counter
+
+from nanovlm.config import presets
+from nanovlm.course.watching import train_and_watch
+
+recipe = presets()["pocket"].train
+short = replace(recipe, batch_size=8, max_steps=40, log_every=2, eval_every=20, val_size=16)
+config = budget().pick(ci=short, laptop=replace(recipe, log_every=5, eval_every=40))
+loader = get_dataloaders(config, pocket.config, pocket.tokenizer, pocket.image_processor)[0]
+batch, began = next(iter(loader)), perf_counter()
+pocket(batch["input_ids"], batch["images"], targets=batch["targets"]).loss.backward()
+pocket.zero_grad()
+minutes = (perf_counter() - began) * 1.3 * config.max_steps / 60
+print(f"{config.max_steps} steps of {config.batch_size} conversations: about {minutes:.1f} minutes on {processor()}")
+
+# %% [markdown]
+# The figure below changes while the run goes on. On the left is the loss, on the right the share of right answers by
+# kind of question about pictures that are never trained on, and the blind baseline. Ctrl-C, or the stop button, ends the
+# run after the step in hand.
+
+# %%
+watched = train_and_watch(config, pocket, pictures=budget().pick(ci=12, laptop=40))
+
+# %%
+last, blind = watched.accuracy[-1][1], watched.blind[-1][1]
+print(f"step {watched.run.step}: {mean(last):.0%} right, {blind:.0%} blind, in {watched.run.seconds / 60:.1f} minutes")
+
+picture = Image.open(asset_path("pictures/shapes.png")).convert("RGB")
+for question in ("How many shapes are there?", "Where is the red star?"):
+    print(f"{question:28} {pocket.eval().generate(prompt=[question], image=[[picture]], max_new_tokens=8)[0]}")
+
+# %% [markdown]
+# With the `ci` budget this stops after 40 small steps, where nothing is seen yet. The whole run, at the `laptop` budget or
+# by `make train`, ends above 95 %. `LOG.md` has three seeds of it: 97.8, 98.1 and 98.5 % of the test questions about
+# shapes, where blind models have 30 to 31 %. The run that made the model you have been using is shown near the end.
+#
+# ### Your own loop
+#
+# The package's loop is long because it can be stopped, resumed and shared between processes. What makes the model learn
+# is in the exercises. Here they are, put together: your schedule, your groups, your step. (Where a check has not passed
+# yet, the reference stands in, and a line says so.)
+
+# %%
+param_groups, train_step = use("training.param_groups"), use("training.train_step")
+torch.manual_seed(0)
+own = from_scratch(small_vlm()).train()
+optimizer = torch.optim.AdamW(param_groups(own, 4e-3, 4e-3, 0.01), betas=(0.9, 0.95))
+peaks = [group["lr"] for group in optimizer.param_groups]
+steps, own_losses, batches = budget().pick(ci=20, laptop=120), [], iter(train_loader)
+for step in range(steps):
+    for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+        group["lr"] = get_lr(step, peak, steps)
+    own_losses.append(train_step(own, [next(batches)], optimizer, 1.0))
+print(f"{steps} steps: the loss went from {own_losses[0]:.1f} to {own_losses[-1]:.2f}")
+
+# %% [markdown]
+# ## Eight runs: which is which?
+#
+# Reading curves is the skill that this chapter is for. Each of these eight runs has one thing wrong with it, or at least
+# changed, and each is stored as it was measured. The causes, in another order: *a learning rate too high · labels not
+# shifted · pictures shuffled · quiet positions · no warm-up · 96 samples again and again · evaluated on the training data
+# · resumed from the weights alone, half-way*. Match them before you read on. The recipe itself comes first, and two of the
+# eight can hardly be told from it.
+
+# %%
+ANSWERS = {
+    "A": "data_repeated",
+    "B": "lr_too_high",
+    "C": "labels_unshifted",
+    "D": "positions_quiet",
+    "E": "resumed_wrongly",
+    "F": "pictures_shuffled",
+    "G": "eval_on_train",
+    "H": "no_warmup",
+}
+eight_runs = {letter: gallery[name] for letter, name in ANSWERS.items()}
+gallery_figure({"the recipe": healthy, **eight_runs})
+
+# %%
+quiz("ch08.which_shuffled")
+
+# %%
+quiz("ch08.which_train")
+
+# %% [markdown]
+# <details><summary>All eight, with the sign that gives each away</summary>
+#
+# - **A**, 96 samples again and again: the training loss falls on while the validation loss turns and rises.
+# - **B**, rates 15 times too high: the loss stays high and rough, and nothing is learnt after the first drop.
+# - **C**, labels not shifted: a loss of 0 within some dozen steps, which is too good to be true. The decoder is asked for
+#   the token that it has just read. No question is answered.
+# - **D**, quiet positions: no sign at all, for the reason given above. If you found it, you found it by elimination.
+# - **E**, resumed from the weights alone: the right answers rise late, because the rate is high once more after step 150.
+#   Without the gradient norms (see the next section but one) you cannot be sure.
+# - **F**, pictures shuffled: both losses are good, and accuracy and blind are one curve.
+# - **G**, evaluated on training data: as A, but the validation loss follows the training loss.
+# - **H**, no warm-up: as good as a healthy run. Not every change does harm, and it is worth knowing which.
+#
+# </details>
+
+# %%
+for letter, run in eight_runs.items():
+    last = run["evaluations"][-1]
+    print(
+        f"{letter}  {run['about']:72} training {run['loss'][-1]:6.3f}  validation {last['val_loss']:6.3f}  "
+        f"right {mean(last['accuracy']):4.0%}  blind {mean(last['blind']):4.0%}"
+    )
+
+# %% [markdown]
+# ## The validation loss chooses the checkpoint, the accuracy tells what it is worth
+#
+# Which of the many states of a run should be kept? The package keeps the one with the lowest validation loss, because
+# the loss uses every token and moves smoothly, while an accuracy on 240 questions jumps by chance. But neither of the
+# two may be measured on the *test* pictures: whoever picks the best of 40 checkpoints by their test score reports luck
+# as well as skill (chapter 10 shows how much).
+#
+# One run is not enough, either. `LOG.md` has `make train` three times, with nothing changed but the seed: 97.8, 98.1 and
+# 98.5 % of the test questions. Whoever tries a change once, and finds 98.4 instead of 97.9, has found a seed.
+#
+# ## A resume that restores the weights alone is another run
+
+# %%
+quiz("ch08.resume")
+
+# %% [markdown]
+# Machines are taken back and laptops are closed, so a run saves a **checkpoint** every hundred steps. What belongs in it?
+# Let us crash a run on purpose and look. The watcher raises an error in step 5 of 6, when the last checkpoint is of
+# step 4. Then the same command goes on with `resume=True`, and a third run is never interrupted.
+
+# %%
+import contextlib
+import io
+import tempfile
+from pathlib import Path
+
+from nanovlm.training.checkpoint import checkpoints, load_checkpoint
+from nanovlm.training.loop import train
+
+folder = tempfile.mkdtemp()
+six_steps = small_recipe(
+    batch_size=4, max_steps=6, val_size=4, log_every=1, eval_every=100, save_every=2, accuracy_pictures=0
+)
+
+
+def short_run(name: str, resume: bool = False, watch=None) -> nn.Module:
+    torch.manual_seed(0)
+    model = from_scratch(small_vlm())
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        train(replace(six_steps, output_dir=folder, run_name=name, resume=resume), model, watch=watch)
+    return model
+
+
+# %% tags=["nbval-check-output"]
+def power_cut(step: int, values: dict) -> None:
+    if step == 5:
+        raise RuntimeError("the power is gone")
+
+
+try:
+    short_run("stopped", watch=power_cut)
+except RuntimeError as error:
+    print(f"step 5: {error}. There are {[path.name for path in checkpoints(Path(folder) / 'stopped/checkpoints')]}")
+resumed, whole = short_run("stopped", resume=True), short_run("whole")
+equal = all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
+print("equal to the last bit:", equal)
+
+# %% [markdown]
+# What was in the file?
+
+# %%
+saved = load_checkpoint(checkpoints(Path(folder) / "whole/checkpoints")[-1])
+
+
+def numbers_in(value) -> int:
+    """How many numbers the tensors inside of nested dicts and lists hold."""
+    if isinstance(value, Tensor):
+        return value.numel()
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return sum(numbers_in(part) for part in inner)
+
+
+for name, value in saved.items():
+    count = numbers_in(value)
+    print(f"{name:14} {f'{count:,} numbers' if count else str(value)[:60]}")
+
+# %% [markdown]
+# The order of the data is not in it, because it is a pure function of seed and step (chapter 07). Each file is written
+# under another name and renamed when it is whole, so that a kill in the middle of saving leaves the one before it.
+#
+# What does the wrong resume look like? Run E of the gallery restored its weights alone after step 150:
+
+# %%
+wrong = gallery["resumed_wrongly"]
+for name, run in (("recipe", healthy), ("run E", wrong)):
+    around = [max(run["norm"][first : first + 20]) for first in (130, 150)]
+    print(f"{name:7} largest gradient norm in steps 131 to 150: {around[0]:.1f}, in steps 151 to 170: {around[1]:.1f}")
+print(
+    f"right after 300 steps: recipe {mean(healthy['evaluations'][-1]['accuracy']):.0%}, run E {mean(wrong['evaluations'][-1]['accuracy']):.0%}"
+)
+
+# %% [markdown]
+# A bump in the gradient norm, and nothing else. And the wrong run ends *better*: its schedule began anew, so that its
+# rate stayed high in the second half, where the recipe was already coming down. It tells us that 300 steps of this recipe
+# come down too early. It does not tell us that the resume was right: nobody could make this run again, and a score that
+# depends on when a laptop was closed is no result. [Exercise 8.7](../exercises/08_training.ipynb) has such a resume for
+# you to mend.
+#
+# ## An ablation is a difference with an interval
+#
+# To find out what a part is worth, take it away, change nothing else, and train again. Then there are two questions, and
+# they have two intervals. The first: how well is the score of *this run* known? That depends on the number of questions.
+# Here are changes of the small model beside its recipe, one run each, 240 questions each:
+
+
+# %%
+def by_questions(run: dict, base: dict) -> tuple[float, float, float]:
+    """The difference of two shares of right answers, and its 95 % interval over questions."""
+    p, q = (mean(r["evaluations"][-1]["accuracy"]) for r in (run, base))
+    half = 1.96 * math.sqrt(p * (1 - p) / run["questions"] + q * (1 - q) / base["questions"])
+    return p - q, p - q - half, p - q + half
+
+
+changes = ("pictures_shuffled", "lr_too_high", "no_warmup", "no_positions", "positions_quiet", "resumed_wrongly")
+intervals_figure(
+    "Changed in one run, beside the recipe",
+    {name.replace("_", " "): by_questions(gallery[name], healthy) for name in changes},
+    "change in right answers",
+)
+
+# %% [markdown]
+# A grey interval reaches across 0: the effect of the change is not known. That is *not* the same as "it has no effect".
+# And a blue one says that these two *runs* differ. Would they with other seeds?
+#
+# That is the second question, and it needs several seeds of both recipes, compared **seed by seed**, because what both
+# runs of a seed share drops out of their difference. With three seeds Student's factor is 4.3, where 1.96 would be right
+# for many. [Exercise 8.8](../exercises/08_training.ipynb) computes such an interval. The pocket preset's weight decay was
+# raised from 0.01 to 0.1, and `LOG.md` has three seeds of both:
+
+# %%
+paired_difference = use("training.paired_difference")
+decay_001, decay_01 = [0.976, 0.966, 0.976], [0.978, 0.981, 0.985]  # LOG.md, "The pocket recipe", seeds 0, 1, 2
+difference, low, high = paired_difference(decay_001, decay_01)
+print(f"{difference:+.1%}, with 95 % confidence between {low:+.1%} and {high:+.1%}")
+
+# %% [markdown]
+# All three seeds went up, and the interval still reaches across 0. So three runs do not prove that the change helps on
+# these questions, and the preset has it for another reason, which was measured on longer runs (the decay keeps matrices
+# from growing). `LOG.md` is an example of a laboratory notebook: a line for each thing that was tried, most of which did
+# not help.
+#
+# ## What a step costs
+#
+# A product of matrices costs two operations for each weight and token in the forward pass, and twice that again in the
+# backward pass. That gives the operations of a step, and with the time of a step the **utilisation**: the share of the
+# machine's peak that was used for the model.
+
+# %%
+from nanovlm.training.flops import training_flops
+
+small = small_vlm()
+real, answers = (
+    int(sum((b[key] != empty).sum() for b in val_loader)) for key, empty in (("attention_mask", 0), ("targets", -100))
+)
+samples = sum(len(b["sample_indices"]) for b in val_loader)
+flops = training_flops(small, 32, round(real / samples), round(32 * answers / samples))
+seconds = healthy["evaluations"][-1]["seconds"] / healthy["max_steps"]
+print(
+    f"small model: {flops / 1e9:.1f} GFLOP a step, {seconds:.2f} s, so {flops / seconds / 1e9:.0f} GFLOP/s on one thread"
+)
+
+# %%
+from nanovlm.config import VLMConfig
+
+per_sample = training_flops(VLMConfig(), 1, 128, 128)  # 49 image tokens and 79 of text; the head runs on all of them
+print(f"the 222M model: {per_sample / 1e9:.0f} GFLOP a sample")
+rate = 32_700 * 256 / (6 * 3600)
+print(
+    f"{rate:.0f} samples/s on an H100, whose data sheet says 989 TFLOP/s: {rate * per_sample / 989e12:.0%} of its peak"
+)
+
+# %% [markdown]
+# The second line is about the published run of nanoVLM: its chart shows 32,700 steps of 256 samples, and its README says
+# about six hours on one H100. Nine tenths of the machine waited, mostly for data. Chapter 11 goes after them.
+#
+# **Memory** is weights, gradients, optimizer and activations. The first three depend on the model alone; the last grows
+# with the batch, and it is what gradient checkpointing saves, by computing activations a second time.
+
+# %%
+n = sum(p.numel() for p in pocket.parameters())
+for name, numbers in {"weights": n, "gradients": n, "AdamW's two moments": 2 * n}.items():
+    print(
+        f"{name:20} {numbers * 4 / 2**20:6.1f} MiB in float32, for the 222M model {222e6 * numbers / n * 4 / 2**20:6,.0f} MiB"
+    )
+
+# %% [markdown]
+# ## The run that shipped
+#
+# The pocket model that answered in chapter 00 went through four runs, one after the other, and each left its log in
+# `assets/pocket`. The first learnt everything from random weights, at a weight decay that was too low for Muon. The
+# second raised the decay, the third went on with more shapes, and the fourth learnt to describe pictures, at a low rate.
+
+# %%
+import json
+
+stages, offset = {}, 0
+for stage, name in enumerate(("train_log_1", "train_log_2", "train_log_3", "train_log"), start=1):
+    lines = [json.loads(line) for line in asset_path(f"pocket/{name}.jsonl").read_text().splitlines()]
+    stages[f"stage {stage}"] = [(offset + row["step"], row["val_loss"]) for row in lines if "val_loss" in row]
+    seconds = max(row.get("seconds", 0) for row in lines)
+    print(
+        f"stage {stage}: {lines[-1]['step']:5,} steps, {seconds / 60:4.0f} minutes, ends at a validation loss of {stages[f'stage {stage}'][-1][1]:.5f}"
+    )
+    offset += lines[-1]["step"]
+curves_figure("Validation loss of the run that shipped", stages, log=True)
+
+# %% [markdown]
+# Each stage has its own mixture of data, so the heights of the curves cannot be compared across stages. What can be
+# compared are the test scores that `LOG.md` gives: 97.7 % on shapes after the first stage, 98.3 after the second, 99.5
+# after the third and 99.8 after the fourth.
+#
+# ## Where this lives in the package
+#
+# `nanovlm/training/`: the loop and its step, the optimizers, checkpoints, and the log; `probe.py` asks by kind and blind.
+# `nanovlm/bench/training_runs.py` makes every stored curve of this chapter again.
+#
+# What you take along:
+#
+# - A loss cannot tell whether a model sees. Ask again with the wrong pictures, by kind, beside every score.
+# - Before you train: the first loss, a gradient everywhere, one batch by heart, with one question and several pictures.
+# - Count tokens when you accumulate, clip all gradients together, keep masters in float32.
+# - A checkpoint holds weights, optimizer, step and random numbers. Test it by crashing on purpose.
+# - A difference without an interval is an anecdote.
+#
+# Two links to the wild: Karpathy's [recipe for training neural
+# networks](https://karpathy.github.io/2019/04/25/recipe/), and section 2.5 of [OPT](https://arxiv.org/abs/2205.01068) on
+# how a run of 175 billion parameters was stopped, repaired and resumed.
+#
+# **Challenge.** Reach 95 % on `shapes` in under 120 seconds of training on two cores. `nanovlm train --help` shows what can
+# be changed, and nothing in the package is sacred. Say which processor, how many seeds, and the blind baseline, and add
+# a line to `LOG.md`.
+#
+# ## Project: a subset of your own
+#
+# Teach the model to read clocks. Write a generator of clock faces, train on it, and write down what you found on one
+# page. This is a beginning, in the schema of chapter 07:
+
+# %%
+from PIL import ImageDraw
+
+
+def clock_face(hour: int, minute: int, size: int = 64) -> Image.Image:
+    """A dial with two hands."""
+    picture = Image.new("RGB", (size, size), "white")
+    draw, middle = ImageDraw.Draw(picture), size / 2
+    draw.ellipse((3, 3, size - 4, size - 4), outline="black", width=2)
+    for turn, length, width in (((hour + minute / 60) / 12, 0.25, 4), (minute / 60, 0.4, 2)):
+        angle = 2 * math.pi * turn
+        tip = middle + size * length * math.sin(angle), middle - size * length * math.cos(angle)
+        draw.line((middle, middle, *tip), fill="black", width=width)
+    return picture
+
+
+sample = {
+    "images": [clock_face(10, 30)],
+    "texts": [{"user": "What time is it?", "assistant": "10:30", "source": "clocks/time"}],
+}
+sample["images"][0].resize((192, 192))
+
+# %% [markdown]
+# | | a start | solid | what a reviewer would publish |
+# |---|---|---|---|
+# | data | one kind of question | three kinds (hour, minute, compare), split by seed | a held-out style of dial, a data card |
+# | training | runs to the end | curves with a blind baseline | three seeds |
+# | result | an accuracy | by kind, with intervals | an ablation as a paired difference |
+# | honesty | says what failed | shows five failures | predicts a failure and checks it |
+#
+# Now write the loop's parts yourself.
+
+# %% [markdown] tags=["stamped"]
+# ## Your turn
+#
+# [Open the exercises](../exercises/08_training.ipynb) ([in Colab][exercises]): 8 of them, about 114 minutes.
+#
+# [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/08_training.ipynb
+#
+# | | exercise | difficulty | minutes |
+# |---|---|---|---|
+# | 8.1 | The learning rate of a step (`training.get_lr`) | ●○○ | 10 |
+# | 8.2 | One norm for all gradients (`training.clip_by_norm`) | ●○○ | 10 |
+# | 8.3 | AdamW by hand (`training.adamw_step`) | ●●○ | 15 |
+# | 8.4 | Which weight learns how fast (`training.param_groups`) | ●●○ | 12 |
+# | 8.5 | Write the test: can it learn one batch? (`training.overfit_one_batch`) | ●●○ | 15 |
+# | 8.6 | One step over several batches (`training.train_step`) | ●●● | 20 |
+# | 8.7 | Mend it: a resume that loses something (`training.resume`) | ●●● | 20 |
+# | 8.8 | Measure it: is the difference real? (`training.paired_difference`) | ●●○ | 12 |
+#
+# Next: [09 Generation](09_generation.ipynb)

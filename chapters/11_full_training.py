@@ -1,0 +1,865 @@
+# %% [markdown]
+# # 11 Full training
+#
+# You take the course's code from a laptop to a free T4 or a rented H100: the sums to do before a run, trained backbones
+# that really arrive, a run that survives a disconnect, several GPUs that train like one, and a card that can be believed.
+# About an hour; the code runs in two minutes on a laptop, with small stand-ins for the real backbones.
+
+# %% [markdown] tags=["stamped"]
+# [Open in Colab][colab] ·
+# [on GitHub][github] ·
+# [← 06 The vision-language model](06_vision_language_model.ipynb) ·
+# [12 Shape tracing →](12_shape_tracing.ipynb) ·
+# [exercises](../exercises/11_full_training.ipynb)
+#
+# [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/11_full_training.ipynb
+# [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/11_full_training.ipynb
+
+# %% tags=["stamped"]
+# @title Set-up: the nanovlm that is installed; Colab installs it first.
+import subprocess
+import sys
+from importlib import import_module
+
+try:
+    import_module("nanovlm.course")
+except ImportError:
+    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@main"
+    if "google.colab" not in sys.modules:
+        advice = f'In a clone run `make lab`, elsewhere pip install "{package}".'
+        raise ModuleNotFoundError(f"This kernel has no nanovlm. {advice}") from None
+    if subprocess.run([sys.executable, "-m", "pip", "install", "-q", package]).returncode:
+        raise RuntimeError("pip could not install nanovlm (see above). Run this again.") from None
+    import_module("nanovlm.course")
+
+# %% [markdown]
+# **After this chapter you can**
+#
+# 1. say before a run what it takes in hours, memory, disk and money, and compare what happened with what you said;
+# 2. start from SigLIP and SmolLM2, prove that their weights arrived, and run on a T4, an H100 or several GPUs, through
+#    disconnects, without changing what is computed;
+# 3. diagnose a run from its log, and publish a model with numbers that hold.
+#
+# **You need** the model of chapter 06; training (08), evaluation (10) and the tracer's FLOPs (12) help and are named where
+# they are needed. **Time**: twenty-one minutes of reading, twenty-two of code, eight quizzes and two levers; the exercises
+# take a little more than two hours, and the capstone project at their end takes days.
+
+# %%
+import math
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from nanovlm import VisionLanguageModel
+from nanovlm.assets import asset_path
+from nanovlm.config import Preset, TrainConfig, VLMConfig, presets
+from nanovlm.course import budget, lever, quiz, use
+
+folder = Path(tempfile.mkdtemp())  # where this chapter's runs and models go
+print(f"{budget().name}: {budget().reason}")
+
+# %% [markdown]
+# That line decides what the chapter does. On `ci` and `laptop` the backbones are small ones with random weights and the
+# data is the Thimble, so that every cell runs in seconds and without a network. On `t4` and `h100` the same cells fetch
+# the real ones, and run the first steps of the real training.
+#
+# ## The question: what can you afford?
+#
+# You have a free T4 for four hours, or an H100 for a few dollars an hour. What can be trained in that time?
+
+# %%
+quiz("ch11.four_hours")
+
+# %% [markdown]
+# ## Four lines of arithmetic give the hours
+#
+# A training step is matrix products, and their number is known before anything runs. Here are the FLOPs (floating-point
+# operations) of one sample of the published model, nanoVLM-222M: one picture of 224 pixels and a row of 128 tokens.
+
+# %%
+from nanovlm.training.flops import decoder_flops, head_flops, patch_flops, projector_flops, vision_flops
+
+large = VLMConfig()  # SigLIP-B/16 at 224 pixels, SmolLM2-135M
+vision = patch_flops(large.vision) + vision_flops(large.vision) + projector_flops(large)
+text = decoder_flops(large.language, 128, 128) + head_flops(large.language, 128)
+sample_flops = vision + text
+print(f"picture {vision / 1e9:.1f} GFLOP, text {text / 1e9:.1f} GFLOP, forward {sample_flops / 1e9:.1f} GFLOP")
+
+# %% [markdown]
+# The backward pass computes two products for each one of the forward pass, one for the gradient of the input and one for
+# that of the weight. Training therefore costs three times the forward pass, and a run is
+#
+# $$\text{hours} = \frac{3 \cdot \text{FLOPs per sample} \cdot \text{samples}}{\text{peak} \cdot \text{utilisation} \cdot 3600}$$
+#
+# The **peak** is what the GPU's tensor cores can do, from its data sheet. The **utilisation** is the share of it that the
+# run reaches. Only the second one is in your hands.
+
+# %%
+quiz("ch11.utilisation")
+
+# %%
+published = 32_700 * 256  # steps times batch, from the published training curve
+six_hours = 6 * 3600 * 989e12  # what an H100 could have done, dense bfloat16
+share = 3 * sample_flops * published / six_hours
+print(f"{published / 1e6:.1f} M samples in 6 h: {published / 6 / 3600:.0f} samples/s, {share:.1%} of the peak")
+
+# %% [markdown]
+# The peaks below are the *dense* ones of NVIDIA's data sheets, in float16 on the T4, which has no bfloat16, and in
+# bfloat16 elsewhere. Sheets print the number for sparse products in larger type, and it is twice as high. The function
+# is exercise 11.1; the chapter takes yours if it passes.
+
+# %%
+PEAK = {"T4": 65, "3090": 71, "L4": 121, "4090": 165, "A100": 312, "H100": 989}  # TFLOP/s, dense
+training_hours = use("full.flops_to_hours")
+
+
+def hours(samples: int, utilisation: float) -> dict[str, float]:
+    token = text / 128
+    return {gpu: training_hours(vision, token, 128, samples, peak, False, utilisation) for gpu, peak in PEAK.items()}
+
+
+# %%
+from nanovlm.viz.full_training import hours_figure, logs_figure, memory_figure, ranks_figure
+
+AMOUNTS = {"256 k (a taste)": 256_000, "1.7 M (one epoch)": 1_700_000, "8.4 M (published)": published}
+
+
+def hours_picture(samples: str, utilisation: float):
+    rule = f"{samples} samples of 222M at {utilisation:.0%} of the peak: an estimate"
+    return hours_figure(hours(AMOUNTS[samples], utilisation), "Hours on one card", rule, limit=4)
+
+
+lever(hours_picture, samples=list(AMOUNTS), utilisation=[0.25, 0.08, 0.35, 0.45])
+
+# %% [markdown]
+# The red line is your four hours. Move the utilisation: between 8 % and 35 % lies a factor of more than four, which is
+# more than between an A100 and an H100. A better loader is cheaper than a better card.
+#
+# All of these are estimates. Their anchor is the published run above; nobody on this project has run the presets to
+# their end, and a utilisation of 25 % on your machine is a hope until you have measured it.
+
+# %% [markdown]
+# ### Money and energy follow from the hours
+#
+# Prices change every week, so put in your own. The power is the limit on the cards' data sheets, without the rest of the
+# machine.
+
+# %%
+price = {"T4": 0.35, "A100": 1.60, "H100": 2.50}  # dollars an hour: examples, look up yours
+watts = {"T4": 70, "A100": 400, "H100": 700}
+for gpu, per_hour in price.items():
+    time_needed = hours(published, 0.25)[gpu]
+    energy = time_needed * watts[gpu] / 1000
+    print(f"{gpu:5} {time_needed:5.1f} h   {time_needed * per_hour:6.2f} $   {energy:5.1f} kWh at most")
+
+# %% [markdown]
+# The dearer card is the cheaper run, in money and in energy, as long as the utilisation is the same on both. On an H100
+# it is harder to reach, because the same loader has to feed a card that is fifteen times as fast.
+
+# %% [markdown]
+# ## Memory has four parts, and one of them grows with the batch
+#
+# Weights, gradients and the optimizer's state do not depend on the batch. Activations do: they are what the forward pass
+# keeps for the backward pass.
+
+# %%
+quiz("ch11.memory")
+
+# %% [markdown]
+# How much is kept can be measured without computing anything. On the **meta device** tensors have a shape and no memory,
+# and autograd has a hook that sees every tensor that it keeps. You write this measurement in exercise 11.3; here is the
+# package's, on the full model.
+
+# %%
+from nanovlm.bench.memory import activation_bytes
+
+row = {}
+for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+    row[name] = activation_bytes(large, rows=2, length=128, supervised=20, dtype=dtype) // 2
+    print(f"{name}: a row keeps {row[name] / 2**20:.0f} MiB")
+
+# %%
+memory_plan = use("full.memory_plan")
+with torch.device("meta"):
+    models = {name: VisionLanguageModel(large).to(getattr(torch, name)) for name in row}
+
+
+def plans(rows: int) -> dict[str, tuple[float, float, float, float]]:
+    return {f"{name}, {rows} rows": memory_plan(models[name], rows, row[name]) for name in row}
+
+
+def memory_picture(rows: int):
+    return memory_figure(plans(rows), "Training 222M with AdamW, by the plan", 15.0, "what a T4 leaves you")
+
+
+assert sum(plans(16)["float32, 16 rows"]) < 15 < sum(plans(48)["float32, 48 rows"])
+lever(memory_picture, rows=[16, 4, 32, 48, 64])
+
+# %% [markdown]
+# Sixteen rows in float32 fit into a T4, forty-eight do not. (A T4 has 16 GB; CUDA and the display take their part, and 15
+# GiB is a careful limit.) On a T4 the products run in float16 under autocast, so what is kept is between the two: the
+# float32 bar is the safe one. The attention on the meta device keeps its probabilities, which a fused kernel computes
+# again, so the true number is lower still.
+#
+# Where it does not fit there are three ways out, in this order: smaller batches with more accumulation, which changes
+# nothing that is learnt (chapter 08); gradient checkpointing, which keeps only each block's input and computes the rest
+# a second time; and fewer trained weights, which comes below.
+
+# %%
+with torch.device("meta"):
+    deep = VisionLanguageModel(large)
+inputs = 4 * (12 * 196 * 768 + 30 * 128 * 576)  # bytes of the blocks' inputs, in a row of float32
+print(f"a row keeps about {inputs / 2**20:.0f} MiB and the block in hand, instead of {row['float32'] / 2**20:.0f} MiB")
+print(f"its price: the forward pass once more, so {4 / 3 - 1:.0%} more work")
+
+# %% [markdown]
+# A plan is worth what its check is worth. Weights, gradients and moments can be counted after one real step, on any
+# machine; we do it with the pocket model. (Peaks of activations need a GPU's counter, `torch.cuda.max_memory_allocated`.)
+
+# %%
+one_step = VisionLanguageModel.from_pretrained(asset_path("pocket"))
+optimizer = torch.optim.AdamW(one_step.parameters())
+parameters = list(one_step.parameters())
+for p in parameters:
+    p.grad = torch.zeros_like(p)
+optimizer.step()
+state = [t for s in optimizer.state.values() for name, t in s.items() if name.startswith("exp_avg")]
+
+# %%
+counted = [sum(t.nbytes for t in ts) / 2**20 for ts in (parameters, [p.grad for p in parameters], state)]
+planned = [1024 * part for part in memory_plan(one_step, 1, 0)[:3]]
+for part, a, b in zip(("weights", "gradients", "optimizer"), planned, counted, strict=True):
+    print(f"{part:10} planned {a:6.2f} MiB, counted {b:6.2f} MiB")
+    assert math.isclose(a, b, rel_tol=1e-6)
+
+# %% [markdown]
+# ### Disk and main memory run out as well
+#
+# A checkpoint holds the weights and both moments in float32. The course keeps two and writes a third before it drops the
+# older one; the best model, without moments, is kept beside them. Google's free Drive has 15 GB. Data takes either disk
+# (a download of the_cauldron, by the plan's guess of 100 kB a sample, is some 170 GB) or, as a stream, main memory: each
+# worker keeps a shuffle buffer, whose size in bytes is limited.
+
+# %%
+million = sum(p.numel() for p in deep.parameters()) / 1e6
+checkpoint, best = 12 * million / 1000, 4 * million / 1000  # GB
+print(f"{million:.0f} M weights: three checkpoints of {checkpoint:.1f} GB and a best model of {best:.1f} GB")
+print(f"together {3 * checkpoint + best:.1f} GB")
+
+# %% [markdown]
+# ## Trained parts come under other names
+#
+# A vision-language model need not begin from nothing. SigLIP has seen pictures with captions, SmolLM2 has read text, and
+# only the projector between them has everything to learn. Both come as files in transformers' format, whose tensors have
+# other names than ours. On a laptop, two small ones stand in for them.
+
+# %%
+from nanovlm.course.small_backbones import compare, small_llama, small_siglip
+
+siglip = budget().pick(ci=str(small_siglip(folder / "siglip")), t4="google/siglip-base-patch16-224")
+llama = budget().pick(ci=str(small_llama(folder / "llama")), t4="HuggingFaceTB/SmolLM2-135M")
+
+# %%
+from nanovlm.files import find_directory, read_tensors
+
+stored = {"siglip": read_tensors(find_directory(siglip)), "llama": read_tensors(find_directory(llama))}
+for kind, tensors in stored.items():
+    shown = [name for name in tensors if "layers.0.self_attn" in name and "weight" in name]
+    print(kind, len(tensors), "tensors, among them")
+    print("\n".join(f"    {name} {list(tensors[name].shape)}" for name in shown))
+
+# %% [markdown]
+# Three of SigLIP's tensors, for queries, keys and values, are one of ours, stacked; all others only change their names.
+# You write this mapping in exercise 11.4. What can go wrong with it? PyTorch offers `strict=False`, with which loading
+# never fails. Here is what it does with names that do not fit:
+
+# %%
+from nanovlm.models.vision_transformer import ViT
+from nanovlm.weights.backbones import load_language_backbone, load_vision_backbone
+
+encoder = load_vision_backbone(siglip)
+victim = ViT(encoder.config)
+before = [p.clone() for p in victim.parameters()]
+report = victim.load_state_dict(stored["siglip"], strict=False)
+changed = sum(not torch.equal(a, b) for a, b in zip(before, victim.parameters(), strict=True))
+print(f"loaded without an error; parameters that changed: {changed} of {len(before)}")
+print(f"(the return value, which nobody looks at, names {len(report.missing_keys)} missing keys)")
+
+# %% [markdown]
+# Not one number arrived, and the run would begin. Its loss would fall, too, because the rest of the model learns. The
+# package loads strictly and names what is missing, left over or of another shape.
+#
+# ### Strict names are not enough, so compare the features
+#
+# A tensor in the wrong place has the right shape. The proof that a backbone arrived is that it computes what the library
+# computes, from the same files, before the first step.
+
+# %%
+torch.manual_seed(0)
+size = encoder.config.image_size
+print(compare("siglip", str(find_directory(siglip)), encoder, torch.randn(2, 3, size, size)))
+language = load_language_backbone(llama)
+print(compare("llama", str(find_directory(llama)), language, torch.randint(0, 400, (2, 9))))
+
+# %% [markdown]
+# Now exchange queries and keys in one block. Nothing about names or shapes has changed.
+
+# %%
+swapped = load_vision_backbone(siglip)
+with torch.no_grad():
+    weight = swapped.blocks[0].attn.qkv_proj.weight
+    q, k, v = weight.chunk(3)
+    weight.copy_(torch.cat([k, q, v]))
+print(compare("siglip", str(find_directory(siglip)), swapped, torch.randn(2, 3, size, size)))
+
+# %% [markdown]
+# The test that would have noticed, and the pictures for which it would not have, are exercise 11.5. For another size of
+# picture the positions are resized, as in chapter 01: `load_vision_backbone(…, image_size=512)`.
+
+# %% [markdown]
+# ## A new token should be an average one
+#
+# The decoder's vocabulary has no image placeholder. It needs a row more, in the embedding and in the head, which for
+# SmolLM2 are the same matrix. What should be in it?
+
+# %%
+quiz("ch11.new_rows")
+
+# %%
+rows = language.token_embedding.weight.detach()  # [vocab_size, dim]
+start = torch.randint(0, 400, (8, 24), generator=torch.Generator().manual_seed(1))
+with torch.no_grad():
+    x = language(language.token_embedding(start))[:, :-1].flatten(0, 1)  # [tokens, dim]
+wanted = start[:, 1:].flatten()
+print(f"without new rows: loss {F.cross_entropy(x @ rows.T, wanted):.2f}")
+for name, new in (("the mean", rows.mean(dim=0, keepdim=True)), ("random, deviation 1", torch.randn(1, rows.shape[1]))):
+    logits = x @ torch.cat([rows, new]).T  # [tokens, vocab_size + 1]
+    taken = logits.softmax(dim=-1)[:, -1]
+    print(f"{name:20} loss {F.cross_entropy(logits, wanted):6.2f}; the new token takes {taken.mean():.1%} on average")
+
+# %% [markdown]
+# A token that nobody has asked for takes a share of the probability from all others, for no reason but the length of its
+# row. The mean of the old rows gives it the logit of an average token
+# ([Hewitt 2021](https://nlp.stanford.edu/~johnhew/vocab-expansion.html) bounds the harm). Exercise 11.6 adds the rows,
+# keeps tied what was tied, and rounds up to a multiple of 64, which the matrix units of a GPU prefer.
+
+# %% [markdown]
+# ## Joined, and before the first step
+#
+# `build_model` does all of this: both backbones, strictly; the new rows; a projector that has yet to learn.
+
+# %%
+from nanovlm.weights.from_preset import build_model
+
+small = Preset(VLMConfig(tokenizer=str(asset_path("pocket"))), TrainConfig(dataset_size=200, val_size=16, batch_size=4))
+small.vlm.vision.image_size = 64
+small.vision_backbone, small.language_backbone = siglip, llama
+preset = budget().pick(ci=small, t4=presets()["colab"])
+torch.manual_seed(0)
+model = build_model(preset)
+for name, part in model.named_children():
+    print(f"{name:16}{sum(p.numel() for p in part.parameters()) / 1e6:8.2f} M")
+
+# %% [markdown]
+# Then the sanity ladder of chapter 08, at full size, because it takes a minute and a wrong run takes a night. First: the
+# loss at step 0. A model that knows nothing has $\ln V$ (for SmolLM2 $\ln 49{,}152 = 10.8$); trained text weights should be
+# better than that, and never much worse.
+
+# %%
+from nanovlm.data.loading import get_dataloaders
+from nanovlm.device import choose_precision, find_device
+from nanovlm.training.step import forward
+
+sanity = TrainConfig(dataset_size=8, val_size=4, batch_size=4)  # the Thimble, at this model's picture size
+loader, _ = get_dataloaders(sanity, model.config, model.tokenizer, model.image_processor)
+batch, device = next(iter(loader)), find_device()
+model.to(device)
+first = forward(model, batch, device).loss
+print(f"loss at step 0: {first.item():.2f}; ln V = {math.log(model.config.language.vocab_size):.2f}")
+
+# %%
+first.backward()
+untouched = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+print("without a gradient:", untouched or "none")
+
+# %% [markdown]
+# (With random stand-ins the loss may be above $\ln V$: their logits are loud and know nothing.) Second: every parameter
+# has a gradient. Third: can it learn a handful of samples by heart? If not, no amount of data will help.
+
+# %%
+adam, steps = torch.optim.AdamW(model.parameters(), lr=budget().pick(ci=3e-3, t4=1e-4)), 25
+for _ in range(steps):
+    loss = forward(model, batch, device).loss
+    adam.zero_grad()
+    loss.backward()
+    adam.step()
+print(f"the same four samples: {first.item():.2f} before, {loss.item():.2f} after {steps} steps")
+
+# %% [markdown]
+# It falls far below what it was. (Learning by heart proves no seeing: chapter 08 overfits exchanged pictures just as
+# well. It proves that gradients, labels and optimizer are connected.)
+
+# %% [markdown]
+# ## On a Colab T4, from end to end
+#
+# Open this notebook in Colab with the badge above, choose *Runtime → Change runtime type → T4*, and mount your Drive, so
+# that checkpoints outlive the machine. The cells marked "not executed" are for you to run.
+
+# %% tags=["skip-execution", "nbval-skip"]
+from google.colab import drive
+
+drive.mount("/content/drive")
+
+# %% [markdown]
+# **Smoke run first.** Before the real run, do everything that it does, once: load, train, validate, save, resume, answer.
+# Twenty steps find nine of ten faults.
+
+# %% tags=["skip-execution", "nbval-skip"]
+# !nanovlm train --preset colab --max-steps 20 --eval-every 10 --save-every 10 --data-cutoff-idx 5000 \
+#     --output-dir /content/drive/MyDrive/nanovlm --run-name smoke
+
+# %% [markdown]
+# On the machine in front of you the same thing is a call of `train`:
+
+# %%
+from nanovlm.training.loop import train
+
+smoke = preset.train
+smoke.max_steps, smoke.eval_every, smoke.save_every, smoke.log_every = budget().pick(
+    ci=(4, 4, 2, 2), t4=(20, 10, 10, 5)
+)
+smoke.accuracy_pictures, smoke.output_dir, smoke.run_name = 0, str(folder), "smoke"
+run = train(smoke, model)
+print(f"step {run.step}, best validation loss {run.best_val_loss:.2f}")
+print("saved:", *sorted(p.name for p in (run.directory / "checkpoints").iterdir()))
+
+# %% [markdown]
+# **The real run.** The preset `colab` makes batches of 16 rows and adds up 16 of them, which are the published 256
+# samples a step, and reads the data as a stream. `nanovlm plan` does all the sums of this chapter for a preset, and
+# `nanovlm train --estimate` for the run that you are about to start.
+
+# %%
+from nanovlm.training.plan import MACHINES, UTILISATIONS, plan
+
+colab = presets()["colab"]
+estimate = plan(colab.vlm, colab.train, MACHINES["T4"], utilisation=0.25)
+print(estimate)
+assert estimate.memory_bytes < 15e9 and estimate.disk_bytes + (estimate.download_bytes or 0) < 70e9
+
+# %%
+for utilisation, what in UTILISATIONS.items():
+    there = plan(colab.vlm, colab.train, MACHINES["T4"], utilisation=utilisation)
+    print(f"{utilisation:4.0%} {there.hours:6.1f} h   {what}")
+
+# %% [markdown]
+# By the plan's own estimate the run stays under 15 GB of GPU memory and far under 70 GB of disk, and with two workers,
+# whose buffers are limited, under the 12 GB of main memory that Colab gives you. If the session is shorter than the
+# estimate, the run goes on in the next one, as below. These are sums and no measurements: this project has not made the
+# run on a T4.
+
+# %% tags=["skip-execution", "nbval-skip"]
+# !nanovlm train --preset colab --output-dir /content/drive/MyDrive/nanovlm --run-name first
+
+# %% [markdown]
+# ### A T4 has no bfloat16, and float16 loses small gradients
+#
+# float16 holds nothing between zero and about $6 \cdot 10^{-8}$. Gradients are often smaller. A **gradient scaler**
+# multiplies the loss, and with it every gradient, by a large number, and divides before the step.
+
+# %%
+gradients = torch.tensor([1e-3, 1e-6, 3e-8, 1e-9])
+print("float16:          ", gradients.half().tolist())
+print("scaled by 65,536: ", (gradients * 65_536).half().float().div(65_536).tolist())
+print(
+    "too large a loss: ",
+    (torch.tensor(2.0).half() * 65_536).item(),
+    "- the scaler skips this step and halves the scale",
+)
+
+# %% [markdown]
+# `choose_precision` picks what a device can do, and says why. Skipped steps at the very beginning of a float16 run are the
+# scaler finding its scale, and no fault.
+
+# %%
+precision = choose_precision("auto", device)
+print(f"{precision.name}: {precision.reason}")
+
+# %% [markdown]
+# ## A disconnect must change nothing
+#
+# A free notebook can end at any moment, without a signal that a program could catch. Let us end one on purpose. A small
+# run, as a process of its own, first without a disturbance:
+
+# %%
+from nanovlm.course.small_run import SAVE_EVERY, launch
+
+whole = launch(folder / "whole")
+print(f"{len(whole)} steps, a checkpoint every {SAVE_EVERY}")
+
+# %% [markdown]
+# Then the same run again, which is killed (`kill -9`) as soon as its log shows step 7, in the middle of whatever it is
+# doing, and then started again with `--resume`.
+
+# %%
+cut = launch(folder / "cut", kill_at=7)
+print(f"killed when the log had reached step {max(cut)}; on disk:")
+left = folder / "cut" / "small" / "checkpoints"
+print(*sorted(p.name for p in left.iterdir()))
+print("it can go on from step", use("full.resume_after_disconnect")(left)["step"])
+
+# %%
+resumed = launch(folder / "cut", resume=True)
+print(f"{'step':>5}{'undisturbed':>14}{'killed, resumed':>18}")
+for step in (4, 5, 8, 9, max(whole)):
+    print(f"{step:5}{whole[step]:14.6f}{resumed[step]:18.6f}")
+assert resumed == whole
+
+# %% [markdown]
+# All losses are equal, to the last bit. For that a checkpoint holds weights, the optimizer's moments, the scaler, every
+# random generator and the position in the data; it is written beside the old one and then renamed, so that a kill leaves
+# one of the two whole.
+#
+# In a mounted Drive things are less tidy: files arrive in part, twice, or with the date of the synchronisation. The
+# resume cell for that is exercise 11.9. Here is what a later session runs:
+
+# %% tags=["skip-execution", "nbval-skip"]
+# !nanovlm train --preset colab --output-dir /content/drive/MyDrive/nanovlm --run-name first --resume
+
+# %% [markdown]
+# ## On an H100 the GPU waits for you
+#
+# **Nobody has run this path to its end in this project.** What follows is how to do it and how to measure, without
+# results that we do not have. The command is one line, and the ladder below is a plan for a morning:
+
+# %% tags=["skip-execution", "nbval-skip"]
+# !nanovlm train --preset h100 --output-dir runs --run-name published
+
+# %% [markdown]
+# | step of the ladder | what it removes | measured by this project |
+# |---|---|---|
+# | 1. count the time in which the GPU waits for data | guessing | on CPUs only |
+# | 2. as many workers as cores; pictures as 8-bit numbers up to the GPU | decoding in the way of the step | no |
+# | 3. bfloat16 with float32 copies of the weights | half of the memory traffic | no |
+# | 4. the fused optimizer | thousands of small kernels a step | no |
+# | 5. `--compile` | time between operations | no |
+# | 6. `--packing`, with document boundaries | computing on padding | no |
+#
+# Climb one step, measure a hundred training steps after the first twenty, write down the samples per second, and only
+# then climb the next. Step 1 needs no GPU. How much of a step here is waiting for data?
+
+# %%
+pocket = VisionLanguageModel.from_pretrained(asset_path("pocket"))
+timing = TrainConfig(dataset_size=400, val_size=16, batch_size=8)
+loader, _ = get_dataloaders(timing, pocket.config, pocket.tokenizer, pocket.image_processor)
+batches, waited, computed = iter(loader), 0.0, 0.0
+next(batches)
+for _ in range(4):
+    start = time.perf_counter()
+    batch = next(batches)
+    middle = time.perf_counter()
+    pocket(batch["input_ids"], batch["images"], targets=batch["targets"]).loss.backward()
+    waited, computed = waited + middle - start, computed + time.perf_counter() - middle
+print(f"waiting for data {waited / (waited + computed):.0%} of the time, without workers")
+
+# %% [markdown]
+# On this processor the model is slow and the share is what you see. An H100 computes the 222M's step some thousands of
+# times as fast as two laptop cores, and decodes pictures not at all. That is how a run comes to 8 %.
+#
+# A story from the same code base: its `train.py`
+# [declares `--compile` with `type=bool`](https://github.com/huggingface/nanoVLM/blob/03ecd8c3436a81840ed7eb4e7677988b199cdc30/train.py).
+# What does `--compile False` do there?
+
+# %%
+print("bool('False') is", bool("False"))
+
+# %% [markdown]
+# ## Several GPUs: gradients have to count by tokens
+#
+# With **DDP** (distributed data parallel) each process has the whole model and a part of the batch. After the backward
+# pass the gradients are averaged over all processes, and all take the same step.
+
+# %%
+quiz("ch11.two_ranks")
+
+# %%
+ranks_figure([(1.0, 10), (3.0, 90)], "Two processes with answers of different lengths")
+
+# %% [markdown]
+# An average of averages gives the tokens of the first rank nine times the weight of the others. The code that we
+# re-implement does this: in `train.py` at the commit above, each rank calls `backward()` on its own mean, divided by the
+# number of micro-batches. A rank with short answers, such as yes and no, then decides as much as one with captions.
+#
+# The cure is to let each rank multiply by what DDP will divide by, and divide by *all* tokens. It is exercise 11.7. Here
+# both versions run in two real processes on this CPU (`gloo` is the library that carries gradients between CPUs), and
+# are compared with one process that has all the data.
+
+# %%
+from nanovlm.course.two_ranks import COUNTS, measure
+
+print("supervised tokens of the micro-batches, by rank:", COUNTS)
+for name, error in measure().items():
+    print(f"{name:15} relative distance from the gradient of one process: {error:.1e}")
+
+# %% [markdown]
+# With the counts right, two processes and one give the same gradient, up to the order of additions. Four more rules:
+#
+# - `no_sync()` while accumulating: gradients are exchanged once a step, not once a micro-batch;
+# - every rank draws other samples, from one order that all of them know;
+# - every rank leaves a loop at the same step, or the others wait for ever;
+# - twice the GPUs are twice the batch. Keep the batch by accumulating less, or expect other learning rates.
+
+# %%
+per_weight = 2 + 4 + 4 + 8  # bytes: bfloat16 weight, float32 copy, gradient, two moments
+print(f"one GPU of 80 GB holds weights, gradients and optimizer of {80e9 / per_weight / 1e9:.1f} G weights")
+
+# %% [markdown]
+# Below that, DDP is enough, and 222M is far below. Above it **FSDP** cuts weights, gradients and moments into as many
+# pieces as there are GPUs and collects each block's weights only while they are needed. The command is nearly the same:
+#
+# ```bash
+# torchrun --nproc-per-node 2 -m nanovlm train --preset colab
+# torchrun --nproc-per-node 2 -m nanovlm train --preset colab --parallel fsdp
+# ```
+
+# %% [markdown]
+# ## Train the projector alone, adapters, or all of it?
+#
+# LLaVA trains in two stages: the projector first, with frozen backbones, then everything
+# ([Liu et al. 2023](https://arxiv.org/abs/2304.08485)). **LoRA** is in between: it adds to each frozen matrix a product of
+# two thin ones ([Hu et al. 2021](https://arxiv.org/abs/2106.09685)), which is exercise 11.8. We compare the three on
+# something new: the pocket model has never answered with the letter of an option.
+
+# %%
+LoRALinear = use("full.lora_linear")
+
+
+def projector_only(model):
+    model.requires_grad_(False).projector.requires_grad_(True)
+
+
+def adapters(model):
+    projector_only(model)
+    for block in model.decoder.blocks:
+        block.attn.q_proj = LoRALinear(block.attn.q_proj, 8, 16.0)
+        block.attn.v_proj = LoRALinear(block.attn.v_proj, 8, 16.0)
+
+
+# %%
+choice = TrainConfig(dataset_names=("choice",), dataset_size=2_000, val_size=48, batch_size=16)
+loader, held_out = get_dataloaders(choice, pocket.config, pocket.tokenizer, pocket.image_processor)
+seen = list(islice(loader, budget().pick(ci=10, laptop=60)))
+
+
+@torch.no_grad()
+def held_out_loss(model) -> float:
+    losses = [model(b["input_ids"], b["images"], targets=b["targets"]).loss.item() for b in held_out]
+    return sum(losses) / len(losses)
+
+
+# %%
+def adapt(prepare, lr: float) -> tuple[int, float]:
+    model = VisionLanguageModel.from_pretrained(asset_path("pocket"))
+    prepare(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=lr)
+    for batch in seen:
+        optimizer.zero_grad()
+        model(batch["input_ids"], batch["images"], targets=batch["targets"]).loss.backward()
+        optimizer.step()
+    return sum(p.numel() for p in trained), held_out_loss(model)
+
+
+# %%
+print(f"before: {held_out_loss(pocket.eval()):.2f} on held-out questions; then {len(seen)} steps each")
+for name, prepare, lr in (("projector", projector_only, 2e-3), ("LoRA", adapters, 2e-3), ("all", lambda m: None, 5e-4)):
+    count, loss = adapt(prepare, lr)
+    print(f"{name:10} {count:9,} trained weights   {loss:5.2f}")
+
+# %% [markdown]
+# One seed, one learning rate each, and few steps: that is a demonstration and no ranking. What it does show holds in
+# general. Of the trained weights, LoRA needs a small share, and with it a small share of gradients and moments; the
+# forward pass costs the same, so time is saved in the backward pass only. Whether it wins at *equal time* on your task is
+# a question for three seeds (chapter 08) and for chapter 15, where it is done in earnest.
+
+# %% [markdown]
+# ## Watch five numbers, and decide beforehand when to stop
+#
+# | number | alarm | what to do |
+# |---|---|---|
+# | training loss | NaN, or above its value of an hour ago | stop; look at the samples that the error names |
+# | validation loss | rises while the other falls | stop at the best checkpoint |
+# | gradient norm | a hundred times its usual value, again and again | a sample, or the learning rate |
+# | samples per second | falls over hours | the loader, its memory, or the disk |
+# | accuracy beside the blind one | equal after a tenth of the run | the picture does not arrive |
+#
+# The last one is easily left out, and it is the one that would have stopped log A:
+
+# %%
+import json
+
+failures = json.loads(asset_path("runs/11_failures.json").read_text(encoding="utf-8"))
+runs = {name: run["losses"] for name, run in failures["runs"].items()}
+healthy = runs.pop("healthy")
+print(f"made on purpose, with `{failures['about']['command']}`, on {failures['about']['machine']}")
+logs_figure(runs, healthy, "Four runs with a fault each, and one without")
+
+# %% [markdown]
+# We made all four ourselves: the pocket model's trained encoder and decoder, joined by a new projector, which is what a
+# full run starts from, at small size. Diagnose them before you read on.
+
+# %%
+quiz("ch11.gallery_a")
+
+# %%
+quiz("ch11.gallery_b")
+
+# %%
+for name, losses in runs.items():
+    excerpt = [f"{loss:.3f}" if loss is not None else "nan" for loss in losses[:: len(losses) // 6]]
+    print(f"log {name}: {' '.join(excerpt)}\n       {failures['runs'][name]['cause']}")
+
+# %% [markdown]
+# Log C is the resume that kept only weights: the moments are gone and the warm-up begins again. It is the quietest of
+# the four, because the run recovers:
+
+# %%
+at, losses = 2 * len(healthy) // 3, runs["C"]
+after, before = (sum(run[at : at + 20]) / 20 for run in (losses, healthy))
+print(f"the 20 steps after the resume: mean loss {after:.3f}, without a resume {before:.3f}")
+
+# %% [markdown]
+# Comparing the losses of both runs step by step, as above, is what shows it. Log D divides by the number of supervised
+# tokens, and one batch had none: 0 / 0. It makes every weight NaN in a single step, and no later batch can repair that.
+# The course's step refuses such a batch: it raises before the weights have moved, and names the samples.
+
+# %% [markdown]
+# ## A score means something under one protocol
+#
+# Your run is finished and scores 38 % on MMStar. The published model has 35.3 %.
+
+# %%
+quiz("ch11.same_protocol")
+
+# %%
+from nanovlm.evaluation.scores import interval
+
+for name, share in (("published", 0.353), ("yours", 0.380), ("chance", 0.25)):
+    low, high = interval(round(share * 1500), 1500)
+    print(f"{name:10}{share:.1%}, 95 % interval {low:.1%} to {high:.1%} at 1,500 questions")
+
+# %% [markdown]
+# The two intervals overlap, and the numbers were not made in the same way: the published one was drawn at temperature 1,
+# scored by a rule that takes "A cat" for the answer A, and belongs to the checkpoint that was best *on MMStar* of more
+# than a hundred looks (chapter 10 tells the story). To compare, one would need
+#
+# 1. both models, the published one loaded by this package (`nanovlm evaluate --model lusxvr/nanoVLM-222M`);
+# 2. the same prompt, the same pictures at the same size, greedy decoding, one strict rule for both;
+# 3. a checkpoint chosen on validation data, with a single look at MMStar at the end;
+# 4. every answer saved, and a paired test over the same 1,500 questions, with the blind score beside it.
+#
+# Nothing in this list needs a GPU for longer than an hour. It needs a trained model of our own, which nobody has yet.
+
+# %% [markdown]
+# ## The card carries what a sceptic would ask
+#
+# Numbers for a card come from the saved scores, never from memory. The pocket model's, through your function of exercise
+# 11.10:
+
+# %%
+results = json.loads(asset_path("pocket/results.json").read_text(encoding="utf-8"))
+shapes = results["test"]["shapes"]
+counts = {name: {kind: (r["correct"], r["total"]) for kind, r in shapes[name].items()} for name in ("kinds", "blind")}
+numbers = use("full.model_card_numbers")(counts["kinds"], counts["blind"], "validation", "test")
+print(f"{'kind':10}{'right':>9}{'95 % interval':>20}{'blind':>9}")
+for kind, (share, low, high, blind) in numbers.items():
+    print(f"{kind:10}{share:9.1%}{low:12.1%} to {high:.1%}{blind:9.1%}")
+
+# %% [markdown]
+# A card also says what the model is *not* for, names the licences of the data and of both backbones (SigLIP and SmolLM2:
+# Apache-2.0; the_cauldron: each subset has its own), shows failures, and repeats the commands.
+#
+# ### To the Hub, and back
+#
+# A model directory holds weights as safetensors, the config, the tokenizer and the picture settings. It loads without a
+# network; that is worth a test before others try it.
+
+# %%
+pocket.save_pretrained(folder / "release")
+print(*sorted(p.name for p in (folder / "release").iterdir()))
+again = VisionLanguageModel.from_pretrained(folder / "release")
+assert all(torch.equal(a, b) for a, b in zip(pocket.parameters(), again.parameters(), strict=True))
+
+# %% tags=["skip-execution", "nbval-skip"]
+# Not executed: this publishes. First `hf auth login`, in a terminal.
+pocket.push_to_hub("your-name/nanovlm-pocket", private=True)
+
+# %% [markdown]
+# `nanovlm export` writes the same model in SmolVLM's format, which transformers loads without any code of ours (chapter
+# 13). From there the tools of others lead on: llama.cpp's `mmproj` files, servers, browsers. How small can it be?
+
+# %%
+for name, size in (("float32", 4.0), ("bfloat16", 2.0), ("int8", 1.0), ("4 bits, with scales", 0.56)):
+    print(f"{name:20} {million * size:6.0f} MB of weights")
+
+# %% [markdown]
+# ## What has been run, and what has not
+#
+# | | state |
+# |---|---|
+# | the pocket model, from random weights to its scores | run to the end; commands and logs are in `assets/pocket` |
+# | this chapter at `ci`, with small stand-ins | run on CPUs, in the tests |
+# | parity of both backbones with transformers | tested with random weights |
+# | kill and resume, two processes | tested on CPUs |
+# | the preset `colab` on a T4 | **not run**: estimates only |
+# | the preset `h100` | **not run**: estimates only |
+# | a comparison with the published 222M under one protocol | **not made** |
+#
+# If you have a card and an afternoon, your run closes one of these lines. Open an issue with the command, the log, the
+# card's name and what the plan had said: a plan that was wrong by a factor of two is as useful to others as a good score.
+
+# %% [markdown]
+# ## Where this lives in the package
+#
+# `training/plan.py` is the plan, `training/loop.py` the run and `training/checkpoint.py` its files; `weights/backbones.py` and
+# `weights/from_preset.py` load trained parts; `bench/flops.py` and `bench/memory.py` count; `device.py` chooses the
+# precision; `config.py` has the presets. What you take along:
+#
+# - Do the sum before the run, and the check after it. A utilisation is a measurement or a hope; say which.
+# - Weights, gradients and moments are fixed; activations grow with the batch. Accumulate instead.
+# - Load strictly, then compare features with the library. A new row is the mean of the old ones.
+# - Smoke run first. Kill it on purpose. Equal losses, to the last bit, are the test.
+# - Several processes: divide by all tokens, multiply by what DDP divides by.
+# - No number without its interval, its blind baseline and its protocol.
+#
+# In the wild: [nanochat](https://github.com/karpathy/nanochat/blob/007f3220a4bf78a5e21c04337a975451d9a4f215/README.md),
+# which states time and cost of its full run at the top of its README, and the papers on
+# [DDP](https://arxiv.org/abs/2006.15704) and [FSDP](https://arxiv.org/abs/2304.11277) in PyTorch.
+#
+# **A challenge**, without a solution: the most for one hour of any machine, planned beforehand. It stands behind the
+# exercises, together with the **capstone project** and its rubric.
+
+# %% [markdown] tags=["stamped"]
+# ## Your turn
+#
+# [Open the exercises](../exercises/11_full_training.ipynb) ([in Colab][exercises]): 10 of them, about 139 minutes.
+#
+# [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/11_full_training.ipynb
+#
+# | | exercise | difficulty | minutes |
+# |---|---|---|---|
+# | 11.1 | From operations to hours (`full.flops_to_hours`) | ●○○ | 10 |
+# | 11.2 | Will it fit? (`full.memory_plan`) | ●●○ | 15 |
+# | 11.3 | Measure it: what the forward pass keeps (`full.activation_bytes`) | ●●○ | 15 |
+# | 11.4 | The same tensors under other names (`full.map_names`) | ●●○ | 18 |
+# | 11.5 | Write the test: did the weights arrive? (`full.parity_test`) | ●●○ | 12 |
+# | 11.6 | Rows for new tokens (`full.extend_embeddings`) | ●●○ | 12 |
+# | 11.7 | Mend it: a mean of means, in several processes (`full.ddp_loss_scale`) | ●●○ | 12 |
+# | 11.8 | LoRA in twenty lines (`full.lora_linear`) | ●●○ | 18 |
+# | 11.9 | After a disconnect: the newest checkpoint that is whole (`full.resume_after_disconnect`) | ●●● | 15 |
+# | 11.10 | The numbers of a model card (`full.model_card_numbers`) | ●●○ | 12 |
+#
+# Next: [12 Shape tracing](12_shape_tracing.ipynb)

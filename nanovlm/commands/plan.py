@@ -1,0 +1,45 @@
+"""`nanovlm plan`: what a preset's run will take, on this machine or another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from nanovlm.commands.options import parse
+
+
+@dataclass
+class Options:
+    """What a preset's run takes: operations, hours, memory, disk and money.
+
+    Without --machine, a line for each machine in the list. Options of the recipe itself (a smaller batch, fewer steps):
+    nanovlm train --preset NAME --estimate --machine NAME.
+    """
+
+    preset: Literal["pocket", "colab", "h100", "460m"] = "h100"
+    machine: str | None = None  # T4, L4, 3090, 4090, A100, H100, H200, M3 Max, laptop CPU, or this CPU, measured now
+    gpus: int = 1
+    utilisation: float = 0.25  # share of the peak that training reaches; 0.08: as published
+    price: float | None = None  # dollars a GPU and hour; None: a rough one
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = parse(Options, "plan", arguments)
+    from nanovlm.config import presets
+    from nanovlm.training.plan import MACHINES, UTILISATIONS, find_machine, hours_in_words, plan
+
+    preset = presets()[options.preset]
+    some = [find_machine(options.machine)] if options.machine else list(MACHINES.values())
+    plans = [plan(preset.vlm, preset.train, one, options.gpus, options.utilisation, options.price) for one in some]
+    if options.machine:
+        print(plans[0])
+    else:
+        print(f"{options.preset}: {plans[0].samples:,} samples at {options.utilisation:.0%} of the peak\n")
+        print(f"{'machine':12}{'time':>14}{'samples/s':>12}{'memory':>10}{'of':>8}  {'cost':>10}")
+        for one in plans:
+            memory = f"{one.memory_bytes / 1e9:.1f} GB"
+            line = f"{one.machine.name:12}{hours_in_words(one.hours):>14}{one.samples_per_second:>12,.1f}{memory:>10}"
+            rest = "" if one.fits else f"  at most {one.largest_batch} rows a forward fit"
+            print(f"{line}{one.machine.memory_gb:>5g} GB  {f'${one.dollars:,.2f}':>10}{rest}")
+    print("\nutilisation  " + "; ".join(f"{share:.0%}: {what}" for share, what in UTILISATIONS.items()))

@@ -1,0 +1,75 @@
+"""A training run that draws itself while it goes on: the package's own loop, and a figure that is replaced in place."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from nanovlm.viz.training import live_figure
+
+if TYPE_CHECKING:
+    from nanovlm.config import TrainConfig
+    from nanovlm.models.vision_language_model import VisionLanguageModel
+    from nanovlm.training.loop import Run
+    from nanovlm.viz.style import Figure
+
+
+class Watched:
+    """What was seen of a run: `losses` (step, loss), `accuracy` (step, kind -> share), `blind` (step, mean share)."""
+
+    def __init__(self, model: VisionLanguageModel, config: TrainConfig, pictures: int) -> None:
+        from nanovlm.data.thimble import Thimble
+        from nanovlm.training.probe import Probe
+
+        split = Thimble("shapes", "val", pictures, image_size=model.config.vision.image_size)
+        self.probe = Probe(model, [split[i] for i in range(pictures)])
+        self.model, self.end = model, config.max_steps
+        self.losses: list[tuple[float, float]] = []
+        self.accuracy: list[tuple[float, dict[str, float]]] = []
+        self.blind: list[tuple[float, float]] = []
+        self.run: Run | None = None
+
+    def figure(self) -> Figure:
+        return live_figure(self.losses, self.accuracy, self.blind, self.end)
+
+    def ask(self, step: int) -> None:
+        """The probe's questions, about their own pictures and blind."""
+        from nanovlm.training.probe import mean
+
+        self.accuracy.append((step, self.probe.accuracy(self.model)))
+        self.blind.append((step, mean(self.probe.accuracy(self.model, blind=True))))
+
+    def note(self, step: int, values: dict[str, Any]) -> None:
+        """What the loop calls: take the loss, and ask where the loop evaluates."""
+        if "batch_loss" in values:
+            self.losses.append((step, values["batch_loss"]))
+        if "val_loss" in values:
+            self.ask(step)
+
+
+def train_and_watch(config: TrainConfig, model: VisionLanguageModel, pictures: int = 32) -> Watched:
+    """Train as `nanovlm train` does, in a directory that is thrown away, with a figure instead of messages.
+
+    pictures: so many of the validation split are asked about at each evaluation, with their own picture and blind.
+    """
+    from IPython.display import display
+
+    from nanovlm.training.loop import train
+
+    watched = Watched(model, config, pictures)
+    handle = display(watched.figure(), display_id=True)
+
+    def note(step: int, values: dict[str, Any]) -> None:
+        watched.note(step, values)
+        if handle is not None:  # None: nobody looks, outside of a notebook
+            handle.update(watched.figure())
+
+    silence = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+    with tempfile.TemporaryDirectory() as directory, silence[0], silence[1]:
+        watched.run = train(replace(config, output_dir=directory, accuracy_pictures=0), model, watch=note)
+    if watched.run.interrupted:  # between two evaluations, perhaps before the first
+        watched.ask(watched.run.step)
+    return watched

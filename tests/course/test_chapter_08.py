@@ -1,0 +1,99 @@
+"""Chapter 08's promises: the stored runs are those of the recipes in the code, and show what the text says of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nanovlm.bench import training_runs
+from nanovlm.bench.training_runs import CHANGES, GALLERY, RATES, Run, one_question, small_recipe, small_vlm
+from nanovlm.course.runs import stored_runs
+from nanovlm.course.watching import train_and_watch
+from nanovlm.data.loading import get_dataloaders
+from nanovlm.models.vision_language_model import IGNORE
+from nanovlm.training.probe import mean
+from nanovlm.weights.from_preset import from_scratch
+from tests.course.learners import handed_in
+from tests.training.tiny_run import new_model, recipe
+
+FILES = {"08_gallery": GALLERY | CHANGES, "08_rates": RATES}
+
+
+def last(name: str) -> dict:
+    return stored_runs("08_gallery")[name]["evaluations"][-1]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_stored_runs_are_those_of_the_code(file: str) -> None:
+    stored = stored_runs(file)
+    assert stored.keys() <= FILES[file].keys()
+    for name, run in stored.items():
+        what = FILES[file][name]
+        assert run["about"] == what.about
+        assert run["max_steps"] == small_recipe(**what.recipe).max_steps == len(run["loss"])
+        model = from_scratch(small_vlm(**what.sizes))
+        what.prepare(model)
+        assert run["parameters"] == sum(p.numel() for p in model.parameters())
+
+
+def test_the_gallery_and_the_rates_are_complete() -> None:
+    assert {*GALLERY, "no_positions"} <= stored_runs("08_gallery").keys()
+    assert RATES.keys() == stored_runs("08_rates").keys()
+
+
+def test_the_stored_runs_show_what_the_chapter_says() -> None:
+    for name, sees in (("healthy", True), ("no_warmup", True), ("pictures_shuffled", False), ("lr_too_high", False)):
+        gain = mean(last(name)["accuracy"]) - mean(last(name)["blind"])
+        assert gain > 0.1 if sees else abs(gain) < 0.03, name
+    gallery = stored_runs("08_gallery")
+    assert gallery["labels_unshifted"]["loss"][100] < 0.01
+    validation = {name: [e["val_loss"] for e in run["evaluations"]] for name, run in gallery.items()}
+    assert validation["data_repeated"][-1] > 1.5 * min(validation["data_repeated"])
+    assert validation["eval_on_train"][-1] < 0.1
+    largest = {name: max(gallery[name]["norm"][150:170]) for name in ("resumed_wrongly", "healthy")}
+    assert largest["resumed_wrongly"] > 2 * largest["healthy"]
+
+
+def test_only_the_first_answer_is_left() -> None:
+    model = from_scratch(small_vlm())
+    loader, _ = get_dataloaders(small_recipe(batch_size=3), model.config, model.tokenizer, model.image_processor)
+    batch = next(iter(loader))
+    few = one_question(batch)["targets"]
+    for row, whole in zip(few, batch["targets"], strict=True):
+        kept = row[row != IGNORE]
+        assert kept.tolist() == whole[whole != IGNORE][: len(kept)].tolist()
+        assert (kept == 1).sum() == 1 and kept[-1] == 1  # the token that ends an answer
+
+
+def test_a_run_can_be_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_runs, "PROBED", 2)
+    small = {"max_steps": 3, "batch_size": 2, "val_size": 2}
+    first, second = (training_runs.run(Run("three steps", small, restart_at=2), lambda line: None) for _ in range(2))
+    assert first["loss"] == second["loss"] and len(first["loss"]) == len(first["norm"]) == 3
+    assert [e["step"] for e in first["evaluations"]] == [1, 3]
+
+
+def test_a_run_is_watched_outside_of_a_notebook(capsys: pytest.CaptureFixture) -> None:
+    config = replace(recipe(""), accuracy_pictures=2)
+    watched = train_and_watch(config, new_model(), pictures=2)
+    assert watched.run is not None and watched.run.step == config.max_steps
+    assert [step for step, _ in watched.losses] == [1, 2, 3, 4, 5, 6]
+    assert [step for step, _ in watched.accuracy] == [step for step, _ in watched.blind] == [3, 6]
+    assert "Step 6 of 6" in watched.figure().alt
+    assert "run " not in capsys.readouterr().out
+
+
+def test_the_learners_own_loop_trains_a_model() -> None:
+    own = handed_in("solutions", "08")
+    torch.manual_seed(0)
+    model = from_scratch(small_vlm()).train()
+    loader, _ = get_dataloaders(small_recipe(batch_size=4), model.config, model.tokenizer, model.image_processor)
+    optimizer = torch.optim.AdamW(own["training.param_groups"](model, 4e-3, 4e-3, 0.01))
+    batches, losses = iter(loader), []
+    for step in range(6):
+        for group in optimizer.param_groups:
+            group["lr"] = own["training.get_lr"](step, 4e-3, 6)
+        losses.append(own["training.train_step"](model, [next(batches), next(batches)], optimizer, 1.0))
+    assert losses[-1] < losses[0] - 2
