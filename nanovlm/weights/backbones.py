@@ -139,7 +139,7 @@ def _refuse_other_decoders(values: dict[str, Any], head_dim: int) -> None:
     kind = setting(values, "model_type", str | None, None) or "llama"
     if kind not in DECODER_TYPES:
         raise ValueError(
-            f"The decoder's model_type is {shown(kind)}; this package computes what {' and '.join(DECODER_TYPES)} compute."
+            f"The decoder's model_type is {shown(kind)}; this package has {' and '.join(DECODER_TYPES)} only."
         )
 
 
