@@ -17,6 +17,7 @@ PLAIN: dict[Any, tuple[type, str]] = {
     float: (Real, "a number"),
     bool: (bool, "true or false"),
     str: (str, "a text"),
+    bytes: (bytes, "bytes"),
     list: (list, "a list"),
     dict: (Mapping, "an object of settings"),
     type(None): (type(None), "null"),

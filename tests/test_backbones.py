@@ -229,7 +229,7 @@ def test_an_encoder_with_another_activation_is_refused() -> None:
 
 
 def test_an_encoder_of_another_kind_is_refused() -> None:
-    with pytest.raises(ValueError, match="model_type is clip_vision_model"):
+    with pytest.raises(ValueError, match="model_type is 'clip_vision_model'"):
         siglip_config({**VISION, "model_type": "clip_vision_model"})
 
 
@@ -261,5 +261,5 @@ def test_the_wrong_kind_of_directory(tmp_path: Path) -> None:
     _, llama = llama_directory(tmp_path / "llama")
     with pytest.raises(ValueError, match="not the config of a Llama-style decoder: it lacks vocab_size"):
         load_language_backbone(tmp_path / "siglip")
-    with pytest.raises(ValueError, match="not the config of a SigLIP encoder: its model_type is llama"):
+    with pytest.raises(ValueError, match="not the config of a SigLIP encoder: its model_type is 'llama'"):
         load_vision_backbone(llama)

@@ -133,6 +133,7 @@ BAD = [
     ([{**GOOD, "images": [picture(), 5]}], "picture 1 of 2 is no picture but 5"),
     ([{**GOOD, "images": 5}], "its images are pictures or a list of them, not 5"),
     ([{**GOOD, "images": [{"url": "x"}]}], "picture 0 of 1 is no picture"),
+    ([{**GOOD, "images": {"bytes": 5, "path": None}}], "picture 0 of 1 is no picture"),
     ([{**GOOD, "images": {"bytes": [b"a", b"b"], "path": [None]}}], "lists do not have one length"),
     ([{**GOOD, "images": [{"bytes": None, "path": None}]}], "neither bytes nor a path"),
     ([{**GOOD, "texts": [{"user": "q", "assistant": " "}]}], "turn 0 has no answer"),

@@ -34,7 +34,7 @@ from tests.tiny_tokenizer import tiny_tokenizer
 
 LONG = int(os.environ.get("NANOVLM_FUZZ", 0))
 fuzz = settings(
-    max_examples=LONG or 60,
+    max_examples=LONG or 40,
     derandomize=not LONG,
     database=None,
     deadline=None,

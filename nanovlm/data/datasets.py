@@ -18,7 +18,7 @@ from nanovlm.config import VLMConfig
 from nanovlm.data.chat import IGNORE, ChatTokenizer, shift_labels
 from nanovlm.data.pictures import UNDECODED_KEYS
 from nanovlm.data.processors import ImageProcessor
-from nanovlm.settings import shown
+from nanovlm.settings import fits, shown
 
 # What reading a sample raises where its file is damaged: decoders and data sets each have their own.
 DAMAGED = (
@@ -97,8 +97,10 @@ class _Samples(Dataset):
     def encode(self, sample: Mapping[str, Any], index: int) -> dict[str, Any] | Skipped:
         """One sample -> an item for the collator, or Skipped with the reason."""
         if not isinstance(sample, Mapping) or not set(self.columns) <= set(sample):
-            found = ", ".join(map(str, sample)) if isinstance(sample, Mapping) else type(sample).__name__
-            return Skipped(index, f"it has {found}, but {' and '.join(self.columns)} are wanted")
+            found = (
+                " ".join(", ".join(map(str, sample)).split()) if isinstance(sample, Mapping) else type(sample).__name__
+            )
+            return Skipped(index, f"it has {found[:200]}, but {' and '.join(self.columns)} are wanted")
         try:
             return self._encode(sample, index)
         except (ValueError, OSError) as error:  # sentences of ours; anything else is a mistake in a program
@@ -210,9 +212,16 @@ def pictures_of(column: Any) -> list[Any]:
     if not isinstance(column, list | tuple):
         raise ValueError(f"its images are pictures or a list of them, not {shown(column)}")
     for number, picture in enumerate(column):
-        if not isinstance(picture, PICTURES) or (isinstance(picture, Mapping) and not set(picture) <= UNDECODED_KEYS):
+        if not _is_picture(picture):
             raise ValueError(f"picture {number} of {len(column)} is no picture but {shown(picture)}")
     return list(column)
+
+
+def _is_picture(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        known = {"bytes": bytes | None, "path": str | None}
+        return set(value) <= UNDECODED_KEYS and all(fits(value[key], known[key]) for key in value)
+    return isinstance(value, PICTURES)
 
 
 def rows_of(column: Mapping[str, Any], name: str) -> list[dict[str, Any]]:

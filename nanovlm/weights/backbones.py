@@ -74,11 +74,11 @@ ROPE_KEYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 
 def siglip_config(values: dict[str, Any]) -> ViTConfig:
     """ViTConfig from transformers' SiglipVisionConfig (or a SiglipConfig that holds one)."""
-    kind = values.get("model_type", "siglip")
+    kind = setting(values, "model_type", str | None, None) or "siglip"
     if kind not in ENCODER_TYPES:
-        raise ValueError(f"This is not the config of a SigLIP encoder: its model_type is {kind}.")
+        raise ValueError(f"This is not the config of a SigLIP encoder: its model_type is {shown(kind)}.")
     values = setting(values, "vision_config", dict, values)
-    activation = values.get("hidden_act", "gelu_pytorch_tanh")
+    activation = setting(values, "hidden_act", str, "gelu_pytorch_tanh")
     if activation != "gelu_pytorch_tanh":
         raise ValueError(f"This ViT uses gelu_pytorch_tanh as SigLIP does; the checkpoint wants {activation}.")
     return ViTConfig(  # transformers leaves out what equals its defaults, which are those of SigLIP-B/16-224
@@ -136,10 +136,10 @@ def _refuse_other_decoders(values: dict[str, Any], head_dim: int) -> None:
         if any(entry is not None and entry != neutral for entry in entries):
             plain = f"has {key}={neutral}, as SmolLM2" if neutral is not None else f"has no {key}, as SmolLM2"
             raise ValueError(f"This decoder {plain}; the checkpoint wants {shown(value)}.")
-    kind = values.get("model_type", "llama")
+    kind = setting(values, "model_type", str | None, None) or "llama"
     if kind not in DECODER_TYPES:
         raise ValueError(
-            f"The decoder's model_type is {kind!r}; this package computes what {' and '.join(DECODER_TYPES)} compute."
+            f"The decoder's model_type is {shown(kind)}; this package has {' and '.join(DECODER_TYPES)} only."
         )
 
 
