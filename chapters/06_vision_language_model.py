@@ -457,8 +457,9 @@ class VisionLanguageModel(nn.Module):
             return VLMOutput(self.decoder.head(x), None, hidden_states)
         if targets.shape != input_ids.shape:
             raise ValueError(f"targets {list(targets.shape)} needs the shape of input_ids, {list(input_ids.shape)}.")
-        supervised = targets != IGNORE  # [B, T]
-        logits = self.decoder.head(x[:, num_prefix:][supervised])  # [supervised tokens, vocab_size]
+        targets = targets.flatten()
+        supervised = (targets != IGNORE).nonzero()[:, 0]  # where, in B * T: found once, since a GPU is waited for here
+        logits = self.decoder.head(x[:, num_prefix:].flatten(0, 1)[supervised])  # [supervised tokens, vocab_size]
         if logits.shape[0] == 0:
             raise ValueError("No token of this batch is supervised: every target is -100, so there is no mean loss.")
         loss = F.cross_entropy(logits.float(), targets[supervised])
