@@ -297,7 +297,7 @@ assert "shapes count" in worst[:3] and kinds["shapes count"]["accuracy"] < 1
 # hearts. To count *all* shapes is easy for the model. To pick some of them out and count those is two things at once,
 # and there it is off by one now and then.
 #
-# Chapter 10 will be about such numbers, and about the ways in which they mislead. (Chapters 07 to 11 are not written yet.)
+# Chapter 10 will be about such numbers, and about the ways in which they mislead.
 
 # %% [markdown]
 # ## From pixels to answer, in shapes

@@ -1022,8 +1022,7 @@ score_table(both, guessing=chance("shapes"))
 # - Only answers teach, and the head runs only where it is asked.
 # - A VLM without its eye still talks. Load strictly, ablate, compare logits.
 #
-# Chapters 07 to 11, in which you feed it and train it, are not written yet. `make train` trains it today, and chapter 12
-# looks inside.
+# In chapter 07 you prepare the data that it learns from, and in chapter 08 you train it until it sees.
 
 # %% [markdown] tags=["stamped"]
 # ## Your turn

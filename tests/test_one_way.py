@@ -76,7 +76,7 @@ def test_a_picture_enters_each_module_at_most_twice_on_its_way_to_an_answer() ->
 
 def test_a_training_sample_enters_each_module_once() -> None:
     model = VisionLanguageModel.from_pretrained(asset_path("pocket"))
-    data = VQADataset(Thimble("shapes", size=2), model.tokenizer, model.image_processor, model.config)
+    data = VQADataset(Thimble("shapes", size=2), model.tokenizer, model.image_processor, model.config, raw_pixels=True)
     samples = [data.dataset[i] for i in range(2)]
     collate = VQACollator(model.tokenizer.pad_token_id)
 
@@ -88,9 +88,9 @@ def test_a_training_sample_enters_each_module_once() -> None:
         "data.datasets",
         "data.processors",
         "data.pictures",
-        "pixels",
         "data.collators",
         "training.step",
+        "pixels",
         "models.vision_language_model",
         "models.vision_transformer",
     ]
