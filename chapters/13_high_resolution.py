@@ -550,13 +550,16 @@ assert 0.6 < half < reads[2] - 0.05
 # can check for a token: the mean colour of 8 x 8 pixels.
 
 # %%
+from nanovlm.pixels import scale_pixels
+
 rejoin = use("tiles.rejoin")
 
 views = small_smolvlm(page)  # [17, 3, 64, 64]
 tokens = F.avg_pool2d(views, 8).flatten(2).transpose(1, 2)  # [17, 64, 3]
 one_map = rejoin(tokens, 4, 4)
 
-at_256 = small_smolvlm.scale(small_smolvlm.pixels(page.resize((256, 256), Image.Resampling.LANCZOS)))  # [3, 256, 256]
+resized = small_smolvlm.pixels(page.resize((256, 256), Image.Resampling.LANCZOS))  # uint8 [3, 256, 256]
+at_256 = scale_pixels(resized, small_smolvlm.pixel_range)
 assert torch.allclose(one_map, F.avg_pool2d(at_256, 8).permute(1, 2, 0), atol=1e-5)
 expect_shape(one_map, "32 32 3")
 
