@@ -47,6 +47,7 @@ from nanovlm.course import budget, lever, quiz, use, yours
 from nanovlm.course.runs import stored_runs
 from nanovlm.data.loading import get_dataloaders
 from nanovlm.training.probe import mean
+from nanovlm.viz.start_here import sample_card
 from nanovlm.viz.training import curves_figure, gallery_figure, intervals_figure, rates_figure, smooth
 from nanovlm.weights.from_preset import from_scratch
 
@@ -702,7 +703,7 @@ def short_run(name: str, resume: bool = False, watch=None) -> nn.Module:
     return model
 
 
-# %% tags=["nbval-check-output"]
+# %%
 def power_cut(step: int, values: dict) -> None:
     if step == 5:
         raise RuntimeError("the power is gone")
@@ -714,6 +715,7 @@ except RuntimeError as error:
     print(f"step 5: {error}. There are {[path.name for path in checkpoints(Path(folder) / 'stopped/checkpoints')]}")
 resumed, whole = short_run("stopped", resume=True), short_run("whole")
 equal = all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
+assert equal
 print("equal to the last bit:", equal)
 
 # %% [markdown]
@@ -916,7 +918,7 @@ sample = {
     "images": [clock_face(10, 30)],
     "texts": [{"user": "What time is it?", "assistant": "10:30", "source": "clocks/time"}],
 }
-sample["images"][0].resize((192, 192))
+sample_card(sample["images"][0], alt="A clock face: the short hand between ten and eleven, the long one down.")
 
 # %% [markdown]
 # | | a start | solid | what a reviewer would publish |

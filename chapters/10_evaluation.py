@@ -59,6 +59,7 @@ from nanovlm.course import budget, lever, quiz, use
 from nanovlm.data.thimble import Thimble, multiple_choice_sample
 from nanovlm.evaluation.scores import answer_all, interval, questions_of
 from nanovlm.viz.evaluation import Share, share_rows
+from nanovlm.viz.start_here import sample_card
 
 # %% [markdown]
 # ## The question: is 222 million better than 7 billion?
@@ -143,7 +144,7 @@ turned = changed(questions, "turned by 10°")
 turned_answers = answer_all(pocket, turned)
 tilted = right_of(turned_answers, expected)
 print(f"{int(tilted.sum())} of {len(tilted)} right")
-turned[0].images[0].resize((192, 192))
+sample_card(turned[0].images[0], alt="A picture of shapes, turned by ten degrees.")
 
 # %% [markdown]
 # Where does it fail? Look at the failures before you compute anything from them: a number tells you how many there
@@ -151,11 +152,16 @@ turned[0].images[0].resize((192, 192))
 
 # %%
 from nanovlm.viz.contact_sheet import AnsweredPicture, contact_sheet
+from nanovlm.viz.style import image, png_bytes, svg_figure
 
 failed = [(q, a) for q, a in zip(turned, turned_answers, strict=True) if a != q.answer]
 cards = [AnsweredPicture(q.images[0], q.text, a, q.answer) for q, a in failed[:8]]
 print({kind: sum(q.kind == kind for q, _ in failed) for kind in dict.fromkeys(q.kind for q in questions)})
-contact_sheet("Turned by ten degrees", f"{len(failed)} failures; the first {len(cards)} of them.", cards, 4, scale=1)
+sheet = contact_sheet(
+    "Turned by ten degrees", f"{len(failed)} failures; the first {len(cards)} of them.", cards, 4, scale=1
+)
+height = round(720 * sheet.height / sheet.width)
+svg_figure(720, height, [image(0, 0, 720, height, png_bytes(sheet))], "Turned pictures, each with a wrong answer.")
 
 # %% [markdown]
 # ## Exact match counts spelling as an error
