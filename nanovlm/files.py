@@ -77,7 +77,10 @@ def weight_files(directory: Path) -> dict[Path, set[str]]:
     if single.is_file() or not index.is_file():
         return {single: set()}
     files: dict[Path, set[str]] = {}
-    for name, shard in setting(read_json(index), "weight_map", dict).items():
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ValueError(f"{index} has no weight_map, so it does not say where the tensors are.")
+    for name, shard in weight_map.items():
         file = directory / setting({"weight_map": shard}, "weight_map", str)
         if file.parent != directory or file.name == "..":
             raise ValueError(f"{index} points outside of its directory, to {file.name}: do not trust this model.")

@@ -26,14 +26,15 @@ FILES = [Path(nanovlm.__file__).parent / "models" / f"{part}.py" for part in PAR
 @pytest.fixture(scope="module")
 def checked() -> Iterator[dict[str, ModuleType]]:
     """The model files imported a second time, with their annotations enforced; the ordinary ones come back after."""
-    ordinary = {name: module for name, module in sys.modules.items() if name.startswith("nanovlm.models")}
+    again = ("nanovlm.models", "nanovlm.inference")  # generation makes the caches that the models check
+    ordinary = {name: module for name, module in sys.modules.items() if name.startswith(again)}
     for name in ordinary:
         del sys.modules[name]
     names = {part: f"nanovlm.models.{part}" for part in PARTS}
     with install_import_hook(list(names.values()), "beartype.beartype"):
         modules = {part: importlib.import_module(name) for part, name in names.items()}
     yield modules
-    for name in [name for name in sys.modules if name.startswith("nanovlm.models")]:
+    for name in [name for name in sys.modules if name.startswith(again)]:
         del sys.modules[name]
     sys.modules.update(ordinary)
     nanovlm.models = ordinary["nanovlm.models"]

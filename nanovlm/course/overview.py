@@ -37,8 +37,6 @@ def course_map() -> Shown:
             label = html.escape(f"{exercise.title} ({exercise.id}): {state}")
             dots += f'<span style="color:{PALETTE[colour]}" title="{label}" aria-label="{label}">{mark}</span> '
             solved, total = solved + (state == "solved"), total + 1
-        if not marks:
-            marks = dots = "not written yet"
         lines.append(f"{chapter.number}  {chapter.title:<34}{marks}".rstrip())
         rows.append(
             f'<tr><td style="text-align:left">{chapter.number}</td>'

@@ -185,5 +185,6 @@ def _train(config: TrainConfig, model: VisionLanguageModel, watch: Watch | None,
         log(f"           --resume --run-name {directory.name}")
     if metrics:
         metrics.close()
+    del trained  # a wrapper that outlives its process group may wait for ever when it goes
     parallel.stop()
     return Run(directory, model, progress.step, progress.best_val_loss, progress.seconds, interrupted)

@@ -7,6 +7,7 @@ needed (torch.distributed's DistributedDataParallel and fully_shard).
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -35,6 +36,7 @@ def start() -> tuple[int, int]:
 
 def stop() -> None:
     if is_distributed():
+        gc.collect()  # wrappers of the model hold the group
         dist.destroy_process_group()
 
 

@@ -232,11 +232,11 @@ def test_a_click_on_a_patch_shows_where_it_looks(page: Page, lab: Lab) -> None:
     open_notebook(page, lab, "chapters/02_vision_transformer.ipynb")
     run_all(page)
     cell = page.locator(f"{HERE} .jp-CodeCell").filter(has=page.locator(".widget-gridbox")).first
-    assert "Patch 17 looks" in picture(cell).get_attribute("aria-label")
+    assert "patch 17 looks" in picture(cell).get_attribute("aria-label")
     patch = cell.locator(".widget-gridbox button").nth(10)
     patch.scroll_into_view_if_needed()
     patch.click()
-    cell.locator("svg[aria-label*='Patch 10 looks']").wait_for()
+    cell.locator("svg[aria-label*='patch 10 looks']").wait_for()
 
 
 def write(page: Page, cell: Locator, code: str) -> None:
@@ -253,6 +253,8 @@ def test_from_the_first_page_to_a_solved_exercise(page: Page, lab: Lab) -> None:
     page.goto(lab.first_page())
     wait_for_notebook(page)
     assert page.get_by_text("Jupyter news").count() == 0
+    page.evaluate("() => jupyterapp.commands.execute('filebrowser:go-to-path', {path: 'chapters'})")
+    page.locator(".jp-DirListing-itemText", has_text="00_start_here.ipynb").first.wait_for()
     listed = page.locator(".jp-DirListing-itemText").all_inner_texts()
     assert "00_start_here.ipynb" in listed and not [name for name in listed if name.endswith(".py")]
     setup = page.locator(f"{HERE} .jp-CodeCell").first

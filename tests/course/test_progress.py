@@ -196,7 +196,7 @@ def test_the_map_shows_solved_tried_and_new() -> None:
     check("pixel_shuffle.unshuffle", lambda x, factor: x)
     line = next(line for line in repr(course_map()).splitlines() if line.startswith("03"))
     assert line.count("●") == 1 and line.count("◐") == 1 and line.count("○") >= 3
-    assert "07  Data                              not written yet" in repr(course_map())
+    assert all("○" in line for line in repr(course_map()).splitlines()[: len(CHAPTERS)] if line[:2] != "03")
     page = course_map()._repr_html_()
     assert page.count("<tr>") == len(CHAPTERS) and str(progress_file()) in page
 

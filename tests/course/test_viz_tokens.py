@@ -57,7 +57,7 @@ def tokenizer() -> ChatTokenizer:
 @pytest.mark.parametrize("view", ["pieces", "ids"])
 def test_a_sample_is_drawn_with_each_token_once(tokenizer: ChatTokenizer, subset: str, view: str) -> None:
     sample = thimble_sample(subset, "test", 0, image_size=32)
-    ids, supervised = tokenizer.encode_chat(messages_of(sample["texts"]), 1, 16)
+    ids, supervised = tokenizer.encode_chat(messages_of(sample), 1, 16)
     kinds = ["answer" if learn else "picture" if i == 4 else "text" for i, learn in zip(ids, supervised, strict=True)]
     pieces = [str(i) if view == "ids" else shown(tokenizer.decode([i], False)) for i in ids]
     figure = token_strip(pieces, kinds, sample["images"][0])
@@ -126,7 +126,7 @@ def test_bars_are_as_long_as_the_scores() -> None:
 
 @pytest.mark.parametrize("subset", SUBSETS)
 def test_the_references_make_the_packages_ids_and_targets(tokenizer: ChatTokenizer, subset: str) -> None:
-    messages = messages_of(thimble_sample(subset, "test", 1, image_size=8)["texts"])
+    messages = messages_of(thimble_sample(subset, "test", 1, image_size=8))
     assert {name: tokenizer.tokenizer.token_to_id(name) for name in SPECIAL} == SPECIAL
     for asking in (False, True):
         assert rendered(messages, asking) == tokenizer.render(messages, asking)
@@ -145,6 +145,6 @@ def test_the_quiz_about_turns_is_right(tokenizer: ChatTokenizer) -> None:
     for index in range(30):
         texts = thimble_sample("shapes", "train", index, image_size=8)["texts"]
         assert len(texts) == 7
-        first += sum(tokenizer.encode_chat(messages_of(texts[:1]))[1])
-        every += sum(tokenizer.encode_chat(messages_of(texts))[1])
+        first += sum(tokenizer.encode_chat(messages_of({"texts": texts[:1]}))[1])
+        every += sum(tokenizer.encode_chat(messages_of({"texts": texts}))[1])
     assert 16 < every / first < 24
