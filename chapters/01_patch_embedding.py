@@ -156,7 +156,7 @@ def accuracies(model: VisionLanguageModel, count: int = num_pictures) -> dict[st
 def with_pixels(scale) -> dict[str, float]:
     """The same, but `scale` makes the model's numbers out of bytes."""
     processor, model.image_processor = model.image_processor, ImageProcessor(64)
-    model.image_processor.scale = lambda pixels: scale(pixels.float())
+    model.image_processor.to_tensor = lambda opened: scale(processor.to_raw(opened).float())
     scores = accuracies(model)
     model.image_processor = processor
     return scores
