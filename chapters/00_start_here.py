@@ -64,9 +64,9 @@ print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
 # %%
 from nanovlm.viz.start_here import sample_card
 
-picture = Image.open(asset_path("pictures/shapes.png"))
+image = Image.open(asset_path("images/shapes.png"))
 sample_card(
-    picture, alt="A red star, and to the right of it a yellow triangle; below, a blue circle and a purple square."
+    image, alt="A red star, and to the right of it a yellow triangle; below, a blue circle and a purple square."
 )
 
 # %% [markdown]
@@ -74,7 +74,7 @@ sample_card(
 
 # %%
 question = "Where is the red star?"
-model.generate(image=picture, prompt=question)
+model.generate(image=image, prompt=question)
 
 # %% [markdown]
 # Do you agree with it?
@@ -83,7 +83,7 @@ model.generate(image=picture, prompt=question)
 # reads a sign, of which each character is a token. (A bar between the pieces shows where one ends.)
 
 # %%
-sign = Image.open(asset_path("pictures/glyphs.png"))
+sign = Image.open(asset_path("images/glyphs.png"))
 written = model.generate(
     image=sign, prompt="What does the sign say?", on_text=lambda piece: print(piece, end="|", flush=True)
 )
@@ -136,13 +136,13 @@ def spell(ids):
     return [model.tokenizer.decode([i], skip_special_tokens=False) for i in ids]
 
 
-ids, pixels = prepare_prompt(model, question, picture)  # a list of token ids, and the picture as a tensor
+ids, pixels = prepare_prompt(model, question, image)  # a list of token ids, and the picture as a tensor
 first = ids.index(model.config.image_token_id)
 last = first + model.config.num_image_tokens
 written = model.generate(torch.tensor([ids]), pixels, max_new_tokens=12)[0].tolist()
 
 path_figure(
-    picture,
+    image,
     before=spell(ids[:first]),
     after=spell(ids[last:]),
     answer=spell(written),
@@ -192,11 +192,11 @@ quiz("ch00.looks")
 # %%
 from nanovlm.viz.start_here import answers_row
 
-pictures = [Image.open(asset_path(f"pictures/{name}.png")) for name in ("shapes", "shapes_2", "shapes_3")]
+images = [Image.open(asset_path(f"images/{name}.png")) for name in ("shapes", "shapes_2", "shapes_3")]
 truth = ["top left", "bottom left", "top right"]
-answers = [model.generate(image=each, prompt=question) for each in pictures]
+answers = [model.generate(image=each, prompt=question) for each in images]
 
-answers_row(question, pictures, answers, truth)
+answers_row(question, images, answers, truth)
 
 # %% [markdown]
 # Read it like this. The question was the same each time, and our model, too, always takes the most likely token. If the
@@ -234,10 +234,10 @@ from nanovlm.course import budget
 from nanovlm.evaluation.scores import evaluate
 from nanovlm.viz.start_here import Scored, seeing_bars
 
-num_pictures = budget().pick(ci=30, laptop=60)
+num_images = budget().pick(ci=30, laptop=60)
 results = {}
 for subset in ("shapes", "charts", "glyphs"):
-    samples = [thimble_sample(subset, "test", i, image_size=size) for i in range(num_pictures)]
+    samples = [thimble_sample(subset, "test", i, image_size=size) for i in range(num_images)]
     results[subset] = evaluate(model, samples)
 
 seeing_bars(
@@ -288,7 +288,7 @@ for name in worst[:3]:
     share = kinds[name]["accuracy"]
     print(
         f"{name:16} {kinds[name]['correct']} of {kinds[name]['total']} right; "
-        f"{num_pictures} questions without a mistake: {share**num_pictures:.0%} of the time"
+        f"{num_images} questions without a mistake: {share**num_images:.0%} of the time"
     )
 assert "shapes count" in worst[:3] and kinds["shapes count"]["accuracy"] < 1
 

@@ -47,7 +47,7 @@ from nanovlm.assets import asset_path
 from nanovlm.config import ViTConfig
 from nanovlm.course import budget, expect_shape, lever, quiz, use
 from nanovlm.viz.patches import numbers_figure, patch_grid_figure, similarity, similarity_figure
-from nanovlm.viz.pixel_shuffle import pictures_row
+from nanovlm.viz.pixel_shuffle import images_row
 
 # %% [markdown]
 # ## The question: how does one read a picture?
@@ -66,8 +66,8 @@ from nanovlm.viz.pixel_shuffle import pictures_row
 # stand the numbers that the window is made of.
 
 # %%
-picture = Image.open(asset_path("pictures/shapes.png")).convert("RGB")
-small = picture.resize((64, 64), Image.Resampling.BICUBIC)
+image = Image.open(asset_path("images/shapes.png")).convert("RGB")
+small = image.resize((64, 64), Image.Resampling.BICUBIC)
 
 numbers_figure(small, row=14, column=22)
 
@@ -89,14 +89,12 @@ print("the pixel in row 14, column 22:", pixels[:, 14, 22].tolist())
 
 
 # %%
-def to_picture(x):
+def to_image(x):
     """[3, H, W], bytes -> a picture"""
     return Image.fromarray(x.permute(1, 2, 0).contiguous().numpy())
 
 
-pictures_row(
-    [to_picture(pixels), to_picture(colour_last.reshape(3, 64, 64))], ["permute(2, 0, 1)", "reshape(3, 64, 64)"]
-)
+images_row([to_image(pixels), to_image(colour_last.reshape(3, 64, 64))], ["permute(2, 0, 1)", "reshape(3, 64, 64)"])
 
 # %% [markdown]
 # The right picture has the right shape, the right type, and every number of the original. Only their places are wrong.
@@ -143,10 +141,10 @@ from nanovlm.evaluation.scores import evaluate
 from nanovlm.viz.fusion import score_table
 
 model = VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
-num_pictures = budget().pick(ci=40, laptop=60)
+num_images = budget().pick(ci=40, laptop=60)
 
 
-def accuracies(model: VisionLanguageModel, count: int = num_pictures) -> dict[str, float]:
+def accuracies(model: VisionLanguageModel, count: int = num_images) -> dict[str, float]:
     """Share of right answers for each kind of question, about so many pictures."""
     size = model.config.vision.image_size
     samples = [thimble_sample("shapes", "test", i, image_size=size) for i in range(count)]
@@ -241,7 +239,7 @@ for patch_size in (1, 16):
 # Move the lever and watch the three numbers. (Without a kernel you see patches of 16.)
 
 # %%
-large = picture.resize((224, 224), Image.Resampling.BICUBIC)
+large = image.resize((224, 224), Image.Resampling.BICUBIC)
 
 
 def cut_into(patch_size):
@@ -344,8 +342,8 @@ def to_bytes(x):
     return ((x + 1) * 127.5).round().to(torch.uint8)
 
 
-seen = [to_picture(to_bytes(unpatchify(p, 8)[0])) for p in (patchify(x, 8), wrong)]
-pictures_row(seen, ["patchify, put back", "reshape, put back"])
+seen = [to_image(to_bytes(unpatchify(p, 8)[0])) for p in (patchify(x, 8), wrong)]
+images_row(seen, ["patchify, put back", "reshape, put back"])
 
 # %% [markdown]
 # The same thing as with colours: the numbers are all there, in a shape that fits, in places that mean nothing. A wrong
@@ -445,7 +443,7 @@ print("shuffle, then attend = attend, then shuffle")
 deal = torch.randperm(64, generator=torch.Generator().manual_seed(0))
 dealt = unpatchify(patchify(x, 8)[:, deal], 8)
 
-pictures_row([small, to_picture(to_bytes(dealt[0]))], ["the picture", "the same patches, dealt out anew"])
+images_row([small, to_image(to_bytes(dealt[0]))], ["the picture", "the same patches, dealt out anew"])
 
 # %% [markdown]
 # For you these are two pictures. For an encoder that gets nothing but the patches' contents they are one: the same
@@ -563,8 +561,8 @@ score_table(by_place, chance("shapes"))
 # themselves count, but how much they *differ* from patch to patch. What is the same everywhere tells nothing.
 
 # %%
-pictures = [thimble_sample("shapes", "test", i, image_size=64)["images"][0] for i in range(40)]
-batch = model.image_processor(pictures)  # [40, 3, 64, 64]
+images = [thimble_sample("shapes", "test", i, image_size=64)["images"][0] for i in range(40)]
+batch = model.image_processor(images)  # [40, 3, 64, 64]
 
 
 def loudness(vectors: Tensor) -> float:
@@ -789,7 +787,7 @@ weights["vision_encoder.patch_embedding.position_embedding"] = resize_positions(
 wider.load_state_dict(weights)
 wider.tokenizer, wider.image_processor = model.tokenizer, ImageProcessor(96)
 
-at_96 = accuracies(wider.eval(), num_pictures // 2)  # more patches take longer
+at_96 = accuracies(wider.eval(), num_images // 2)  # more patches take longer
 assert mean(chance("shapes")) + 0.05 < mean(at_96) < 0.65
 assert (model.config.num_image_tokens, wider.config.num_image_tokens) == (16, 36)
 

@@ -51,13 +51,13 @@ from nanovlm.inference.prompts import prepare_prompt
 # pixels wide, and one of its 64 patches. What shape does the patch belong to?
 
 # %%
-photo = Image.open(asset_path("pictures/shapes.png")).convert("RGB")
+photo = Image.open(asset_path("images/shapes.png")).convert("RGB")
 
-from nanovlm.viz.pixel_shuffle import pictures_row
+from nanovlm.viz.pixel_shuffle import images_row
 
-picture = photo.resize((64, 64))
-patch = picture.crop((16, 8, 24, 16))  # row 1, column 2: patch 10
-pictures_row([picture, patch], ["the picture", "patch 10"])
+image = photo.resize((64, 64))
+patch = image.crop((16, 8, 24, 16))  # row 1, column 2: patch 10
+images_row([image, patch], ["the picture", "patch 10"])
 
 # %% [markdown]
 # Red, with a corner cut out. A star has such a patch, and so has a heart. To know more, it must ask the
@@ -767,10 +767,10 @@ lever(
 
 
 # %%
-def is_background(picture, patch):
+def is_background(image, patch):
     """Whether all pixels of the patch are nearly white."""
     row, column = divmod(patch, 8)
-    crop = picture.resize((64, 64)).crop((8 * column, 8 * row, 8 * column + 8, 8 * row + 8))
+    crop = image.resize((64, 64)).crop((8 * column, 8 * row, 8 * column + 8, 8 * row + 8))
     return min(low for low, _ in crop.getextrema()) > 200  # of 255
 
 
@@ -798,8 +798,8 @@ quiz("ch02.head")
 
 
 # %%
-def maps_of(*pictures):
-    pixels = torch.cat([prepare_prompt(model, "?", each)[1] for each in pictures])
+def maps_of(*images):
+    pixels = torch.cat([prepare_prompt(model, "?", each)[1] for each in images])
     with torch.inference_mode():
         return attention_maps(encoder, pixels)
 
@@ -830,9 +830,9 @@ def drawn(colour=None, shape=None):
     return draw(Scene(tuple(cells), "any"), Draws("chapter 02"), 64)  # the same key: the same places, the same light
 
 
-def looked_at(picture):
+def looked_at(image):
     """What the target gets from the star."""
-    return by_quarter(maps_of(picture)[1, 0, seeker, star]).mean(dim=0)[target].item()
+    return by_quarter(maps_of(image)[1, 0, seeker, star]).mean(dim=0)[target].item()
 
 
 target = by_quarter(maps_of(drawn())[1, 0, seeker, star]).mean(dim=0).argmax().item()
@@ -841,12 +841,12 @@ with_shape = {each: looked_at(drawn(shape=each)) for each in SHAPES}
 with_colour = {each: looked_at(drawn(colour=each)) for each in PALETTE}
 other_shape = next(each for each in SHAPES if each not in (shape, "star"))
 other_colour = min(with_colour, key=with_colour.get)
-pictures = {
+images = {
     f"{colour} {shape}: {with_shape[shape]:.0%}": drawn(),
     f"{colour} {other_shape}: {with_shape[other_shape]:.0%}": drawn(shape=other_shape),
     f"{other_colour} {shape}: {with_colour[other_colour]:.0%}": drawn(colour=other_colour),
 }
-pictures_row(list(pictures.values()), list(pictures))
+images_row(list(images.values()), list(images))
 
 # %% [markdown]
 # Below each picture stands what its changed shape gets from the star. All of them:
@@ -1037,9 +1037,9 @@ quiz("ch02.norm")
 from nanovlm.data.thimble import chance
 from nanovlm.evaluation.scores import evaluate
 
-num_pictures = budget().pick(ci=60, laptop=120)
-shapes = samples[:num_pictures]
-signs = [thimble_sample("glyphs", "test", i, image_size=64) for i in range(num_pictures)]
+num_images = budget().pick(ci=60, laptop=120)
+shapes = samples[:num_images]
+signs = [thimble_sample("glyphs", "test", i, image_size=64) for i in range(num_images)]
 
 
 def with_blocks(block_class):
@@ -1145,7 +1145,7 @@ from collections import Counter
 from nanovlm.evaluation.scores import Question, answer_all
 
 counting = []
-for i, content in enumerate(contents[:num_pictures]):
+for i, content in enumerate(contents[:num_images]):
     colours = Counter(each.split()[0] for each in content.values() if each != "nothing")
     for colour, number in colours.items():
         question = f"How many {colour} shapes are there?"
@@ -1173,7 +1173,7 @@ encoders |= {f"without head {head}": without_heads(head) for head in range(model
 encoders |= {"without colour heads": without_heads(*colour_heads), "no attention": with_blocks(NoAttention)}
 counts = {name: count_colours(broken) for name, broken in encoders.items()}
 which = {name: scores_of(ask(broken, shapes))["colour"] for name, broken in encoders.items()}
-print(f"{'':22} {'count a colour':>15} {'which colour':>13}   ({len(counting)} questions, {num_pictures} questions)")
+print(f"{'':22} {'count a colour':>15} {'which colour':>13}   ({len(counting)} questions, {num_images} questions)")
 for name in encoders:
     print(f"{name:22} {counts[name]:15.0%} {which[name]:13.0%}")
 print(

@@ -224,8 +224,8 @@ for name, grid, dim, r in (("nanoVLM-222M", 14, 768, 2), ("SmolVLM-256M", 32, 76
 # %%
 from nanovlm.viz.pixel_shuffle import stages_figure
 
-picture = Image.open(asset_path("pictures/shapes.png")).convert("RGB").resize((64, 64))
-stages_figure(picture)
+image = Image.open(asset_path("images/shapes.png")).convert("RGB").resize((64, 64))
+stages_figure(image)
 
 # %% [markdown]
 # The area is the same in all four. Only the way of cutting differs. Each small picture holds every r-th pixel of the
@@ -238,7 +238,7 @@ from nanovlm.viz.pixel_shuffle import shuffle_figure
 
 
 def one_tile(r, row, column):
-    return shuffle_figure(picture, r, row, column)
+    return shuffle_figure(image, r, row, column)
 
 
 lever(one_tile, r=[1, 2, 4, 8], row=(0, 15), column=(0, 15), start={"r": 4, "row": 3, "column": 3})
@@ -325,21 +325,21 @@ print(f"{len(torn)} of {len(large)} tokens are torn apart, such as token {torn[0
 # is what the way back does.
 
 # %%
-from nanovlm.viz.pixel_shuffle import pictures_row
+from nanovlm.viz.pixel_shuffle import images_row
 
 
-def to_patches(picture):
-    pixels = torch.from_numpy(np.array(picture))  # [64, 64, 3]
+def to_patches(image):
+    pixels = torch.from_numpy(np.array(image))  # [64, 64, 3]
     return rearrange(pixels, "(row i) (column j) c -> 1 (row column) (i j c)", i=8, j=8)
 
 
-def to_picture(patches):
+def to_image(patches):
     pixels = rearrange(patches, "1 (row column) (i j c) -> (row i) (column j) c", row=8, i=8, j=8)
     return Image.fromarray(pixels.numpy())
 
 
-seen = [to_picture(pixel_unshuffle(shuffle(to_patches(picture), 2), 2)) for shuffle in (pixel_shuffle, wrong_shuffle)]
-pictures_row([picture, *seen], ["the picture", "as tiles: unharmed", "as strips: what the layer believes"])
+seen = [to_image(pixel_unshuffle(shuffle(to_patches(image), 2), 2)) for shuffle in (pixel_shuffle, wrong_shuffle)]
+images_row([image, *seen], ["the picture", "as tiles: unharmed", "as strips: what the layer believes"])
 
 # %% [markdown]
 # Nothing raises, nothing is NaN, all shapes fit. In chapter 06 you put this version into the pocket model and ask it
@@ -356,8 +356,8 @@ pictures_row([picture, *seen], ["the picture", "as tiles: unharmed", "as strips:
 
 # %% tags=["nbval-check-output"]
 four_patches = torch.tensor([[[0, 1], [10, 11], [20, 21], [30, 31]]])
-as_picture = rearrange(four_patches, "b (row column) d -> b d row column", row=2)
-torchs = nn.functional.pixel_unshuffle(as_picture, 2).flatten(2).transpose(1, 2)
+as_image = rearrange(four_patches, "b (row column) d -> b d row column", row=2)
+torchs = nn.functional.pixel_unshuffle(as_image, 2).flatten(2).transpose(1, 2)
 print("ours:   ", pixel_shuffle(four_patches, 2).tolist())
 print("torch's:", torchs.tolist())
 
@@ -382,7 +382,7 @@ from nanovlm.viz.pixel_shuffle import token_figure
 
 def which_patches(token, r):
     tokens = patch_map(lambda x: pixel_shuffle(x, r), grid=8).tokens
-    return token_figure(picture, tokens, token)
+    return token_figure(image, tokens, token)
 
 
 lever(which_patches, token=(0, 15), r=[1, 2, 4], start={"token": 5, "r": 2})

@@ -59,8 +59,8 @@ from nanovlm.inference.prompts import prepare_prompts
 
 # %%
 pocket = VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
-picture = Image.open(asset_path("pictures/shapes.png"))
-prompt = prepare_prompts(pocket, ["Where is the red star?"], [picture])
+image = Image.open(asset_path("images/shapes.png"))
+prompt = prepare_prompts(pocket, ["Where is the red star?"], [image])
 
 # %% tags=["nbval-check-output"]
 ids = prompt["input_ids"]  # [1, length]
@@ -117,16 +117,16 @@ torch.testing.assert_close(a_b_c[2], b_a_c[2])  # C's output: the same
 with torch.no_grad():
     states = pocket(**prompt, output_hidden_states=True).hidden_states  # five of [1, length, dim]
 sizes = [x.pow(2).mean(dim=-1).sqrt()[0] for x in states]  # five of [length]
-of_picture = prompt["input_ids"][0] == pocket.config.image_token_id  # [length]
+of_image = prompt["input_ids"][0] == pocket.config.image_token_id  # [length]
 for i, size in enumerate(sizes):
     name = f"into block {i}" if i < 4 else "behind the norm"
-    text, image = size[~of_picture], size[of_picture]
+    text, image = size[~of_image], size[of_image]
     print(f"{name:16} text {text.min():5.2f} to {text.max():5.2f}, picture {image.min():5.2f} to {image.max():5.2f}")
 growth = sizes[3] / sizes[0]  # [length]
-for name, grown in (("text", growth[~of_picture]), ("picture", growth[of_picture])):
+for name, grown in (("text", growth[~of_image]), ("picture", growth[of_image])):
     print(f"from block 0 to block 3, {name:7} tokens grow {grown.min():.1f} to {grown.max():.1f} times as large")
-assert sizes[0][of_picture].min() > 2 * sizes[0][~of_picture].max()
-assert (growth > 1).float().mean() > 0.9 and growth[~of_picture].max() > max(5, growth[of_picture].max())
+assert sizes[0][of_image].min() > 2 * sizes[0][~of_image].max()
+assert (growth > 1).float().mean() > 0.9 and growth[~of_image].max() > max(5, growth[of_image].max())
 
 # %% [markdown]
 # The text starts small, the picture's tokens start several times as large, and both grow, some tokens of the text most of

@@ -477,8 +477,8 @@ quiz("ch05.padding")
 # %%
 def with_pads(number, text):
     ids = prompt_ids("<|user|>▦…<|assistant|>", text)
-    behind_picture = 1 + num_image_tokens
-    return ids[:behind_picture] + [tokenizer.pad_token_id] * number + ids[behind_picture:]
+    behind_image = 1 + num_image_tokens
+    return ids[:behind_image] + [tokenizer.pad_token_id] * number + ids[behind_image:]
 
 
 padded = {number: count_right(partial(with_pads, number))[0] for number in (0, 8, 64, 256)}
@@ -790,12 +790,10 @@ for name in ("never", "twice"):
 # Down it goes, both times, smooth as one would wish. Ask them:
 
 # %%
-picture = Image.open(asset_path("pictures/shapes.png"))
+image = Image.open(asset_path("images/shapes.png"))
 for text in ("Where is the red star?", "What colour is the star?", "Where is the yellow triangle?"):
-    answers = {
-        name: student.generate(image=picture, prompt=text, max_new_tokens=6) for name, student in students.items()
-    }
-    print(f"{text:30} {model.generate(image=picture, prompt=text)!r:12}", answers)
+    answers = {name: student.generate(image=image, prompt=text, max_new_tokens=6) for name, student in students.items()}
+    print(f"{text:30} {model.generate(image=image, prompt=text)!r:12}", answers)
 
 # %% [markdown]
 # On the left the pocket model. The student that was **never** shifted learned to repeat what it reads: it begins with

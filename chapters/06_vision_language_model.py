@@ -60,12 +60,12 @@ from nanovlm.viz.start_here import sample_card
 
 # %%
 model = nanovlm.VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
-picture = Image.open(asset_path("pictures/shapes.png")).convert("RGB")
+image = Image.open(asset_path("images/shapes.png")).convert("RGB")
 question = "Where is the red star?"
 
-ids, pixels = prepare_prompt(model, question, picture)
+ids, pixels = prepare_prompt(model, question, image)
 input_ids = torch.tensor([ids])
-sample_card(picture, alt="Four shapes, one in each corner; the star is red.")
+sample_card(image, alt="Four shapes, one in each corner; the star is red.")
 
 # %% [markdown]
 # What did the prompt become?
@@ -103,23 +103,23 @@ print("image tokens:", expect_shape(image_tokens, "1 16 128"))
 # Move the lever. (Four image tokens a picture here, so that they fit the page. `a0` is the first one of picture a.)
 
 # %%
-from nanovlm.viz.fusion import Piece, lines_figure, picture_pieces
+from nanovlm.viz.fusion import Piece, image_pieces, lines_figure
 
 
 def spoken(text):
     return [Piece(word, "word") for word in text.split()]
 
 
-def standing(way, pictures):
-    seats = [Piece("", "seat")] * 4 * pictures
-    tokens = [piece for i in range(pictures) for piece in picture_pieces(i, 4)]
+def standing(way, images):
+    seats = [Piece("", "seat")] * 4 * images
+    tokens = [piece for i in range(images) for piece in image_pieces(i, 4)]
     before, after = spoken("user"), spoken("Where is the red star ?")
     if way == "in front":
         return lines_figure([("the text", [*before, *after]), ("the line", [*tokens, *before, *after])])
     return lines_figure([("the text", [*before, *seats, *after]), ("the line", [*before, *tokens, *after])])
 
 
-lever(standing, way=["in their places", "in front"], pictures=(0, 3), start={"pictures": 1})
+lever(standing, way=["in their places", "in front"], images=(0, 3), start={"images": 1})
 
 # %% [markdown]
 # Watch the length. In front, the line grows by the image tokens. In their places, it is as long as the text was: the
@@ -135,8 +135,8 @@ lever(standing, way=["in their places", "in front"], pictures=(0, 3), start={"pi
 
 # %% tags=["nbval-check-output"]
 three_words = torch.tensor([[[1.0], [2.0], [3.0]]])
-one_picture = torch.tensor([[[100.0], [101.0]]])
-joined = torch.cat([one_picture, three_words], dim=1)
+one_image = torch.tensor([[[100.0], [101.0]]])
+joined = torch.cat([one_image, three_words], dim=1)
 print(joined.flatten().tolist(), " ", expect_shape(joined, "1 5 1"))
 
 # %% [markdown]
@@ -166,7 +166,7 @@ is_placeholder
 
 # %% tags=["nbval-check-output"]
 embeddings = row[:, :, None].float()  # the vector of token 7 is [7]
-embeddings.masked_scatter(is_placeholder[:, :, None], one_picture).flatten().tolist()
+embeddings.masked_scatter(is_placeholder[:, :, None], one_image).flatten().tolist()
 
 # %% [markdown]
 # "In reading order" is what makes many pictures easy. Lay all pictures of the batch in one line, `[pictures,
@@ -174,8 +174,8 @@ embeddings.masked_scatter(is_placeholder[:, :, None], one_picture).flatten().tol
 
 # %% tags=["nbval-check-output"]
 batch = torch.tensor([[SEAT, SEAT, 7, SEAT, SEAT], [8, SEAT, SEAT, 9, 9], [7, 7, 7, 7, 7]])  # two pictures, one, none
-three_pictures = torch.arange(100.0, 106.0).reshape(3, 2, 1)
-batch[:, :, None].float().masked_scatter((batch == SEAT)[:, :, None], three_pictures)[:, :, 0].long()
+three_images = torch.arange(100.0, 106.0).reshape(3, 2, 1)
+batch[:, :, None].float().masked_scatter((batch == SEAT)[:, :, None], three_images)[:, :, 0].long()
 
 # %% [markdown]
 # ### Who counts?
@@ -191,12 +191,12 @@ quiz("ch06.counts")
 
 # %%
 torn = torch.tensor([[7, SEAT, SEAT, SEAT], [8, SEAT, 9, 9]])
-filled = torn[:, :, None].float().masked_scatter((torn == SEAT)[:, :, None], three_pictures[:2])[:, :, 0]
+filled = torn[:, :, None].float().masked_scatter((torn == SEAT)[:, :, None], three_images[:2])[:, :, 0]
 assert filled.tolist() == [[7, 100, 101, 102], [8, 103, 9, 9]]  # 102 and 103 are picture b
 
 lines_figure(
     [
-        ("row 0, which asks about picture a", [*spoken("w"), *picture_pieces(0, 2), Piece("b0", 1)]),
+        ("row 0, which asks about picture a", [*spoken("w"), *image_pieces(0, 2), Piece("b0", 1)]),
         ("row 1, which asks about picture b", [*spoken("w"), Piece("b1", 1), *spoken("w w")]),
     ]
 )
@@ -210,17 +210,17 @@ lines_figure(
 # %% tags=["package:nanovlm.models.vision_language_model.merge_image_tokens"]
 def merge_image_tokens(embeddings: Tensor, image_tokens: Tensor, is_placeholder: Tensor) -> Tensor:
     """Put image tokens [P, num_image_tokens, dim] where is_placeholder [B, T] is True in embeddings [B, T, dim]."""
-    num_pictures, num_image_tokens = image_tokens.shape[:2]
+    num_images, num_image_tokens = image_tokens.shape[:2]
     counts = is_placeholder.sum(dim=1).tolist()  # per row: the sum alone would let a picture run on into the next row
     for row, count in enumerate(counts):
         if count % num_image_tokens:
             raise ValueError(
                 f"Row {row} has {count} image placeholders; each of its pictures needs {num_image_tokens} of them."
             )
-    if sum(counts) != num_pictures * num_image_tokens:
+    if sum(counts) != num_images * num_image_tokens:
         raise ValueError(
             f"The text has placeholders for {sum(counts) // num_image_tokens} pictures ({num_image_tokens} each), but "
-            f"{num_pictures} were given. Make the two equal."
+            f"{num_images} were given. Make the two equal."
         )
     return embeddings.masked_scatter(is_placeholder[:, :, None], image_tokens.to(embeddings.dtype))
 
@@ -228,7 +228,7 @@ def merge_image_tokens(embeddings: Tensor, image_tokens: Tensor, is_placeholder:
 # %% tags=["nbval-check-output"]
 for ids_of_batch in (torn, batch):
     try:
-        merge_image_tokens(ids_of_batch[:, :, None].float(), three_pictures[:2], ids_of_batch == SEAT)
+        merge_image_tokens(ids_of_batch[:, :, None].float(), three_images[:2], ids_of_batch == SEAT)
     except ValueError as error:
         print(error)
 
@@ -254,7 +254,7 @@ print(
 
 # %% tags=["nbval-check-output"]
 without_seats = input_ids[input_ids != model.config.image_token_id][None]
-two_ids, two_pixels = prepare_prompt(model, question, [picture, picture])
+two_ids, two_pixels = prepare_prompt(model, question, [image, image])
 cases = {
     "in their places": (input_ids, pixels),
     "two pictures": (torch.tensor([two_ids]), two_pixels),
@@ -492,7 +492,7 @@ class VisionLanguageModel(nn.Module):
 
 # %% tags=["nbval-check-output"]
 model = VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
-print(question, "-", model.generate(image=picture, prompt=question))
+print(question, "-", model.generate(image=image, prompt=question))
 
 # %% [markdown]
 # ## Every step, in shapes
@@ -590,7 +590,7 @@ from nanovlm.data.thimble import answers as possible_answers
 from nanovlm.viz.fusion import Chance, ablation_figure
 
 grey = Image.new("RGB", (64, 64), (128, 128, 128))
-other = Image.open(asset_path("pictures/shapes_2.png")).convert("RGB")
+other = Image.open(asset_path("images/shapes_2.png")).convert("RGB")
 ASKED = {
     "Where is the red star?": ("where", "top left"),
     "What colour is the triangle?": ("colour", "yellow"),
@@ -598,19 +598,19 @@ ASKED = {
 }
 
 
-def tiles_shuffled(picture):
+def tiles_shuffled(image):
     """For the eye: the 4 x 4 tiles in the order in which `shuffled` puts their image tokens."""
-    tiles = torch.frombuffer(bytearray(picture.resize((64, 64)).tobytes()), dtype=torch.uint8)
+    tiles = torch.frombuffer(bytearray(image.resize((64, 64)).tobytes()), dtype=torch.uint8)
     tiles = tiles.reshape(4, 16, 4, 16, 3).transpose(1, 2).reshape(1, 16, 16, 16, 3)
     tiles = shuffled(tiles).reshape(4, 4, 16, 16, 3).transpose(1, 2).reshape(64, 64, 3)
     return Image.fromarray(tiles.numpy())
 
 
 def ablation(question, seen):
-    shown = {"grey": grey, "another picture": other}.get(seen, picture)
+    shown = {"grey": grey, "another picture": other}.get(seen, image)
     kind, truth = ASKED[question]
     answers = possible_answers("shapes", kind)
-    prompt_ids, right_pixels = prepare_prompt(model, question, picture)
+    prompt_ids, right_pixels = prepare_prompt(model, question, image)
     own, own_logits = chances(prompt_ids, right_pixels, answers)
     disorder = seen == "tokens out of order"
     with changed(model.projector, shuffled if disorder else lambda image_tokens: image_tokens):
@@ -649,8 +649,8 @@ def mean(by_kind):
     return sum(by_kind.values()) / len(by_kind)
 
 
-def with_pictures(pictures):
-    return [{**sample, "images": [picture]} for sample, picture in zip(samples, pictures, strict=True)]
+def with_images(images):
+    return [{**sample, "images": [image]} for sample, image in zip(samples, images, strict=True)]
 
 
 # %%
@@ -659,12 +659,12 @@ from nanovlm.viz.fusion import score_table
 own = [sample["images"][0] for sample in samples]
 seen = {
     "its own picture": scores(model, samples),
-    "grey": scores(model, with_pictures([grey] * len(own))),
-    "another one's picture": scores(model, with_pictures([*own[1:], own[0]])),
+    "grey": scores(model, with_images([grey] * len(own))),
+    "another one's picture": scores(model, with_images([*own[1:], own[0]])),
 }
 with changed(model.projector, shuffled):
     seen["tokens out of order"] = scores(model, samples)
-    fatal = [text for text, (_, truth) in ASKED.items() if model.generate(image=picture, prompt=text) != truth]
+    fatal = [text for text, (_, truth) in ASKED.items() if model.generate(image=image, prompt=text) != truth]
 
 right, disorder = seen["its own picture"], seen["tokens out of order"]
 assert mean(right) > 0.9 and mean(right) - 0.01 > mean(disorder) > 0.7
@@ -758,10 +758,10 @@ print(f"Is there …? {told['yes'] + told['no']} of {len(whether)} times yes or 
 # %%
 lines_figure(
     [
-        ("a long question", [*picture_pieces(0, 4), *spoken("user Where is the red star ?")]),
+        ("a long question", [*image_pieces(0, 4), *spoken("user Where is the red star ?")]),
         (
             "a short one, in the same batch",
-            [*picture_pieces(1, 4), *[Piece("", "padding")] * 3, *spoken("user What is it ?")],
+            [*image_pieces(1, 4), *[Piece("", "padding")] * 3, *spoken("user What is it ?")],
         ),
     ]
 )
@@ -856,7 +856,7 @@ broken["strict=False"] = scores(careless, samples)
 assert mean(broken["strict=False"]) < 0.5
 
 for text, (_, truth) in ASKED.items():
-    print(f"{text} - {careless.generate(image=picture, prompt=text)}, in truth {truth}")
+    print(f"{text} - {careless.generate(image=image, prompt=text)}, in truth {truth}")
 score_table(broken, guessing=chance("shapes"))
 
 # %% [markdown]
@@ -942,7 +942,7 @@ for origin in ("yours", "reference"):
 # And now the moment for which you wrote them. Your model, the shipped weights, a picture, a question:
 
 # %%
-said = mine.generate(image=picture, prompt=question)
+said = mine.generate(image=image, prompt=question)
 assert said == "top left"
 print(question, "-", said)
 

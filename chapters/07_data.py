@@ -128,7 +128,7 @@ for turn in sample["texts"][:3]:
 # Here are the three samples to look at.
 
 # %%
-from nanovlm.data.pictures import open_image
+from nanovlm.data.images import open_image
 from nanovlm.viz.data import sample_card
 
 
@@ -325,11 +325,11 @@ for name, turns, test in (
 # ## Some picture files are shown wrongly without an error
 #
 # A collection of millions of files contains every kind of file. The gallery below is made in code, by
-# `nanovlm.data.bad_pictures`. For each file, the left side shows what Pillow's `Image.open(…).convert("RGB")` gives,
+# `nanovlm.data.bad_images`. For each file, the left side shows what Pillow's `Image.open(…).convert("RGB")` gives,
 # and the right side what `open_image` of the package gives.
 
 # %%
-from nanovlm.data.bad_pictures import odd_pictures
+from nanovlm.data.bad_images import odd_images
 from nanovlm.viz.data import gallery_figure
 
 
@@ -345,7 +345,7 @@ def tried(open_it, content: bytes) -> Image.Image | None:
 
 
 # %%
-odd = odd_pictures()
+odd = odd_images()
 gallery_figure([(o.name, o.trouble, tried(plain_convert, o.content), tried(open_image, o.content)) for o in odd])
 
 # %% [markdown]
@@ -447,7 +447,7 @@ for name, item in zip(texts, (data[i] for i in range(len(data))), strict=True):
 quiz("ch07.split")
 
 # %%
-turns = [(picture, turn) for picture in range(500) for turn in range(7)]
+turns = [(image, turn) for image in range(500) for turn in range(7)]
 order = torch.randperm(len(turns), generator=torch.Generator().manual_seed(0)).tolist()
 validation = {turns[i][0] for i in order[:350]}  # a tenth of the turns
 training = {turns[i][0] for i in order[350:]}
@@ -463,12 +463,12 @@ print(f"{len(validation & training) / len(validation):.1%} of the validation pic
 # same in every process, and a picture keeps its side when the data grow ([exercise 7.4](../exercises/07_data.ipynb)).
 
 # %%
-split_by_picture = use("data.split_by_picture")
-contents = [b"picture %d" % picture for picture, _ in turns]
-train_indices, val_indices = split_by_picture(contents, 0.1, 0)
+split_by_image = use("data.split_by_image")
+contents = [b"picture %d" % image for image, _ in turns]
+train_indices, val_indices = split_by_image(contents, 0.1, 0)
 both = {contents[i] for i in train_indices} & {contents[i] for i in val_indices}
 print(f"{len(val_indices)} of {len(turns)} turns are held out, {len(both)} pictures are on both sides")
-more = split_by_picture(contents + [b"new %d" % i for i in range(500)], 0.1, 0)[1]
+more = split_by_image(contents + [b"new %d" % i for i in range(500)], 0.1, 0)[1]
 print("those held out stay held out when data are added:", [i for i in more if i < len(contents)] == list(val_indices))
 
 # %% [markdown]
@@ -494,9 +494,9 @@ def bits_apart(a: Image.Image, b: Image.Image) -> int:
 
 
 # %%
-pictures = [Thimble("glyphs", "train")[i]["images"][0] for i in range(40)]
-copies = [bits_apart(picture, again(picture)) for picture in pictures]
-others = [bits_apart(pictures[i], pictures[j]) for i in range(40) for j in range(i)]
+images = [Thimble("glyphs", "train")[i]["images"][0] for i in range(40)]
+copies = [bits_apart(image, again(image)) for image in images]
+others = [bits_apart(images[i], images[j]) for i in range(40) for j in range(i)]
 print(f"a copy differs in {sum(copies) / len(copies):.1f} bits on average, at most {max(copies)}")
 print(f"another picture in {sum(others) / len(others):.1f}, at least {min(others)}")
 
@@ -938,8 +938,8 @@ print(f"{guessable(clock):.1f} points above chance")
 # |---|---|---|---|
 # | 7.1 | Which turns are worth learning? (`data.messages_of`) | ●○○ | 10 |
 # | 7.2 | Measure what closed eyes score (`data.blind_score`) | ●○○ | 10 |
-# | 7.3 | Any file, as a person would see it (`data.open_picture`) | ●●○ | 15 |
-# | 7.4 | No picture on both sides (`data.split_by_picture`) | ●●○ | 12 |
+# | 7.3 | Any file, as a person would see it (`data.open_image`) | ●●○ | 15 |
+# | 7.4 | No picture on both sides (`data.split_by_image`) | ●●○ | 12 |
 # | 7.5 | Rows of one length (`data.pad_batch`) | ●●○ | 12 |
 # | 7.6 | Write the test that would have told (`data.test_pad_batch`) | ●●○ | 12 |
 # | 7.7 | Which samples share a row? (`data.pack`) | ●●○ | 12 |

@@ -572,15 +572,15 @@ print(f"{config.max_steps} steps of {config.batch_size} conversations: about {mi
 # run after the step in hand.
 
 # %%
-watched = train_and_watch(config, pocket, pictures=budget().pick(ci=12, laptop=40))
+watched = train_and_watch(config, pocket, images=budget().pick(ci=12, laptop=40))
 
 # %%
 last, blind = watched.accuracy[-1][1], watched.blind[-1][1]
 print(f"step {watched.run.step}: {mean(last):.0%} right, {blind:.0%} blind, in {watched.run.seconds / 60:.1f} minutes")
 
-picture = Image.open(asset_path("pictures/shapes.png")).convert("RGB")
+image = Image.open(asset_path("images/shapes.png")).convert("RGB")
 for question in ("How many shapes are there?", "Where is the red star?"):
-    print(f"{question:28} {pocket.eval().generate(prompt=[question], image=[[picture]], max_new_tokens=8)[0]}")
+    print(f"{question:28} {pocket.eval().generate(prompt=[question], image=[[image]], max_new_tokens=8)[0]}")
 
 # %% [markdown]
 # With the `ci` budget this stops after 40 small steps, where nothing is seen yet. The whole run, at the `laptop` budget or
@@ -691,7 +691,7 @@ from nanovlm.training.loop import train
 
 folder = tempfile.mkdtemp()
 six_steps = small_recipe(
-    batch_size=4, max_steps=6, val_size=4, log_every=1, eval_every=100, save_every=2, accuracy_pictures=0
+    batch_size=4, max_steps=6, val_size=4, log_every=1, eval_every=100, save_every=2, accuracy_images=0
 )
 
 
@@ -904,14 +904,14 @@ from PIL import ImageDraw
 
 def clock_face(hour: int, minute: int, size: int = 64) -> Image.Image:
     """A dial with two hands."""
-    picture = Image.new("RGB", (size, size), "white")
-    draw, middle = ImageDraw.Draw(picture), size / 2
+    image = Image.new("RGB", (size, size), "white")
+    draw, middle = ImageDraw.Draw(image), size / 2
     draw.ellipse((3, 3, size - 4, size - 4), outline="black", width=2)
     for turn, length, width in (((hour + minute / 60) / 12, 0.25, 4), (minute / 60, 0.4, 2)):
         angle = 2 * math.pi * turn
         tip = middle + size * length * math.sin(angle), middle - size * length * math.cos(angle)
         draw.line((middle, middle, *tip), fill="black", width=width)
-    return picture
+    return image
 
 
 sample = {

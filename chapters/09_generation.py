@@ -71,7 +71,7 @@ quiz("ch09.five_answers")
 
 # %%
 pocket = VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
-picture = Image.open(asset_path("pictures/shapes.png")).convert("RGB")
+image = Image.open(asset_path("images/shapes.png")).convert("RGB")
 describe = "Describe the picture."
 
 
@@ -79,9 +79,9 @@ def five(image: Image.Image | None) -> list[str]:
     return pocket.generate(image=image, prompt=describe, num_generations=5, temperature=1.0, seed=0)
 
 
-for name, image in (("with the picture", picture), ("without a picture", None)):
-    answers = five(image)
-    assert (len(set(answers)) == 1) == (image is not None)
+for name, shown in (("with the picture", image), ("without a picture", None)):
+    answers = five(shown)
+    assert (len(set(answers)) == 1) == (shown is not None)
     print(f"{name}: {len(set(answers))} different answers of {len(answers)}")
     print("\n".join(f"    {answer}" for answer in answers[: len(set(answers))]))
 
@@ -99,7 +99,7 @@ for name, image in (("with the picture", picture), ("without a picture", None)):
 # the likeliest token at every step this is called **greedy decoding**. Here it is without any refinement:
 
 # %%
-prompt = prepare_prompts(pocket, [describe], [picture])
+prompt = prepare_prompts(pocket, [describe], [image])
 ids, images = prompt["input_ids"], prompt["images"]  # [1, length], [1, 3, 64, 64]
 end, words = pocket.config.eos_token_id, pocket.tokenizer.decode
 length = ids.shape[1]
@@ -128,8 +128,8 @@ print(f"The end token, {end}, is token {where} of the answer; the loop wrote {30
 #   the decoded text.
 
 # %%
-print(pocket.generate(image=picture, prompt=describe, max_new_tokens=7))
-print(pocket.generate(image=picture, prompt=describe, stop=". bottom"))
+print(pocket.generate(image=image, prompt=describe, max_new_tokens=7))
+print(pocket.generate(image=image, prompt=describe, stop=". bottom"))
 
 # %% [markdown]
 # In a batch, rows end at different steps. A row that has ended is filled with the end token while the others write, and
@@ -287,9 +287,7 @@ questions = questions_of([test[i] for i in range(budget().pick(ci=6, laptop=20))
 for fault in ("none", "turned on every read", "is_causal with one query", "stores over the last", "no mask"):
     model = yours(replace={"generation.cached_attention": partial(faulty, fault=fault)})
     right = sum(a == q.answer for a, q in zip(answer_all(model, questions), questions, strict=True))
-    print(
-        f"{fault.upper()}: {right} of {len(questions)} right. {model.generate(image=picture, prompt=describe)[:90]}\n"
-    )
+    print(f"{fault.upper()}: {right} of {len(questions)} right. {model.generate(image=image, prompt=describe)[:90]}\n")
 
 # %% [markdown]
 # Compare the share of right answers with the captions. Most questions have an answer of one token, which comes
@@ -406,7 +404,7 @@ lever(
 # How many tokens does each rule leave where the model is sure, and where it is not?
 
 # %%
-sure = next_logits("Which shape is at the top left?", picture)
+sure = next_logits("Which shape is at the top left?", image)
 print(f"{'rule':12}" + "".join(f"{name:>12}" for name in ("sure", "colours", "sign", "sign, T = 2")))
 for rule, keep in FILTERS.items():
     left = [int(keep(x[None]).isfinite().sum()) for x in (sure, guess, sign, sign / 2)]
@@ -667,7 +665,7 @@ beams_figure(drawing, "Two beams, four tokens")
 
 # %%
 for colour in ("red", "blue", "green"):
-    p = math.exp(log_probability(colour, picture, "What colour is the shape at the top left?"))
+    p = math.exp(log_probability(colour, image, "What colour is the shape at the top left?"))
     print(f"P({colour}) = {p:.4f}")
 
 # %% [markdown]
@@ -777,7 +775,7 @@ for count in range(1, len(pieces) + 1):
 
 # %%
 shown = []
-pocket.generate(image=picture, prompt="Where is the red star?", on_text=shown.append)
+pocket.generate(image=image, prompt="Where is the red star?", on_text=shown.append)
 print(shown)
 
 # %% [markdown]
@@ -977,7 +975,7 @@ for name, peak, bandwidth in (("T4", 65e12, 320e9), ("H100", 989e12, 3.35e12)):
 
 # %%
 own = yours()
-print(own.generate(image=picture, prompt=describe, temperature=0.8, min_p=0.1, seed=0))
+print(own.generate(image=image, prompt=describe, temperature=0.8, min_p=0.1, seed=0))
 
 # %% [markdown]
 # What you take along:

@@ -151,11 +151,11 @@ sample_card(turned[0].images[0], alt="A picture of shapes, turned by ten degrees
 # are, and only the pictures tell you what they have in common.
 
 # %%
-from nanovlm.viz.contact_sheet import AnsweredPicture, contact_sheet
+from nanovlm.viz.contact_sheet import AnsweredImage, contact_sheet
 from nanovlm.viz.style import image, png_bytes, svg_figure
 
 failed = [(q, a) for q, a in zip(turned, turned_answers, strict=True) if a != q.answer]
-cards = [AnsweredPicture(q.images[0], q.text, a, q.answer) for q, a in failed[:8]]
+cards = [AnsweredImage(q.images[0], q.text, a, q.answer) for q, a in failed[:8]]
 print({kind: sum(q.kind == kind for q, _ in failed) for kind in dict.fromkeys(q.kind for q in questions)})
 sheet = contact_sheet(
     "Turned by ten degrees", f"{len(failed)} failures; the first {len(cards)} of them.", cards, 4, scale=1
@@ -425,9 +425,9 @@ quiz("ch10.length")
 # ones. [Exercise 10.9](../exercises/10_evaluation.ipynb) computes such scores from raw logits.
 
 # %%
-from nanovlm.evaluation.robustness import turned as turn_picture
+from nanovlm.evaluation.robustness import turned as turn_image
 
-tilted_choice = [{**c, "image": turn_picture(c["image"], 10)} for c in choice]
+tilted_choice = [{**c, "image": turn_image(c["image"], 10)} for c in choice]
 protocols = {
     "strict letter": evaluate_choice(pocket, tilted_choice, "letter"),
     "lenient regex": evaluate_choice(pocket, tilted_choice, "lenient"),

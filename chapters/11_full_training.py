@@ -86,8 +86,8 @@ from nanovlm.trace import trace
 large = VLMConfig()  # SigLIP-B/16 at 224 pixels, SmolLM2-135M
 with torch.device("meta"):  # shapes without memory
     whole = VisionLanguageModel(large)
-    picture, tokens = torch.empty(1, 3, 224, 224), torch.empty(1, 128, 576)
-vision = trace(lambda x: whole.projector(whole.vision_encoder(x)), picture).flops
+    image, tokens = torch.empty(1, 3, 224, 224), torch.empty(1, 128, 576)
+vision = trace(lambda x: whole.projector(whole.vision_encoder(x)), image).flops
 text = trace(lambda x: whole.decoder.head(whole.decoder(x)), tokens).flops
 sample_flops = vision + text
 print(f"picture {vision / 1e9:.1f} GFLOP, text {text / 1e9:.1f} GFLOP, forward {sample_flops / 1e9:.1f} GFLOP")
@@ -131,12 +131,12 @@ from nanovlm.viz.full_training import hours_figure, logs_figure, memory_figure, 
 AMOUNTS = {"256 k (a taste)": 256_000, "1.7 M (one epoch)": 1_700_000, "8.4 M (published)": published}
 
 
-def hours_picture(samples: str, utilisation: float):
+def hours_image(samples: str, utilisation: float):
     rule = f"{samples} samples of 222M at {utilisation:.0%} of the peak: an estimate"
     return hours_figure(hours(AMOUNTS[samples], utilisation), "Hours on one card", rule, limit=4)
 
 
-lever(hours_picture, samples=list(AMOUNTS), utilisation=[0.25, 0.08, 0.35, 0.45])
+lever(hours_image, samples=list(AMOUNTS), utilisation=[0.25, 0.08, 0.35, 0.45])
 
 # %% [markdown]
 # The red line is your four hours. Move the utilisation: between 8 % and 35 % lies a factor of more than four, which is
@@ -195,12 +195,12 @@ def plans(rows: int) -> dict[str, tuple[float, float, float, float]]:
     return {f"{name}, {rows} rows": memory_plan(models[name], rows, row[name]) for name in row}
 
 
-def memory_picture(rows: int):
+def memory_image(rows: int):
     return memory_figure(plans(rows), "Training 222M with AdamW, by the plan", 15.0, "what a T4 leaves you")
 
 
 assert sum(plans(16)["float32, 16 rows"]) < 15 < sum(plans(48)["float32, 48 rows"])
-lever(memory_picture, rows=[16, 4, 32, 48, 64])
+lever(memory_image, rows=[16, 4, 32, 48, 64])
 
 # %% [markdown]
 # Sixteen rows in float32 fit into a T4, forty-eight do not. (A T4 has 16 GB; CUDA and the display take their part, and 15
@@ -433,7 +433,7 @@ smoke = preset.train
 smoke.max_steps, smoke.eval_every, smoke.save_every, smoke.log_every = budget().pick(
     ci=(4, 4, 2, 2), t4=(20, 10, 10, 5)
 )
-smoke.accuracy_pictures, smoke.output_dir, smoke.run_name = 0, str(folder), "smoke"
+smoke.accuracy_images, smoke.output_dir, smoke.run_name = 0, str(folder), "smoke"
 run = train(smoke, model)
 print(f"step {run.step}, best validation loss {run.best_val_loss:.2f}")
 print("saved:", *sorted(p.name for p in (run.directory / "checkpoints").iterdir()))

@@ -104,9 +104,9 @@ trace(Fusion(), patches, ids)
 
 # %% tags=["nbval-check-output"]
 model = VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
-picture = Image.open(asset_path("pictures/shapes.png")).convert("RGB")
+image = Image.open(asset_path("images/shapes.png")).convert("RGB")
 
-ids, pixels = prepare_prompt(model, "Where is the red star?", picture)
+ids, pixels = prepare_prompt(model, "Where is the red star?", image)
 ids = torch.tensor([ids])
 print(expect_shape(ids, "1 length"), "|", expect_shape(pixels, "1 3 64 64"))
 
@@ -589,7 +589,7 @@ assert torch.allclose(weights[3].sum(-1), torch.ones(4, 24)) and not weights[3].
 # writes the answer: what comes behind `<|assistant|>` is the answer's first word, *top*.
 
 # %%
-from nanovlm.viz.attention import attention_over_picture
+from nanovlm.viz.attention import attention_over_image
 
 words = [model.tokenizer.decode([i], skip_special_tokens=False) for i in ids[0].tolist()]
 tokens = patch_map(lambda x: pixel_shuffle(x, 2), grid=8).tokens
@@ -600,15 +600,13 @@ positions = {word: i for i, word in enumerate(words) if word != "<|image|>"}
 def look(block, head, mean_of_heads, word):
     looks = weights[block].mean(0) if mean_of_heads else weights[block][head]  # [T, S]
     note = f"block {block}, {'mean of the heads' if mean_of_heads else f'head {head}'}"
-    return attention_over_picture(
-        picture, looks[positions[word]], words, positions[word], tokens, first_image_token, note
-    )
+    return attention_over_image(image, looks[positions[word]], words, positions[word], tokens, first_image_token, note)
 
 
 on_star = [0, 1, 4, 5]  # the image tokens of the star's quarter
 last = torch.stack([w[:, -1] for w in weights])  # [blocks, heads, length], of the position that writes the answer
-on_picture = last[..., first_image_token : first_image_token + 16]  # of that, the image tokens
-picture_shares, star_shares = on_picture.sum(-1), on_picture[..., on_star].sum(-1)
+on_image = last[..., first_image_token : first_image_token + 16]  # of that, the image tokens
+image_shares, star_shares = on_image.sum(-1), on_image[..., on_star].sum(-1)
 block, head = divmod(star_shares.argmax().item(), star_shares.shape[1])
 lever(
     look,
@@ -643,7 +641,7 @@ def most(row: Tensor) -> tuple[float, int, str]:
 for i in range(4):
     for k in range(4):
         weight, _, name = most(last[i, k])
-        shares = f"the picture {picture_shares[i, k]:4.0%}, the star's quarter {star_shares[i, k]:4.0%}"
+        shares = f"the picture {image_shares[i, k]:4.0%}, the star's quarter {star_shares[i, k]:4.0%}"
         print(f"block {i}, head {k}: {shares} | the most: {weight:4.0%} on {name}")
 
 # %% [markdown]
@@ -659,9 +657,9 @@ for i in range(4):
 # Which one *is* where the model looks? The list does not say. The next cell holds these claims to the numbers.
 
 # %%
-reads = [most(row)[1] for row in last[picture_shares < 0.05]]  # what heads read that hardly look at the picture
+reads = [most(row)[1] for row in last[image_shares < 0.05]]  # what heads read that hardly look at the picture
 assert len(reads) >= 2 and all(first_image_token + 16 <= position < len(words) - 1 for position in reads)
-assert ((picture_shares > 0.3) & (star_shares < picture_shares / 2)).sum() >= 3  # mostly past the star
+assert ((image_shares > 0.3) & (star_shares < image_shares / 2)).sum() >= 3  # mostly past the star
 assert star_shares.max() > 0.5 and (star_shares > 0.5).sum() <= 5
 moved = (last[block] - last[block].mean(0)).abs().sum(-1) / 2  # how much of its weight each head has elsewhere
 assert moved.min() > 0.1  # than the mean of the four
@@ -691,7 +689,7 @@ def answer_without(removed: list[int]) -> tuple[float, str]:
 
 
 # %%
-on_each = {token: on_picture[block, head, token].item() for token in on_star}
+on_each = {token: on_image[block, head, token].item() for token in on_star}
 looked_at = []  # the fewest of the star's tokens that hold four fifths of what the head gives to the star
 for token in sorted(on_each, key=on_each.get, reverse=True):
     if sum(on_each[chosen] for chosen in looked_at) < 0.8 * star_shares[block, head]:

@@ -45,7 +45,7 @@ from nanovlm.assets import asset_path
 from nanovlm.course import budget, expect_shape, lever, quiz, use
 from nanovlm.data.thimble import chance, thimble_sample
 from nanovlm.inference.prompts import prepare_prompts
-from nanovlm.viz.tiles import picture_figure, shrunk_row
+from nanovlm.viz.tiles import image_figure, shrunk_row
 
 # %% [markdown]
 # ## The question: where did the small print go?
@@ -61,7 +61,7 @@ signs = [thimble_sample("glyphs", "test", i)["images"][0] for i in range(64)]
 page = Image.new("RGB", (512, 512))
 for i, sign in enumerate(signs):
     page.paste(sign, (i % 8 * 64, i // 8 * 64))
-picture_figure(page, "A page of 8 x 8 coloured signs with two to four characters each, all easy to read.")
+image_figure(page, "A page of 8 x 8 coloured signs with two to four characters each, all easy to read.")
 
 # %% [markdown]
 # Now shrink the page, and look at its top left corner, four signs out of 64. The last picture is what an encoder of 64
@@ -334,7 +334,7 @@ share_bars(by_view, chance("glyphs")["read"])
 samples = [thimble_sample("shapes", "test", i, image_size=128) for i in range(48)]
 turns = [sample["texts"][i % 6] for i, sample in enumerate(samples)]  # one of six kinds of questions each
 views = torch.stack([tiler(sample["images"][0]) for sample in samples])
-print(expect_shape(views, "pictures 5 3 64 64"))
+print(expect_shape(views, "images 5 3 64 64"))
 
 
 def accuracy(images: Tensor) -> float:
@@ -502,8 +502,8 @@ tiles[1]
 # You write it in exercise 13.2, with the view of the whole behind. The cell takes yours if you have solved that.
 
 # %%
-split_picture = use("tiles.split")
-expect_shape(split_picture(torch.rand(3, 1536, 2048), 512), "13 3 512 512")
+split_image = use("tiles.split")
+expect_shape(split_image(torch.rand(3, 1536, 2048), 512), "13 3 512 512")
 
 # %% [markdown]
 # The package's processor does all of it: resize, cut, resize the whole. Here is our page under SmolVLM's rule, scaled
@@ -707,11 +707,11 @@ _ = their_processor.save_pretrained(directory)
 # %% tags=["nbval-check-output"]
 ours = VisionLanguageModel.from_pretrained(directory).eval()
 
-question, picture = "How many signs are red?", page.crop((0, 0, 512, 300))
+question, image = "How many signs are red?", page.crop((0, 0, 512, 300))
 messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
 prompt = their_processor.apply_chat_template(messages, add_generation_prompt=True)
-their_inputs = their_processor(text=prompt, images=[picture], return_tensors="pt")
-our_inputs = prepare_prompts(ours, [question], [picture])
+their_inputs = their_processor(text=prompt, images=[image], return_tensors="pt")
+our_inputs = prepare_prompts(ours, [question], [image])
 
 assert our_inputs["images"].equal(their_inputs["pixel_values"][0])  # the same pixels, bit by bit
 assert our_inputs["input_ids"].equal(their_inputs["input_ids"])  # the same text
@@ -807,7 +807,7 @@ with torch.device("meta"):
 # %% tags=["nbval-check-output"]
 two = [page.crop((0, 0, 512, 120)), page.crop((0, 0, 64, 64))]
 batch = prepare_prompts(ours, ["What differs?"], [two])
-views_of = [ours.image_processor.num_tiles(picture.size) for picture in two]
+views_of = [ours.image_processor.num_tiles(image.size) for image in two]
 placeholders = int((batch["input_ids"] == ours.config.image_token_id).sum())
 assert len(batch["images"]) == sum(views_of) and placeholders == sum(views_of) * ours.config.num_image_tokens
 print(

@@ -83,7 +83,7 @@ from nanovlm.models.vision_language_model import VLMOutput
 #
 # ```python
 # counts = is_placeholder.sum(dim=1).tolist()
-# raise ValueError if any count % num_image_tokens, or if the total is not num_pictures * num_image_tokens
+# raise ValueError if any count % num_image_tokens, or if the total is not num_images * num_image_tokens
 # return embeddings.masked_scatter(the mask with an axis more, the image tokens in the dtype of embeddings)
 # ```
 #

@@ -151,7 +151,7 @@ check("data.blind_score", blind_score)
 
 # %% [markdown] tags=["stamped"]
 # ## Exercise 7.3 · Any file, as a person would see it
-# `data.open_picture` · difficulty ●●○ · about 15 minutes
+# `data.open_image` · difficulty ●●○ · about 15 minutes
 #
 # **Why it matters.** A picture that is opened wrongly raises nothing. It only teaches the model a world that
 # lies on its side, or in which every logo stands on black.
@@ -201,17 +201,17 @@ check("data.blind_score", blind_score)
 
 
 # %%
-def open_picture(content: bytes) -> Image.Image:
+def open_image(content: bytes) -> Image.Image:
     """The bytes of a picture file -> RGB, as a person would see it."""
-    raise NotImplementedError("data.open_picture")
+    raise NotImplementedError("data.open_image")
 
 
 # %%
-check("data.open_picture", open_picture)
+check("data.open_image", open_image)
 
 # %% [markdown] tags=["stamped"]
 # ## Exercise 7.4 · No picture on both sides
-# `data.split_by_picture` · difficulty ●●○ · about 12 minutes
+# `data.split_by_image` · difficulty ●●○ · about 12 minutes
 #
 # **Why it matters.** With one picture in training and in validation, the model can remember instead of see, and
 # the score goes up for the wrong reason. Nothing else about the run will tell you.
@@ -248,13 +248,13 @@ check("data.open_picture", open_picture)
 
 
 # %%
-def split_by_picture(pictures: list[bytes], val_share: float, seed: int) -> tuple[list[int], list[int]]:
+def split_by_image(pictures: list[bytes], val_share: float, seed: int) -> tuple[list[int], list[int]]:
     """Indices for training and for validation, with each picture on one side."""
-    raise NotImplementedError("data.split_by_picture")
+    raise NotImplementedError("data.split_by_image")
 
 
 # %%
-check("data.split_by_picture", split_by_picture)
+check("data.split_by_image", split_by_image)
 
 # %% [markdown] tags=["stamped"]
 # ## Exercise 7.5 · Rows of one length

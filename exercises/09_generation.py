@@ -537,7 +537,7 @@ from nanovlm.course import yours
 
 model = yours()
 print(
-    model.generate(image=asset_path("pictures/shapes.png"), prompt="Describe the picture.", temperature=0.7, top_p=0.9)
+    model.generate(image=asset_path("images/shapes.png"), prompt="Describe the picture.", temperature=0.7, top_p=0.9)
 )
 
 # %%

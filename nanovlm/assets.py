@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def asset_path(name: str) -> Path:
-    """Where `name` (for example "pocket" or "pictures/shapes.png") lies: inside an installed wheel, or in a checkout.
+    """Where `name` (for example "pocket" or "images/shapes.png") lies: inside an installed wheel, or in a checkout.
 
     Raises: FileNotFoundError if it is in neither.
     """

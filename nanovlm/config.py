@@ -239,7 +239,7 @@ class TrainConfig:
     revision: str | None = None  # of a data set on the Hub: a commit, tag or branch
     max_length: int = 128  # tokens per row, image tokens included
     packing: bool = False  # several samples per row, with document boundaries
-    max_pictures: int | None = None  # pictures (tiles) per sample; one with more is skipped. None: as fit into a row
+    max_images: int | None = None  # pictures (tiles) per sample; one with more is skipped. None: as fit into a row
     num_workers: int = 0
     # optimisation
     batch_size: int = 32  # rows per forward
@@ -263,7 +263,7 @@ class TrainConfig:
     log_every: int = 10  # steps between lines of metrics.jsonl
     eval_every: int = 250  # steps between validations
     save_every: int = 250  # steps between checkpoints
-    accuracy_pictures: int = 32  # at each evaluation, ask the short questions about so many validation pictures
+    accuracy_images: int = 32  # at each evaluation, ask the short questions about so many validation pictures
     output_dir: str = "runs"
     run_name: str | None = None  # default: made from sizes, rates and date
     resume: bool = False  # go on from the newest checkpoint of run_name, or of the run that saved last
@@ -285,7 +285,7 @@ class TrainConfig:
         counts = ("batch_size", "gradient_accumulation_steps", "max_steps", "max_length", "max_val_samples")
         for name in (*counts, "log_every", "eval_every", "save_every", "shuffle_buffer_mb"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1; it is {getattr(self, name)}.")
-        _require(self.accuracy_pictures >= 0, f"accuracy_pictures is 0 or more; it is {self.accuracy_pictures}.")
+        _require(self.accuracy_images >= 0, f"accuracy_images is 0 or more; it is {self.accuracy_images}.")
         for name in ("warmup_fraction", "min_lr_fraction", "val_ratio"):
             _require(0 <= getattr(self, name) <= 1, f"{name} is a share between 0 and 1; it is {getattr(self, name)}.")
         for name in ("lr_projector", "lr_backbones", "lr_muon", "weight_decay", "num_workers"):
@@ -411,7 +411,7 @@ def presets() -> dict[str, Preset]:
                 val_size=2_000,
                 packing=True,
                 max_length=4_096,
-                max_pictures=64,
+                max_images=64,
                 num_workers=16,
                 batch_size=8,
                 gradient_accumulation_steps=8,

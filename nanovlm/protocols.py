@@ -59,7 +59,7 @@ class Tokenizer(Protocol):
     def save_pretrained(self, directory: str | Path) -> None: ...
 
 
-class PictureProcessor(Protocol):
+class ImageProcessor(Protocol):
     """Pictures -> pixels and the text that stands for them; `nanovlm.data.processors.ImageProcessor` is one."""
 
     def __call__(self, images: Any) -> Tensor: ...

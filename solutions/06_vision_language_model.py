@@ -83,7 +83,7 @@ from nanovlm.models.vision_language_model import VLMOutput
 #
 # ```python
 # counts = is_placeholder.sum(dim=1).tolist()
-# raise ValueError if any count % num_image_tokens, or if the total is not num_pictures * num_image_tokens
+# raise ValueError if any count % num_image_tokens, or if the total is not num_images * num_image_tokens
 # return embeddings.masked_scatter(the mask with an axis more, the image tokens in the dtype of embeddings)
 # ```
 #
@@ -94,12 +94,12 @@ from nanovlm.models.vision_language_model import VLMOutput
 def merge_image_tokens(embeddings: Tensor, image_tokens: Tensor, is_placeholder: Tensor) -> Tensor:
     """[B, T, dim], [P, num_image_tokens, dim] and bool [B, T] -> [B, T, dim]"""
     # SOLUTION
-    num_pictures, num_image_tokens = image_tokens.shape[:2]
+    num_images, num_image_tokens = image_tokens.shape[:2]
     counts = is_placeholder.sum(dim=1).tolist()
     if any(count % num_image_tokens for count in counts):
         raise ValueError(f"Each picture needs {num_image_tokens} placeholders in one row; the rows have {counts}.")
-    if sum(counts) != num_pictures * num_image_tokens:
-        raise ValueError(f"There are {sum(counts)} placeholders for {num_pictures} pictures of {num_image_tokens}.")
+    if sum(counts) != num_images * num_image_tokens:
+        raise ValueError(f"There are {sum(counts)} placeholders for {num_images} pictures of {num_image_tokens}.")
     return embeddings.masked_scatter(is_placeholder[:, :, None], image_tokens.to(embeddings.dtype))
     # END SOLUTION
 

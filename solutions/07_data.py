@@ -175,7 +175,7 @@ check("data.blind_score", blind_score)
 
 # %% [markdown] tags=["stamped"]
 # ## Exercise 7.3 · Any file, as a person would see it
-# `data.open_picture` · difficulty ●●○ · about 15 minutes
+# `data.open_image` · difficulty ●●○ · about 15 minutes
 #
 # **Why it matters.** A picture that is opened wrongly raises nothing. It only teaches the model a world that
 # lies on its side, or in which every logo stands on black.
@@ -225,7 +225,7 @@ check("data.blind_score", blind_score)
 
 
 # %%
-def open_picture(content: bytes) -> Image.Image:
+def open_image(content: bytes) -> Image.Image:
     """The bytes of a picture file -> RGB, as a person would see it."""
     # SOLUTION
     try:
@@ -244,11 +244,11 @@ def open_picture(content: bytes) -> Image.Image:
 
 
 # %%
-check("data.open_picture", open_picture)
+check("data.open_image", open_image)
 
 # %% [markdown] tags=["stamped"]
 # ## Exercise 7.4 · No picture on both sides
-# `data.split_by_picture` · difficulty ●●○ · about 12 minutes
+# `data.split_by_image` · difficulty ●●○ · about 12 minutes
 #
 # **Why it matters.** With one picture in training and in validation, the model can remember instead of see, and
 # the score goes up for the wrong reason. Nothing else about the run will tell you.
@@ -285,12 +285,12 @@ check("data.open_picture", open_picture)
 
 
 # %%
-def split_by_picture(pictures: list[bytes], val_share: float, seed: int) -> tuple[list[int], list[int]]:
+def split_by_image(images: list[bytes], val_share: float, seed: int) -> tuple[list[int], list[int]]:
     """Indices for training and for validation, with each picture on one side."""
     # SOLUTION
     train, val = [], []
-    for index, picture in enumerate(pictures):
-        digest = hashlib.sha256(str(seed).encode() + b":" + picture).hexdigest()
+    for index, image in enumerate(images):
+        digest = hashlib.sha256(str(seed).encode() + b":" + image).hexdigest()
         number = int(digest[:12], 16) / 16**12
         (val if number < val_share else train).append(index)
     return train, val
@@ -298,7 +298,7 @@ def split_by_picture(pictures: list[bytes], val_share: float, seed: int) -> tupl
 
 
 # %%
-check("data.split_by_picture", split_by_picture)
+check("data.split_by_image", split_by_image)
 
 # %% [markdown] tags=["stamped"]
 # ## Exercise 7.5 · Rows of one length
@@ -400,7 +400,7 @@ check("data.pad_batch", pad_batch)
 # ```python
 # ids = [torch.tensor([5, 1]), torch.tensor([6, 7, 1])]          # pad_id 1, and 1 is a real token too
 # images = two pictures filled with 2.0 and 3.0, [1, 3, 1, 1] each
-# padded, mask, learned, pictures = pad_batch(ids, targets, images, 1)
+# padded, mask, learned, stacked = pad_batch(ids, targets, images, 1)
 # assert padded.tolist() == [[5, 1, …], [6, 7, 1]]
 # assert mask.tolist() == …      # and the two others
 # ```
@@ -415,11 +415,11 @@ def test_pad_batch(pad_batch) -> None:
     ids = [torch.tensor([8, 2, 4]), torch.tensor([6, 2])]
     targets = [torch.tensor([-100, 4, -100]), torch.tensor([2, -100])]
     images = [torch.full((2, 3, 1, 1), 0.5), torch.full((1, 3, 1, 1), 0.25)]
-    padded, mask, learned, pictures = pad_batch(ids, targets, images, 2)
+    padded, mask, learned, stacked = pad_batch(ids, targets, images, 2)
     assert padded.tolist() == [[8, 2, 4], [6, 2, 2]], "ids"
     assert mask.tolist() == [[1, 1, 1], [1, 1, 0]], "mask"
     assert learned.tolist() == [[-100, 4, -100], [2, -100, -100]], "targets"
-    assert pictures[:, 0, 0, 0].tolist() == [0.5, 0.5, 0.25], "pictures"
+    assert stacked[:, 0, 0, 0].tolist() == [0.5, 0.5, 0.25], "pictures"
     # END SOLUTION
 
 

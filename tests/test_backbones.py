@@ -75,7 +75,7 @@ def test_the_encoder_of_a_full_siglip(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("image_size", [16, 48, 32])
 @torch.no_grad()
-def test_another_picture_size_stretches_the_positions_as_transformers_does(tmp_path: Path, image_size: int) -> None:
+def test_another_image_size_stretches_the_positions_as_transformers_does(tmp_path: Path, image_size: int) -> None:
     theirs = vision_model()
     theirs.save_pretrained(tmp_path)
     ours = load_vision_backbone(tmp_path, image_size)

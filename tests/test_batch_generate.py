@@ -15,8 +15,8 @@ from PIL import Image
 from nanovlm import VisionLanguageModel
 from nanovlm.config import LMConfig, ProjectorConfig, TilingConfig, ViTConfig, VLMConfig
 from nanovlm.data.tiling import make_image_processor, tile_tokens
-from nanovlm.inference.many_pictures import (
-    find_pictures,
+from nanovlm.inference.many_images import (
+    find_images,
     for_inference,
     generate_batch,
     measure_speed_up,
@@ -69,7 +69,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:1 of the 31 files")  # notes.txt
 def test_order_is_kept_and_nothing_is_lost(folder, tiling, batch_size):
     model = model_of(tiling)
     with pytest.warns(UserWarning, match=r"1 of the 31 files in .* are left out, .* \(\.txt\)"):
-        paths = find_pictures(folder)
+        paths = find_images(folder)
     rows = list(generate_batch(model, paths, PROMPT, batch_size=batch_size, max_new_tokens=5))
     assert [Path(row["image"]) for row in rows] == paths
     assert {Path(row["image"]).name for row in rows if "error" in row} == BROKEN
@@ -81,11 +81,11 @@ def test_order_is_kept_and_nothing_is_lost(folder, tiling, batch_size):
     assert len({row.get("answer") for row in rows}) > 3
 
 
-def test_a_picture_without_a_suffix_is_asked_about_too(tmp_path):
+def test_a_image_without_a_suffix_is_asked_about_too(tmp_path):
     for name in ("photo", "other.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name, format="png")
     (tmp_path / ".hidden").write_text("what a system leaves behind")
-    assert [path.name for path in find_pictures(tmp_path)] == ["other.png", "photo"]
+    assert [path.name for path in find_images(tmp_path)] == ["other.png", "photo"]
 
 
 def test_batches_hold_equal_work(folder, monkeypatch):
@@ -97,7 +97,7 @@ def test_batches_hold_equal_work(folder, monkeypatch):
         return embed(ids, images, real)
 
     monkeypatch.setattr(model, "embed", spy)
-    list(generate_batch(model, find_pictures(folder), PROMPT, batch_size=20, max_new_tokens=2))
+    list(generate_batch(model, find_images(folder), PROMPT, batch_size=20, max_new_tokens=2))
     rows, tiles, real = zip(*seen, strict=True)
     assert sum(rows) == 26 and max(tiles) <= 20
     assert min(tiles[:-1]) > 10, "a batch that is not the last should be nearly full"
@@ -106,31 +106,31 @@ def test_batches_hold_equal_work(folder, monkeypatch):
 
 @pytest.mark.parametrize("options", [{"temperature": 1.0, "seed": 3}, {"num_generations": 2, "temperature": 1.0}])
 def test_options_reach_generation(folder, options):
-    rows = list(generate_batch(model_of(), find_pictures(folder)[:3], PROMPT, max_new_tokens=4, **options))
+    rows = list(generate_batch(model_of(), find_images(folder)[:3], PROMPT, max_new_tokens=4, **options))
     number = options.get("num_generations", 1)
     assert all(isinstance(row["answer"], str if number == 1 else list) for row in rows)
     assert number == 1 or all(len(row["answer"]) == 2 for row in rows)
     if "seed" in options:
-        again = list(generate_batch(model_of(), find_pictures(folder)[:3], PROMPT, max_new_tokens=4, **options))
+        again = list(generate_batch(model_of(), find_images(folder)[:3], PROMPT, max_new_tokens=4, **options))
         assert again == rows
 
 
-def test_models_with_pictures_in_front(folder):
-    rows = list(generate_batch(model_of(num_prefix=True), find_pictures(folder)[:4], PROMPT, max_new_tokens=3))
+def test_models_with_images_in_front(folder):
+    rows = list(generate_batch(model_of(num_prefix=True), find_images(folder)[:4], PROMPT, max_new_tokens=3))
     assert sum("answer" in row for row in rows) == 3
 
 
-def test_a_picture_with_too_many_tiles_is_skipped_alone(tmp_path):
+def test_a_image_with_too_many_tiles_is_skipped_alone(tmp_path):
     model = model_of(TilingConfig(max_side=320))  # 10 x 10 tiles need more than 400 positions
     Image.new("RGB", (320, 320)).save(tmp_path / "big.png")
     Image.new("RGB", (30, 30)).save(tmp_path / "small.png")
-    big, small = generate_batch(model, find_pictures(tmp_path), PROMPT, max_new_tokens=3)
+    big, small = generate_batch(model, find_images(tmp_path), PROMPT, max_new_tokens=3)
     assert "positions with its answer; the model has 400" in big["error"]
     assert "answer" in small
 
 
-def test_bad_calls_are_one_error_not_one_a_picture(folder):
-    model, paths = model_of(), find_pictures(folder)
+def test_bad_calls_are_one_error_not_one_a_image(folder):
+    model, paths = model_of(), find_images(folder)
     with pytest.raises(ValueError, match="prompt is empty"):
         generate_batch(model, paths, "  ")  # before anyone opens a file for its answers
     for options, kind, words in (
@@ -146,24 +146,24 @@ def test_bad_calls_are_one_error_not_one_a_picture(folder):
     assert list(generate_batch(model_of(), [], PROMPT)) == []
 
 
-def test_answers_come_before_the_last_picture_is_read(folder, monkeypatch):
+def test_answers_come_before_the_last_image_is_read(folder, monkeypatch):
     model = model_of()
-    rows = generate_batch(model, find_pictures(folder), PROMPT, batch_size=2, max_new_tokens=2)
+    rows = generate_batch(model, find_images(folder), PROMPT, batch_size=2, max_new_tokens=2)
     next(rows)
     opened = []
-    open_picture = model.image_processor.open
-    monkeypatch.setattr(model.image_processor, "open", lambda image: opened.append(image) or open_picture(image))
+    open_image = model.image_processor.open
+    monkeypatch.setattr(model.image_processor, "open", lambda image: opened.append(image) or open_image(image))
     rest = list(rows)
     assert len(rest) == 29 and len(opened) >= 20
 
 
 def test_json_lines(folder):
     out, reports = io.StringIO(), []
-    rows = generate_batch(model_of(), find_pictures(folder), PROMPT, max_new_tokens=2)
+    rows = generate_batch(model_of(), find_images(folder), PROMPT, max_new_tokens=2)
     counts = write_answers(rows, out, reports.append)
     assert (counts.answered, counts.skipped) == (26, 4)
     lines = [json.loads(line) for line in out.getvalue().splitlines()]
-    assert [Path(line["image"]).name for line in lines] == [path.name for path in find_pictures(folder)]
+    assert [Path(line["image"]).name for line in lines] == [path.name for path in find_images(folder)]
     assert len(reports) == 4
     for report in reports:  # it names the picture, once
         assert report.startswith("skipped ") and report.count(str(folder)) == 1
@@ -177,14 +177,14 @@ def test_a_file_name_that_is_no_text_stops_nothing(tmp_path):
     assert list(map(json.loads, lines)) == rows and "é" in lines[1]
 
 
-def test_where_pictures_come_from(folder):
-    assert len(find_pictures(folder)) == 30  # notes.txt is no picture
-    assert len(find_pictures(f"{folder}/*.png")) == 15
-    assert len(find_pictures(f"{folder}/**/0*.*")) == 10
-    assert find_pictures(folder / "00.jpg") == [folder / "00.jpg"]
+def test_where_images_come_from(folder):
+    assert len(find_images(folder)) == 30  # notes.txt is no picture
+    assert len(find_images(f"{folder}/*.png")) == 15
+    assert len(find_images(f"{folder}/**/0*.*")) == 10
+    assert find_images(folder / "00.jpg") == [folder / "00.jpg"]
     for nothing in (folder / "none", f"{folder}/*.gif", folder.parent / "elsewhere"):
         with pytest.raises(FileNotFoundError, match="No picture found"):
-            find_pictures(nothing)
+            find_images(nothing)
 
 
 def test_precision_by_device():
@@ -200,7 +200,7 @@ def test_batches_call_the_model_less_often_than_one_by_one(tmp_path, monkeypatch
     """How much faster that is depends on machine and answers (LOG.md); that it is fewer calls does not."""
     for i in range(64):
         Image.new("RGB", (40, 40), (4 * i, 0, 0)).save(tmp_path / f"{i:02}.png")
-    model, paths, calls = model_of(), find_pictures(tmp_path), []
+    model, paths, calls = model_of(), find_images(tmp_path), []
     model.decoder.register_forward_hook(lambda *_: calls.append(1))
 
     def calls_with(batch_size: int) -> int:
@@ -213,7 +213,7 @@ def test_batches_call_the_model_less_often_than_one_by_one(tmp_path, monkeypatch
 
 
 def test_the_speed_up_is_the_ratio_of_two_times(folder):
-    result = measure_speed_up(model_of(), find_pictures(folder)[:3], PROMPT, batch_size=2, max_new_tokens=2)
+    result = measure_speed_up(model_of(), find_images(folder)[:3], PROMPT, batch_size=2, max_new_tokens=2)
     assert result["speed_up"] == result["one_by_one"] / result["batched"] > 0
 
 
@@ -227,6 +227,6 @@ def test_what_is_drawn_does_not_depend_on_the_batch_size(folder):
     assert len({text for pair in answers[0] if pair for text in pair}) > 3
 
 
-def test_every_picture_gets_one_of_the_choices(folder):
+def test_every_image_gets_one_of_the_choices(folder):
     rows = list(generate_batch(model_of(), sorted(folder.glob("*.png")), PROMPT, batch_size=4, choices=["red", "no"]))
     assert {row["answer"] for row in rows if "answer" in row} <= {"red", "no"}

@@ -22,7 +22,7 @@ def test_the_report_runs_whole_on_a_cpu(tmp_path, capsys):
     assert table(report["ladder"]) in capsys.readouterr().out
 
 
-def test_the_loaders_pictures_are_those_of_plain_pil():
+def test_the_loaders_images_are_those_of_plain_pil():
     measured = measure_loader(presets()["h100"].vlm, count=4)
     assert measured["levels_apart"] < 2 and measured["pictures_per_second"] > 0
 

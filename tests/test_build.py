@@ -65,18 +65,16 @@ def test_a_padded_vocabulary_keeps_its_rows(backbones: Preset, tmp_path: Path, m
     assert torch.equal(model.decoder.token_embedding.weight[: rows.shape[0]], rows)
 
 
-def test_a_joined_model_is_told_of_its_picture_and_comes_back_from_its_directory(
+def test_a_joined_model_is_told_of_its_image_and_comes_back_from_its_directory(
     backbones: Preset, tmp_path: Path
 ) -> None:
     model = build_model(backbones).eval()
     ids = model.tokenizer.encode_prompt("What is this?", 1, model.config)
     assert ids.count(model.config.image_token_id) == model.config.num_image_tokens
     again = VisionLanguageModel.from_pretrained(model.save_pretrained(tmp_path / "joined"))
-    picture = torch.rand(1, 3, 48, 48)
+    image = torch.rand(1, 3, 48, 48)
     with torch.no_grad():
-        assert (
-            max_difference(again(torch.tensor([ids]), picture).logits, model(torch.tensor([ids]), picture).logits) == 0
-        )
+        assert max_difference(again(torch.tensor([ids]), image).logits, model(torch.tensor([ids]), image).logits) == 0
     assert again.tokenizer.encode_prompt("What is this?", 1, again.config) == ids
 
 

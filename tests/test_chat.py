@@ -84,7 +84,7 @@ def test_ids_equal_transformers(kind, add_generation_prompt):
 
 
 @pytest.mark.parametrize("kind", ["chatml", "smolvlm"])
-def test_ids_with_pictures_equal_transformers(kind):
+def test_ids_with_images_equal_transformers(kind):
     image = SPECIALS[kind][2]
     parts = [{"type": "image"}, {"type": "text", "text": "What is this?"}, {"type": "image"}]
     messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": "a circle"}]
@@ -169,7 +169,7 @@ def test_special_tokens_on_request():
     assert ids[1] == tokenizer.eos_token_id and tokenizer.decode(ids) == "ab"
 
 
-def test_pictures_stand_before_the_first_user_text():
+def test_images_stand_before_the_first_user_text():
     tokenizer = TOKENIZERS["pocket"]
     messages = [{"role": "system", "content": "Be brief."}, *messages_of([("What?", "red"), ("Where?", "left")])]
     assert tokenizer.render(messages, num_images=2).startswith("<|system|>Be brief.<|user|><|image|><|image|>What?")
@@ -182,11 +182,11 @@ def test_pictures_stand_before_the_first_user_text():
     assert image not in tokenizer.encode_chat(messages, num_images=2, num_image_tokens=0)[0]
 
 
-def test_more_image_parts_than_pictures_and_the_reverse():
+def test_more_image_parts_than_images_and_the_reverse():
     parts = [{"type": "image"}, {"type": "text", "text": "What?"}]
-    for given_pictures in (0, 2):
-        with pytest.raises(ValueError, match=f"1 image parts for {given_pictures} pictures"):
-            TOKENIZERS["pocket"].encode_chat([{"role": "user", "content": parts}], given_pictures, 4)
+    for given_images in (0, 2):
+        with pytest.raises(ValueError, match=f"1 image parts for {given_images} pictures"):
+            TOKENIZERS["pocket"].encode_chat([{"role": "user", "content": parts}], given_images, 4)
     with pytest.raises(ValueError, match="no message has the role user"):
         TOKENIZERS["pocket"].encode_chat([{"role": "system", "content": "hi"}], 1, 4)
 

@@ -57,7 +57,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def image(tmp_path: Path) -> Path:
     Image.new("RGB", (80, 60), "red").save(path := tmp_path / "red.png")
     return path
 
@@ -149,16 +149,16 @@ def test_a_command_that_does_not_exist(run: Run) -> None:
     assert "no command 'draw'. Choose from train" in complaint(run("draw"))
 
 
-def test_pictures_and_prompts_that_cannot_be_used(run: Run, directory: Path, picture: Path, tmp_path: Path) -> None:
+def test_images_and_prompts_that_cannot_be_used(run: Run, directory: Path, image: Path, tmp_path: Path) -> None:
     ask = ("generate", "--model", directory, "--image")
     assert "No such picture" in complaint(run(*ask, tmp_path / "none.png"))
     (tmp_path / "words.png").write_text("not a picture")
     assert "not a picture" in complaint(run(*ask, tmp_path / "words.png"))
-    (tmp_path / "half.png").write_bytes(picture.read_bytes()[:60])
+    (tmp_path / "half.png").write_bytes(image.read_bytes()[:60])
     assert "cut short or damaged" in complaint(run(*ask, tmp_path / "half.png"))
     assert "is a directory" in complaint(run(*ask, tmp_path))
-    assert "prompt is empty" in complaint(run(*ask, picture, "--prompt", " "))
-    assert "exceed the model's 512 positions" in complaint(run(*ask, picture, "--prompt", "circle " * 600))
+    assert "prompt is empty" in complaint(run(*ask, image, "--prompt", " "))
+    assert "exceed the model's 512 positions" in complaint(run(*ask, image, "--prompt", "circle " * 600))
 
 
 @pytest.mark.parametrize(
@@ -173,9 +173,9 @@ def test_pictures_and_prompts_that_cannot_be_used(run: Run, directory: Path, pic
     ],
 )
 def test_settings_that_make_no_sense(
-    run: Run, directory: Path, picture: Path, words: tuple[str, ...], sentence: str
+    run: Run, directory: Path, image: Path, words: tuple[str, ...], sentence: str
 ) -> None:
-    assert sentence in complaint(run("generate", "--model", directory, "--image", picture, *words))
+    assert sentence in complaint(run("generate", "--model", directory, "--image", image, *words))
 
 
 def test_models_that_cannot_be_loaded(run: Run, directory: Path, tmp_path: Path, monkeypatch) -> None:
@@ -184,7 +184,7 @@ def test_models_that_cannot_be_loaded(run: Run, directory: Path, tmp_path: Path,
 
     assert "no directory ./nowhere" in ask("./nowhere")
     assert "no config.json" in ask(tmp_path)
-    assert "is a file" in ask(asset_path("pictures/shapes.png"))
+    assert "is a file" in ask(asset_path("images/shapes.png"))
     broken = tmp_path / "broken"
     broken.mkdir()
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "processor_config.json"):
@@ -200,11 +200,11 @@ def test_models_that_cannot_be_loaded(run: Run, directory: Path, tmp_path: Path,
     assert "cannot be reached" in ask("nobody/at-all")
 
 
-def test_places_that_cannot_be_written(run: Run, picture: Path, directory: Path) -> None:
+def test_places_that_cannot_be_written(run: Run, image: Path, directory: Path) -> None:
     evaluate = ("evaluate", "--model", directory)
-    assert "no directory" in complaint(run(*evaluate, "--json", picture.parent / "none" / "scores.json"))
-    assert "end in .png" in complaint(run(*evaluate, "--sheet", picture.parent / "sheet.doc"))
-    assert "output" in complaint(run("train", "--output-dir", picture / "runs"))
+    assert "no directory" in complaint(run(*evaluate, "--json", image.parent / "none" / "scores.json"))
+    assert "end in .png" in complaint(run(*evaluate, "--sheet", image.parent / "sheet.doc"))
+    assert "output" in complaint(run("train", "--output-dir", image / "runs"))
 
 
 @pytest.mark.parametrize(
@@ -261,8 +261,8 @@ def answers(out: str) -> list[str]:
     return [answer for times, answer in drawn for _ in range(int(times))] or [out.split("\n\n", 1)[1].strip()]
 
 
-def test_generate_draws_five_answers(run: Run, directory: Path, picture: Path) -> None:
-    ask = ("generate", "--model", directory, "--image", picture, "--max-new-tokens", 8, "--seed", 3)
+def test_generate_draws_five_answers(run: Run, directory: Path, image: Path) -> None:
+    ask = ("generate", "--model", directory, "--image", image, "--max-new-tokens", 8, "--seed", 3)
     status, out, _ = run(*ask)
     assert status == 0
     assert "Describe the picture." in out
@@ -271,13 +271,13 @@ def test_generate_draws_five_answers(run: Run, directory: Path, picture: Path) -
     assert len(answers(run(*ask, "--generations", 2)[1])) == 2
 
 
-def test_equal_answers_are_one_line(run: Run, directory: Path, picture: Path) -> None:
-    ask = ("generate", "--model", directory, "--image", picture, "--max-new-tokens", 2, "--generations", 3)
+def test_equal_answers_are_one_line(run: Run, directory: Path, image: Path) -> None:
+    ask = ("generate", "--model", directory, "--image", image, "--max-new-tokens", 2, "--generations", 3)
     lines = run(*ask, "--top-k", 1)[1].splitlines()
     assert lines[2] == "" and lines[3].startswith("3 of 3: ") and len(lines) == 4
 
 
-def test_a_picture_that_is_not_there_is_told_before_a_model_is_loaded(run: Run, tmp_path: Path) -> None:
+def test_a_image_that_is_not_there_is_told_before_a_model_is_loaded(run: Run, tmp_path: Path) -> None:
     said = complaint(run("generate", "--model", tmp_path / "none", "--image", tmp_path / "none.png"))
     assert "none.png" in said
 
@@ -291,8 +291,8 @@ def test_a_trace_fits_a_terminal(run: Run) -> None:
     assert max(map(len, run("trace")[1].splitlines())) <= 100
 
 
-def test_generate_gives_the_most_likely_answer(run: Run, directory: Path, picture: Path) -> None:
-    ask = ("generate", "--model", directory, "--image", picture, "--max-new-tokens", 8)
+def test_generate_gives_the_most_likely_answer(run: Run, directory: Path, image: Path) -> None:
+    ask = ("generate", "--model", directory, "--image", image, "--max-new-tokens", 8)
     greedy = answers(run(*ask, "--temperature", 0)[1])
     assert len(greedy) == 1
     assert answers(run(*ask, "--generations", 1)[1]) == greedy
@@ -300,31 +300,31 @@ def test_generate_gives_the_most_likely_answer(run: Run, directory: Path, pictur
     assert run(*ask, "--stream")[1].splitlines()[-1].strip() == greedy[0]
 
 
-def test_generate_takes_several_pictures_and_brings_one_of_its_own(run: Run, directory: Path, picture: Path) -> None:
+def test_generate_takes_several_images_and_brings_one_of_its_own(run: Run, directory: Path, image: Path) -> None:
     ask = ("generate", "--model", directory, "--max-new-tokens", 2)
-    status, out, _ = run(*ask, "--image", picture, "--image", asset_path("pictures/charts.png"))
+    status, out, _ = run(*ask, "--image", image, "--image", asset_path("images/charts.png"))
     assert status == 0 and "charts.png" in out and "red.png" in out
     status, out, _ = run(*ask)
     assert status == 0 and "shapes.png" in out
 
 
-def test_generate_asks_about_every_picture_of_a_folder(run: Run, directory: Path, picture: Path) -> None:
-    (picture.parent / "broken.png").write_bytes(picture.read_bytes()[:60])
-    ask = ("generate", "--model", directory, "--max-new-tokens", 2, "--batch", picture.parent)
+def test_generate_asks_about_every_image_of_a_folder(run: Run, directory: Path, image: Path) -> None:
+    (image.parent / "broken.png").write_bytes(image.read_bytes()[:60])
+    ask = ("generate", "--model", directory, "--max-new-tokens", 2, "--batch", image.parent)
     status, out, err = run(*ask)
     rows = {Path(row["image"]).name: row for row in map(json.loads, out.splitlines())}
     assert status == 0
     assert {row["prompt"] for row in rows.values()} == {"Describe the picture."}
     assert isinstance(rows["red.png"]["answer"], str) and "cut short" in rows["broken.png"]["error"]
     assert "1 answered, 1 skipped" in err
-    run(*ask, "--out", picture.parent / "answers.jsonl")
-    assert (picture.parent / "answers.jsonl").read_text(encoding="utf-8") == out
+    run(*ask, "--out", image.parent / "answers.jsonl")
+    assert (image.parent / "answers.jsonl").read_text(encoding="utf-8") == out
     assert "no picture" in complaint(run("generate", "--model", directory, "--batch", directory))
     assert run(*ask, "--stream")[0] == 2
 
 
 @pytest.mark.parametrize(("preset", "combined"), [("pocket", "[2, 16+9, 128]"), ("222m", "[2, 49+9, 576]")])
-def test_trace_shows_the_way_from_picture_to_logits(run: Run, tmp_path: Path, preset: str, combined: str) -> None:
+def test_trace_shows_the_way_from_image_to_logits(run: Run, tmp_path: Path, preset: str, combined: str) -> None:
     ask = ("trace", "--preset", preset, "--batch", 2, "--text", 9)
     status, out, _ = run(*ask, "--html", tmp_path / "trace.html")
     assert status == 0
@@ -335,13 +335,13 @@ def test_trace_shows_the_way_from_picture_to_logits(run: Run, tmp_path: Path, pr
     assert re.search(r"^combined +\[B, (49\+)?T, \d+\]$", run(*ask, "--symbolic")[1], re.MULTILINE)
 
 
-def test_trace_names_a_text_that_is_as_long_as_a_picture_is_wide(run: Run) -> None:
+def test_trace_names_a_text_that_is_as_long_as_a_image_is_wide(run: Run) -> None:
     out = run("trace", "--text", 48, "--symbolic")[1]  # and 16 image tokens: 64
     assert re.search(r"^image +\[B, 3, 64, 64\]\n(.+\n)+combined +\[B, T, 128\]$", out, re.MULTILINE)
     assert "Remark" not in out
 
 
-def test_evaluate_writes_scores_and_pictures(run: Run, directory: Path, tmp_path: Path) -> None:
+def test_evaluate_writes_scores_and_images(run: Run, directory: Path, tmp_path: Path) -> None:
     scores, sheet = tmp_path / "scores.json", tmp_path / "sheet.png"
     status, out, _ = run(
         "evaluate", "--model", directory, "--subsets", "shapes", "glyphs", "--split", "unseen", "--size", 3,
@@ -367,7 +367,7 @@ def test_evaluate_scores_by_the_protocol_that_is_asked_for(run: Run, directory: 
 
 
 def test_train_ends_with_the_proof(run: Run, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(train_command, "TEST_PICTURES", 2)
+    monkeypatch.setattr(train_command, "TEST_IMAGES", 2)
     status, out, _ = run(
         "train", "--max-steps", 2, "--batch-size", 2, "--val-size", 2, "--dataset-size", 8, "--output-dir", tmp_path,
         "--run-name", "short", "--dataset-names", "charts", "--precision", "fp32", "--compile", "False",
@@ -384,7 +384,7 @@ def test_train_ends_with_the_proof(run: Run, tmp_path: Path, monkeypatch) -> Non
 
 def test_train_goes_on_from_a_model(run: Run, tmp_path: Path, monkeypatch) -> None:
     """The second run starts with the weights that the first one ended with, and its scores say where it came from."""
-    monkeypatch.setattr(train_command, "TEST_PICTURES", 2)
+    monkeypatch.setattr(train_command, "TEST_IMAGES", 2)
     words = ("train", "--batch-size", 2, "--val-size", 2, "--dataset-size", 8, "--precision", "fp32", "--max-steps", 1)
     words = (*words, "--output-dir", tmp_path)
     assert run(*words, "--run-name", "first", "--dataset-names", "charts", "--seed", 5)[0] == 0
@@ -410,7 +410,7 @@ def test_train_refuses_a_model_that_is_not_there(run: Run, tmp_path: Path) -> No
 def test_a_run_on_choices_or_captions_alone_is_scored_on_them(
     run: Run, tmp_path: Path, monkeypatch, subset: str, title: str
 ) -> None:
-    monkeypatch.setattr(train_command, "TEST_PICTURES", 2)
+    monkeypatch.setattr(train_command, "TEST_IMAGES", 2)
     words = ("train", "--max-steps", 1, "--batch-size", 2, "--val-size", 2, "--dataset-size", 8, "--precision", "fp32")
     run_name = ("--output-dir", tmp_path, "--run-name", "letters", "--dataset-names", subset)
     status, out, _ = run(*words, *run_name)
@@ -439,7 +439,7 @@ print("cost", status, seen, *(name for name in {heavy} if name in sys.modules))
 HEAVY = ("transformers", "datasets", "matplotlib", "ipywidgets", "wandb", "pandas", "torchvision", "pyarrow")
 
 
-def test_an_answer_needs_no_heavy_package_and_one_look_at_the_picture() -> None:
+def test_an_answer_needs_no_heavy_package_and_one_look_at_the_image() -> None:
     out = subprocess.run(
         [sys.executable, "-c", COST.format(heavy=HEAVY)],
         check=True,

@@ -20,8 +20,8 @@ def items_of(sizes):
     for i, (length, num_images) in enumerate(sizes):
         ids = 1000 * i + torch.arange(length)
         targets = torch.cat([ids[1:], torch.tensor([-100])])
-        pictures = [torch.full((3, 2, 2), 10.0 * i + p) for p in range(num_images)]
-        images = torch.stack(pictures) if pictures else torch.empty(0, 3, 2, 2)
+        one_by_one = [torch.full((3, 2, 2), 10.0 * i + p) for p in range(num_images)]
+        images = torch.stack(one_by_one) if one_by_one else torch.empty(0, 3, 2, 2)
         items.append({"input_ids": ids, "targets": targets, "images": images, "index": 100 + i})
     return items
 
@@ -39,10 +39,10 @@ def test_padding_keeps_every_token_in_its_place(sizes, multiple):
         assert (batch["input_ids"][i, ~real] == PAD).all() and (batch["targets"][i, ~real] == -100).all()
         assert batch["targets"][i, real].tolist() == [*(1000 * i + t for t in range(1, length)), -100]
     assert batch["sample_indices"] == [100 + i for i in range(len(sizes))]
-    check_pictures(batch, [(i, p) for i, (_, number) in enumerate(sizes) for p in range(number)])
+    check_images(batch, [(i, p) for i, (_, number) in enumerate(sizes) for p in range(number)])
 
 
-def check_pictures(batch, expected):
+def check_images(batch, expected):
     if not expected:
         assert batch["images"] is None
     else:
@@ -69,7 +69,7 @@ def test_packed_rows_hold_every_document_whole_and_apart(sizes, max_length):
             found.append(i)
     assert sorted(found) == list(range(len(sizes)))
     assert batch["sample_indices"] == [100 + i for i in found]
-    check_pictures(batch, [(i, p) for i in found for p in range(sizes[i][1])])
+    check_images(batch, [(i, p) for i in found for p in range(sizes[i][1])])
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(50, 80))

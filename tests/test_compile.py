@@ -13,7 +13,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from nanovlm.models.vision_language_model import IGNORE, VisionLanguageModel
-from tests.tiny import FIRST_WORD, IMAGE, VOCAB_SIZE, pictures, tiny_model
+from tests.tiny import FIRST_WORD, IMAGE, VOCAB_SIZE, random_images, tiny_model
 
 compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++") or shutil.which("cl")
 
@@ -29,15 +29,15 @@ def counter(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounterWithBacke
     torch._dynamo.reset()
 
 
-def loss_of(model: VisionLanguageModel, length: int, batch_size: int = 2, with_pictures: bool = True) -> float:
+def loss_of(model: VisionLanguageModel, length: int, batch_size: int = 2, with_images: bool = True) -> float:
     """Forward and backward of a batch that depends on its shape only."""
     generator = torch.Generator().manual_seed(length)
     ids = torch.randint(FIRST_WORD, VOCAB_SIZE, (batch_size, length), generator=generator)
     targets = torch.where(ids % 2 == 0, ids, IGNORE)
-    if with_pictures:
+    if with_images:
         ids[:, : model.config.num_image_tokens] = IMAGE
     model.zero_grad()
-    loss = model(ids, pictures(batch_size) if with_pictures else None, targets=targets).loss
+    loss = model(ids, random_images(batch_size) if with_images else None, targets=targets).loss
     loss.backward()
     return loss.item()
 
@@ -98,7 +98,7 @@ def test_inductor_gives_the_same_loss_and_gradients(tmp_path: Path, monkeypatch:
     torch._dynamo.reset()
     plain, compiled = tiny_model(num_blocks=1), tiny_model(num_blocks=1)
     compiled.compile_parts()
-    losses = [loss_of(model, 10, with_pictures=False) for model in (compiled, plain)]
+    losses = [loss_of(model, 10, with_images=False) for model in (compiled, plain)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
     assert gradient_norm(compiled) == pytest.approx(gradient_norm(plain), rel=1e-4)
     assert compiled.state_dict().keys() == plain.state_dict().keys(), "a compiled model saves under the same names"

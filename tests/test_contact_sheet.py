@@ -9,13 +9,13 @@ from PIL import Image, ImageChops
 
 from nanovlm.commands.report import in_turns
 from nanovlm.evaluation.scores import Evaluation, Question, Score
-from nanovlm.viz.contact_sheet import ANSWER, CARD, AnsweredPicture, _Sheet, contact_sheet
+from nanovlm.viz.contact_sheet import ANSWER, CARD, AnsweredImage, _Sheet, contact_sheet
 
 RED = Image.new("RGB", (8, 8), "red")
 
 
-def card(answer: str = "red", expected: str = "red", question: str = "What colour is it?") -> AnsweredPicture:
-    return AnsweredPicture(RED, question, answer, expected)
+def card(answer: str = "red", expected: str = "red", question: str = "What colour is it?") -> AnsweredImage:
+    return AnsweredImage(RED, question, answer, expected)
 
 
 def test_a_sheet_grows_with_its_scale_and_its_rows() -> None:
@@ -50,12 +50,12 @@ def test_nothing_to_show() -> None:
         contact_sheet("", "", [])
 
 
-def evaluation(kinds: str, pictures: int) -> Evaluation:
-    answers = [(Question(i, [RED], "?", "yes", kind), "no") for i in range(pictures) for kind in kinds]
-    return Evaluation({kind: Score(0, pictures) for kind in kinds}, {}, answers)
+def evaluation(kinds: str, images: int) -> Evaluation:
+    answers = [(Question(i, [RED], "?", "yes", kind), "no") for i in range(images) for kind in kinds]
+    return Evaluation({kind: Score(0, images) for kind in kinds}, {}, answers)
 
 
-def test_subsets_and_kinds_take_turns_and_no_picture_comes_twice() -> None:
+def test_subsets_and_kinds_take_turns_and_no_image_comes_twice() -> None:
     shown = in_turns({"shapes": evaluation("abc", 5), "charts": evaluation("xy", 5)}, 6)
     assert "".join(question.kind for question, _ in shown) == "axbycx"
     assert [question.sample for question, _ in shown] == [0, 0, 1, 1, 2, 2]

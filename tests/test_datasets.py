@@ -34,13 +34,13 @@ def vlm_config(num_prefix=False, prompt_format="chat"):
     )
 
 
-def picture(colour="red", size=(20, 10)):
+def random_image(colour="red", size=(20, 10)):
     return Image.new("RGB", size, colour)
 
 
 def sample(num_turns=2, num_images=1):
     texts = [{"user": f"What is {i}?", "assistant": f"answer {i}", "source": "s"} for i in range(num_turns)]
-    return {"images": [picture()] * num_images, "texts": texts}
+    return {"images": [random_image()] * num_images, "texts": texts}
 
 
 def dataset(samples, max_length=None, **config):
@@ -49,7 +49,7 @@ def dataset(samples, max_length=None, **config):
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 5), st.integers(0, 3))
-def test_all_turns_and_all_pictures(num_turns, num_images):
+def test_all_turns_and_all_images(num_turns, num_images):
     item = dataset([sample(num_turns, num_images)])[0]
     assert item["images"].shape == (num_images, 3, 16, 16)
     ids, targets = item["input_ids"], item["targets"]
@@ -65,7 +65,7 @@ def test_all_turns_and_all_pictures(num_turns, num_images):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 90), st.integers(0, 2), st.booleans())
-def test_truncation_keeps_pictures_whole_and_something_to_learn(max_length, num_images, num_prefix):
+def test_truncation_keeps_images_whole_and_something_to_learn(max_length, num_images, num_prefix):
     num_images = 1 if num_prefix else num_images
     room = max_length - 4 * num_prefix
     if room < 2:
@@ -75,8 +75,8 @@ def test_truncation_keeps_pictures_whole_and_something_to_learn(max_length, num_
     full = dataset([sample(3, num_images)], num_prefix=num_prefix)[0]
     item = dataset([sample(3, num_images)], max_length, num_prefix=num_prefix)[0]
     if isinstance(item, Skipped):
-        pictures_end = 0 if num_prefix else 1 + 4 * num_images  # after <|user|> and the placeholders
-        assert ("pictures do not fit" in item.reason) == (num_images > 0 and room < pictures_end), item.reason
+        images_end = 0 if num_prefix else 1 + 4 * num_images  # after <|user|> and the placeholders
+        assert ("pictures do not fit" in item.reason) == (num_images > 0 and room < images_end), item.reason
         assert "pictures do not fit" in item.reason or f"no answer within its first {room} tokens" in item.reason
         first_answer = int((full["targets"] >= 0).nonzero()[0])
         assert room < first_answer + 2, "a sample with a whole supervised token in reach was dropped"
@@ -88,7 +88,7 @@ def test_truncation_keeps_pictures_whole_and_something_to_learn(max_length, num_
         assert item["targets"][-1] == -100
 
 
-def test_picture_in_front_means_exactly_one():
+def test_image_in_front_means_exactly_one():
     assert IMAGE not in dataset([sample(1, 1)], num_prefix=True)[0]["input_ids"]
     for number in (0, 2):
         assert f"{number} pictures" in dataset([sample(1, number)], num_prefix=True)[0].reason
@@ -107,7 +107,7 @@ def jpeg(image):
 
 def test_a_photograph_is_turned_upright_once():
     """A telephone stores it lying; the picture is opened for its tiles first, then for its pixels."""
-    upright = picture(size=(16, 16))
+    upright = random_image(size=(16, 16))
     upright.paste("blue", (0, 0, 16, 5))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -127,10 +127,10 @@ class Failing:
 
 GOOD = sample()
 BAD = [
-    ([{**GOOD, "images": [jpeg(picture(size=(200, 200)))[:700]]}], "cut short"),
+    ([{**GOOD, "images": [jpeg(random_image(size=(200, 200)))[:700]]}], "cut short"),
     ([{**GOOD, "images": [{"bytes": b"no picture", "path": None}]}], "not a picture"),
     ([{**GOOD, "images": [None]}], "picture 0 of 1 is no picture but None"),
-    ([{**GOOD, "images": [picture(), 5]}], "picture 1 of 2 is no picture but 5"),
+    ([{**GOOD, "images": [random_image(), 5]}], "picture 1 of 2 is no picture but 5"),
     ([{**GOOD, "images": 5}], "its images are pictures or a list of them, not 5"),
     ([{**GOOD, "images": [{"url": "x"}]}], "picture 0 of 1 is no picture"),
     ([{**GOOD, "images": {"bytes": 5, "path": None}}], "picture 0 of 1 is no picture"),
@@ -143,7 +143,7 @@ BAD = [
     ([{**GOOD, "texts": [{"user": "q", "assistant": None}]}], "turn 0 has no assistant text"),
     ([{**GOOD, "texts": [{"question": "q"}]}], "turn 0 has no user text"),
     ([{**GOOD, "texts": ["q"]}], "turn 0 is no question with its answer but 'q'"),
-    ([{"image": picture(), "texts": []}], "it has image, texts, but images and texts are wanted"),
+    ([{"image": random_image(), "texts": []}], "it has image, texts, but images and texts are wanted"),
     ([7], "it has int"),
     (Failing(), "disk on fire"),
 ]
@@ -159,16 +159,16 @@ def test_a_bad_sample_is_skipped_with_its_index_and_reason(samples, reason):
 @pytest.mark.parametrize(
     "images",
     [
-        picture(),
-        {"bytes": jpeg(picture()), "path": None},
-        {"bytes": [jpeg(picture())], "path": [None]},
-        {"bytes": [jpeg(picture())], "path": None},
-        jpeg(picture()),
-        (picture(),),
+        random_image(),
+        {"bytes": jpeg(random_image()), "path": None},
+        {"bytes": [jpeg(random_image())], "path": [None]},
+        {"bytes": [jpeg(random_image())], "path": None},
+        jpeg(random_image()),
+        (random_image(),),
     ],
     ids=["one picture", "one undecoded", "a struct of lists", "a struct with a null", "bytes", "a tuple"],
 )
-def test_columns_that_hold_a_picture_in_another_shape(images):
+def test_columns_that_hold_a_image_in_another_shape(images):
     assert len(dataset([{**GOOD, "images": images}])[0]["images"]) == 1
 
 
@@ -180,7 +180,7 @@ def test_texts_in_another_shape():
     assert torch.equal(dataset([{**GOOD, "texts": GOOD["texts"][0]}])[0]["input_ids"], alone)
 
 
-def test_none_is_no_picture():
+def test_none_is_no_image():
     assert dataset([{**GOOD, "images": None}])[0]["images"].shape == (0, 3, 16, 16)
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 from nanovlm import VisionLanguageModel
 from nanovlm.data.chat import ChatTokenizer
 from nanovlm.data.datasets import VQADataset
-from nanovlm.data.pictures import open_image
+from nanovlm.data.images import open_image
 from nanovlm.data.processors import ImageProcessor
 from nanovlm.weights.backbones import llama_config, siglip_config
 from tests.formats import oracle
@@ -180,8 +180,8 @@ def saved(format: str, mode: str = "RGB") -> bytes:
     return buffer.getvalue()
 
 
-PICTURES = [saved(kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "ICO")]
-PICTURES += [
+IMAGES = [saved(kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "ICO")]
+IMAGES += [
     saved("PNG", "I;16"),
     saved("TIFF", "F"),
     saved("PNG", "P"),
@@ -192,12 +192,12 @@ PICTURES += [
 
 @fuzz
 @given(
-    st.sampled_from(PICTURES),
+    st.sampled_from(IMAGES),
     st.lists(st.tuples(st.integers(0, 400), st.binary(min_size=1, max_size=4)), max_size=4),
     st.integers(0, 5000),
     st.sampled_from([None, 8]),
 )
-def test_damaged_pictures(content, edits, keep, target):
+def test_damaged_images(content, edits, keep, target):
     damaged = bytearray(content[:keep])
     for place, piece in edits:
         damaged[place : place + len(piece)] = piece

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nanovlm.data.processors import ImageProcessor
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from tests.tiny import PICTURE, ids_of, max_difference, pictures, tiny_model
+from tests.tiny import ONE_IMAGE, ids_of, max_difference, random_images, tiny_model
 from tests.tiny_tokenizer import tiny_tokenizer
 
 load = VisionLanguageModel.from_pretrained
@@ -62,8 +62,8 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path: Path, tied: bool, image_
     saved, loaded = model.state_dict(), again.state_dict()
     assert saved.keys() == loaded.keys()
     assert all(torch.equal(saved[name], loaded[name]) for name in saved)
-    ids = torch.tensor([ids_of([PICTURE, 7, 8]) if image_token_id else [7, 8]])
-    assert torch.equal(again.eval()(ids, pictures(1)).logits, model(ids, pictures(1)).logits)
+    ids = torch.tensor([ids_of([ONE_IMAGE, 7, 8]) if image_token_id else [7, 8]])
+    assert torch.equal(again.eval()(ids, random_images(1)).logits, model(ids, random_images(1)).logits)
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -91,7 +91,7 @@ def test_bfloat16_weights_keep_their_bits(tmp_path: Path) -> None:
     assert load(tmp_path).decoder.token_embedding.weight.dtype == torch.float32, "float32 unless asked otherwise"
 
 
-def test_tokenizer_and_picture_settings_come_along(tmp_path: Path) -> None:
+def test_tokenizer_and_image_settings_come_along(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     model = tiny_model(vocab_size=tokenizer.vocab_size)
     model.tokenizer, model.image_processor = tokenizer, ImageProcessor(16, "unit")

@@ -27,10 +27,10 @@ CONFIG = vlm_config()
 
 def samples(size, bad=()):
     """Sample i asks for i; a bad one has a torn picture."""
-    picture = Image.new("RGB", (16, 16))
+    image = Image.new("RGB", (16, 16))
     return [
         {
-            "images": [b"torn" if i in bad else picture],
+            "images": [b"torn" if i in bad else image],
             "texts": [{"user": "Which?", "assistant": f"{i}", "source": "s"}],
         }
         for i in range(size)
@@ -210,8 +210,8 @@ def test_packing_sees_the_same_samples():
         assert sorted(a["sample_indices"]) == sorted(b["sample_indices"])
         learned = [Counter(batch["targets"][batch["targets"] >= 0].tolist()) for batch in (a, b)]
         assert learned[0] == learned[1]
-        pictures = [dict(zip(batch["sample_indices"], batch["images"], strict=True)) for batch in (a, b)]
-        assert all(torch.equal(pictures[0][i], pictures[1][i]) for i in a["sample_indices"])
+        images = [dict(zip(batch["sample_indices"], batch["images"], strict=True)) for batch in (a, b)]
+        assert all(torch.equal(images[0][i], images[1][i]) for i in a["sample_indices"])
         assert b["input_ids"].shape[0] < 4 and b["document_ids"].max() >= 1
 
 
@@ -320,7 +320,7 @@ def test_a_stream_of_parquet(parquet, num_workers):
 
 
 @pytest.mark.filterwarnings("ignore:Skipped")
-def test_a_stream_survives_a_missing_picture(tmp_path):
+def test_a_stream_survives_a_missing_image(tmp_path):
     import datasets
 
     rows = [{**row, "images": [png(row["images"][0])]} for row in samples(8)]

@@ -69,7 +69,7 @@ def pocket() -> VisionLanguageModel:
     return VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
 
 
-QUESTION = {"image": asset_path("pictures/shapes.png"), "prompt": "Describe the picture."}
+QUESTION = {"image": asset_path("images/shapes.png"), "prompt": "Describe the picture."}
 
 
 def test_generate_writes_an_allowed_answer_and_nothing_else(pocket: VisionLanguageModel) -> None:

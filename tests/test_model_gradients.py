@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nanovlm.models.attention import attend
 from nanovlm.models.vision_language_model import IGNORE, VisionLanguageModel
-from tests.tiny import FIRST_WORD, PICTURE, VOCAB_SIZE, ids_of, max_difference, pictures, tiny_model
+from tests.tiny import FIRST_WORD, ONE_IMAGE, VOCAB_SIZE, ids_of, max_difference, random_images, tiny_model
 
 
 def batch_for(model: VisionLanguageModel) -> dict[str, Tensor]:
@@ -17,13 +17,13 @@ def batch_for(model: VisionLanguageModel) -> dict[str, Tensor]:
     if model.config.image_token_id is None:
         ids = torch.randint(FIRST_WORD, VOCAB_SIZE, (2, 10))
     else:
-        ids = torch.tensor([ids_of([PICTURE, *range(7, 13)]), ids_of([8, 9, PICTURE, 10, 11, 12, 13])])
+        ids = torch.tensor([ids_of([ONE_IMAGE, *range(7, 13)]), ids_of([8, 9, ONE_IMAGE, 10, 11, 12, 13])])
     real = torch.ones_like(ids)
     real[1, -3:] = 0
     targets = torch.randint(FIRST_WORD, VOCAB_SIZE, ids.shape)
     targets[:, :5] = IGNORE
     targets[real == 0] = IGNORE
-    return {"input_ids": ids, "images": pictures(2), "attention_mask": real, "targets": targets}
+    return {"input_ids": ids, "images": random_images(2), "attention_mask": real, "targets": targets}
 
 
 def gradients(model: VisionLanguageModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from nanovlm.models.language_model import KVCache
 from nanovlm.models.vision_language_model import VisionLanguageModel, merge_image_tokens
-from tests.tiny import FIRST_WORD, IMAGE, PICTURE, VOCAB_SIZE, ids_of, max_difference, pictures, tiny_model
+from tests.tiny import FIRST_WORD, IMAGE, ONE_IMAGE, VOCAB_SIZE, ids_of, max_difference, random_images, tiny_model
 
 TOLERANCE = 1e-5
 words = st.integers(FIRST_WORD, VOCAB_SIZE - 1)
-row = st.lists(st.one_of(words, words, st.just(PICTURE)), min_size=1, max_size=8)  # zero, one or several pictures
+row = st.lists(st.one_of(words, words, st.just(ONE_IMAGE)), min_size=1, max_size=8)  # zero, one or several pictures
 rows = st.lists(row, min_size=1, max_size=4)
 
 
@@ -24,7 +24,7 @@ def alone(model: VisionLanguageModel, batch: list[list[int]], images: Tensor) ->
     """The logits of each row by itself, with its own pictures."""
     results, taken = [], 0
     for items in batch:
-        own = items.count(PICTURE)
+        own = items.count(ONE_IMAGE)
         results.append(model(torch.tensor([ids_of(items)]), images[taken : taken + own]).logits[0])
         taken += own
     return results
@@ -47,7 +47,7 @@ def scattered(batch: list[list[int]], data: st.DataObject) -> tuple[Tensor, Tens
 def test_a_padded_batch_gives_what_each_row_gives_alone(
     model: VisionLanguageModel, batch: list[list[int]], side: str
 ) -> None:
-    images = pictures(sum(items.count(PICTURE) for items in batch))
+    images = random_images(sum(items.count(ONE_IMAGE) for items in batch))
     encoded = [ids_of(items) for items in batch]
     width = max(map(len, encoded))
     ids, real = torch.zeros(len(batch), width, dtype=torch.long), torch.zeros(len(batch), width, dtype=torch.long)
@@ -62,7 +62,7 @@ def test_a_padded_batch_gives_what_each_row_gives_alone(
 @given(batch=rows, data=st.data())
 @torch.no_grad()
 def test_padding_may_be_anywhere(model: VisionLanguageModel, batch: list[list[int]], data: st.DataObject) -> None:
-    images = pictures(sum(items.count(PICTURE) for items in batch))
+    images = random_images(sum(items.count(ONE_IMAGE) for items in batch))
     ids, real = scattered(batch, data)
     logits = model(ids, images, real).logits
     for i, expected in enumerate(alone(model, batch, images)):
@@ -71,10 +71,10 @@ def test_padding_may_be_anywhere(model: VisionLanguageModel, batch: list[list[in
 
 @given(texts=st.lists(st.lists(words, min_size=1, max_size=6), min_size=1, max_size=3), left=st.booleans())
 @torch.no_grad()
-def test_pictures_in_front_with_padding_between_them_and_the_text(
+def test_images_in_front_with_padding_between_them_and_the_text(
     model_in_front: VisionLanguageModel, texts: list[list[int]], left: bool
 ) -> None:
-    images, width = pictures(len(texts)), max(map(len, texts)) + 2
+    images, width = random_images(len(texts)), max(map(len, texts)) + 2
     ids, real = torch.zeros(len(texts), width, dtype=torch.long), torch.zeros(len(texts), width, dtype=torch.bool)
     for i, tokens in enumerate(texts):
         place = slice(width - len(tokens), None) if left else slice(0, len(tokens))
@@ -93,7 +93,7 @@ def test_pictures_in_front_with_padding_between_them_and_the_text(
 def test_packed_documents_do_not_see_each_other(
     model: VisionLanguageModel, documents: list[list[int]], padding: tuple[int, int], both: bool
 ) -> None:
-    images = pictures(sum(items.count(PICTURE) for items in documents))
+    images = random_images(sum(items.count(ONE_IMAGE) for items in documents))
     encoded = [ids_of(items) for items in documents]
     which = [-1] * padding[0] + [d for d, tokens in enumerate(encoded) for _ in tokens] + [-1] * padding[1]
     ids = torch.full((1, len(which)), FIRST_WORD)
@@ -118,7 +118,7 @@ def test_attention_mask_counts_in_packed_rows_too(model: VisionLanguageModel) ->
 def test_the_cache_changes_no_logit_however_the_sequence_is_cut(
     model: VisionLanguageModel, batch: list[list[int]], data: st.DataObject, cuts: set[int]
 ) -> None:
-    images = pictures(sum(items.count(PICTURE) for items in batch))
+    images = random_images(sum(items.count(ONE_IMAGE) for items in batch))
     ids, real = scattered(batch, data)
     width = ids.shape[1]
     x, _, _ = model.embed(ids, images, real)
@@ -129,17 +129,17 @@ def test_the_cache_changes_no_logit_however_the_sequence_is_cut(
     assert cache.length == width
 
 
-@given(items=st.lists(st.one_of(words, st.just(PICTURE)), min_size=2, max_size=8), data=st.data())
+@given(items=st.lists(st.one_of(words, st.just(ONE_IMAGE)), min_size=2, max_size=8), data=st.data())
 @torch.no_grad()
 def test_nothing_later_changes_an_earlier_logit(
     model: VisionLanguageModel, items: list[int], data: st.DataObject
 ) -> None:
     changed = data.draw(st.integers(0, len(items) - 1), label="changed item")
-    images = pictures(items.count(PICTURE))
+    images = random_images(items.count(ONE_IMAGE))
     before = model(torch.tensor([ids_of(items)]), images).logits[0]
     other, other_images, first = list(items), images.clone(), len(ids_of(items[:changed]))
-    if items[changed] == PICTURE:
-        other_images[items[:changed].count(PICTURE)] *= -1
+    if items[changed] == ONE_IMAGE:
+        other_images[items[:changed].count(ONE_IMAGE)] *= -1
     else:
         other[changed] = FIRST_WORD + (items[changed] - FIRST_WORD + 1) % (VOCAB_SIZE - FIRST_WORD)
     after = model(torch.tensor([ids_of(other)]), other_images).logits[0]
@@ -149,9 +149,9 @@ def test_nothing_later_changes_an_earlier_logit(
 
 
 @torch.no_grad()
-def test_pictures_are_taken_in_reading_order(model: VisionLanguageModel) -> None:
-    batch = [[PICTURE, 7, PICTURE, 8], [9, 10], [11, PICTURE, 12]]
-    images = pictures(3)
+def test_images_are_taken_in_reading_order(model: VisionLanguageModel) -> None:
+    batch = [[ONE_IMAGE, 7, ONE_IMAGE, 8], [9, 10], [11, ONE_IMAGE, 12]]
+    images = random_images(3)
     expected = alone(model, batch, images)
     ids, real = torch.zeros(3, 10, dtype=torch.long), torch.zeros(3, 10, dtype=torch.bool)
     for i, items in enumerate(batch):
@@ -171,7 +171,7 @@ def test_both_ways_to_join_agree(model_in_front: VisionLanguageModel) -> None:
     """A picture whose placeholders come first is a picture in front."""
     joined = tiny_model()
     joined.load_state_dict(model_in_front.state_dict())
-    images, text = pictures(2), torch.randint(FIRST_WORD, VOCAB_SIZE, (2, 5))
+    images, text = random_images(2), torch.randint(FIRST_WORD, VOCAB_SIZE, (2, 5))
     placeholders = torch.full((2, joined.config.num_image_tokens), IMAGE)
     expected = joined(torch.cat([placeholders, text], 1), images).logits
     assert max_difference(model_in_front(text, images).logits, expected) < TOLERANCE
@@ -179,10 +179,10 @@ def test_both_ways_to_join_agree(model_in_front: VisionLanguageModel) -> None:
 
 
 @pytest.mark.parametrize(
-    ("image_token_id", "ids", "num_pictures"),
+    ("image_token_id", "ids", "num_images"),
     [
-        pytest.param(IMAGE, [ids_of([PICTURE, 7, 8]), ids_of([7, PICTURE, 8])], 3, id="a picture too many"),
-        pytest.param(IMAGE, [ids_of([PICTURE, PICTURE])], 1, id="a picture too few"),
+        pytest.param(IMAGE, [ids_of([ONE_IMAGE, 7, 8]), ids_of([7, ONE_IMAGE, 8])], 3, id="a picture too many"),
+        pytest.param(IMAGE, [ids_of([ONE_IMAGE, ONE_IMAGE])], 1, id="a picture too few"),
         pytest.param(IMAGE, [[7, IMAGE, IMAGE, IMAGE]], 1, id="a picture cut off"),
         pytest.param(IMAGE, [[IMAGE] * 5 + [7], [IMAGE] * 3 + [7] * 3], 2, id="torn over two rows, the sum is right"),
         pytest.param(IMAGE, [[7, 8], [7, 8]], 1, id="no placeholder, and not one picture a row"),
@@ -190,24 +190,22 @@ def test_both_ways_to_join_agree(model_in_front: VisionLanguageModel) -> None:
         pytest.param(None, [[7, 8], [7, 8]], 3, id="too many in front"),
     ],
 )
-def test_placeholders_and_pictures_must_match(
-    image_token_id: int | None, ids: list[list[int]], num_pictures: int
-) -> None:
+def test_placeholders_and_images_must_match(image_token_id: int | None, ids: list[list[int]], num_images: int) -> None:
     with pytest.raises(ValueError, match=r"placeholders|exactly one picture") as error:
-        tiny_model(image_token_id)(torch.tensor(ids), pictures(num_pictures))
+        tiny_model(image_token_id)(torch.tensor(ids), random_images(num_images))
     assert "\n" not in str(error.value)
 
 
 def test_other_bad_batches_are_refused_in_a_sentence(model: VisionLanguageModel) -> None:
     ids = torch.tensor([[7, 8, 9]])
     with pytest.raises(ValueError, match="no picture was given"):
-        model(torch.tensor([ids_of([PICTURE])]), None)
+        model(torch.tensor([ids_of([ONE_IMAGE])]), None)
     with pytest.raises(ValueError, match="Token id 48 is outside the vocabulary of 48"):
         model(torch.tensor([[7, VOCAB_SIZE]]))
     with pytest.raises(ValueError, match="Token id -100 is outside"):
         model(torch.tensor([[7, -100]]))
     with pytest.raises(ValueError, match=r"pictures of shape \[B, 3, 16, 16\]; got \[1, 3, 8, 8\]"):
-        model(torch.tensor([ids_of([PICTURE])]), torch.zeros(1, 3, 8, 8))
+        model(torch.tensor([ids_of([ONE_IMAGE])]), torch.zeros(1, 3, 8, 8))
     with pytest.raises(ValueError, match="longer than this model's 96 positions"):
         model(torch.full((1, 97), 7))
     with pytest.raises(ValueError, match="every target is -100"):
@@ -215,7 +213,7 @@ def test_other_bad_batches_are_refused_in_a_sentence(model: VisionLanguageModel)
     with pytest.raises(ValueError, match=r"targets \[.*\] needs the shape of input_ids"):
         model(ids, targets=ids[:, 1:])
     with pytest.raises(ValueError, match="a picture as prefix would belong to every document"):
-        model(ids, pictures(1), document_ids=torch.tensor([[0, 0, 1]]))
+        model(ids, random_images(1), document_ids=torch.tensor([[0, 0, 1]]))
     x = model.decoder.token_embedding(ids)
     with pytest.raises(ValueError, match="document_ids or a cache, not both"):
         model.decoder(x, document_ids=torch.zeros_like(ids), cache=KVCache(model.config.language, 1, 8, like=x))

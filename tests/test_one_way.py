@@ -18,15 +18,15 @@ from nanovlm.data.datasets import VQADataset
 from nanovlm.data.thimble import Thimble
 from nanovlm.training.step import forward
 
-PICTURE = asset_path("pictures/shapes.png")
+IMAGE = asset_path("images/shapes.png")
 
 
-def holds_picture(value: Any) -> bool:
+def holds_image(value: Any) -> bool:
     """A file, a PIL picture, pixels [..., 3, H, W], or a container of one."""
     if isinstance(value, dict):
-        return any(map(holds_picture, value.values()))
+        return any(map(holds_image, value.values()))
     if isinstance(value, (list, tuple)):
-        return any(map(holds_picture, value[:4]))
+        return any(map(holds_image, value[:4]))
     if isinstance(value, torch.Tensor):
         return value.ndim >= 3 and value.shape[-3] == 3 and value.shape[-1] > 3
     return isinstance(value, (Image.Image, Path))
@@ -47,7 +47,7 @@ def modules_entered(run: Callable[[], Any]) -> list[str]:
             return
         count = frame.f_code.co_argcount + frame.f_code.co_kwonlyargcount
         arguments = [frame.f_locals.get(argument) for argument in frame.f_code.co_varnames[: count + 2]]
-        if any(map(holds_picture, arguments)):
+        if any(map(holds_image, arguments)):
             entered.append(name.removeprefix("nanovlm."))
 
     before = sys.getprofile()
@@ -59,15 +59,15 @@ def modules_entered(run: Callable[[], Any]) -> list[str]:
     return entered
 
 
-def test_a_picture_enters_each_module_at_most_twice_on_its_way_to_an_answer() -> None:
+def test_a_image_enters_each_module_at_most_twice_on_its_way_to_an_answer() -> None:
     model = VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
-    way = modules_entered(lambda: model.generate(image=PICTURE, prompt="How many shapes are there?", max_new_tokens=2))
+    way = modules_entered(lambda: model.generate(image=IMAGE, prompt="How many shapes are there?", max_new_tokens=2))
     assert way == [
         "models.vision_language_model",
         "inference.generate",
         "inference.prompts",
         "data.processors",
-        "data.pictures",
+        "data.images",
         "pixels",
         "models.vision_language_model",
         "models.vision_transformer",
@@ -87,7 +87,7 @@ def test_a_training_sample_enters_each_module_once() -> None:
     assert modules_entered(run) == [
         "data.datasets",
         "data.processors",
-        "data.pictures",
+        "data.images",
         "data.collators",
         "training.step",
         "pixels",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nanovlm.config import TrainConfig
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.optimizer import Muon, Optimizers, orthogonalise, param_groups
-from tests.tiny import PICTURE, ids_of, max_difference, pictures, tiny_model
+from tests.tiny import ONE_IMAGE, ids_of, max_difference, random_images, tiny_model
 
 NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
 RATES = {"lr_projector": 3e-3, "lr_backbones": 1e-3, "lr_muon": 0.01, "weight_decay": 0.1}
@@ -24,8 +24,8 @@ def config(**changes: object) -> TrainConfig:
 
 
 def learn(model: VisionLanguageModel, optimizers: Optimizers, steps: int = 1) -> None:
-    ids = torch.tensor([ids_of([PICTURE, 7, 8, 9])])
-    images = pictures(1).to(model.projector.proj.weight.dtype)
+    ids = torch.tensor([ids_of([ONE_IMAGE, 7, 8, 9])])
+    images = random_images(1).to(model.projector.proj.weight.dtype)
     for _ in range(steps):
         model(ids, images, targets=ids.roll(-1, 1)).loss.backward()
         optimizers.collect_gradients()
@@ -142,8 +142,8 @@ def test_muon_finds_a_linear_map() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_step_moves_every_weight_and_learns(optimizer: str, dtype: torch.dtype) -> None:
     model = tiny_model().to(dtype)
-    before, ids = copy.deepcopy(model.state_dict()), torch.tensor([ids_of([PICTURE, 7, 8, 9])])
-    images = pictures(1).to(dtype)
+    before, ids = copy.deepcopy(model.state_dict()), torch.tensor([ids_of([ONE_IMAGE, 7, 8, 9])])
+    images = random_images(1).to(dtype)
     first = model(ids, images, targets=ids.roll(-1, 1)).loss.item()
     optimizers = Optimizers(model, config(optimizer=optimizer))
     learn(model, optimizers, steps=20)

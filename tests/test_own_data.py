@@ -18,7 +18,7 @@ COLOURS = ("red", "green", "blue", "white", "black", "orange", "purple", "grey")
 def rows_of(kind):
     """Eight pictures with two turns each."""
     for colour in COLOURS:
-        name, second = f"pictures/{colour}.png", f"It is {colour}."
+        name, second = f"images/{colour}.png", f"It is {colour}."
         turns = [("Which colour?", colour), ("Say it in a sentence.", second)]
         if kind == "llava":
             talk = [{"from": who, "value": text} for q, a in turns for who, text in (("human", q), ("gpt", a))]

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from nanovlm.data.pictures import open_image, picture_size, to_rgb
+from nanovlm.data.images import image_size, open_image, to_rgb
 from nanovlm.data.processors import ImageProcessor
 
 
@@ -120,7 +120,7 @@ def test_16_bit_png_and_tiff_files():
         ([-2.0, -2.0, -2.0], [0, 0, 0]),
     ],
 )
-def test_float_pictures(values, expected):
+def test_float_images(values, expected):
     image = Image.fromarray(np.array([values], dtype=np.float32))
     assert list(to_rgb(image).tobytes())[::3] == pytest.approx(expected, abs=1)
 
@@ -247,7 +247,7 @@ def test_bad_files_get_one_sentence(content, sentence, tmp_path):
     assert str(path) in str(caught.value)
 
 
-def test_no_other_program_is_started_for_a_picture(tmp_path, monkeypatch):
+def test_no_other_program_is_started_for_a_image(tmp_path, monkeypatch):
     """PostScript is a program, which Pillow has Ghostscript run where that is installed."""
     path = tmp_path / "holiday.jpg"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n")
@@ -258,7 +258,7 @@ def test_no_other_program_is_started_for_a_picture(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="PostScript and Windows metafiles are not opened"):
             open_image(source)
     with pytest.raises(ValueError, match="not a picture"):
-        picture_size(path)
+        image_size(path)
     assert not started
 
 
@@ -270,7 +270,7 @@ def test_pipes_and_devices_are_not_read(tmp_path, wrap):
         with pytest.raises(ValueError, match="is a pipe, a socket or a device, not a picture"):
             open_image(wrap(path))
         with pytest.raises(ValueError, match="is a pipe"):
-            picture_size(path)
+            image_size(path)
 
 
 def test_a_file_of_any_size_is_not_read_whole(tmp_path):
@@ -292,7 +292,7 @@ def test_running_out_of_memory_is_a_sentence(monkeypatch):
     def no_memory(*args, **kwargs):
         raise MemoryError
 
-    monkeypatch.setattr("nanovlm.data.pictures._convert", no_memory)
+    monkeypatch.setattr("nanovlm.data.images._convert", no_memory)
     with pytest.raises(ValueError, match=r"does not fit into the memory: its size is 400 x 300\."):
         open_image(JPEG)
 
@@ -378,7 +378,7 @@ def test_one_list_and_none():
     assert processor([]).shape == (0, 3, 8, 8)
 
 
-def test_the_given_picture_is_left_as_it_was():
+def test_the_given_image_is_left_as_it_was():
     image = gradient(8, 8)
     before = image.tobytes()
     ImageProcessor(8)(image).zero_()

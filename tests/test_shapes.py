@@ -17,7 +17,7 @@ from jaxtyping import TypeCheckError, install_import_hook, jaxtyped
 
 import nanovlm
 from nanovlm.config import ProjectorConfig
-from tests.tiny import IMAGE, PICTURE, ids_of, loud, pictures, tiny_config
+from tests.tiny import IMAGE, ONE_IMAGE, ids_of, loud, random_images, tiny_config
 
 PARTS = ("attention", "vision_transformer", "modality_projector", "language_model", "vision_language_model")
 FILES = [Path(nanovlm.__file__).parent / "models" / f"{part}.py" for part in PARTS]
@@ -43,8 +43,8 @@ def checked() -> Iterator[dict[str, ModuleType]]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_training_and_packing(checked: dict[str, ModuleType], dtype: torch.dtype) -> None:
     model = loud(checked["vision_language_model"].VisionLanguageModel(tiny_config())).to(dtype).train()
-    ids = torch.tensor([ids_of([PICTURE, 7, 8]), [9, 10, 11, 12, 13, 14]])
-    images, real = pictures(1).to(dtype), torch.tensor([[1] * 6, [0, 0, 1, 1, 1, 1]])
+    ids = torch.tensor([ids_of([ONE_IMAGE, 7, 8]), [9, 10, 11, 12, 13, 14]])
+    images, real = random_images(1).to(dtype), torch.tensor([[1] * 6, [0, 0, 1, 1, 1, 1]])
     for mask in (None, real, real.bool()):
         model(ids, images, mask, ids.roll(-1, 1), output_hidden_states=True).loss.backward()
     documents = torch.tensor([[0, 0, 0, 0, 1, 1], [0, 0, 1, 1, -1, -1]])
@@ -56,11 +56,11 @@ def test_training_and_packing(checked: dict[str, ModuleType], dtype: torch.dtype
 @pytest.mark.parametrize("image_token_id", [IMAGE, None], ids=["placeholders", "in front"])
 def test_generation(checked: dict[str, ModuleType], image_token_id: int | None) -> None:
     model = loud(checked["vision_language_model"].VisionLanguageModel(tiny_config(image_token_id)))
-    ids = torch.tensor([ids_of([PICTURE, 7]) if image_token_id else [5, 5, 5, 5, 7]]).repeat(2, 1)
+    ids = torch.tensor([ids_of([ONE_IMAGE, 7]) if image_token_id else [5, 5, 5, 5, 7]]).repeat(2, 1)
     real = torch.tensor([[1, 1, 1, 1, 1]] * 2)
     real[1, 0] = int(image_token_id is not None)
     for options in ({}, {"num_beams": 3}, {"num_generations": 2, "temperature": 1.0}):
-        model.generate(ids, pictures(2), real, max_new_tokens=4, **options)
+        model.generate(ids, random_images(2), real, max_new_tokens=4, **options)
 
 
 def test_the_projector_gives_what_it_says(checked: dict[str, ModuleType]) -> None:

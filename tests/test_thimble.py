@@ -60,14 +60,14 @@ def texts_of(sample: dict) -> list[tuple[str, str, str]]:
 def test_a_sample_has_the_schema_and_is_a_pure_function_of_its_key(subset, split, index, seed):
     sample = thimble_sample(subset, split, index, seed)
     assert set(sample) == {"images", "texts"}
-    (picture,) = sample["images"]
-    assert picture.mode == "RGB" and picture.size == (64, 64)
+    (image,) = sample["images"]
+    assert image.mode == "RGB" and image.size == (64, 64)
     for turn in sample["texts"]:
         assert set(turn) == {"user", "assistant", "source"}
         assert turn["source"] in {f"thimble/{subset}/{kind}" for kind in (*KINDS[subset], "caption")}
         assert all(isinstance(value, str) and value for value in turn.values())
     again = thimble_sample(subset, split, index, seed)
-    assert again["texts"] == sample["texts"] and again["images"][0].tobytes() == picture.tobytes()
+    assert again["texts"] == sample["texts"] and again["images"][0].tobytes() == image.tobytes()
     assert texts_of(sample) == thimble_scene(subset, split, index, seed)[1]
 
 
@@ -132,9 +132,9 @@ def test_no_two_characters_look_alike():
         def below(self, n: int) -> int:
             return 0
 
-    pictures = {c: np.asarray(draw(GlyphScene(c * 4, "blue"), Still(), 64)).astype(int) for c in CHARACTERS}
+    images = {c: np.asarray(draw(GlyphScene(c * 4, "blue"), Still(), 64)).astype(int) for c in CHARACTERS}
     for one, other in combinations(CHARACTERS, 2):
-        clearly_different = (np.abs(pictures[one] - pictures[other]).max(axis=-1) > 90).sum() / 4
+        clearly_different = (np.abs(images[one] - images[other]).max(axis=-1) > 90).sum() / 4
         assert clearly_different >= 6, (one, other, clearly_different)
 
 
@@ -186,7 +186,7 @@ def test_unseen_pairs_are_never_shown_asked_or_told_elsewhere(subset):
 
 
 @pytest.mark.parametrize("subset", SUBSETS)
-def test_a_guesser_that_reads_the_question_but_sees_no_picture_stays_at_chance(subset):
+def test_a_guesser_that_reads_the_question_but_sees_no_image_stays_at_chance(subset):
     """It learns the most frequent answer to each question text from many samples, and is tested on others."""
     learnt: dict[str, Counter] = defaultdict(Counter)
     overall: dict[str, Counter] = defaultdict(Counter)
@@ -213,9 +213,9 @@ def test_a_guesser_that_reads_the_question_but_sees_no_picture_stays_at_chance(s
 
 @settings(max_examples=20, deadline=None)
 @given(subsets, indices, st.sampled_from((32, 100, 224)))
-def test_a_picture_is_the_same_scene_at_every_size(subset, index, image_size):
-    def coloured(picture) -> np.ndarray:
-        return np.ptp(np.asarray(picture.resize((32, 32))).astype(int), axis=-1) > 60
+def test_a_image_is_the_same_scene_at_every_size(subset, index, image_size):
+    def coloured(image) -> np.ndarray:
+        return np.ptp(np.asarray(image.resize((32, 32))).astype(int), axis=-1) > 60
 
     large = thimble_sample(subset, "train", index, image_size=512)
     sample = thimble_sample(subset, "train", index, image_size=image_size)

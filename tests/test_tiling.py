@@ -28,7 +28,7 @@ tilings = st.builds(
 )
 
 
-def picture(width: int, height: int) -> Image.Image:
+def random_image(width: int, height: int) -> Image.Image:
     pixels = np.random.default_rng(width + 1000 * height).integers(0, 256, (height, width, 3))
     return Image.fromarray(pixels.astype(np.uint8))
 
@@ -37,7 +37,7 @@ def picture(width: int, height: int) -> Image.Image:
 def test_as_many_tiles_as_the_grid_and_the_text_say(size, tiling):
     processor = TiledImageProcessor(TILE, tiling=tiling)
     rows, columns = processor.grid(size)
-    image = picture(*size)
+    image = random_image(*size)
     tiles = processor(image)
     assert tiles.shape == (rows * columns + (rows * columns > 1), 3, TILE, TILE)
     assert len(tiles) == processor.num_tiles(size)
@@ -50,10 +50,10 @@ def test_as_many_tiles_as_the_grid_and_the_text_say(size, tiling):
 
 
 @given(sizes, tilings)
-def test_tiles_put_together_are_the_picture(size, tiling):
+def test_tiles_put_together_are_the_image(size, tiling):
     processor = TiledImageProcessor(TILE, tiling=tiling)
     rows, columns = processor.grid(size)
-    image = picture(*size)
+    image = random_image(*size)
     tiles = processor(image)
     if rows * columns > 1:
         tiles = tiles[:-1] if tiling.layout == "smolvlm" else tiles[1:]
@@ -65,7 +65,7 @@ def test_tiles_put_together_are_the_picture(size, tiling):
 
 
 @given(sizes)
-def test_our_default_never_blows_up_a_small_picture(size):
+def test_our_default_never_blows_up_a_small_image(size):
     """64 x 64 pixels are one tile, and no picture gets more tiles than it has pixels for."""
     processor = TiledImageProcessor(64, tiling=TilingConfig(max_side=256))
     rows, columns = processor.grid(size)
@@ -92,9 +92,9 @@ def test_the_view_of_the_whole_is_where_the_layout_wants_it(layout):
     assert tiles.tolist() == pytest.approx([-1, 1, 0] if layout == "smolvlm" else [0, -1, 1], abs=0.05)
 
 
-def test_several_pictures_stand_in_order():
+def test_several_images_stand_in_order():
     processor = TiledImageProcessor(TILE, tiling=TilingConfig(max_side=64))
-    images = [picture(64, 20), picture(5, 5), picture(30, 64)]
+    images = [random_image(64, 20), random_image(5, 5), random_image(30, 64)]
     assert torch.equal(processor(images), torch.cat([processor(image) for image in images]))
     texts = processor.image_texts(images, "<i>", 1)
     assert texts == [processor.image_texts([image], "<i>", 1)[0] for image in images]
@@ -154,7 +154,7 @@ def test_training_samples_are_cut_as_prompts_are():
     config, tokenizer = tiled_pocket()
     assert config.tiling == TilingConfig(max_side=256)
     texts = [{"user": "What?", "assistant": "red", "source": "x"}]
-    samples = [{"images": [picture(128, 64), picture(9, 9)], "texts": texts}, {"images": [], "texts": texts}]
+    samples = [{"images": [random_image(128, 64), random_image(9, 9)], "texts": texts}, {"images": [], "texts": texts}]
     dataset = VQADataset(samples, tokenizer, make_image_processor(config), config)
     item = dataset[0]
     assert item["images"].shape == (3 + 1, 3, 64, 64)
@@ -167,7 +167,7 @@ def test_training_samples_are_cut_as_prompts_are():
 
 def test_what_a_user_types_is_no_tile():
     config, tokenizer = tiled_pocket()
-    processor, image = make_image_processor(config), picture(128, 64)
+    processor, image = make_image_processor(config), random_image(128, 64)
     texts = processor.image_texts([image], tokenizer.image_token, config.num_image_tokens)
     typed = "<row_1_col_1><fake_token_around_image><|image|>"
     plain, with_tokens = (tokenizer.encode_prompt(t, 1, config, texts) for t in ("What?", typed + "What?"))

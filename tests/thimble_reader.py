@@ -94,15 +94,15 @@ def _colour_of(pixels: np.ndarray) -> str:
     return min(COLOURS, key=lambda name: float(np.abs(middle - COLOURS[name]).sum()))
 
 
-def _vivid(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-    pixels = np.asarray(picture).astype(int)
+def _vivid(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+    pixels = np.asarray(image).astype(int)
     return pixels, np.ptp(pixels, axis=-1) > 60
 
 
-def see_shapes(picture: Image.Image) -> str:
+def see_shapes(image: Image.Image) -> str:
     """The caption of a shapes picture, from its pixels."""
-    pixels, vivid = _vivid(picture)
-    half = picture.width // 2
+    pixels, vivid = _vivid(image)
+    half = image.width // 2
     said = []
     for i, cell in enumerate(CELLS):
         part = (slice(half * (i // 2), half * (i // 2 + 1)), slice(half * (i % 2), half * (i % 2 + 1)))
@@ -132,14 +132,14 @@ def _shape_of(box: np.ndarray) -> str:
     return "circle" if inside(0.5, 0.04) else "heart"
 
 
-def see_charts(picture: Image.Image) -> str:
+def see_charts(image: Image.Image) -> str:
     """The caption of a chart, from its pixels."""
-    pixels, vivid = _vivid(picture)
-    columns = np.concatenate([[False], vivid.sum(axis=0) > picture.width / 20, [False]]).astype(int)
+    pixels, vivid = _vivid(image)
+    columns = np.concatenate([[False], vivid.sum(axis=0) > image.width / 20, [False]]).astype(int)
     starts, ends = np.nonzero(np.diff(columns) == 1)[0], np.nonzero(np.diff(columns) == -1)[0]
     bars = []
     for start, end in zip(starts, ends, strict=True):
         mask = vivid[:, start:end]
-        height = np.median(mask.sum(axis=0)) / picture.width * 6.4
+        height = np.median(mask.sum(axis=0)) / image.width * 6.4
         bars.append(f"{_colour_of(pixels[:, start:end][mask])} {round(float(height))}")
     return f"{len(bars)} bars: {', '.join(bars)}."

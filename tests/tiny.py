@@ -12,7 +12,7 @@ from nanovlm.models.vision_language_model import VisionLanguageModel
 
 END, IMAGE = 1, 4  # token ids, as in the pocket tokenizer
 FIRST_WORD = 6  # ids below are special
-PICTURE = -1  # one picture in a row of `ids_of`
+ONE_IMAGE = -1  # one picture in a row of `ids_of`
 VOCAB_SIZE = 48
 
 
@@ -60,7 +60,7 @@ def tiny_model(
     return loud(VisionLanguageModel(tiny_config(image_token_id, **language)), seed)
 
 
-def pictures(count: int, config: VLMConfig | None = None, seed: int = 0) -> Tensor:
+def random_images(count: int, config: VLMConfig | None = None, seed: int = 0) -> Tensor:
     """[count, 3, image_size, image_size] in [-1, 1]"""
     size = (config or tiny_config()).vision.image_size
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
@@ -69,7 +69,7 @@ def pictures(count: int, config: VLMConfig | None = None, seed: int = 0) -> Tens
 def ids_of(row: Sequence[int], config: VLMConfig | None = None) -> list[int]:
     """A row of words and PICTUREs -> ids with placeholders."""
     n = (config or tiny_config()).num_image_tokens
-    return [token for item in row for token in ([IMAGE] * n if item == PICTURE else [item])]
+    return [token for item in row for token in ([IMAGE] * n if item == ONE_IMAGE else [item])]
 
 
 def max_difference(a: Tensor, b: Tensor) -> float:

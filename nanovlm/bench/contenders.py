@@ -73,12 +73,12 @@ def their_training_step(model: VisionLanguageModel, batch: dict[str, Tensor], se
         for block in (*peer.model.vision_model.encoder.layers, *peer.model.text_model.layers):
             block.compile()
     optimizer = torch.optim.AdamW(peer.parameters(), lr=RECIPE.lr_backbones, betas=(0.9, 0.95), fused=True)
-    pictures = batch["images"][:, None].to(setting.weights)  # [B, pictures in a row, 3, H, W]
+    images = batch["images"][:, None].to(setting.weights)  # [B, pictures in a row, 3, H, W]
     labels = peer_labels(batch["targets"])
 
     def step() -> float:
         with setting.context:
-            loss = peer(input_ids=batch["input_ids"], pixel_values=pictures, labels=labels, use_cache=False).loss
+            loss = peer(input_ids=batch["input_ids"], pixel_values=images, labels=labels, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(peer.parameters(), RECIPE.max_grad_norm, foreach=True)
         optimizer.step()

@@ -31,7 +31,7 @@ from nanovlm.training.step import get_lr, train_step
 from nanovlm.training.validation import answer_accuracy, short_questions
 
 SUBSET = "charts"
-STEPS, BATCH, EVAL_EVERY, VAL_PICTURES = 700, 32, 70, 80
+STEPS, BATCH, EVAL_EVERY, VAL_IMAGES = 700, 32, 70, 80
 WIDTH, VISION_BLOCKS, LANGUAGE_BLOCKS, ROW = 64, 2, 2, 512
 BAD_SHARE = 0.1  # of the pictures that cannot be read, in the run that drops them
 CPU = torch.device("cpu")
@@ -63,7 +63,7 @@ class FirstTurn:
         return {**sample, "texts": sample["texts"][:1]}
 
 
-class LosesPictures:
+class LosesImages:
     """A tenth of the pictures cannot be read. Their texts stay, so the pictures behind them move up by one."""
 
     def __init__(self, collate: VQACollator) -> None:
@@ -92,7 +92,7 @@ Pipeline = tuple[Callable[[Thimble], Any], Callable[[int], Any]]
 PIPELINES: dict[str, Pipeline] = {
     "right": (lambda data: data, VQACollator),
     "first turn only": (FirstTurn, VQACollator),
-    "pictures out of step": (lambda data: data, lambda pad: LosesPictures(VQACollator(pad))),
+    "pictures out of step": (lambda data: data, lambda pad: LosesImages(VQACollator(pad))),
     "packed, with boundaries": (lambda data: data, lambda pad: PackingCollator(pad, ROW)),
     "packed, no boundaries": (lambda data: data, lambda pad: WithoutBoundaries(pad, ROW)),
 }
@@ -109,7 +109,7 @@ def loader(data: Any, collate: Any, batch_size: int = BATCH, shuffle: bool = Fal
 
 def questions() -> list[Batch]:
     """The short questions about the validation pictures, each on its own."""
-    return short_questions(loader(Thimble(SUBSET, "val", VAL_PICTURES), VQACollator), VAL_PICTURES)
+    return short_questions(loader(Thimble(SUBSET, "val", VAL_IMAGES), VQACollator), VAL_IMAGES)
 
 
 def train(name: str, steps: int = STEPS, report: Callable[[str], None] = print) -> list[dict[str, float]]:
@@ -139,7 +139,7 @@ def record(runs: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
         "command": COMMAND,
         "machine": f"{platform.machine()}, one thread, torch {torch.__version__.split('+')[0]}, float32",
         "model": f"width {WIDTH}, {VISION_BLOCKS} encoder and {LANGUAGE_BLOCKS} decoder blocks",
-        "data": f"Thimble, {SUBSET}: {BATCH} pictures a step; validation: {VAL_PICTURES} pictures",
+        "data": f"Thimble, {SUBSET}: {BATCH} pictures a step; validation: {VAL_IMAGES} pictures",
         "questions": sum(len(batch["input_ids"]) for batch in questions()),
         "runs": {
             name: [{key: round(value, 4) for key, value in point.items()} for point in runs[name]]

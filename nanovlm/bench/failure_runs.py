@@ -82,7 +82,7 @@ def run(
     return losses
 
 
-def no_pictures(step: int, batch: Batch) -> Batch:
+def no_images(step: int, batch: Batch) -> Batch:
     return {**batch, "images": torch.zeros_like(batch["images"])}
 
 
@@ -105,7 +105,7 @@ def nothing_asked(at: int) -> Callable[[int, Batch], Batch]:
 def all_runs(steps: int) -> dict[str, dict[str, Any]]:
     settings: dict[str, dict[str, Any]] = {
         "healthy": {},
-        "A": {"spoil": no_pictures},
+        "A": {"spoil": no_images},
         "B": {"spoil": not_shifted},
         "C": {"forget_at": 2 * steps // 3},
         "D": {"spoil": nothing_asked(steps // 2), "careless": True},

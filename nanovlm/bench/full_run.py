@@ -27,7 +27,7 @@ from nanovlm.training.optimizer import Optimizers
 from nanovlm.training.plan import flops_per_sample
 from nanovlm.training.step import train_step
 
-PICTURE_SIZES = ((640, 480), (500, 375), (427, 640), (1024, 768))  # as they are common in the_cauldron
+IMAGE_SIZES = ((640, 480), (500, 375), (427, 640), (1024, 768))  # as they are common in the_cauldron
 Result = dict[str, Any]
 
 
@@ -75,8 +75,8 @@ def generated_samples(count: int = 64) -> list[dict[str, Any]]:
             {"user": " ".join(draw.choice(words, 7)) + "?", "assistant": " ".join(draw.choice(words, 3))}
             for _ in range(1 + number % 3)
         ]
-        picture = {"bytes": jpeg(PICTURE_SIZES[number % len(PICTURE_SIZES)], number), "path": None}
-        samples.append({"images": [picture], "texts": turns})
+        image = {"bytes": jpeg(IMAGE_SIZES[number % len(IMAGE_SIZES)], number), "path": None}
+        samples.append({"images": [image], "texts": turns})
     return samples
 
 
@@ -84,7 +84,7 @@ def tiny(preset: Preset) -> Preset:
     """The same recipe on the pocket model with few rows: what a test can run."""
     config = pocket_vlm()
     train = replace(preset.train, batch_size=4, max_length=192, gradient_accumulation_steps=1, compile=False)
-    return Preset(config, replace(train, num_workers=min(1, train.num_workers), max_pictures=None))
+    return Preset(config, replace(train, num_workers=min(1, train.num_workers), max_images=None))
 
 
 def measure_steps(name: str, rung: Rung = RUNGS[-2], steps: int = 100, warmup: int = 10, small: bool = False) -> Result:
@@ -103,19 +103,19 @@ def measure_steps(name: str, rung: Rung = RUNGS[-2], steps: int = 100, warmup: i
         model.compile_parts()
     optimizers, scaler = Optimizers(model, recipe), precision.scaler(device)
     loader = _loader(config, recipe, rung, tokenizer)
-    batches, waited, rows, tokens, pictures = iter(loader), 0.0, 0, 0, 0
+    batches, waited, rows, tokens, images = iter(loader), 0.0, 0, 0, 0
     started = time.perf_counter()
     for step in range(warmup + steps):
         if step == warmup:
             _finish(device)
-            started, waited, rows, tokens, pictures = time.perf_counter(), 0.0, 0, 0, 0
+            started, waited, rows, tokens, images = time.perf_counter(), 0.0, 0, 0, 0
         asked = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - asked
         train_step(model, [batch], optimizers, scaler, precision, device, recipe.max_grad_norm)
         rows += len(batch["sample_indices"])
         tokens += int(batch["attention_mask"].sum())
-        pictures += len(batch["images"])
+        images += len(batch["images"])
     _finish(device)
     seconds = time.perf_counter() - started
     operations = flops_per_sample(config, replace(recipe, max_length=tokens // rows, packing=False)) * rows
@@ -141,7 +141,7 @@ def measure_loader(config: VLMConfig, count: int = 200) -> Result:
     """Pictures a second on one core, from a JPEG of 640 x 480 to the tensor that the model takes, beside plain PIL; and
     how far the two results lie apart, in levels of 255."""
     processor = make_image_processor(replace(config, tiling=None))
-    files = [jpeg(PICTURE_SIZES[0], seed) for seed in range(8)]
+    files = [jpeg(IMAGE_SIZES[0], seed) for seed in range(8)]
     side = config.vision.image_size
 
     def plain(file: bytes) -> torch.Tensor:

@@ -38,12 +38,12 @@ def activation_bytes(config: VLMConfig, rows: int, length: int, supervised: int,
     with torch.device("meta"):
         model = VisionLanguageModel(config).to(dtype).train()
         size = config.vision.image_size
-        pictures = torch.empty(rows, 3, size, size, dtype=dtype)
+        images = torch.empty(rows, 3, size, size, dtype=dtype)
         x = torch.empty(rows, length, config.language.hidden_dim, dtype=dtype)
         answers = torch.empty(rows * supervised, config.language.hidden_dim, dtype=dtype)
         targets = torch.empty(rows * supervised, dtype=torch.long)
         return (
-            saved_bytes(model, lambda: model.projector(model.vision_encoder(pictures)))
+            saved_bytes(model, lambda: model.projector(model.vision_encoder(images)))
             + saved_bytes(model, lambda: model.decoder(x))
             + saved_bytes(model, lambda: F.cross_entropy(model.decoder.head(answers).float(), targets))
         )

@@ -82,7 +82,7 @@ def unshifted(batch: Batch) -> Batch:
     return {**batch, "targets": targets}
 
 
-def wrong_pictures(batch: Batch) -> Batch:
+def wrong_images(batch: Batch) -> Batch:
     return {**batch, "images": batch["images"].roll(1, dims=0)}
 
 
@@ -123,7 +123,7 @@ GALLERY = {
         "all learning rates 15 times as high", {"lr_muon": 0.3, "lr_projector": 0.03, "lr_backbones": 0.03}
     ),
     "labels_unshifted": Run("the target is the token itself, not the next one", spoil=unshifted),
-    "pictures_shuffled": Run("every conversation has its neighbour's picture", spoil=wrong_pictures),
+    "pictures_shuffled": Run("every conversation has its neighbour's picture", spoil=wrong_images),
     "positions_quiet": Run("patch positions start at 0.02 instead of 0.5", prepare=quiet_positions),
     "no_warmup": Run("the learning rate starts at its peak", {"warmup_fraction": 0.0}),
     "data_repeated": Run("96 samples, again and again", {"data_cutoff_idx": 96, "dataset_size": 96}),

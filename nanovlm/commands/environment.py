@@ -183,7 +183,7 @@ def pocket_model() -> Finding:
     try:
         model = VisionLanguageModel.from_pretrained(asset_path("pocket"))
         start = time.perf_counter()
-        answer = model.generate(image=asset_path("pictures/shapes.png"), prompt=question)
+        answer = model.generate(image=asset_path("images/shapes.png"), prompt=question)
     except (OSError, ValueError) as error:
         advice = "Install the package again; in a clone: git checkout assets"
         return Finding("pocket model", str(error), "problem", advice)

@@ -18,7 +18,7 @@ from nanovlm.commands.options import parse
 if TYPE_CHECKING:
     from nanovlm.models.vision_language_model import VisionLanguageModel
 
-SAMPLE_PICTURE = "pictures/shapes.png"
+SAMPLE_IMAGE = "images/shapes.png"
 
 
 @dataclass
@@ -99,20 +99,20 @@ def main(arguments: Sequence[str]) -> None:
 def ask(options: GenerateOptions) -> None:
     from nanovlm.assets import asset_path
     from nanovlm.commands.models import load_model
-    from nanovlm.data.pictures import open_image
+    from nanovlm.data.images import open_image
 
-    pictures = options.image or (asset_path(SAMPLE_PICTURE),)
-    for picture in pictures:  # a wrong name is told before a model is loaded
-        open_image(picture)
+    images = options.image or (asset_path(SAMPLE_IMAGE),)
+    for image in images:  # a wrong name is told before a model is loaded
+        open_image(image)
     model = load_model(options.model)
-    asked = f"picture  {', '.join(map(str, pictures))}\nprompt   {options.prompt}\n"
-    ask_model = partial(model.generate, prompt=options.prompt, image=list(pictures), **options.sampling())
+    asked = f"picture  {', '.join(map(str, images))}\nprompt   {options.prompt}\n"
+    ask_model = partial(model.generate, prompt=options.prompt, image=list(images), **options.sampling())
     if options.stream:
         print(asked)
         ask_model(on_text=write)
         print()
         return
-    answers = ask_model() if options.draft_blocks is None else speculate(model, options, pictures)
+    answers = ask_model() if options.draft_blocks is None else speculate(model, options, images)
     print(asked)
     if isinstance(answers, str):
         print(answers)
@@ -121,12 +121,12 @@ def ask(options: GenerateOptions) -> None:
         print(f"{times} of {len(answers)}: {answer}")
 
 
-def speculate(model: VisionLanguageModel, options: Options, pictures: Sequence[Path]) -> str:
+def speculate(model: VisionLanguageModel, options: Options, images: Sequence[Path]) -> str:
     """One answer; how many passes of the whole decoder it took goes to standard error."""
     from nanovlm.inference.prompts import prepare_prompts
     from nanovlm.inference.speculative import early_exit, generate_speculatively
 
-    batch = prepare_prompts(model, [options.prompt], [list(pictures)])
+    batch = prepare_prompts(model, [options.prompt], [list(images)])
     found = generate_speculatively(
         model,
         early_exit(model.decoder, options.draft_blocks or 0),
@@ -150,10 +150,10 @@ def ask_each(options: GenerateOptions) -> None:
     """One line of JSON a picture on --out; what was skipped, and how many, on standard error."""
     from nanovlm.commands.models import load_model
     from nanovlm.commands.report import check_output
-    from nanovlm.inference.many_pictures import find_pictures, generate_batch, write_answers
+    from nanovlm.inference.many_images import find_images, generate_batch, write_answers
 
     check_output(options.out, ".jsonl")
-    paths = find_pictures(options.batch)
+    paths = find_images(options.batch)
     rows = generate_batch(
         load_model(options.model), paths, options.prompt, batch_size=options.batch_size, **options.sampling()
     )

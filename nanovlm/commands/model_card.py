@@ -98,7 +98,7 @@ def write_card(
         *training(results, [*earlier_logs, log]),
         f"All on {results['machine']}, which did other work at the same time: the minutes are an upper bound. The "
         "validation loss alone chose the checkpoints. Another machine or another version of torch gives slightly other "
-        f"weights. Short answers: of at most 8 tokens, to the questions about {recipe['accuracy_pictures']} validation "
+        f"weights. Short answers: of at most 8 tokens, to the questions about {recipe['accuracy_images']} validation "
         "pictures. `captions` are descriptions without questions before them.",
         "## What it gets right",
         "Greedy decoding, exact match, each question asked on its own. The mean over the subsets is "

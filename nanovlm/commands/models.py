@@ -18,7 +18,7 @@ def find_model(name: str) -> str | Path:
 
 def load_model(name: str) -> VisionLanguageModel:
     """The model on this machine's best device, ready to answer."""
-    from nanovlm.inference.many_pictures import for_inference
+    from nanovlm.inference.many_images import for_inference
     from nanovlm.models.vision_language_model import VisionLanguageModel
 
     return for_inference(VisionLanguageModel.from_pretrained(find_model(name)))

@@ -18,7 +18,7 @@ from nanovlm.evaluation.scores import (
     evaluate_multiple_choice,
     exact,
 )
-from nanovlm.viz.contact_sheet import AnsweredPicture, contact_sheet
+from nanovlm.viz.contact_sheet import AnsweredImage, contact_sheet
 
 if TYPE_CHECKING:
     from nanovlm.models.vision_language_model import VisionLanguageModel
@@ -109,7 +109,7 @@ def write_sheet(path: Path, title: str, scores: Mapping[str, Evaluation], count:
     note = f"{right:,} of {total:,} answers about pictures that it never saw are right."
     if mistakes:
         note += f" The first {len(shown)} are as they came; then come some mistakes."
-    cards = [AnsweredPicture(q.images[0], q.text, given, q.answer) for q, given in [*shown, *mistakes]]
+    cards = [AnsweredImage(q.images[0], q.text, given, q.answer) for q, given in [*shown, *mistakes]]
     contact_sheet(title, note, cards, COLUMNS).save(path)
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from nanovlm.training.loop import Run
 
-TEST_PICTURES = 500  # per subset and split
+TEST_IMAGES = 500  # per subset and split
 
 
 @dataclass
@@ -109,8 +109,8 @@ def examine(run: Run, options: TrainOptions) -> None:
     names = options.recipe.dataset_names
     subsets = [name for name in SUBSETS if name in names or names == ("all",)]
     model = load_model(str(run.directory / "best"))
-    test, unseen = (report.score_thimble(model, subsets, split, TEST_PICTURES) for split in ("test", "unseen"))
-    extra = report.score_extras(model, names, "test", TEST_PICTURES)
+    test, unseen = (report.score_thimble(model, subsets, split, TEST_IMAGES) for split in ("test", "unseen"))
+    extra = report.score_extras(model, names, "test", TEST_IMAGES)
     print("\n" + "\n\n".join(report.tables({**test, **extra}, "test") + report.tables(unseen, "unseen")))
     print("\nblind: the same questions about another sample's picture. unseen: what no training picture shows.")
     results = {

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from nanovlm.models.vision_language_model import VisionLanguageModel
 
 # What ships, by the names that the widget shows.
-PICTURES = {
-    "shapes 1": "pictures/shapes.png",
-    "shapes 2": "pictures/shapes_2.png",
-    "shapes 3": "pictures/shapes_3.png",
-    "chart": "pictures/charts.png",
-    "sign": "pictures/glyphs.png",
+IMAGES = {
+    "shapes 1": "images/shapes.png",
+    "shapes 2": "images/shapes_2.png",
+    "shapes 3": "images/shapes_3.png",
+    "chart": "images/charts.png",
+    "sign": "images/glyphs.png",
 }
 # One of most kinds that the Thimble asks, and what its `captions` ask for.
 QUESTIONS = (
@@ -45,22 +45,22 @@ class Ask(Lever):
     """`render(picture, question)` asks the model and returns the card; a picture is a name, or anything that opens."""
 
     def __init__(
-        self, model: VisionLanguageModel, pictures: Mapping[str, Any], questions: Sequence[str], max_new_tokens: int
+        self, model: VisionLanguageModel, images: Mapping[str, Any], questions: Sequence[str], max_new_tokens: int
     ) -> None:
-        if not pictures or not questions:
+        if not images or not questions:
             raise ValueError("ask needs at least one picture and one question to begin with.")
-        self.model, self.pictures, self.questions = model, dict(pictures), tuple(questions)
+        self.model, self.images, self.questions = model, dict(images), tuple(questions)
         self.max_new_tokens = max_new_tokens
-        super().__init__(self.ask, {"picture": list(self.pictures), "question": self.questions[0]}, {})
+        super().__init__(self.ask, {"image": list(self.images), "question": self.questions[0]}, {})
 
-    def ask(self, picture: Any, question: str, on_card: Callable[[Figure], Any] | None = None) -> Figure:
+    def ask(self, image: Any, question: str, on_card: Callable[[Figure], Any] | None = None) -> Figure:
         """The card of the whole answer. `on_card` gets each unfinished one on the way, as the answer grows.
 
         Raises: FileNotFoundError, ValueError or TypeError, with one sentence, for what cannot be asked.
         """
-        from nanovlm.data.pictures import open_image
+        from nanovlm.data.images import open_image
 
-        source = self.pictures.get(picture, picture) if isinstance(picture, str) else picture
+        source = self.images.get(image, image) if isinstance(image, str) else image
         opened, size = open_image(source), self.model.config.vision.image_size
         written = ""
 
@@ -79,9 +79,9 @@ class Ask(Lever):
         """Picture and upload, question and examples, a button. `update` gets the card, again and again as it grows."""
         import ipywidgets
 
-        from nanovlm.data.pictures import open_image
+        from nanovlm.data.images import open_image
 
-        choice = ipywidgets.ToggleButtons(options=list(self.pictures), style={"button_width": "auto"})
+        choice = ipywidgets.ToggleButtons(options=list(self.images), style={"button_width": "auto"})
         upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description=YOURS)
         # Not continuous: the question is complete when Enter is pressed or the field is left.
         question = ipywidgets.Text(
@@ -100,7 +100,7 @@ class Ask(Lever):
         last = dict(self.defaults)
 
         def answer() -> None:
-            state = {"picture": own.get("picture", choice.value), "question": question.value}
+            state = {"image": own.get("image", choice.value), "question": question.value}
             if state == last:  # leaving the field has asked already
                 return
             last.update(state)
@@ -125,7 +125,7 @@ class Ask(Lever):
                 last.clear()
                 update(told(str(error) or type(error).__name__))
                 return
-            own["picture"] = content
+            own["image"] = content
             choice.value = None  # so that each of the others can be chosen again
             answer()
 
@@ -146,7 +146,7 @@ class Ask(Lever):
 
 def ask(
     model: VisionLanguageModel,
-    pictures: Mapping[str, Any] | None = None,
+    images: Mapping[str, Any] | None = None,
     questions: Sequence[str] = QUESTIONS,
     max_new_tokens: int = 40,
 ) -> Ask:
@@ -157,9 +157,9 @@ def ask(
         pictures: name -> anything that `open_image` takes; None: the ones that ship. The first one, with the first of
             `questions`, is the default that a page without a kernel shows.
     """
-    if pictures is None:
-        pictures = {name: _shipped(path) for name, path in PICTURES.items()}
-    return Ask(model, pictures, questions, max_new_tokens)
+    if images is None:
+        images = {name: _shipped(path) for name, path in IMAGES.items()}
+    return Ask(model, images, questions, max_new_tokens)
 
 
 def uploaded_bytes(value: Any) -> bytes | None:

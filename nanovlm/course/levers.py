@@ -28,18 +28,18 @@ class Cells:
     Each cell is a button in the mean colour of what it covers.
     """
 
-    picture: Image.Image
+    image: Image.Image
     grid: int
 
     def colours(self) -> list[str]:
         from PIL import Image
 
-        digits = self.picture.convert("RGB").resize((self.grid,) * 2, Image.Resampling.BOX).tobytes().hex()
+        digits = self.image.convert("RGB").resize((self.grid,) * 2, Image.Resampling.BOX).tobytes().hex()
         return [f"#{digits[i : i + 6]}" for i in range(0, len(digits), 6)]
 
 
 class Lever:
-    """`defaults` is the state that it starts in; `picture(**state)` is the figure of a state."""
+    """`defaults` is the state that it starts in; `figure(**state)` is the figure of a state."""
 
     def __init__(self, render: Callable[..., Any], levers: dict[str, Any], start: Mapping[str, Any]) -> None:
         accepted = inspect.signature(render).parameters
@@ -55,7 +55,7 @@ class Lever:
         self.levers = {name: _Scale(name, values, start) for name, values in levers.items()}
         self.defaults = {name: scale.default for name, scale in self.levers.items()}
 
-    def picture(self, **state: Any) -> Figure:
+    def figure(self, **state: Any) -> Figure:
         shown = self.render(**{**self.defaults, **state})
         if type(shown).__module__.startswith("matplotlib"):
             return from_matplotlib(shown, f"A plot: {self!r}")
@@ -76,7 +76,7 @@ class Lever:
                 return
             shown.update(state)
             try:
-                update(self.picture(**state))
+                update(self.figure(**state))
             except Exception as error:  # told in the picture's place; an exception here would be lost
                 update(told(f"{type(error).__name__}: {error}"))
 
@@ -91,7 +91,7 @@ class Lever:
     def _ipython_display_(self) -> None:
         from IPython.display import DisplayHandle, display
 
-        first = self.picture()
+        first = self.figure()
         try:
             import ipywidgets
         except ImportError:

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 class Watched:
     """What was seen of a run: `losses` (step, loss), `accuracy` (step, kind -> share), `blind` (step, mean share)."""
 
-    def __init__(self, model: VisionLanguageModel, config: TrainConfig, pictures: int) -> None:
+    def __init__(self, model: VisionLanguageModel, config: TrainConfig, images: int) -> None:
         from nanovlm.data.thimble import Thimble
         from nanovlm.training.probe import Probe
 
-        split = Thimble("shapes", "val", pictures, image_size=model.config.vision.image_size)
-        self.probe = Probe(model, [split[i] for i in range(pictures)])
+        split = Thimble("shapes", "val", images, image_size=model.config.vision.image_size)
+        self.probe = Probe(model, [split[i] for i in range(images)])
         self.model, self.end = model, config.max_steps
         self.losses: list[tuple[float, float]] = []
         self.accuracy: list[tuple[float, dict[str, float]]] = []
@@ -50,7 +50,7 @@ class Watched:
             self.ask(step)
 
 
-def train_and_watch(config: TrainConfig, model: VisionLanguageModel, pictures: int = 32) -> Watched:
+def train_and_watch(config: TrainConfig, model: VisionLanguageModel, images: int = 32) -> Watched:
     """Train as `nanovlm train` does, in a directory that is thrown away, with a figure instead of messages.
 
     pictures: so many of the validation split are asked about at each evaluation, with their own picture and blind.
@@ -59,7 +59,7 @@ def train_and_watch(config: TrainConfig, model: VisionLanguageModel, pictures: i
 
     from nanovlm.training.loop import train
 
-    watched = Watched(model, config, pictures)
+    watched = Watched(model, config, images)
     handle = display(watched.figure(), display_id=True)
 
     def note(step: int, values: dict[str, Any]) -> None:
@@ -69,7 +69,7 @@ def train_and_watch(config: TrainConfig, model: VisionLanguageModel, pictures: i
 
     silence = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
     with tempfile.TemporaryDirectory() as directory, silence[0], silence[1]:
-        watched.run = train(replace(config, output_dir=directory, accuracy_pictures=0), model, watch=note)
+        watched.run = train(replace(config, output_dir=directory, accuracy_images=0), model, watch=note)
     if watched.run.interrupted:  # between two evaluations, perhaps before the first
         watched.ask(watched.run.step)
     return watched

@@ -56,7 +56,7 @@ def _usable(items: Sequence[Item | Skipped]) -> tuple[list[Item], Batch]:
     return good, {"skipped": skipped} if skipped else {}
 
 
-def _pictures(items: Sequence[Item]) -> Tensor | None:
+def _images(items: Sequence[Item]) -> Tensor | None:
     """All pictures in reading order [P, 3, H, W], or None."""
     images = [item["images"] for item in items if len(item["images"])]
     return torch.cat(images) if images else None
@@ -81,7 +81,7 @@ class VQACollator:
         batch["attention_mask"] = pad([torch.ones_like(row) for row in ids], 0, length)
         if "targets" in items[0]:
             batch["targets"] = pad([item["targets"] for item in items], IGNORE, length)
-        batch["images"] = _pictures(items)
+        batch["images"] = _images(items)
         batch["sample_indices"] = [item["index"] for item in items]
         return batch
 
@@ -106,6 +106,6 @@ class PackingCollator:
             batch[key] = pad([torch.cat([item[key] for item in row]) for row in rows], filling, self.max_length)
         batch["document_ids"] = pad(documents, -1, self.max_length)
         batch["attention_mask"] = (batch["document_ids"] >= 0).long()
-        batch["images"] = _pictures(in_order)
+        batch["images"] = _images(in_order)
         batch["sample_indices"] = [item["index"] for item in in_order]
         return batch

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from nanovlm.config import VLMConfig
 from nanovlm.data.chat import IGNORE, ChatTokenizer, shift_labels
-from nanovlm.data.pictures import UNDECODED_KEYS
+from nanovlm.data.images import UNDECODED_KEYS
 from nanovlm.data.processors import ImageProcessor
 from nanovlm.settings import fits, shown
 
@@ -31,7 +31,7 @@ DAMAGED = (
     zlib.error,
     Image.DecompressionBombError,
 )
-PICTURES = (Image.Image, np.ndarray, bytes, bytearray, str, os.PathLike, Mapping)
+IMAGES = (Image.Image, np.ndarray, bytes, bytearray, str, os.PathLike, Mapping)
 
 # FineVision (Wiedmann et al., 2025, arXiv:2510.17269) rates each turn from 1 to 5 in four ways, in a column
 # "<name>_ratings": a list with one rating a turn, None where a turn was not rated.
@@ -109,7 +109,7 @@ class _Samples(Dataset):
     def _encode(self, sample: Mapping[str, Any], index: int) -> dict[str, Any]:
         raise NotImplementedError
 
-    def _check_pictures(self, images: Sequence[Any]) -> None:
+    def _check_images(self, images: Sequence[Any]) -> None:
         if self.num_prefix_tokens and len(images) != 1:
             raise ValueError(f"it has {len(images)} pictures, but this model takes exactly one, in front of the text")
 
@@ -135,7 +135,7 @@ class VQADataset(_Samples):
     Args:
         dataset: anything with len() and [index]: a `datasets.Dataset`, a `Thimble`, a list.
         min_ratings: see `messages_of`.
-        max_pictures: skip a sample that has more, tiles counted: memory for pictures knows no rows.
+        max_images: skip a sample that has more, tiles counted: memory for pictures knows no rows.
         raw_pixels: leave pixels uint8 where they can be: a quarter of the bytes; `training.step.forward` scales them.
     """
 
@@ -150,14 +150,14 @@ class VQADataset(_Samples):
         max_length: int | None = None,
         min_ratings: Mapping[str, int] | None = None,
         raw_pixels: bool = False,
-        max_pictures: int | None = None,
+        max_images: int | None = None,
     ) -> None:
         super().__init__(dataset, tokenizer, image_processor, vlm_cfg)
         self.min_ratings = dict(min_ratings or {})
         if unknown := sorted(set(self.min_ratings) - set(RATINGS)):
             raise ValueError(f"There is no rating called {', '.join(unknown)}; there are {', '.join(RATINGS)}.")
         self.raw_pixels = raw_pixels
-        self.max_pictures = max_pictures
+        self.max_images = max_images
         self.max_tokens = None if max_length is None else max_length - self.num_prefix_tokens
         if self.max_tokens is not None and self.max_tokens < 2:
             raise ValueError(
@@ -165,11 +165,11 @@ class VQADataset(_Samples):
             )
 
     def _encode(self, sample: Mapping[str, Any], index: int) -> dict[str, Any]:
-        images = pictures_of(sample["images"])
-        self._check_pictures(images)
+        images = images_of(sample["images"])
+        self._check_images(images)
         pixels, image_texts = self._prepare(images)
-        if self.max_pictures is not None and len(pixels) > self.max_pictures:
-            raise ValueError(f"it has {len(pixels)} pictures or tiles, more than max_pictures {self.max_pictures}")
+        if self.max_images is not None and len(pixels) > self.max_images:
+            raise ValueError(f"it has {len(pixels)} pictures or tiles, more than max_images {self.max_images}")
         ids, supervised = self.tokenizer.encode_chat(
             messages_of(sample, self.min_ratings),
             num_images=len(images),
@@ -198,7 +198,7 @@ class VQADataset(_Samples):
         }
 
 
-def pictures_of(column: Any) -> list[Any]:
+def images_of(column: Any) -> list[Any]:
     """What a data set's column holds -> pictures: a list of them, one alone, a struct of lists, or none (None).
 
     Raises: ValueError that tells the shape, where it is something else.
@@ -207,21 +207,21 @@ def pictures_of(column: Any) -> list[Any]:
         return []
     if isinstance(column, Mapping) and any(isinstance(value, list) for value in column.values()):
         column = rows_of(column, "images")
-    elif isinstance(column, PICTURES):
+    elif isinstance(column, IMAGES):
         column = [column]
     if not isinstance(column, list | tuple):
         raise ValueError(f"its images are pictures or a list of them, not {shown(column)}")
-    for number, picture in enumerate(column):
-        if not _is_picture(picture):
-            raise ValueError(f"picture {number} of {len(column)} is no picture but {shown(picture)}")
+    for number, image in enumerate(column):
+        if not _is_image(image):
+            raise ValueError(f"picture {number} of {len(column)} is no picture but {shown(image)}")
     return list(column)
 
 
-def _is_picture(value: Any) -> bool:
+def _is_image(value: Any) -> bool:
     if isinstance(value, Mapping):
         known = {"bytes": bytes | None, "path": str | None}
         return set(value) <= UNDECODED_KEYS and all(fits(value[key], known[key]) for key in value)
-    return isinstance(value, PICTURES)
+    return isinstance(value, IMAGES)
 
 
 def rows_of(column: Mapping[str, Any], name: str) -> list[dict[str, Any]]:

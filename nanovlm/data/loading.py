@@ -53,7 +53,7 @@ def get_dataloaders(
         vlm_cfg=vlm_cfg,
         max_length=train_cfg.max_length,
         raw_pixels=raw_pixels,
-        max_pictures=train_cfg.max_pictures,
+        max_images=train_cfg.max_images,
     )
     if train_cfg.packing:
         collate = PackingCollator(tokenizer.pad_token_id, train_cfg.max_length)

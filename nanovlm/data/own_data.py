@@ -82,11 +82,11 @@ def _sample(row: Any, folder: Path) -> Sample:
     """Raises: ValueError with what is wrong with the row."""
     if not isinstance(row, Mapping):
         raise ValueError(f"it is a {type(row).__name__}, not an object")
-    pictures = _listed(row, "image", "images", "file_name", "file_names")
+    images = _listed(row, "image", "images", "file_name", "file_names")
     if "conversations" in row:
-        texts = _turns(row["conversations"], "from", "value", pictures)
+        texts = _turns(row["conversations"], "from", "value", images)
     elif "messages" in row:
-        texts = _turns(row["messages"], "role", "content", pictures)
+        texts = _turns(row["messages"], "role", "content", images)
     elif "question" in row or "answer" in row:
         texts = [{"user": row.get("question"), "assistant": row.get("answer")}]
     elif "text" in row:
@@ -97,7 +97,7 @@ def _sample(row: Any, folder: Path) -> Sample:
         for name, words in (("user", "question"), ("assistant", "answer")):
             if not isinstance(turn[name], str) or not turn[name].strip():
                 raise ValueError(f"turn {number} has no {words}")
-    return {"images": [_picture(name, folder) for name in pictures], "texts": texts}
+    return {"images": [_image(name, folder) for name in images], "texts": texts}
 
 
 def _listed(row: Mapping[str, Any], *names: str) -> list[str]:
@@ -108,7 +108,7 @@ def _listed(row: Mapping[str, Any], *names: str) -> list[str]:
     return found
 
 
-def _picture(name: Any, folder: Path) -> str:
+def _image(name: Any, folder: Path) -> str:
     if isinstance(name, Mapping):  # {"path": …} or {"url": …}
         name = name.get("path") or name.get("url")
     if not isinstance(name, str) or not name:
@@ -121,7 +121,7 @@ def _picture(name: Any, folder: Path) -> str:
     return str(path)
 
 
-def _turns(messages: Any, role_key: str, text_key: str, pictures: list[str]) -> list[dict[str, str]]:
+def _turns(messages: Any, role_key: str, text_key: str, images: list[str]) -> list[dict[str, str]]:
     """Questions and answers in turn. Pictures within the messages are added to `pictures`; a system text leads the
     first question."""
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
@@ -134,12 +134,12 @@ def _turns(messages: Any, role_key: str, text_key: str, pictures: list[str]) -> 
             raise ValueError(f"message {number} has no {role_key} that is known ({', '.join(ROLES)})")
         text, found = _content(message.get(text_key), number)
         inside += len(found)
-        pictures += found
+        images += found
         if role == "system":
             system += text
         else:
             spoken.append((role, text))
-    if inside and len(pictures) > inside:
+    if inside and len(images) > inside:
         raise ValueError("its pictures stand both in the row and in its messages")
     if len(spoken) % 2 or any(role != ("user", "assistant")[place % 2] for place, (role, _) in enumerate(spoken)):
         raise ValueError("its questions and answers do not alternate")
@@ -155,15 +155,15 @@ def _content(content: Any, number: int) -> tuple[str, list[Any]]:
         return content.replace("<image>", "").strip(), []
     if not isinstance(content, Sequence):
         raise ValueError(f"message {number} has no text")
-    texts, pictures = [], []
+    texts, images = [], []
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "text":
             texts.append(str(part.get("text", "")))
         elif kind in ("image", "image_url"):
-            picture = part.get("image") or part.get("path") or part.get("image_url") or part.get("url")
-            if picture is not None:  # else a mark: the picture stands in the row
-                pictures.append(picture)
+            image = part.get("image") or part.get("path") or part.get("image_url") or part.get("url")
+            if image is not None:  # else a mark: the picture stands in the row
+                images.append(image)
         else:
             raise ValueError(f"message {number} has a part that is neither text nor image: {kind!r}")
-    return "\n".join(texts).replace("<image>", "").strip(), pictures
+    return "\n".join(texts).replace("<image>", "").strip(), images

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from nanovlm.data.pictures import open_image
+from nanovlm.data.images import open_image
 from nanovlm.files import read_json
 from nanovlm.pixels import scale_pixels
 from nanovlm.settings import fits, shown
@@ -22,7 +22,7 @@ RESAMPLING = {name.lower(): Image.Resampling[name] for name in ("NEAREST", "BOX"
 
 
 class ImageProcessor:
-    """Pictures -> one float32 tensor [num_pictures, 3, image_size, image_size].
+    """Pictures -> one float32 tensor [num_images, 3, image_size, image_size].
 
     The picture is squashed to a square, as SigLIP and nanoVLM do, and its pixels are scaled to
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 
-def split_by_picture(pictures: Sequence[bytes], val_share: float, seed: int = 0) -> tuple[list[int], list[int]]:
+def split_by_image(images: Sequence[bytes], val_share: float, seed: int = 0) -> tuple[list[int], list[int]]:
     """Deal samples into training and validation by the content of their pictures.
 
     A picture's side is a pure function of its bytes and the seed: equal pictures land on one side, and no sample moves
@@ -21,8 +21,8 @@ def split_by_picture(pictures: Sequence[bytes], val_share: float, seed: int = 0)
     Returns: (training indices, validation indices), each in rising order.
     """
     sides: tuple[list[int], list[int]] = ([], [])
-    for index, picture in enumerate(pictures):
-        digest = hashlib.blake2b(f"{seed}:".encode() + picture, digest_size=8).digest()
+    for index, image in enumerate(images):
+        digest = hashlib.blake2b(f"{seed}:".encode() + image, digest_size=8).digest()
         sides[int.from_bytes(digest, "big") < val_share * 2**64].append(index)
     return sides
 

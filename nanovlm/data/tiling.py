@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from nanovlm.config import TilingConfig, VLMConfig, config_from_dict
-from nanovlm.data.pictures import open_image
+from nanovlm.data.images import open_image
 from nanovlm.data.processors import RESAMPLING, ImageProcessor
 from nanovlm.pixels import scale_pixels
 

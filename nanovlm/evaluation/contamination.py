@@ -29,12 +29,12 @@ def shared_ngrams(test: Sequence[str], train: Sequence[str], n: int = 8) -> dict
     return {index: hits for index, hits in found.items() if hits}
 
 
-def picture_hash(picture: Any, side: int = 8) -> np.ndarray:
+def image_hash(image: Any, side: int = 8) -> np.ndarray:
     """A perceptual hash of side * side bits: for each cell of the shrunken grey picture, whether it is brighter than
     the mean. Sizes, compression and a little noise change few bits."""
     from PIL import Image
 
-    grey = np.asarray(picture.convert("L").resize((side, side), Image.Resampling.BOX), dtype=np.float32)
+    grey = np.asarray(image.convert("L").resize((side, side), Image.Resampling.BOX), dtype=np.float32)
     return (grey > grey.mean()).flatten()
 
 
@@ -42,6 +42,6 @@ def near_copies(test: Sequence[Any], train: Sequence[Any], most: int = 3, side: 
     """Which test pictures differ in at most `most` bits of their hash from which training pictures."""
     if not test or not train:
         return {}
-    ours, theirs = (np.stack([picture_hash(p, side) for p in pictures]) for pictures in (test, train))
+    ours, theirs = (np.stack([image_hash(p, side) for p in images]) for images in (test, train))
     apart = (ours[:, None] != theirs[None]).sum(axis=-1)  # [test, train]
     return {i: np.flatnonzero(row <= most).tolist() for i, row in enumerate(apart) if (row <= most).any()}

@@ -35,9 +35,9 @@ def answer_log_probs(
     data = VQADataset([], model.tokenizer, model.image_processor, model.config)
     device = model.decoder.token_embedding.weight.device
     items = []
-    for index, (question, pictures, answer) in enumerate(zip(questions, images, answers, strict=True)):
+    for index, (question, own_images, answer) in enumerate(zip(questions, images, answers, strict=True)):
         turn = {"user": question, "assistant": answer}
-        item = data.encode({"images": list(pictures), "texts": [turn]}, index)
+        item = data.encode({"images": list(own_images), "texts": [turn]}, index)
         if isinstance(item, Skipped):
             raise ValueError(f"The answer {answer!r} cannot be scored: {item}.")
         items.append(item)
@@ -50,9 +50,9 @@ def answer_log_probs(
         chosen = order[start : start + batch_size]
         batch = collate([items[i] for i in chosen])
         ids, mask, targets = (batch[key].to(device) for key in ("input_ids", "attention_mask", "targets"))
-        pictures = None if batch["images"] is None else batch["images"].to(device)
+        pixels = None if batch["images"] is None else batch["images"].to(device)
         # With targets the head runs on supervised positions only: logits [supervised, vocab_size], row after row.
-        log_probs = model(ids, pictures, mask, targets).logits.float().log_softmax(dim=-1)
+        log_probs = model(ids, pixels, mask, targets).logits.float().log_softmax(dim=-1)
         supervised = targets != IGNORE
         values = torch.zeros(targets.shape, device=device)
         values[supervised] = log_probs.gather(1, targets[supervised][:, None])[:, 0]
@@ -83,18 +83,18 @@ def score_options(
         raise ValueError("Each question needs at least one option to score.")
     flat = [option for each in options for option in each]
     asked = [question for question, size in zip(questions, sizes, strict=True) for _ in range(size)]
-    shown = [pictures for pictures, size in zip(images, sizes, strict=True) for _ in range(size)]
+    shown = [own_images for own_images, size in zip(images, sizes, strict=True) for _ in range(size)]
     sums, counts = answer_log_probs(model, asked, shown, flat, batch_size)
     if normalise == "mean":
         sums = sums / counts
     elif normalise == "unconditional":
-        blank = [[_blank(picture) for picture in pictures] for pictures in shown]
+        blank = [[_blank(image) for image in own_images] for own_images in shown]
         sums = sums - answer_log_probs(model, asked, blank, flat, batch_size)[0]
     return list(sums.split(sizes))
 
 
-def _blank(picture: Any) -> Any:
+def _blank(image: Any) -> Any:
     """A grey picture of the same size: models that put the picture in front of the text cannot do without one."""
     from PIL import Image
 
-    return Image.new("RGB", picture.size, (128, 128, 128))
+    return Image.new("RGB", image.size, (128, 128, 128))

@@ -45,7 +45,7 @@ class Requests:
                 chosen = members[start : start + self.batch_size]
                 texts = self.vlm.generate(
                     prompt=[requests[i].args[0] for i in chosen],
-                    image=[self._pictures(requests[i]) for i in chosen],
+                    image=[self._images(requests[i]) for i in chosen],
                     max_new_tokens=max_new_tokens,
                     temperature=temperature,
                 )
@@ -56,7 +56,7 @@ class Requests:
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         """(log-probability of the continuation, whether greedy decoding would give it)."""
         contexts = [request.args[0] for request in requests]
-        images = [self._pictures(request) for request in requests]
+        images = [self._images(request) for request in requests]
         targets = [self._target(request).strip() for request in requests]
         sums, _ = answer_log_probs(self.vlm, contexts, images, targets, self.batch_size)
         longest = max((len(self.vlm.tokenizer.encode(target)) for target in targets), default=0)
@@ -70,7 +70,7 @@ class Requests:
         doc_id, task, split = request.args[3:6]
         return self.task_dict[task][split][doc_id]
 
-    def _pictures(self, request: Any) -> list[Any]:
+    def _images(self, request: Any) -> list[Any]:
         return list(request.args[2](self._document(request)) or [])
 
     def _target(self, request: Any) -> str:

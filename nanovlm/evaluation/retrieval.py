@@ -9,8 +9,8 @@ from torch import Tensor
 
 
 class Recall(NamedTuple):
-    picture_to_text: float
-    text_to_picture: float
+    image_to_text: float
+    text_to_image: float
 
 
 def ranks(scores: Tensor) -> Tensor:
@@ -29,11 +29,11 @@ def recall_at_k(scores: Tensor, k: int) -> Recall:
     return Recall(forth, back)
 
 
-def caption_scores(model, pictures, captions, batch_size: int = 64) -> Tensor:
+def caption_scores(model, images, captions, batch_size: int = 64) -> Tensor:
     """How probable the model finds each caption for each picture: mean log-probability a token, [pictures, texts]."""
     from nanovlm.data.thimble.samples import CAPTION_QUESTION
     from nanovlm.evaluation.likelihood import score_options
 
-    options = [list(captions)] * len(pictures)
-    asked = [CAPTION_QUESTION] * len(pictures)
-    return torch.stack(score_options(model, asked, [[p] for p in pictures], options, "mean", batch_size))
+    options = [list(captions)] * len(images)
+    asked = [CAPTION_QUESTION] * len(images)
+    return torch.stack(score_options(model, asked, [[p] for p in images], options, "mean", batch_size))

@@ -12,21 +12,21 @@ from nanovlm.evaluation.scores import Question
 Change = Callable[[Question], Question]
 
 
-def turned(picture: Image.Image, degrees: float) -> Image.Image:
+def turned(image: Image.Image, degrees: float) -> Image.Image:
     """Rotated counter-clockwise about the middle; the corners are filled with the colour of the first pixel."""
-    return picture.rotate(degrees, Image.Resampling.BILINEAR, fillcolor=picture.getpixel((0, 0)))
+    return image.rotate(degrees, Image.Resampling.BILINEAR, fillcolor=image.getpixel((0, 0)))
 
 
-def smaller(picture: Image.Image, share: float) -> Image.Image:
+def smaller(image: Image.Image, share: float) -> Image.Image:
     """The same scene on the same canvas, drawn at this share of its size."""
-    canvas = Image.new("RGB", picture.size, picture.getpixel((0, 0)))
-    size = tuple(max(1, round(side * share)) for side in picture.size)
-    canvas.paste(picture.resize(size), tuple((a - b) // 2 for a, b in zip(picture.size, size, strict=True)))
+    canvas = Image.new("RGB", image.size, image.getpixel((0, 0)))
+    size = tuple(max(1, round(side * share)) for side in image.size)
+    canvas.paste(image.resize(size), tuple((a - b) // 2 for a, b in zip(image.size, size, strict=True)))
     return canvas
 
 
-def _pictures(change: Callable[[Image.Image], Image.Image]) -> Change:
-    return lambda question: replace(question, images=[change(picture) for picture in question.images])
+def _images(change: Callable[[Image.Image], Image.Image]) -> Change:
+    return lambda question: replace(question, images=[change(image) for image in question.images])
 
 
 def _words(change: Callable[[str], str]) -> Change:
@@ -34,14 +34,14 @@ def _words(change: Callable[[str], str]) -> Change:
 
 
 CHANGES: dict[str, Change] = {
-    "as drawn": _pictures(lambda p: p),
-    "turned by 5°": _pictures(lambda p: turned(p, 5)),
-    "turned by 10°": _pictures(lambda p: turned(p, 10)),
-    "turned by 15°": _pictures(lambda p: turned(p, 15)),
-    "three quarters of the size": _pictures(lambda p: smaller(p, 0.75)),
-    "darker": _pictures(lambda p: ImageEnhance.Brightness(p).enhance(0.6)),
-    "blurred": _pictures(lambda p: p.filter(ImageFilter.GaussianBlur(2))),
-    "grey": _pictures(lambda p: p.convert("L").convert("RGB")),
+    "as drawn": _images(lambda p: p),
+    "turned by 5°": _images(lambda p: turned(p, 5)),
+    "turned by 10°": _images(lambda p: turned(p, 10)),
+    "turned by 15°": _images(lambda p: turned(p, 15)),
+    "three quarters of the size": _images(lambda p: smaller(p, 0.75)),
+    "darker": _images(lambda p: ImageEnhance.Brightness(p).enhance(0.6)),
+    "blurred": _images(lambda p: p.filter(ImageFilter.GaussianBlur(2))),
+    "grey": _images(lambda p: p.convert("L").convert("RGB")),
     "“color” for “colour”": _words(lambda text: text.replace("colour", "color")),
     "without a capital": _words(lambda text: text[:1].lower() + text[1:]),
 }

@@ -196,7 +196,7 @@ def evaluate_captions(
 def _score(
     model: VisionLanguageModel,
     questions: Sequence[Question],
-    pictures: Sequence[list[Any]],
+    images: Sequence[list[Any]],
     blind: bool,
     batch_size: int,
     seed: int,
@@ -204,7 +204,7 @@ def _score(
 ) -> Evaluation:
     if not questions:
         raise ValueError("There is nothing to evaluate: the samples hold no question.")
-    if blind and len(pictures) < 2:
+    if blind and len(images) < 2:
         raise ValueError("The blind baseline deals out other pictures, so it needs at least two samples.")
     result = Evaluation()
     for question, answer in zip(questions, answer_all(model, questions, batch_size), strict=True):
@@ -212,9 +212,9 @@ def _score(
         result.answers.append((question, answer))
     if blind:
         # One cycle through a random order: every sample gets the picture of another one.
-        order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed)).tolist()
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
         other = {sample: order[(place + 1) % len(order)] for place, sample in enumerate(order)}
-        shuffled = [replace(question, images=pictures[other[question.sample]]) for question in questions]
+        shuffled = [replace(question, images=images[other[question.sample]]) for question in questions]
         for question, answer in zip(questions, answer_all(model, shuffled, batch_size), strict=True):
             result.blind.setdefault(question.kind, Score()).add(right(answer, question.answer))
     return result

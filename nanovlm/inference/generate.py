@@ -199,12 +199,12 @@ def generate(
     single = isinstance(prompt, str)
     prompts = [prompt] if single else list(prompt)
     if image is None:
-        pictures = [None] * len(prompts)
+        shown = [None] * len(prompts)
     else:
-        pictures = list(image) if isinstance(image, (list, tuple)) and not single else [image]
-    if len(pictures) != len(prompts):
-        raise ValueError(f"{len(prompts)} prompts need {len(prompts)} entries of image; got {len(pictures)}.")
-    batch = prepare_prompts(model, prompts, pictures)
+        shown = list(image) if isinstance(image, (list, tuple)) and not single else [image]
+    if len(shown) != len(prompts):
+        raise ValueError(f"{len(prompts)} prompts need {len(prompts)} entries of image; got {len(shown)}.")
+    batch = prepare_prompts(model, prompts, shown)
     if on_text is not None and len(prompts) > 1:
         raise ValueError("on_text follows one answer: use one prompt, one generation and no beams.")
     answers = answer_batch(model, batch, stop=stop, choices=choices, on_text=on_text, **options)

@@ -12,21 +12,21 @@ from nanovlm.models.vision_language_model import VisionLanguageModel
 
 
 def prepare_prompts(
-    model: VisionLanguageModel, prompts: Sequence[str], pictures: Sequence[Any]
+    model: VisionLanguageModel, prompts: Sequence[str], images: Sequence[Any]
 ) -> dict[str, Tensor | None]:
     """One entry of `pictures` (None, a picture, or a list of them) for each prompt -> a left-padded batch."""
     if not prompts:
         raise ValueError("There is no prompt: the list is empty.")
-    return collate_prompts(model, [prepare_prompt(model, *each) for each in zip(prompts, pictures, strict=True)])
+    return collate_prompts(model, [prepare_prompt(model, *each) for each in zip(prompts, images, strict=True)])
 
 
-def prepare_prompt(model: VisionLanguageModel, text: str, picture: Any) -> tuple[list[int], Tensor | None]:
+def prepare_prompt(model: VisionLanguageModel, text: str, image: Any) -> tuple[list[int], Tensor | None]:
     """A question and its picture, list of pictures or None -> ids, and [tiles, 3, H, W] or None."""
     if not isinstance(text, str):
         raise TypeError(f"A prompt is text; this one is {text!r}.")
     if not text.strip():
         raise ValueError('The prompt is empty. Ask something, for example "Describe the picture.".')
-    entry = [] if picture is None else list(picture) if isinstance(picture, (list, tuple)) else [picture]
+    entry = [] if image is None else list(image) if isinstance(image, (list, tuple)) else [image]
     if not entry:
         return model.tokenizer.encode_prompt(text, 0, model.config), None
     # How a picture is cut into tiles decides what stands for it in the text.

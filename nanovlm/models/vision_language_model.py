@@ -17,7 +17,7 @@ from nanovlm.models.vision_transformer import ViT
 from nanovlm.tensor_types import Bool, Float, Int, Shaped
 
 if TYPE_CHECKING:
-    from nanovlm.protocols import Decoder, PictureProcessor, Projector, Tokenizer, VisionEncoder
+    from nanovlm.protocols import Decoder, ImageProcessor, Projector, Tokenizer, VisionEncoder
 
 
 class VLMOutput(NamedTuple):
@@ -28,21 +28,21 @@ class VLMOutput(NamedTuple):
 
 def merge_image_tokens(
     embeddings: Float[Tensor, "batch length dim"],
-    image_tokens: Float[Tensor, "pictures num_image_tokens dim"],
+    image_tokens: Float[Tensor, "images num_image_tokens dim"],
     is_placeholder: Bool[Tensor, "batch length"],
 ) -> Float[Tensor, "batch length dim"]:
     """Put image tokens [P, num_image_tokens, dim] where is_placeholder [B, T] is True in embeddings [B, T, dim]."""
-    num_pictures, num_image_tokens = image_tokens.shape[:2]
+    num_images, num_image_tokens = image_tokens.shape[:2]
     counts = is_placeholder.sum(dim=1).tolist()  # per row: the sum alone would let a picture run on into the next row
     for row, count in enumerate(counts):
         if count % num_image_tokens:
             raise ValueError(
                 f"Row {row} has {count} image placeholders; each of its pictures needs {num_image_tokens} of them."
             )
-    if sum(counts) != num_pictures * num_image_tokens:
+    if sum(counts) != num_images * num_image_tokens:
         raise ValueError(
             f"The text has placeholders for {sum(counts) // num_image_tokens} pictures ({num_image_tokens} each), but "
-            f"{num_pictures} were given. Make the two equal."
+            f"{num_images} were given. Make the two equal."
         )
     return embeddings.masked_scatter(is_placeholder[:, :, None], image_tokens.to(embeddings.dtype))
 
@@ -67,7 +67,7 @@ class VisionLanguageModel(nn.Module):
         self.projector = ModalityProjector(config.projector) if projector is None else projector
         self.decoder = LanguageModel(config.language) if decoder is None else decoder
         self.tokenizer: Tokenizer | None = None
-        self.image_processor: PictureProcessor | None = None
+        self.image_processor: ImageProcessor | None = None
         for part, given in zip(self.children(), (vision_encoder, projector, decoder), strict=True):
             if given is None:
                 init_weights(part)
@@ -84,7 +84,7 @@ class VisionLanguageModel(nn.Module):
     def embed(
         self,
         input_ids: Int[Tensor, "batch length"],
-        images: Float[Tensor, "pictures 3 height width"] | None,
+        images: Float[Tensor, "images 3 height width"] | None,
         attention_mask: Shaped[Tensor, "batch length"] | None,
     ) -> tuple[Float[Tensor, "batch sequence dim"], Shaped[Tensor, "batch sequence"] | None, int]:
         """ids [B, T], pictures [P, 3, H, W] -> embeddings [B, S, dim], their mask [B, S], length of the image prefix.
@@ -123,7 +123,7 @@ class VisionLanguageModel(nn.Module):
     def forward(
         self,
         input_ids: Int[Tensor, "batch length"],
-        images: Float[Tensor, "pictures 3 height width"] | None = None,
+        images: Float[Tensor, "images 3 height width"] | None = None,
         attention_mask: Shaped[Tensor, "batch length"] | None = None,
         targets: Int[Tensor, "batch length"] | None = None,
         document_ids: Int[Tensor, "batch length"] | None = None,

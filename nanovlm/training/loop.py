@@ -94,7 +94,7 @@ def _train(config: TrainConfig, model: VisionLanguageModel, watch: Watch | None,
     processors = (model.tokenizer, model.image_processor)
     train_loader, val_loader = get_dataloaders(config, model.config, *processors, raw_pixels=True)
     val_loader.set_start(0, rank, world)
-    questions = short_questions(val_loader, config.accuracy_pictures)
+    questions = short_questions(val_loader, config.accuracy_images)
     if said := look_ahead(val_loader):
         log(f"data       {said}")
 

@@ -13,7 +13,7 @@ from nanovlm.training.formulas import decoder_flops, head_flops, patch_flops, pr
 
 # What a run cannot know of its data beforehand: assumptions, not measurements.
 SUPERVISED_SHARE = 20 / 128  # of a row's tokens: those of the answers
-PICTURE_SHARE = 0.6  # of a packed row's tokens: those of pictures
+IMAGE_SHARE = 0.6  # of a packed row's tokens: those of pictures
 BYTES_PER_SAMPLE = 100_000  # of a download: a picture of some 500 pixels, and its turns
 KNOWN_SAMPLES = {"HuggingFaceM4/the_cauldron": 1_700_000}
 UTILISATIONS = {  # share of the peak that training reaches
@@ -170,17 +170,17 @@ def plan(
     )
 
 
-def pictures_per_row(vlm: VLMConfig, recipe: TrainConfig) -> float:
+def images_per_row(vlm: VLMConfig, recipe: TrainConfig) -> float:
     """Pictures, or tiles: one, or as many as fill their part of a packed row."""
-    return PICTURE_SHARE * recipe.max_length / vlm.num_image_tokens if recipe.packing else 1.0
+    return IMAGE_SHARE * recipe.max_length / vlm.num_image_tokens if recipe.packing else 1.0
 
 
 def flops_per_sample(vlm: VLMConfig, recipe: TrainConfig) -> float:
     """Forward, and twice as much backward (but no gradient of a picture), for one row of max_length tokens."""
     length = recipe.max_length
-    picture = 3 * (vision_flops(vlm.vision) + projector_flops(vlm)) + 2 * patch_flops(vlm.vision)
+    image = 3 * (vision_flops(vlm.vision) + projector_flops(vlm)) + 2 * patch_flops(vlm.vision)
     text = decoder_flops(vlm.language, length, length) + head_flops(vlm.language, round(SUPERVISED_SHARE * length))
-    return pictures_per_row(vlm, recipe) * picture + 3 * text
+    return images_per_row(vlm, recipe) * image + 3 * text
 
 
 def num_parameters(vlm: VLMConfig) -> dict[str, int]:
@@ -218,13 +218,13 @@ def memory_by_part(
         "fixed": FIXED_BYTES if machine.memory_gb and machine.dollars_per_hour else 0.0,
     }
     size = 4 if wanted == "fp32" else 2
-    kept = activation_numbers(vlm, recipe.max_length, pictures_per_row(vlm, recipe), recipe.gradient_checkpointing)
+    kept = activation_numbers(vlm, recipe.max_length, images_per_row(vlm, recipe), recipe.gradient_checkpointing)
     logits = SUPERVISED_SHARE * recipe.max_length * vlm.language.vocab_size
     # Logits, their float32 copy, log-probabilities, and the gradient of both.
     return fixed, {"activations": kept * size, "logits": logits * (2 * size + 8)}
 
 
-def activation_numbers(vlm: VLMConfig, length: int, pictures: float = 1.0, checkpointing: bool = False) -> float:
+def activation_numbers(vlm: VLMConfig, length: int, images: float = 1.0, checkpointing: bool = False) -> float:
     """How many numbers autograd keeps of one row's forward pass, with a fused attention kernel."""
     v, d = vlm.vision, vlm.language
     encoder = v.num_patches * _kept(v.num_blocks, _vit_block(v), v.hidden_dim, checkpointing)
@@ -232,7 +232,7 @@ def activation_numbers(vlm: VLMConfig, length: int, pictures: float = 1.0, check
     encoder += 2 * v.num_patches * v.hidden_dim + 3 * v.image_size**2
     decoder = length * _kept(d.num_blocks, _decoder_block(d), d.hidden_dim, checkpointing)
     decoder += 2 * length * d.hidden_dim  # the joined embeddings, and the last norm's
-    return pictures * encoder + decoder
+    return images * encoder + decoder
 
 
 def _kept(blocks: int, block: float, dim: int, checkpointing: bool) -> float:

@@ -36,12 +36,12 @@ class Probe:
                 if isinstance(item, dict) and item["num_supervised"] <= LONGEST:
                     items.append(item)
                     self.kinds.append(turn["source"].rsplit("/", 1)[-1])
-        pictures = {item["index"]: item["images"] for item in items}
-        following = dict(zip(pictures, [*list(pictures)[1:], next(iter(pictures))], strict=True))
+        images = {item["index"]: item["images"] for item in items}
+        following = dict(zip(images, [*list(images)[1:], next(iter(images))], strict=True))
         collate = VQACollator(model.tokenizer.pad_token_id)
         self.batches = [collate(items[i : i + batch_size]) for i in range(0, len(items), batch_size)]
-        self.blind_pictures = [
-            torch.cat([pictures[following[index]] for index in batch["sample_indices"]]) for batch in self.batches
+        self.blind_images = [
+            torch.cat([images[following[index]] for index in batch["sample_indices"]]) for batch in self.batches
         ]
 
     @torch.no_grad()
@@ -50,7 +50,7 @@ class Probe:
         training = model.training
         model.eval()
         right: list[bool] = []
-        for batch, other in zip(self.batches, self.blind_pictures, strict=True):
+        for batch, other in zip(self.batches, self.blind_images, strict=True):
             right += _right_rows(model, batch, other if blind else batch["images"])
         model.train(training)
         by_kind: dict[str, list[bool]] = {}

@@ -59,13 +59,13 @@ def answer_accuracy(
     return parallel.summed(right, device) / parallel.summed(rows, device)
 
 
-def short_questions(loader: Loader, pictures: int, longest: int = 8) -> list[Batch]:
+def short_questions(loader: Loader, images: int, longest: int = 8) -> list[Batch]:
     """Batches of single questions about so many of a validation loader's samples, spread over all of them.
 
     Left out are answers of more than `longest` tokens, as captions: exact match says little about those.
     """
     data, order = loader.batches.dataset, loader.batches.order
-    chosen = order.indices[:: max(1, len(order.indices) // max(1, pictures))][:pictures].tolist()
+    chosen = order.indices[:: max(1, len(order.indices) // max(1, images))][:images].tolist()
     samples = {index: data.dataset[index] for index in chosen if not isinstance(data[index], Skipped)}
     items = [
         data.encode({**sample, "texts": [turn]}, index) for index, sample in samples.items() for turn in sample["texts"]

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from PIL import Image
 
 from nanovlm.viz.start_here import printable
-from nanovlm.viz.style import Figure, image, path, png_bytes, rect, svg_figure, text
+from nanovlm.viz.style import Figure, path, png_bytes, raster, rect, svg_figure, text
 
 WIDTH, SIDE, TOP = 700, 304, 52
 _LINES = 11  # of words beside the picture
 
 
-def attention_over_picture(
-    picture: Image.Image,
+def attention_over_image(
+    image: Image.Image,
     weights: Sequence[float],
     words: Sequence[str],
     word: int,
@@ -56,7 +56,7 @@ def attention_over_picture(
     body = [
         text(16, 32, f"“{_short(name, 22)}” looks", 16, font_weight="bold"),
         text(WIDTH - 16, 32, _short(printable(note), 40), 13, "muted", "end"),
-        image(16, TOP, SIDE, SIDE, png_bytes(picture.convert("RGB").resize((256, 256)))),
+        raster(16, TOP, SIDE, SIDE, png_bytes(image.convert("RGB").resize((256, 256)))),
         *_shade(on_image, tokens, grid),
         *_bars(others, words, word, sum(on_image)),
     ]

@@ -19,8 +19,8 @@ Lines = tuple[list[str], list[str], list[str]]
 
 
 @dataclass(frozen=True)
-class AnsweredPicture:
-    picture: Image.Image
+class AnsweredImage:
+    image: Image.Image
     question: str
     answer: str  # the model's
     expected: str
@@ -31,7 +31,7 @@ class AnsweredPicture:
 
 
 def contact_sheet(
-    title: str, note: str, answered: Sequence[AnsweredPicture], columns: int = 4, scale: int = 2
+    title: str, note: str, answered: Sequence[AnsweredImage], columns: int = 4, scale: int = 2
 ) -> Image.Image:
     """One card per answered picture, in rows of `columns`, under a title and a line of explanation.
 
@@ -49,7 +49,7 @@ class _Sheet:
         self.scale = scale
         self.fonts = {size: ImageFont.load_default(size * scale) for size in (QUESTION, ANSWER, TITLE, NOTE)}
 
-    def draw(self, title: str, note: str, answered: Sequence[AnsweredPicture], columns: int) -> Image.Image:
+    def draw(self, title: str, note: str, answered: Sequence[AnsweredImage], columns: int) -> Image.Image:
         columns = min(columns, len(answered))
         width = columns * CARD + (columns + 1) * GAP
         notes = self.wrap(note, NOTE, width - 2 * GAP)
@@ -69,7 +69,7 @@ class _Sheet:
             y += height + GAP
         return self.image
 
-    def lines(self, entry: AnsweredPicture) -> Lines:
+    def lines(self, entry: AnsweredImage) -> Lines:
         """Question, answer and correction, each broken into lines."""
         answer_width = CARD - 2 * PADDING - INDENT
         correction = "" if entry.right else f"wrong: should be {entry.expected.strip()}"
@@ -84,12 +84,12 @@ class _Sheet:
         question, answer, correction = map(len, lines)
         return CARD + (question + correction) * (QUESTION + 4) + answer * (ANSWER + 4) + PADDING + 10
 
-    def card(self, x: int, y: int, height: int, entry: AnsweredPicture, lines: Lines) -> None:
+    def card(self, x: int, y: int, height: int, entry: AnsweredImage, lines: Lines) -> None:
         corners = self.points(x, y, x + CARD, y + height)
         self.pen.rounded_rectangle(corners, self.scale * RADIUS, CARD_FILL, LINE, self.scale)
         side = CARD - 2 * PADDING
-        picture = entry.picture.convert("RGB").resize(self.points(side, side), Image.Resampling.BICUBIC)
-        self.image.paste(picture, self.points(x + PADDING, y + PADDING))
+        image = entry.image.convert("RGB").resize(self.points(side, side), Image.Resampling.BICUBIC)
+        self.image.paste(image, self.points(x + PADDING, y + PADDING))
         question, answer, correction = lines
         x, y = x + PADDING, y + CARD
         y = self.block(x, y, question, QUESTION, MUTED) + 5

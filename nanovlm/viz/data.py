@@ -9,7 +9,7 @@ from itertools import pairwise
 from PIL import Image
 
 from nanovlm.viz.style import CYCLE, Figure, circle, ink_on, line, path, png_bytes, rect, svg_figure, text
-from nanovlm.viz.style import image as picture_at
+from nanovlm.viz.style import raster as image_at
 
 WIDTH = 700
 Curve = Sequence[tuple[float, float]]  # (step, share from 0 to 1)
@@ -61,14 +61,14 @@ def _apart(places: Sequence[float], gap: float) -> list[float]:
     return out
 
 
-def samples_figure(pictures: Sequence[Image.Image], turns: Sequence[tuple[str, str]], columns: int = 5) -> Figure:
+def samples_figure(images: Sequence[Image.Image], turns: Sequence[tuple[str, str]], columns: int = 5) -> Figure:
     """A contact sheet: each picture with one of its questions and the answer."""
     side, gap = 122, 12
     column, row = side + gap, side + 66
     body, told = [], []
-    for i, (picture, (question, answer)) in enumerate(zip(pictures, turns, strict=True)):
+    for i, (image, (question, answer)) in enumerate(zip(images, turns, strict=True)):
         x, y = 16 + i % columns * column, 16 + i // columns * row
-        body.append(picture_at(x, y, side, side, png_bytes(picture.convert("RGB")), f"{question} {answer}"))
+        body.append(image_at(x, y, side, side, png_bytes(image.convert("RGB")), f"{question} {answer}"))
         for j, words in enumerate(_two_lines(question, 18)):
             body.append(text(x, y + side + 16 + 16 * j, words, 13, "muted"))
         body.append(text(x, y + side + 50, _short(answer, 15), 14, font_weight="bold"))
@@ -134,7 +134,7 @@ def gallery_figure(entries: Sequence[tuple[str, str, Image.Image | None, Image.I
                 wide, high = small.width * shrink, small.height * shrink
                 body.append(rect(left - 1, y + 35, side + 2, side + 2, "none", "line"))
                 body.append(
-                    picture_at(left + (side - wide) / 2, y + 36 + (side - high) / 2, wide, high, png_bytes(small))
+                    image_at(left + (side - wide) / 2, y + 36 + (side - high) / 2, wide, high, png_bytes(small))
                 )
             body.append(text(left + side / 2, y + 36 + side + 15, label, 13, "muted", "middle"))
             words.append(f"{label} {'refuses it' if shown is None else 'shows a picture'}")
@@ -236,14 +236,14 @@ def order_figure(title: str, order: Sequence[int]) -> Figure:
     )
 
 
-def sample_card(picture: Image.Image, turns: Sequence[tuple[str, str, str, bool]], title: str) -> Figure:
+def sample_card(image: Image.Image, turns: Sequence[tuple[str, str, str, bool]], title: str) -> Figure:
     """One sample: its picture, and a line for each turn: question, answer, a note (ratings), and whether it is kept."""
     rows = "".join(
         f'<tr style="opacity:{1 if kept else 0.45}"><td>{"" if kept else "✗ "}{html.escape(question)}</td>'
         f"<td><b>{html.escape(answer)}</b></td><td>{html.escape(note)}</td></tr>"
         for question, answer, note, kept in turns
     )
-    side = svg_figure(150, 150, [picture_at(5, 5, 140, 140, png_bytes(picture.convert("RGB")))], title)
+    side = svg_figure(150, 150, [image_at(5, 5, 140, 140, png_bytes(image.convert("RGB")))], title)
     markup = (
         f'<div style="display:flex;gap:16px;align-items:flex-start"><div style="flex:0 0 150px">{side.markup}</div>'
         f'<div><b>{html.escape(title)}</b><table style="font-size:14px">{rows}</table></div></div>'

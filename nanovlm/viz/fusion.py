@@ -8,10 +8,10 @@ from typing import NamedTuple
 from PIL import Image
 
 from nanovlm.viz.start_here import printable, wrapped
-from nanovlm.viz.style import Figure, circle, heat, image, ink_on, line, path, png_bytes, rect, svg_figure, text
+from nanovlm.viz.style import Figure, circle, heat, ink_on, line, path, png_bytes, raster, rect, svg_figure, text
 
 WIDTH = 700
-PICTURES = ("orange", "sky", "green", "pink")  # whose image token it is; its letter says it too
+IMAGES = ("orange", "sky", "green", "pink")  # whose image token it is; its letter says it too
 
 
 class Piece(NamedTuple):
@@ -22,9 +22,9 @@ class Piece(NamedTuple):
     owner: int | str
 
 
-def picture_pieces(picture: int, count: int) -> list[Piece]:
+def image_pieces(image: int, count: int) -> list[Piece]:
     """The image tokens of one picture: a0 a1 a2 …, of the next one b0 b1 b2 …"""
-    return [Piece(f"{'abcd'[picture % 4]}{i}", picture) for i in range(count)]
+    return [Piece(f"{'abcd'[image % 4]}{i}", image) for i in range(count)]
 
 
 def lines_figure(lines: Sequence[tuple[str, Sequence[Piece]]]) -> Figure:
@@ -76,7 +76,7 @@ def ablation_figure(
     said = max(chances, key=lambda chance: chance.now).answer
     body = [
         text(16, 32, f"“{printable(question)}”", 16, font_weight="bold"),
-        image(left, top, side, side, png_bytes(shown.convert("RGB"))),
+        raster(left, top, side, side, png_bytes(shown.convert("RGB"))),
         rect(left, top, side, side, "none", "line"),
         text(left, top + side + 20, what, 13),
         rect(x0, 48, 22, 9, "blue", rx=2),
@@ -156,14 +156,14 @@ class Asked(NamedTuple):
     second: str
 
 
-def side_by_side(pictures: Sequence[Image.Image], asked: Sequence[Sequence[Asked]], names: tuple[str, str]) -> Figure:
+def side_by_side(images: Sequence[Image.Image], asked: Sequence[Sequence[Asked]], names: tuple[str, str]) -> Figure:
     """Some questions about each picture, answered by two models. names: of the two."""
     columns = (136.0, 372.0, 536.0)
     heads = ["", *names]
     body = [text(x, 28, name, 13, font_weight="bold") for x, name in zip(columns, heads, strict=True) if name]
     y, told = 42.0, []
-    for picture, questions in zip(pictures, asked, strict=True):
-        body += [image(16, y, 100, 100, png_bytes(picture.convert("RGB"))), rect(16, y, 100, 100, "none", "line")]
+    for image, questions in zip(images, asked, strict=True):
+        body += [raster(16, y, 100, 100, png_bytes(image.convert("RGB"))), rect(16, y, 100, 100, "none", "line")]
         inner = y
         for each in questions:
             lines = wrapped(each.question, 13, 240)[:2]
@@ -193,7 +193,7 @@ def _width(piece: Piece) -> float:
 def _piece(x: float, y: float, width: float, piece: Piece) -> list[str]:
     label = printable(piece.label)
     if isinstance(piece.owner, int):
-        colour = PICTURES[piece.owner % len(PICTURES)]
+        colour = IMAGES[piece.owner % len(IMAGES)]
         return [
             rect(x, y, width, 26, colour, rx=4),
             text(x + width / 2, y + 17, label, 12, ink_on(colour), "middle", mono=True),

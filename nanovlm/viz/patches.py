@@ -8,19 +8,19 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from nanovlm.viz.style import Figure, diverging, image, ink_on, line, png_bytes, rect, svg_figure, text
+from nanovlm.viz.style import Figure, diverging, ink_on, line, png_bytes, raster, rect, svg_figure, text
 
 WIDTH = 700
 CHANNELS = ("red", "green", "blue")
 MARK = "#14171a"  # on the pale colours of a map, which do not turn round in the dark
 
 
-def numbers_figure(picture: Image.Image, row: int = 0, column: int = 0, size: int = 6) -> Figure:
+def numbers_figure(image: Image.Image, row: int = 0, column: int = 0, size: int = 6) -> Figure:
     """A picture with a window of size x size pixels marked, and the window's bytes, channel by channel.
 
     row, column: of the window's top left pixel; a window that would leave the picture is moved inside.
     """
-    rgb = np.asarray(picture.convert("RGB"))
+    rgb = np.asarray(image.convert("RGB"))
     high, wide = rgb.shape[:2]
     if min(high, wide) < size:
         raise ValueError(f"A picture of {wide} × {high} pixels is smaller than the window of {size} × {size}.")
@@ -29,7 +29,7 @@ def numbers_figure(picture: Image.Image, row: int = 0, column: int = 0, size: in
     scale = panel / max(high, wide)
     body = [
         text(16, 28, f"{wide} × {high} pixels", 13, font_weight="bold"),
-        image(16, top, wide * scale, high * scale, png_bytes(rgb)),
+        raster(16, top, wide * scale, high * scale, png_bytes(rgb)),
         rect(16 + column * scale, top + row * scale, size * scale, size * scale, "none", "ink", stroke_width=4),
         rect(16 + column * scale, top + row * scale, size * scale, size * scale, "none", "orange", stroke_width=2.5),
     ]
@@ -55,18 +55,18 @@ def numbers_figure(picture: Image.Image, row: int = 0, column: int = 0, size: in
     return svg_figure(WIDTH, top + panel + 18, body, alt)
 
 
-def patch_grid_figure(picture: Image.Image, patch_size: int) -> Figure:
+def patch_grid_figure(image: Image.Image, patch_size: int) -> Figure:
     """A square picture cut into patches, the beginning of their line, and what the cut costs."""
-    side = picture.width
-    if picture.height != side or side % patch_size:
+    side = image.width
+    if image.height != side or side % patch_size:
         raise ValueError(
-            f"A picture of {side} × {picture.height} pixels does not divide into a square grid of {patch_size}-pixel "
+            f"A picture of {side} × {image.height} pixels does not divide into a square grid of {patch_size}-pixel "
             "patches."
         )
-    rgb = np.asarray(picture.convert("RGB"))
+    rgb = np.asarray(image.convert("RGB"))
     grid, panel, top, left = side // patch_size, 280, 16, 324
     step, gap = panel / grid, min(4.0, max(1.0, panel / grid / 8))
-    body = [image(16, top, panel, panel, png_bytes(rgb))]
+    body = [raster(16, top, panel, panel, png_bytes(rgb))]
     for k in range(1, grid):
         body += [line(16 + k * step, top, 16 + k * step, top + panel, "card", gap)]
         body += [line(16, top + k * step, 16 + panel, top + k * step, "card", gap)]
@@ -85,7 +85,7 @@ def patch_grid_figure(picture: Image.Image, patch_size: int) -> Figure:
         row, column = divmod(k, grid)
         square = rgb[row * patch_size : (row + 1) * patch_size, column * patch_size : (column + 1) * patch_size]
         x, y = left + k % 9 * (small + 4), y0 + k // 9 * (small + 4)
-        body += [image(x, y, small, small, png_bytes(square)), rect(x, y, small, small, "none", "line")]
+        body += [raster(x, y, small, small, png_bytes(square)), rect(x, y, small, small, "none", "line")]
     if count > shown:
         body.append(text(left, y0 + 2 * (small + 4) + 14, f"… and {count - shown:,} more", 12, "muted"))
     alt = (
@@ -135,7 +135,7 @@ def similarity_figure(positions: Tensor, row: int, column: int, title: str = "")
     body += [
         rect(x - 1, y - 1, cell + 1, cell + 1, "none", MARK, stroke_width=3),
         text(left, 30, "the same for every patch", 14, font_weight="bold"),
-        image(left, top, panel, panel, png_bytes(_overview(alike.numpy()))),
+        raster(left, top, panel, panel, png_bytes(_overview(alike.numpy()))),
     ]
     x, y, small = left + column * panel / grid, top + row * panel / grid, panel / grid
     body += [rect(x, y, small, small, "none", MARK, stroke_width=2)]

@@ -8,14 +8,14 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from nanovlm.viz.style import Figure, arrow, image, line, png_bytes, rect, svg_figure, text
+from nanovlm.viz.style import Figure, arrow, line, png_bytes, raster, rect, svg_figure, text
 
 WIDTH = 700
 
 
-def stages_figure(picture: Image.Image, factors: Sequence[int] = (1, 2, 4, 8)) -> Figure:
+def stages_figure(image: Image.Image, factors: Sequence[int] = (1, 2, 4, 8)) -> Figure:
     """One grey picture, shuffled by each factor: from one large channel to many small ones. At most four factors."""
-    grey = _grey(picture, factors)
+    grey = _grey(image, factors)
     side, panel, body, told = len(grey), 152, [], []
     for i, r in enumerate(factors):
         x = 16 + i * (panel + 20)
@@ -34,12 +34,12 @@ def stages_figure(picture: Image.Image, factors: Sequence[int] = (1, 2, 4, 8)) -
     return svg_figure(WIDTH, 42 + panel + 52, body, alt)
 
 
-def shuffle_figure(picture: Image.Image, r: int, row: int = 3, column: int = 3) -> Figure:
+def shuffle_figure(image: Image.Image, r: int, row: int = 3, column: int = 3) -> Figure:
     """A grey picture with one r x r tile marked, and its channels, with the tile's place marked in each.
 
     row, column: of the tile; a place outside of the picture becomes the nearest one inside.
     """
-    grey = _grey(picture, (r,))
+    grey = _grey(image, (r,))
     side, panel, top = len(grey), 296, 44
     row, column = min(row, side // r - 1), min(column, side // r - 1)
     size, left = panel * r / side, 384  # pixels of a tile on the page; where the channels begin
@@ -47,7 +47,7 @@ def shuffle_figure(picture: Image.Image, r: int, row: int = 3, column: int = 3) 
     place = cell / (side // r)  # one value of a channel, on the page
     body = [
         text(16, 30, f"{side} × {side} × 1", 15, font_weight="bold"),
-        image(16, top, panel, panel, png_bytes(np.stack([grey] * 3, -1))),
+        raster(16, top, panel, panel, png_bytes(np.stack([grey] * 3, -1))),
         rect(16 + column * size, top + row * size, size, size, "none", "orange", stroke_width=3),
         arrow(326, top + panel / 2, 370, top + panel / 2),
         text(348, top + panel / 2 - 10, f"r = {r}", 13, anchor="middle"),
@@ -71,7 +71,7 @@ def shuffle_figure(picture: Image.Image, r: int, row: int = 3, column: int = 3) 
     return svg_figure(WIDTH, top + panel + 38, body, alt)
 
 
-def token_figure(picture: Image.Image, tokens: Sequence[Sequence[int]], token: int) -> Figure:
+def token_figure(image: Image.Image, tokens: Sequence[Sequence[int]], token: int) -> Figure:
     """Which part of a picture is one image token?
 
     Args:
@@ -84,10 +84,10 @@ def token_figure(picture: Image.Image, tokens: Sequence[Sequence[int]], token: i
         raise ValueError(f"The tokens hold {num_patches} patches in all, which is no square grid.")
     token = min(token, len(tokens) - 1)
     held, panel, left, top = list(tokens[token]), 272, 324, 16
-    picture = picture.convert("RGB").resize((panel, panel), Image.Resampling.BICUBIC)
+    image = image.convert("RGB").resize((panel, panel), Image.Resampling.BICUBIC)
     size = panel / grid
     corner = {p: (16 + p % grid * size, top + p // grid * size) for p in held}
-    body = [image(16, top, panel, panel, png_bytes(picture))]
+    body = [raster(16, top, panel, panel, png_bytes(image))]
     for i in range(grid + 1):
         body += [line(16 + i * size, top, 16 + i * size, top + panel, "card", 1)]
         body += [line(16, top + i * size, 16 + panel, top + i * size, "card", 1)]
@@ -101,9 +101,9 @@ def token_figure(picture: Image.Image, tokens: Sequence[Sequence[int]], token: i
     for k, patch in enumerate(held):
         x, y = left + k % per_row * pitch, top + 46 + k // per_row * (pitch + 16 * (per_row == 8))
         px, py = round(patch % grid * size), round(patch // grid * size)
-        crop = picture.crop((px, py, round(px + size), round(py + size)))
+        crop = image.crop((px, py, round(px + size), round(py + size)))
         wide = pitch - 4
-        body += [image(x, y, wide, wide, png_bytes(crop)), rect(x, y, wide, wide, "none", "orange")]
+        body += [raster(x, y, wide, wide, png_bytes(crop)), rect(x, y, wide, wide, "none", "orange")]
         if per_row == 8:
             body.append(text(x + wide / 2, y + wide + 12, patch, 11, "muted", "middle"))
     y = max(y + pitch + 34, top + 166)
@@ -120,12 +120,12 @@ def token_figure(picture: Image.Image, tokens: Sequence[Sequence[int]], token: i
     return svg_figure(WIDTH, max(top + panel + 16, y + small + 26), body, alt)
 
 
-def pictures_row(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Figure:
+def images_row(images: Sequence[Image.Image], captions: Sequence[str]) -> Figure:
     """Small pictures side by side (at most three), pixels enlarged, each with a line of words below."""
     side, body = 208, []
-    for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         x = 16 + i * (side + 22)
-        body += [image(x, 16, side, side, png_bytes(picture.convert("RGB"))), text(x, 16 + side + 20, caption, 12)]
+        body += [raster(x, 16, side, side, png_bytes(image.convert("RGB"))), text(x, 16 + side + 20, caption, 12)]
     return svg_figure(WIDTH, side + 52, body, "Pictures from left to right: " + "; ".join(captions) + ".")
 
 
@@ -173,8 +173,8 @@ def cost_bars(costs: Sequence[Cost], text_tokens: int) -> Figure:
 # -- pieces of the above -----------------------------------------------------------------------------------------------
 
 
-def _grey(picture: Image.Image, factors: Sequence[int]) -> np.ndarray:
-    grey = np.asarray(picture.convert("L"))
+def _grey(image: Image.Image, factors: Sequence[int]) -> np.ndarray:
+    grey = np.asarray(image.convert("L"))
     if grey.shape[0] != grey.shape[1] or any(grey.shape[0] % r for r in factors):
         wanted = ", ".join(map(str, factors))
         raise ValueError(
@@ -193,4 +193,4 @@ def _channels(grey: np.ndarray, r: int, x: float, y: float, panel: float) -> lis
     for i in range(1, r):
         lines += [line(x + i * cell, y, x + i * cell, y + panel, "card", 2)]
         lines += [line(x, y + i * cell, x + panel, y + i * cell, "card", 2)]
-    return [image(x, y, panel, panel, png_bytes(np.stack([mosaic] * 3, -1))), *lines]
+    return [raster(x, y, panel, panel, png_bytes(np.stack([mosaic] * 3, -1))), *lines]

@@ -9,13 +9,13 @@ from itertools import pairwise
 from PIL import Image
 
 from nanovlm.viz.start_here import printable
-from nanovlm.viz.style import Figure, arrow, image, path, png_bytes, rect, svg_figure, text
+from nanovlm.viz.style import Figure, arrow, path, png_bytes, raster, rect, svg_figure, text
 
 MIDDLE = 350
 
 
 def path_figure(
-    picture: Image.Image, before: Sequence[str], after: Sequence[str], answer: Sequence[str], grid: int, factor: int
+    image: Image.Image, before: Sequence[str], after: Sequence[str], answer: Sequence[str], grid: int, factor: int
 ) -> Figure:
     """From a picture and a question to an answer, with the numbers of a real model.
 
@@ -27,13 +27,13 @@ def path_figure(
     num_patches, num_image_tokens = grid**2, (grid // factor) ** 2
     top, side = 22, 88
     middle = top + side / 2
-    picture = picture.convert("RGB").resize((side, side))
+    image = image.convert("RGB").resize((side, side))
     strip, found = _strip(before, num_image_tokens, after, 186)
     body = [
-        image(16, top, side, side, png_bytes(picture)),
+        raster(16, top, side, side, png_bytes(image)),
         *_caption(60, top + side, "the picture"),
         arrow(108, middle, 124, middle),
-        image(128, top, side, side, _cut(picture, grid)),
+        raster(128, top, side, side, _cut(image, grid)),
         *_caption(172, top + side, f"{num_patches} patches"),
         arrow(220, middle, 236, middle),
         *_box(240, middle - 32, 116, 64, "sky", "vision encoder", "patches look", "at each other"),
@@ -73,10 +73,10 @@ def path_figure(
     return svg_figure(720, 344, body, alt)
 
 
-def _cut(picture: Image.Image, grid: int) -> bytes:
+def _cut(image: Image.Image, grid: int) -> bytes:
     """The picture with gaps between its patches, which let the page shine through."""
-    side = 4 * picture.width
-    large = picture.resize((side, side), Image.Resampling.BOX)
+    side = 4 * image.width
+    large = image.resize((side, side), Image.Resampling.BOX)
     out = Image.new("RGBA", (side, side))
     edges = [round(i * side / grid) for i in range(grid + 1)]
     gap = max(1, side // grid // 14)

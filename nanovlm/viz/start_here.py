@@ -9,13 +9,13 @@ from unicodedata import east_asian_width
 
 from PIL import Image
 
-from nanovlm.viz.style import Figure, circle, image, line, path, png_bytes, rect, svg_figure, text
+from nanovlm.viz.style import Figure, circle, line, path, png_bytes, raster, rect, svg_figure, text
 
 WIDTH = 700
 PHOTO = 192  # pixels: the longer side of a picture on a card
 
 
-def answer_card(picture: Image.Image, question: str, answer: str, image_size: int, writing: bool = False) -> Figure:
+def answer_card(image: Image.Image, question: str, answer: str, image_size: int, writing: bool = False) -> Figure:
     """A picture, what the model gets of it, what was asked, and what it says.
 
     Args:
@@ -27,8 +27,8 @@ def answer_card(picture: Image.Image, question: str, answer: str, image_size: in
     said = wrapped(answer or ("" if writing else "(nothing)"), 20, 270)  # bold letters are wider
     left, top = 384, 34
     body = [
-        *_photo(picture, 16, 16, PHOTO),
-        image(228, 16, 128, 128, png_bytes(picture.convert("RGB").resize((image_size, image_size)))),
+        *_photo(image, 16, 16, PHOTO),
+        raster(228, 16, 128, 128, png_bytes(image.convert("RGB").resize((image_size, image_size)))),
         text(228, 162, "what the model gets:", 12, "muted"),
         text(228, 178, f"{image_size} × {image_size} pixels", 12, "muted"),
         text(left, top, "You ask", 12, "muted"),
@@ -44,14 +44,14 @@ def answer_card(picture: Image.Image, question: str, answer: str, image_size: in
         y += 26
         body.append(text(left, y, words + ("▍" if writing and i == len(said) - 1 else ""), 20, font_weight="bold"))
     says = "is saying" if writing else "says"
-    alt = f"A picture of {picture.width} × {picture.height} pixels. Asked “{question}”, the model {says} “{answer}”."
+    alt = f"A picture of {image.width} × {image.height} pixels. Asked “{question}”, the model {says} “{answer}”."
     return svg_figure(WIDTH, max(PHOTO + 32, y + 20), body, alt)
 
 
-def sample_card(picture: Image.Image, turns: Sequence[tuple[str, str]] = (), alt: str = "A picture.") -> Figure:
+def sample_card(image: Image.Image, turns: Sequence[tuple[str, str]] = (), alt: str = "A picture.") -> Figure:
     """A picture, and beside it the questions that go with it and their true answers. alt: what the picture shows."""
     left, middle, y = PHOTO + 40, PHOTO + 310, 16.0
-    body = _photo(picture, 16, 16, PHOTO)
+    body = _photo(image, 16, 16, PHOTO)
     for question, answer in turns:
         columns = (left, "muted", wrapped(question, 13, 260)), (middle, "ink", wrapped(answer, 13, 190))
         for x, colour, lines in columns:
@@ -62,14 +62,14 @@ def sample_card(picture: Image.Image, turns: Sequence[tuple[str, str]] = (), alt
     return svg_figure(WIDTH if turns else PHOTO + 32, max(PHOTO + 32, y + 9), body, alt + about)
 
 
-def answers_row(question: str, pictures: Sequence[Image.Image], answers: Sequence[str], truth: Sequence[str]) -> Figure:
+def answers_row(question: str, images: Sequence[Image.Image], answers: Sequence[str], truth: Sequence[str]) -> Figure:
     """The same question about each of a few pictures (at most four): what the model says, and whether it is so."""
     question, side, lines = printable(question), 150, 1
     body, told = [text(16, 32, f"“{question if len(question) < 70 else question[:68] + '…'}”", 15)], []
-    for i, (picture, answer, right) in enumerate(zip(pictures, answers, truth, strict=True)):
+    for i, (image, answer, right) in enumerate(zip(images, answers, truth, strict=True)):
         answer, right = printable(answer), printable(right)
         x, is_right = 16 + i * (side + 22), answer == right
-        body += _photo(picture, x, 48, side)
+        body += _photo(image, x, 48, side)
         said = wrapped(answer or "(nothing)", 15, side - 30)[:3]
         lines = max(lines, len(said))
         body += _mark(x + 9, 48 + side + 20, is_right)
@@ -136,15 +136,15 @@ def wrapped(words: str, size: float, width: float) -> list[str]:
     return textwrap.wrap(words, max(4, int(width / (letter * size)))) or [""]
 
 
-def _photo(picture: Image.Image, x: float, y: float, side: int) -> list[str]:
+def _photo(image: Image.Image, x: float, y: float, side: int) -> list[str]:
     """The whole picture, smooth, in a square of `side` pixels, with a thin frame."""
-    scale = side / max(picture.size)
-    width, height = (max(1, round(scale * s)) for s in picture.size)
+    scale = side / max(image.size)
+    width, height = (max(1, round(scale * s)) for s in image.size)
     # Twice as many pixels as the page has: sharp on fine screens too.
-    pixels = png_bytes(picture.convert("RGB").resize((min(2 * width, picture.width), min(2 * height, picture.height))))
+    pixels = png_bytes(image.convert("RGB").resize((min(2 * width, image.width), min(2 * height, image.height))))
     x, y = x + (side - width) / 2, y + (side - height) / 2
     frame = rect(x, y, width, height, "none", "line")
-    return [image(x, y, width, height, pixels).replace("image-rendering:pixelated", ""), frame]
+    return [raster(x, y, width, height, pixels).replace("image-rendering:pixelated", ""), frame]
 
 
 def _mark(x: float, y: float, right: bool) -> list[str]:

@@ -145,7 +145,7 @@ def arrow(x1: float, y1: float, x2: float, y2: float, stroke: str = "muted", wid
     return line(x1, y1, x2, y2, stroke, width) + path(head, stroke=stroke, width=width)
 
 
-def image(x: float, y: float, width: float, height: float, png: bytes, title: str = "") -> str:
+def raster(x: float, y: float, width: float, height: float, png: bytes, title: str = "") -> str:
     """A picture (PNG bytes) inside a figure; pixels stay square when it is enlarged."""
     data = base64.b64encode(png).decode()
     return (

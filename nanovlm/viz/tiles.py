@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from nanovlm.viz.style import CYCLE, Figure, image, line, path, png_bytes, rect, svg_figure, text
+from nanovlm.viz.style import CYCLE, Figure, line, path, png_bytes, raster, rect, svg_figure, text
 
 WIDTH = 700
 DASHES = ("none", "7 5", "2 4")  # beside the colour, to tell lines apart
@@ -37,21 +37,21 @@ class Plan(NamedTuple):
         return self.views * self.image_tokens + self.special_tokens
 
 
-def picture_figure(picture: Image.Image, alt: str) -> Figure:
+def image_figure(image: Image.Image, alt: str) -> Figure:
     """One picture alone, at most 400 pixels wide on the page."""
-    scale = min(400 / max(picture.size), 1)
-    wide, tall = picture.width * scale, picture.height * scale
-    return svg_figure(wide + 32, tall + 32, image(16, 16, wide, tall, png_bytes(picture.convert("RGB"))), alt)
+    scale = min(400 / max(image.size), 1)
+    wide, tall = image.width * scale, image.height * scale
+    return svg_figure(wide + 32, tall + 32, raster(16, 16, wide, tall, png_bytes(image.convert("RGB"))), alt)
 
 
 def shrunk_row(
-    pictures: Sequence[Image.Image], captions: Sequence[str], what: str = "The same picture with ever fewer pixels"
+    images: Sequence[Image.Image], captions: Sequence[str], what: str = "The same picture with ever fewer pixels"
 ) -> Figure:
     """One to four square pictures, all enlarged to one size, pixels left as squares. what: said of them all."""
     side, body = (WIDTH - 32 - 3 * 14) / 4, []
-    for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         x = 16 + i * (side + 14)
-        body += [image(x, 16, side, side, png_bytes(picture.convert("RGB"))), text(x, 16 + side + 20, caption, 12)]
+        body += [raster(x, 16, side, side, png_bytes(image.convert("RGB"))), text(x, 16 + side + 20, caption, 12)]
     alt = f"{what}, from left to right: " + "; ".join(captions) + "."
     return svg_figure(WIDTH, side + 50, body, alt)
 
@@ -70,13 +70,13 @@ def tiles_figure(views: Tensor, rows: int, columns: int, whole_first: bool = Fal
         body = [text(left, 22, "one view: the picture is not cut", 13, font_weight="bold")]
     for i in range(num_tiles):
         x, y = left + i % columns * (cell + gap), top + i // columns * (cell + line_gap)
-        body += [image(x, y, cell, cell, png_bytes(pixels[i + offset])), _turn(x + cell / 2, y + cell, i + offset + 1)]
+        body += [raster(x, y, cell, cell, png_bytes(pixels[i + offset])), _turn(x + cell / 2, y + cell, i + offset + 1)]
     if num_tiles > 1:
         x = 484
         turn = 1 if whole_first else len(views)
         body += [
             text(x, 22, f"and the whole, {'first' if whole_first else 'last'}", 13, font_weight="bold"),
-            image(x, top, 192, 192, png_bytes(pixels[0 if whole_first else -1])),
+            raster(x, top, 192, 192, png_bytes(pixels[0 if whole_first else -1])),
             _turn(x + 96, top + 192, turn),
         ]
     alt = (

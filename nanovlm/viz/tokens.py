@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from PIL import Image
 
 from nanovlm.viz.style import Figure, ink_on, line, png_bytes, rect, svg_figure, text
-from nanovlm.viz.style import image as picture_at
+from nanovlm.viz.style import raster as image_at
 
 WIDTH = 700
 LETTER, HEIGHT, GAP = 7.3, 24, 4  # of a monospaced letter at 12 px, and of a box, in px
@@ -26,7 +26,7 @@ def shown(piece: str) -> str:
     return piece.replace(" ", "·").replace("Ġ", "·").replace("\n", "⏎").replace("Ċ", "⏎")
 
 
-def token_strip(texts: Sequence[str], kinds: Sequence[str], picture: Image.Image | None = None) -> Figure:
+def token_strip(texts: Sequence[str], kinds: Sequence[str], image: Image.Image | None = None) -> Figure:
     """A line of tokens, wrapped like text, each in the manner of its kind (a key of KINDS).
 
     texts: what stands in each box: pieces of text, or ids. picture: shown beside the legend.
@@ -38,8 +38,8 @@ def token_strip(texts: Sequence[str], kinds: Sequence[str], picture: Image.Image
         raise ValueError(f"{len(texts)} tokens need as many kinds; got {len(kinds)}.")
     body, top = [], 16.0
     left = 16.0
-    if picture is not None:
-        body.append(picture_at(16, 16, 112, 112, png_bytes(picture.convert("RGB"))))
+    if image is not None:
+        body.append(image_at(16, 16, 112, 112, png_bytes(image.convert("RGB"))))
         left = 152.0
     for i, (kind, meaning) in enumerate(KINDS.items()):
         y = top + i * 28

@@ -13,7 +13,6 @@ from nanovlm.viz.style import (
     Figure,
     arrow,
     heat,
-    image,
     ink_on,
     line,
     path,
@@ -102,7 +101,7 @@ def weight_bars(rows: Mapping[str, Sequence[float]]) -> Figure:
     return svg_figure(WIDTH, 40 + len(rows) * pitch - 14, body, alt)
 
 
-def patch_attention(picture: Image.Image, maps: Tensor, block: int, head: int, patch: int) -> Figure:
+def patch_attention(image: Image.Image, maps: Tensor, block: int, head: int, patch: int) -> Figure:
     """Where one patch looks: large for one head, small for all of them.
 
     Args:
@@ -123,7 +122,7 @@ def patch_attention(picture: Image.Image, maps: Tensor, block: int, head: int, p
         )
     if num_blocks > 4 or num_heads > 8:
         raise ValueError(f"There is room for 4 blocks of 8 heads, not for {num_blocks} of {num_heads}: hand over some.")
-    pixels = np.asarray(picture.convert("RGB").resize((16 * grid,) * 2, Image.Resampling.BICUBIC), dtype=np.float32)
+    pixels = np.asarray(image.convert("RGB").resize((16 * grid,) * 2, Image.Resampling.BICUBIC), dtype=np.float32)
     weights = maps[block, head, patch]
     best, side, top, left = int(weights.argmax()), 304, 44, 356
     body = [
@@ -227,6 +226,6 @@ def _lit(pixels: np.ndarray, weights: Tensor, grid: int, patch: int, x: float, y
     size = side / grid
     row, column = divmod(patch, grid)
     return [
-        image(x, y, side, side, png_bytes(lit.clip(0, 255))),
+        raster(x, y, side, side, png_bytes(lit.clip(0, 255))),
         rect(x + column * size, y + row * size, size, size, "none", "orange", stroke_width=max(side / 100, 1.5)),
     ]

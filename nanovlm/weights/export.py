@@ -136,7 +136,7 @@ def _write_processor(model: VisionLanguageModel, config: VLMConfig, out_dir: Pat
             "pixels into more tiles than this model does. Smaller ones come out the same.",
             stacklevel=3,
         )
-    pictures = {
+    images = {
         "image_processor_type": "Idefics3ImageProcessor",
         "do_convert_rgb": True,
         # transformers either enlarges every picture to `size` or leaves all as they are.
@@ -156,8 +156,8 @@ def _write_processor(model: VisionLanguageModel, config: VLMConfig, out_dir: Pat
         processor = {"processor_class": smolvlm.PLAIN_PROCESSOR, "num_image_tokens": config.num_image_tokens}
     else:  # needs neither torchvision nor num2words, as SmolVLM's does for its videos
         processor = {"processor_class": "Idefics3Processor", "image_seq_len": config.num_image_tokens}
-    write_json({**processor, "image_processor": pictures}, out_dir / "processor_config.json")
-    write_json({**pictures, **processor}, out_dir / "preprocessor_config.json")  # where transformers 4 looks
+    write_json({**processor, "image_processor": images}, out_dir / "processor_config.json")
+    write_json({**images, **processor}, out_dir / "preprocessor_config.json")  # where transformers 4 looks
 
 
 def _write_tokenizer(tokenizer: ChatTokenizer, config: VLMConfig, num_prefix: bool, out_dir: Path) -> None:

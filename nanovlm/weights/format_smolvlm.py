@@ -74,7 +74,7 @@ def read_config(values: dict[str, Any], directory: Path) -> VLMConfig:
     # What ties the head is the whole model's setting; the decoder's own is not used.
     text["tie_word_embeddings"] = setting(values, "tie_word_embeddings", bool, False)
     language, encoder = llama_config(text), siglip_config({k: v for k, v in vision.items() if k != "vision_config"})
-    pictures, ends = read_picture_settings(directory), _eos_token_ids(directory, text)
+    images, ends = read_image_settings(directory), _eos_token_ids(directory, text)
     return VLMConfig(
         vision=encoder,
         projector=ProjectorConfig(encoder.hidden_dim, language.hidden_dim, setting(values, "scale_factor", int, 2)),
@@ -82,8 +82,8 @@ def read_config(values: dict[str, Any], directory: Path) -> VLMConfig:
         image_token_id=setting(values, "image_token_id", int, 128257),
         eos_token_id=ends[0],
         stop_token_ids=tuple(ends) if len(ends) > 1 else (),  # eos_token_id itself may give way to the template's
-        pixel_range=_pixel_range(pictures, directory),
-        tiling=_read_tiling(pictures, encoder.image_size, directory),
+        pixel_range=_pixel_range(images, directory),
+        tiling=_read_tiling(images, encoder.image_size, directory),
     )
 
 
@@ -148,7 +148,7 @@ def _eos_token_ids(directory: Path, text: dict[str, Any]) -> list[int]:
     return [token for token in (eos if isinstance(eos, list) else [eos]) if isinstance(token, int)] or [2]
 
 
-def read_picture_settings(directory: Path) -> dict[str, Any]:
+def read_image_settings(directory: Path) -> dict[str, Any]:
     """transformers 5 keeps them within processor_config.json, version 4 in preprocessor_config.json."""
     file = directory / "processor_config.json"
     processor = read_json(file) if file.is_file() else {}
@@ -245,7 +245,7 @@ def read_weights(directory: Path, model: VisionLanguageModel) -> dict[str, Tenso
 
 
 def load_processors(config: VLMConfig, directory: Path, values: dict[str, Any]) -> Processors:
-    settings = read_picture_settings(directory)
+    settings = read_image_settings(directory)
     number = setting(settings, "resample", int, 1)
     if number not in range(len(PIL_RESAMPLING)):
         raise ValueError(f"The image processor in {directory} resamples with PIL's filter {number!r}, unknown here.")

@@ -196,23 +196,23 @@ def lever_cell(page: Page, source: str) -> Locator:
     return cell
 
 
-def picture(cell: Locator) -> Locator:
+def drawing(cell: Locator) -> Locator:
     return cell.locator(".jp-OutputArea-output svg[role=img]")
 
 
-def test_a_lever_moves_its_picture_which_stays_when_the_kernel_is_gone(page: Page, lab: Lab) -> None:
+def test_a_lever_moves_its_image_which_stays_when_the_kernel_is_gone(page: Page, lab: Lab) -> None:
     from playwright.sync_api import expect
 
     name = "chapters/03_pixel_shuffle_and_projector.ipynb"
     open_notebook(page, lab, name)
     run_all(page)
     cell = lever_cell(page, "lever(which_patches")
-    before = picture(cell).get_attribute("aria-label")
+    before = drawing(cell).get_attribute("aria-label")
     button = cell.locator(".widget-toggle-button", has_text="4")
     button.click()
-    expect(picture(cell)).not_to_have_attribute("aria-label", before, timeout=PATIENCE)
-    moved = picture(cell).get_attribute("aria-label")
-    assert moved != before and picture(cell).count() == 1
+    expect(drawing(cell)).not_to_have_attribute("aria-label", before, timeout=PATIENCE)
+    moved = drawing(cell).get_attribute("aria-label")
+    assert moved != before and drawing(cell).count() == 1
     for theme, width in in_every_light_and_width(page, "lever"):
         assert page.evaluate(CUT_OFF) == [], (theme, width)
 
@@ -222,9 +222,9 @@ def test_a_lever_moves_its_picture_which_stays_when_the_kernel_is_gone(page: Pag
     open_notebook(page, lab, name)
     page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
     cell = lever_cell(page, "lever(which_patches")
-    assert picture(cell).get_attribute("aria-label") == moved
+    assert drawing(cell).get_attribute("aria-label") == moved
     for _ in in_every_light_and_width(page, "reopened"):
-        assert picture(cell).is_visible()
+        assert drawing(cell).is_visible()
         assert page.get_by_text("model not found").count() == 0
 
 
@@ -232,7 +232,7 @@ def test_a_click_on_a_patch_shows_where_it_looks(page: Page, lab: Lab) -> None:
     open_notebook(page, lab, "chapters/02_vision_transformer.ipynb")
     run_all(page)
     cell = page.locator(f"{HERE} .jp-CodeCell").filter(has=page.locator(".widget-gridbox")).first
-    assert "patch 17 looks" in picture(cell).get_attribute("aria-label")
+    assert "patch 17 looks" in drawing(cell).get_attribute("aria-label")
     patch = cell.locator(".widget-gridbox button").nth(10)
     patch.scroll_into_view_if_needed()
     patch.click()

@@ -20,10 +20,10 @@ from nanovlm import VisionLanguageModel
 from nanovlm.assets import asset_path
 from nanovlm.config import presets
 from nanovlm.course import asking
-from nanovlm.course.asking import PICTURES, QUESTIONS, ask, uploaded_bytes
+from nanovlm.course.asking import IMAGES, QUESTIONS, ask, uploaded_bytes
 from nanovlm.data.thimble import thimble_sample, thimble_scene
-from nanovlm.data.thimble.__main__ import PICTURES as RECORDED
-from nanovlm.data.thimble.__main__ import write_pictures
+from nanovlm.data.thimble.__main__ import IMAGES as RECORDED
+from nanovlm.data.thimble.__main__ import write_images
 from nanovlm.viz.question_path import path_figure
 from nanovlm.viz.start_here import Scored, answer_card, answers_row, sample_card, seeing_bars
 from nanovlm.viz.style import MAX_WIDTH, PALETTE, Figure
@@ -35,7 +35,7 @@ LONG = "What is at the top left? " * 40
 
 
 def shipped(name: str) -> Image.Image:
-    return Image.open(asset_path(f"pictures/{name}.png"))
+    return Image.open(asset_path(f"images/{name}.png"))
 
 
 def drawn(figure: Figure) -> ElementTree.Element:
@@ -74,17 +74,17 @@ def test_a_card_says_what_was_asked_and_what_the_model_says() -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (4000, 3), (3, 4000), (64, 64)])
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
-def test_a_card_shows_pictures_of_any_size_and_mode(size: tuple[int, int], mode: str) -> None:
+def test_a_card_shows_images_of_any_size_and_mode(size: tuple[int, int], mode: str) -> None:
     drawn(answer_card(Image.new(mode, size), "?", "a", 64))
     drawn(sample_card(Image.new(mode, size), [("?", "a")]))
 
 
 def test_an_unfinished_card_has_a_cursor_and_an_empty_answer_is_said() -> None:
-    picture = shipped("charts")
-    assert "▍" in words(drawn(answer_card(picture, "?", "top", 64, writing=True)))
-    assert "▍" not in words(drawn(answer_card(picture, "?", "top", 64)))
-    assert "(nothing)" in words(drawn(answer_card(picture, "?", "", 64)))
-    assert "(nothing)" not in words(drawn(answer_card(picture, "?", "", 64, writing=True)))
+    image = shipped("charts")
+    assert "▍" in words(drawn(answer_card(image, "?", "top", 64, writing=True)))
+    assert "▍" not in words(drawn(answer_card(image, "?", "top", 64)))
+    assert "(nothing)" in words(drawn(answer_card(image, "?", "", 64)))
+    assert "(nothing)" not in words(drawn(answer_card(image, "?", "", 64, writing=True)))
 
 
 def test_cards_grow_with_their_words() -> None:
@@ -97,21 +97,21 @@ def test_cards_grow_with_their_words() -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_no_text_breaks_a_drawing(question: str, answer: str) -> None:
-    picture = Image.new("RGB", (8, 8))
-    ElementTree.fromstring(answer_card(picture, question, answer, 64).markup)
-    ElementTree.fromstring(answers_row(question, [picture], [answer], ["a"]).markup)
-    ElementTree.fromstring(sample_card(picture, [(question, answer)]).markup)
-    ElementTree.fromstring(path_figure(picture, [question], [answer], [answer], 8, 2).markup)
+    image = Image.new("RGB", (8, 8))
+    ElementTree.fromstring(answer_card(image, question, answer, 64).markup)
+    ElementTree.fromstring(answers_row(question, [image], [answer], ["a"]).markup)
+    ElementTree.fromstring(sample_card(image, [(question, answer)]).markup)
+    ElementTree.fromstring(path_figure(image, [question], [answer], [answer], 8, 2).markup)
 
 
 # -- does it look ------------------------------------------------------------------------------------------------------
 
 
 def test_right_and_wrong_answers_are_told_apart_by_form_and_words() -> None:
-    pictures = [shipped(name) for name in ("shapes", "shapes_2", "shapes_3")]
+    images = [shipped(name) for name in ("shapes", "shapes_2", "shapes_3")]
     truth = ["top left", "bottom left", "top right"]
-    right = answers_row("Where is the red star?", pictures, truth, truth)
-    wrong = answers_row("Where is the red star?", pictures, ["top left", "", LONG], truth)
+    right = answers_row("Where is the red star?", images, truth, truth)
+    wrong = answers_row("Where is the red star?", images, ["top left", "", LONG], truth)
     assert "in truth" not in words(drawn(right)) and "in truth" not in right.alt
     assert words(drawn(wrong)).count("in truth:") == 2 and "in truth “top right”" in wrong.alt
     marks = {re.search(r"l3 3l5 -6|l6 6m0 -6l-6 6", f.markup[f.markup.rfind("<circle") :])[0] for f in (right, wrong)}
@@ -196,14 +196,14 @@ def said_on(card: Figure) -> str:
 
 
 def test_without_a_kernel_the_default_question_is_shown_with_its_answer(talker: Talker) -> None:
-    card = ask(talker).picture()  # type: ignore[arg-type]
+    card = ask(talker).figure()  # type: ignore[arg-type]
     assert "256 wide, 256 high, Where is the red star?" in card.alt
     drawn(card)
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGES)
 @pytest.mark.parametrize("question", [*QUESTIONS, LONG])
-def test_render_takes_every_picture_and_question(talker: Talker, name: str, question: str) -> None:
+def test_render_takes_every_image_and_question(talker: Talker, name: str, question: str) -> None:
     drawn(ask(talker).render(name, question))  # type: ignore[arg-type]
 
 
@@ -246,7 +246,7 @@ def upload(at: SimpleNamespace, content: bytes) -> None:
     observer({"new": ({"name": "a.png", "content": memoryview(content)},)})
 
 
-def test_an_upload_is_asked_about_until_another_picture_is_chosen(at: SimpleNamespace) -> None:
+def test_an_upload_is_asked_about_until_another_image_is_chosen(at: SimpleNamespace) -> None:
     assert uploaded_bytes({}) is None and uploaded_bytes(()) is None
     upload(at, png((30, 20)))
     assert "30 wide, 20 high" in said_on(at.cards[-1])
@@ -261,7 +261,7 @@ def test_an_upload_is_asked_about_until_another_picture_is_chosen(at: SimpleName
 
 
 @pytest.mark.parametrize("content", [b"no picture", b""])
-def test_what_is_no_picture_is_told_once_and_the_one_of_before_stays(at: SimpleNamespace, content: bytes) -> None:
+def test_what_is_no_image_is_told_once_and_the_one_of_before_stays(at: SimpleNamespace, content: bytes) -> None:
     upload(at, content)
     assert "is not a picture" in at.cards[-1].alt and not at.cards[-1].is_svg
     at.question.value = "And now?"
@@ -272,7 +272,7 @@ def test_what_is_no_picture_is_told_once_and_the_one_of_before_stays(at: SimpleN
 
 def test_asking_needs_something_to_begin_with(talker: Talker) -> None:
     with pytest.raises(ValueError, match="at least one picture"):
-        ask(talker, pictures={})  # type: ignore[arg-type]
+        ask(talker, images={})  # type: ignore[arg-type]
 
 
 def test_a_real_model_answers_and_its_stream_joins_to_the_answer() -> None:
@@ -289,12 +289,12 @@ def test_a_real_model_answers_and_its_stream_joins_to_the_answer() -> None:
 # -- sample pictures ---------------------------------------------------------------------------------------------------
 
 
-def test_the_recorded_command_makes_the_pictures_that_ship(tmp_path: Path) -> None:
-    for made in write_pictures(tmp_path / "new"):
+def test_the_recorded_command_makes_the_images_that_ship(tmp_path: Path) -> None:
+    for made in write_images(tmp_path / "new"):
         here = np.asarray(Image.open(made), dtype=int)
         ships = np.asarray(shipped(made.stem), dtype=int)
         assert np.abs(here - ships).max() <= 1, made.name  # other builds of Pillow may round otherwise
-    assert {f"pictures/{name}" for name in RECORDED} == set(asking.PICTURES.values())
+    assert {f"images/{name}" for name in RECORDED} == set(asking.IMAGES.values())
 
 
 def test_the_red_star_is_where_the_chapter_says() -> None:
@@ -324,13 +324,13 @@ def said_of(pocket: VisionLanguageModel, samples: list[dict[str, Any]], question
     """What it says when sample i is asked question i, in batches."""
     said: list[str] = []
     for i in range(0, len(samples), 100):
-        pictures = [sample["images"] for sample in samples[i : i + 100]]
-        said += pocket.generate(prompt=questions[i : i + 100], image=pictures, max_new_tokens=40)
+        images = [sample["images"] for sample in samples[i : i + 100]]
+        said += pocket.generate(prompt=questions[i : i + 100], image=images, max_new_tokens=40)
     return said
 
 
 @pytest.mark.parametrize("subset", ["shapes", "charts", "glyphs"])
-def test_it_describes_any_picture_when_asked(pocket: VisionLanguageModel, subset: str) -> None:
+def test_it_describes_any_image_when_asked(pocket: VisionLanguageModel, subset: str) -> None:
     samples = [thimble_sample(subset, "test", i) for i in range(24)]
     said = said_of(pocket, samples, ["Describe the picture."] * len(samples))
     assert sum(a == s["texts"][-1]["assistant"] for a, s in zip(said, samples, strict=True)) >= 21, said

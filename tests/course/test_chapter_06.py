@@ -21,7 +21,7 @@ from nanovlm.evaluation.scores import evaluate
 from nanovlm.inference.prompts import prepare_prompt
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from tests.course.learners import handed_in
-from tests.tiny import ids_of, pictures
+from tests.tiny import ids_of, random_images
 
 QUESTION = "Where is the red star?"
 SAMPLES = 40
@@ -59,12 +59,12 @@ def test_the_joint_is_made_of_the_learners_own_parts() -> None:
 def test_ones_own_parts_run_the_shipped_weights(pocket: VisionLanguageModel) -> None:
     mine = yours()
     assert set(mine.parts.values()) == {"yours"}
-    picture = Image.open(asset_path("pictures/shapes.png"))
-    ids, pixels = prepare_prompt(pocket, QUESTION, picture)
+    image = Image.open(asset_path("images/shapes.png"))
+    ids, pixels = prepare_prompt(pocket, QUESTION, image)
     with torch.inference_mode():
         expected = pocket(torch.tensor([ids]), pixels).logits
         torch.testing.assert_close(mine(torch.tensor([ids]), pixels).logits, expected, rtol=1e-4, atol=1e-4)
-    assert mine.generate(image=picture, prompt=QUESTION) == "top left"
+    assert mine.generate(image=image, prompt=QUESTION) == "top left"
 
 
 @pytest.mark.usefixtures("solved")
@@ -81,8 +81,8 @@ def test_a_reader_who_has_solved_nothing_gets_the_references(
     mine = yours()
     assert set(mine.parts.values()) == {"reference"}
     assert f"0 of {len(part_ids())} parts are your own" in capsys.readouterr().out
-    picture = Image.open(asset_path("pictures/shapes.png"))
-    assert mine.generate(image=picture, prompt=QUESTION) == pocket.generate(image=picture, prompt=QUESTION)
+    image = Image.open(asset_path("images/shapes.png"))
+    assert mine.generate(image=image, prompt=QUESTION) == pocket.generate(image=image, prompt=QUESTION)
 
 
 @pytest.mark.parametrize("exercise_id", ["fusion.merge_image_tokens", "fusion.embed", "fusion.forward"])
@@ -94,8 +94,8 @@ def test_a_part_alone_does_what_the_package_does(
     rows = [ids_of([2, -1, 7, -1, 8]), [*ids_of([2, -1, 9, 9]), 0, 0, 0, 0, 0]]
     rows[1] = rows[1][: len(rows[0])] + [0] * (len(rows[0]) - len(rows[1]))
     batches = (
-        (model, torch.tensor(rows), pictures(3)),
-        (model_in_front, torch.tensor([[2, 7, 8], [0, 2, 9]]), pictures(2)),
+        (model, torch.tensor(rows), random_images(3)),
+        (model_in_front, torch.tensor([[2, 7, 8], [0, 2, 9]]), random_images(2)),
     )
     for package, input_ids, images in batches:
         directory = package.save_pretrained(tmp_path / str(package.config.image_token_id))
@@ -123,7 +123,7 @@ def test_the_formula_counts_what_the_model_holds() -> None:
 
 
 def test_the_reference_of_the_loss_is_the_models(model_in_front: VisionLanguageModel) -> None:
-    input_ids, images = torch.tensor([[2, 7, 8], [2, 9, 9]]), pictures(2)
+    input_ids, images = torch.tensor([[2, 7, 8], [2, 9, 9]]), random_images(2)
     targets = torch.tensor([[-100, 8, 9], [-100, -100, 7]])
     with torch.no_grad():
         out = model_in_front(input_ids, images, targets=targets)

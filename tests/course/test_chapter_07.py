@@ -51,7 +51,7 @@ def test_packing_differs_in_its_boundaries_alone() -> None:
     assert all(torch.equal(packed[key], leaking[key]) for key in ("input_ids", "targets", "images"))
 
 
-def test_what_is_out_of_step_are_the_pictures_behind_a_broken_one() -> None:
+def test_what_is_out_of_step_are_the_images_behind_a_broken_one() -> None:
     right, wrong = batch("right"), batch("pictures out of step")
     assert torch.equal(right["input_ids"], wrong["input_ids"]) and torch.equal(right["targets"], wrong["targets"])
     # Samples 0 and 10 of these eleven cannot be read: 1 to 9 move up by one, and two blanks are left at the end.

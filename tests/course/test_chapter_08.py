@@ -76,8 +76,8 @@ def test_a_run_can_be_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_is_watched_outside_of_a_notebook(capsys: pytest.CaptureFixture) -> None:
-    config = replace(recipe(""), accuracy_pictures=2)
-    watched = train_and_watch(config, new_model(), pictures=2)
+    config = replace(recipe(""), accuracy_images=2)
+    watched = train_and_watch(config, new_model(), images=2)
     assert watched.run is not None and watched.run.step == config.max_steps
     assert [step for step, _ in watched.losses] == [1, 2, 3, 4, 5, 6]
     assert [step for step, _ in watched.accuracy] == [step for step, _ in watched.blind] == [3, 6]

@@ -13,8 +13,8 @@ from nanovlm.assets import asset_path
 from nanovlm.course import yours
 from nanovlm.course.judge.exercise import load_exercises
 
-PICTURE = asset_path("pictures/shapes.png")
-ASK = {"image": PICTURE, "prompt": "Describe the picture."}
+IMAGE = asset_path("images/shapes.png")
+ASK = {"image": IMAGE, "prompt": "Describe the picture."}
 PIECES: list[str] = []
 USED_BY: dict[str, dict[str, Any]] = {
     "generation.greedy": {},
@@ -66,7 +66,7 @@ def test_the_loop_streams_with_the_learner_s_parts_as_well(pocket: VisionLanguag
 def test_batches_and_padding_go_through_the_learner_s_cache(pocket: VisionLanguageModel) -> None:
     cached = load_exercises()["generation.cached_attention"].reference
     model = yours(replace={"generation.cached_attention": cached})
-    many = {"image": [PICTURE, PICTURE, None], "prompt": ["How many?", ASK["prompt"], "Where is the red star?"]}
+    many = {"image": [IMAGE, IMAGE, None], "prompt": ["How many?", ASK["prompt"], "Where is the red star?"]}
     assert model.generate(**many) == pocket.generate(**many)
 
 

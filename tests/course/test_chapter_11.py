@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nanovlm.assets import asset_path
-from nanovlm.bench.failure_runs import no_pictures, not_shifted, nothing_asked
+from nanovlm.bench.failure_runs import no_images, not_shifted, nothing_asked
 from nanovlm.course.small_backbones import compare, small_llama, small_siglip
 from nanovlm.course.small_run import losses_of
 from nanovlm.course.two_ranks import measure
@@ -52,7 +52,7 @@ def test_two_processes_agree_with_one_only_where_tokens_count() -> None:
 
 def test_how_a_batch_is_spoiled() -> None:
     batch = {"images": torch.ones(1, 3, 2, 2), "targets": torch.tensor([[IGNORE, 7, 8, IGNORE]])}
-    assert not no_pictures(0, batch)["images"].any()
+    assert not no_images(0, batch)["images"].any()
     assert not_shifted(0, batch)["targets"].tolist() == [[IGNORE, IGNORE, 7, 8]]
     assert (nothing_asked(3)(3, batch)["targets"] == IGNORE).all() and nothing_asked(3)(2, batch) is batch
 

@@ -79,30 +79,30 @@ def test_every_extreme_state_renders() -> None:
     made = all_levers()
     for name, scale in made.levers.items():
         for value in scale.extremes():
-            assert made.picture(**{name: value}).is_svg
+            assert made.figure(**{name: value}).is_svg
 
 
-def test_the_picture_is_an_output_of_its_own_below_the_controls(monkeypatch: pytest.MonkeyPatch) -> None:
-    controls, picture = Page(monkeypatch, all_levers()).outputs
-    assert picture == squares(3, "orange", label="<b>")
+def test_the_image_is_an_output_of_its_own_below_the_controls(monkeypatch: pytest.MonkeyPatch) -> None:
+    controls, image = Page(monkeypatch, all_levers()).outputs
+    assert image == squares(3, "orange", label="<b>")
     assert type(controls).__module__.startswith("ipywidgets")
 
 
-def test_without_ipywidgets_the_picture_is_there_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ipywidgets_the_image_is_there_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     assert Page(monkeypatch, all_levers()).outputs == [squares(3, "orange", label="<b>")]
 
 
-def test_in_colab_the_picture_is_a_widget_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_colab_the_image_is_a_widget_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
     (shown,) = Page(monkeypatch, all_levers()).outputs
-    box, picture = shown.children
-    assert picture.value == squares(3, "orange", label="<b>").markup
+    box, image = shown.children
+    assert image.value == squares(3, "orange", label="<b>").markup
     controls_of(box)[0].value = 5
-    assert picture.value == squares(5, "orange", label="<b>").markup
+    assert image.value == squares(5, "orange", label="<b>").markup
 
 
-def test_moving_a_control_updates_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moving_a_control_updates_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
     page = Page(monkeypatch, all_levers())
     controls = controls_of(page.outputs[0])
     assert len(controls) == 4 and page.updated == [], "the first picture is drawn once"
@@ -112,11 +112,11 @@ def test_moving_a_control_updates_the_picture(monkeypatch: pytest.MonkeyPatch) -
     assert page.updated[-1] == squares(5, "blue", False, "new")
 
 
-def test_a_click_on_a_cell_of_a_picture_sets_the_lever() -> None:
-    picture = Image.new("RGB", (30, 30), "white")
-    picture.paste((200, 0, 0), (20, 10, 30, 20))  # the last cell of the second row
+def test_a_click_on_a_cell_of_a_image_sets_the_lever() -> None:
+    image = Image.new("RGB", (30, 30), "white")
+    image.paste((200, 0, 0), (20, 10, 30, 20))  # the last cell of the second row
 
-    made = lever(lambda cell: f"cell {cell}", cell=Cells(picture, 3), start={"cell": 4})
+    made = lever(lambda cell: f"cell {cell}", cell=Cells(image, 3), start={"cell": 4})
     assert made.defaults == {"cell": 4} and made.levers["cell"].extremes() == [0, 8]
     seen: list[Figure] = []
     (row,) = controls_of(made.controls(seen.append))
@@ -134,7 +134,7 @@ def test_a_click_on_a_cell_of_a_picture_sets_the_lever() -> None:
     assert seen[-1].markup == "cell 7"
 
 
-def test_a_state_that_cannot_be_drawn_is_told_in_the_pictures_place() -> None:
+def test_a_state_that_cannot_be_drawn_is_told_in_the_images_place() -> None:
     def picky(n: int) -> str:
         if n > 1:
             raise ValueError("only <one>")
@@ -191,7 +191,7 @@ def test_wrong_levers_are_explained(levers: dict, words: str) -> None:
 
 def test_a_render_function_that_returns_nothing_to_see_is_an_error() -> None:
     with pytest.raises(TypeError, match="must return a Figure or HTML; it returned int"):
-        lever(lambda n: n, n=[1]).picture()
+        lever(lambda n: n, n=[1]).figure()
 
 
 # -- style -------------------------------------------------------------------------------------------------------------

@@ -47,12 +47,12 @@ def assert_reads_without_styles(markup: str) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: f"{path.parent.name}/{path.stem[:2]}")
-def test_stored_outputs_read_without_styles_and_pictures_have_words(path: Path) -> None:
+def test_stored_outputs_read_without_styles_and_images_have_words(path: Path) -> None:
     for data, metadata in outputs(path):
         markup = data.get("text/html", "")
         assert_reads_without_styles(markup)
-        for picture in re.findall(r"<img\b[^>]*>", markup):
-            assert re.search(r"\balt=.[^\"']", picture), picture[:100]
+        for image in re.findall(r"<img\b[^>]*>", markup):
+            assert re.search(r"\balt=.[^\"']", image), image[:100]
         for drawing in re.findall(r"<svg\b[^>]*>", markup + data.get("image/svg+xml", "")):
             assert "aria-label" in drawing, drawing[:100]
         if "image/png" in data:

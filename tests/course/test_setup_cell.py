@@ -84,7 +84,7 @@ import nanovlm.course
 from nanovlm.assets import asset_path
 
 assert nanovlm.__file__.startswith(site), nanovlm.__file__
-assert str(asset_path("pocket")).startswith(site) and asset_path("pictures/shapes.png").is_file()
+assert str(asset_path("pocket")).startswith(site) and asset_path("images/shapes.png").is_file()
 """
 
 

@@ -11,11 +11,11 @@ from PIL import Image
 from nanovlm.inference.prompts import prepare_prompt
 from nanovlm.models.modality_projector import pixel_shuffle
 from nanovlm.trace import patch_map
-from nanovlm.viz.attention import attention_over_picture
+from nanovlm.viz.attention import attention_over_image
 from nanovlm.viz.style import PALETTE
 from tests.course.test_viz_pixel_shuffle import SVG, drawn, words
 
-PICTURE = Image.new("RGB", (96, 64), "#d04020")
+IMAGE = Image.new("RGB", (96, 64), "#d04020")
 TILES = patch_map(lambda x: pixel_shuffle(x, 2), grid=4).tokens  # four image tokens
 LINE = ["<user>", "img", "img", "img", "img", "where", "star"]
 
@@ -30,7 +30,7 @@ def outline(root: ElementTree.Element) -> list[str]:
 
 
 def test_what_is_looked_at_is_lit_and_the_rest_is_dark() -> None:
-    figure = attention_over_picture(PICTURE, [0, 0.1, 0.6, 0, 0.1, 0.2, 0], LINE, 6, TILES, 1, "layer 3, head 1")
+    figure = attention_over_image(IMAGE, [0, 0.1, 0.6, 0, 0.1, 0.2, 0], LINE, 6, TILES, 1, "layer 3, head 1")
     root = drawn(figure)
     dark = shades(root)
     assert len(dark) == 16 and dark[4:8] == [0, 0, 0, 0]  # token 1, the strongest
@@ -42,20 +42,20 @@ def test_what_is_looked_at_is_lit_and_the_rest_is_dark() -> None:
 
 def test_the_bars_hold_the_whole_weight() -> None:
     row = torch.tensor([0.05, 0.1, 0.2, 0.3, 0.1, 0.2, 0.05])
-    root = drawn(attention_over_picture(PICTURE, row, LINE, 5, TILES, 1))
+    root = drawn(attention_over_image(IMAGE, row, LINE, 5, TILES, 1))
     wide = [
         float(e.get("width", 0)) for e in root.iter(f"{SVG}rect") if e.get("fill") in (PALETTE["blue"], PALETTE["grey"])
     ]
     assert sum(wide) == pytest.approx(160, abs=0.1) and wide[0] == pytest.approx(0.7 * 160, abs=0.1)
 
 
-def test_a_word_that_does_not_look_leaves_the_picture_dark() -> None:
-    root = drawn(attention_over_picture(PICTURE, [1, 0, 0, 0, 0, 0, 0], LINE, 6, TILES, 1))
+def test_a_word_that_does_not_look_leaves_the_image_dark() -> None:
+    root = drawn(attention_over_image(IMAGE, [1, 0, 0, 0, 0, 0, 0], LINE, 6, TILES, 1))
     assert min(shades(root)) > 0.8 and not outline(root) and "no image token" in words(root)
 
 
 def test_a_faint_look_is_not_blown_up() -> None:
-    root = drawn(attention_over_picture(PICTURE, [0.9, 0.1, 0, 0, 0, 0, 0], LINE, 6, TILES, 1))
+    root = drawn(attention_over_image(IMAGE, [0.9, 0.1, 0, 0, 0, 0, 0], LINE, 6, TILES, 1))
     assert min(shades(root)) > 0.4  # a tenth is less than an even share of four tokens
 
 
@@ -64,12 +64,12 @@ def test_a_long_line_fits(word: int) -> None:
     tokens = patch_map(lambda x: x.reshape(1, 49, -1), grid=14).tokens  # strips, some torn apart
     row = torch.rand(449, generator=torch.Generator().manual_seed(0))
     texts = ["img"] * 49 + [f"a very long word, number {i} <&>" for i in range(400)]
-    root = drawn(attention_over_picture(PICTURE, row / row.sum(), texts, word, tokens))
+    root = drawn(attention_over_image(IMAGE, row / row.sum(), texts, word, tokens))
     assert "389 others" in words(root)
 
 
-def test_one_token_may_be_the_whole_picture() -> None:
-    drawn(attention_over_picture(PICTURE, [1.0], ["img"], 0, [[0]]))
+def test_one_token_may_be_the_whole_image() -> None:
+    drawn(attention_over_image(IMAGE, [1.0], ["img"], 0, [[0]]))
 
 
 @pytest.mark.parametrize(
@@ -84,17 +84,17 @@ def test_one_token_may_be_the_whole_picture() -> None:
 )
 def test_what_does_not_fit_is_said_in_a_sentence(weights: list[float], word: int, first: int, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        attention_over_picture(PICTURE, weights, LINE, word, TILES, first)
+        attention_over_image(IMAGE, weights, LINE, word, TILES, first)
 
 
-def test_a_trace_of_the_pocket_model_becomes_a_picture_for_each_lever() -> None:
+def test_a_trace_of_the_pocket_model_becomes_a_image_for_each_lever() -> None:
     """The way that chapter 12 goes: weights of each layer and head, from each word."""
     from nanovlm import VisionLanguageModel
     from nanovlm.assets import asset_path
     from nanovlm.trace import trace
 
     model = VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
-    ids, pixels = prepare_prompt(model, "Where is the red star?", Image.open(asset_path("pictures/shapes.png")))
+    ids, pixels = prepare_prompt(model, "Where is the red star?", Image.open(asset_path("images/shapes.png")))
     layers = [f"decoder.blocks.{i}" for i in range(model.config.language.num_blocks)]
     seen = trace(model, torch.tensor([ids]), pixels, attention=layers).attention
     line = [model.tokenizer.decode([i], skip_special_tokens=False) for i in ids]
@@ -103,7 +103,7 @@ def test_a_trace_of_the_pocket_model_becomes_a_picture_for_each_lever() -> None:
     for layer in layers:
         for head in range(model.config.language.num_heads):
             for word in (0, first + len(tokens), len(line) - 1):
-                figure = attention_over_picture(PICTURE, seen[layer][0][0, head, word], line, word, tokens, first)
+                figure = attention_over_image(IMAGE, seen[layer][0][0, head, word], line, word, tokens, first)
                 assert len(shades(drawn(figure))) == 64
             last_word.append(set(shades(drawn(figure))))
     assert any(shades_seen != unseen for shades_seen in last_word), "in some head the last word looks at the picture"

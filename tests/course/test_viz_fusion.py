@@ -10,15 +10,15 @@ from nanovlm.viz.fusion import (
     Chance,
     Piece,
     ablation_figure,
+    image_pieces,
     lines_figure,
-    picture_pieces,
     score_table,
     side_by_side,
 )
 from nanovlm.viz.style import PALETTE
 from tests.course.test_viz_pixel_shuffle import SVG, drawn, words
 
-PICTURE = Image.new("RGB", (64, 64), (200, 30, 30))
+IMAGE = Image.new("RGB", (64, 64), (200, 30, 30))
 
 
 def bars(root, colour: str) -> list[float]:
@@ -30,7 +30,7 @@ def bars(root, colour: str) -> list[float]:
 
 
 def test_image_tokens_are_told_apart_by_letter_and_colour() -> None:
-    figure = lines_figure([("the line", [Piece("user", "word"), *picture_pieces(0, 2), *picture_pieces(1, 2)])])
+    figure = lines_figure([("the line", [Piece("user", "word"), *image_pieces(0, 2), *image_pieces(1, 2)])])
     root = drawn(figure)
     assert words(root).startswith("the line user a0 a1 b0 b1")
     assert len(bars(root, "orange")) == 2 + 1 and len(bars(root, "sky")) == 2  # one orange box is the legend's
@@ -38,15 +38,15 @@ def test_image_tokens_are_told_apart_by_letter_and_colour() -> None:
 
 
 def test_the_legend_names_what_is_there_and_nothing_else() -> None:
-    every = [Piece("w", "word"), Piece("", "seat"), Piece("", "padding"), *picture_pieces(2, 1)]
+    every = [Piece("w", "word"), Piece("", "seat"), Piece("", "padding"), *image_pieces(2, 1)]
     shown = words(drawn(lines_figure([("all", every)])))
     assert all(name in shown for name in ("a word", "a placeholder", "padding", "an image token"))
     assert "padding" not in words(drawn(lines_figure([("words", [Piece("w", "word")])])))
 
 
 @pytest.mark.parametrize("pictures", [0, 1, 3, 9])
-def test_long_lines_are_wrapped(pictures: int) -> None:
-    tokens = [piece for i in range(pictures) for piece in picture_pieces(i, 16)]
+def test_long_lines_are_wrapped(images: int) -> None:
+    tokens = [piece for i in range(images) for piece in image_pieces(i, 16)]
     drawn(lines_figure([("a line", [*tokens, *[Piece("word", "word")] * 10]), ("nothing", [])]))
 
 
@@ -59,13 +59,13 @@ def test_letters_that_a_page_cannot_show_do_not_break_it() -> None:
 
 def test_bars_are_as_long_as_the_probabilities_and_the_answer_is_judged() -> None:
     chances = [Chance("top left", 0.2, 0.9), Chance("top right", 0.8, 0.1)]
-    figure = ablation_figure(PICTURE, "grey", "Where is it?", chances, "top left", 0.7)
+    figure = ablation_figure(IMAGE, "grey", "Where is it?", chances, "top left", 0.7)
     root = drawn(figure)
     _, first, second = bars(root, "blue")  # the first one is the legend's
     assert second / first == pytest.approx(4)
     assert "✓ top left" in words(root) and "Likeliest: “top right”, not “top left”." in words(root)
     assert "70% of the first word's probability" in words(root) and "grey" in figure.alt
-    right = ablation_figure(PICTURE, "its own picture", "Where is it?", chances, "top right", 0.0)
+    right = ablation_figure(IMAGE, "its own picture", "Where is it?", chances, "top right", 0.0)
     assert "“top right”, which is right." in words(drawn(right))
 
 
@@ -73,7 +73,7 @@ def test_bars_are_as_long_as_the_probabilities_and_the_answer_is_judged() -> Non
 @pytest.mark.parametrize("count", [1, 8])
 def test_ablation_in_extreme_states(share: float, count: int) -> None:
     chances = [Chance(f"answer {i}", share, 1 - share) for i in range(count)]
-    drawn(ablation_figure(PICTURE, "tokens out of order", "Which one?", chances, "answer 0", share))
+    drawn(ablation_figure(IMAGE, "tokens out of order", "Which one?", chances, "answer 0", share))
 
 
 # -- scores ------------------------------------------------------------------------------------------------------------
@@ -96,9 +96,9 @@ def test_wide_tables_keep_to_the_page() -> None:
 
 def test_two_models_side_by_side_say_what_is_wrong() -> None:
     asked = [Asked("Where is it?", "top left", "top left", "bottom right: orange triangle"), Asked("?", "1", "", "1")]
-    figure = side_by_side([PICTURE, PICTURE], [asked, asked * 3], ("your parts", "wrong pixel shuffle"))
+    figure = side_by_side([IMAGE, IMAGE], [asked, asked * 3], ("your parts", "wrong pixel shuffle"))
     shown = words(drawn(figure))
     assert shown.count("in truth: top left") == 4 and "bottom right: …" in shown and "(nothing)" in shown
     assert "wrong pixel shuffle: bottom right: orange triangle" in figure.alt
     with pytest.raises(ValueError):
-        side_by_side([PICTURE], [], ("one", "two"))
+        side_by_side([IMAGE], [], ("one", "two"))

@@ -19,7 +19,7 @@ from nanovlm.viz.style import MAX_WIDTH, Figure, diverging
 SVG = "{http://www.w3.org/2000/svg}"
 # A pixel's red is its row, its green its column.
 ROWS, COLUMNS = np.indices((64, 64))
-PICTURE = Image.fromarray(np.stack([ROWS, COLUMNS, np.full((64, 64), 7)], -1).astype(np.uint8))
+IMAGE = Image.fromarray(np.stack([ROWS, COLUMNS, np.full((64, 64), 7)], -1).astype(np.uint8))
 
 
 def drawn(figure: Figure) -> ElementTree.Element:
@@ -54,21 +54,21 @@ def pixels(root: ElementTree.Element) -> list[np.ndarray]:
 
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (14, 22), (63, 63)])
 def test_the_numbers_are_those_of_the_window(row: int, column: int) -> None:
-    numbers = [int(w) for w in words(drawn(numbers_figure(PICTURE, row, column))) if w.isdigit()]
+    numbers = [int(w) for w in words(drawn(numbers_figure(IMAGE, row, column))) if w.isdigit()]
     top, left = min(row, 58), min(column, 58)
-    window = np.asarray(PICTURE)[top : top + 6, left : left + 6]
+    window = np.asarray(IMAGE)[top : top + 6, left : left + 6]
     assert numbers == window.transpose(2, 0, 1).flatten().tolist()
 
 
-def test_a_wide_picture_keeps_its_shape() -> None:
-    root = drawn(numbers_figure(PICTURE.resize((64, 32))))
+def test_a_wide_image_keeps_its_shape() -> None:
+    root = drawn(numbers_figure(IMAGE.resize((64, 32))))
     shown = next(root.iter(f"{SVG}image"))
     assert float(shown.get("width", 0)) == 2 * float(shown.get("height", 0))
 
 
-def test_a_picture_smaller_than_the_window_is_said_in_a_sentence() -> None:
+def test_a_image_smaller_than_the_window_is_said_in_a_sentence() -> None:
     with pytest.raises(ValueError, match="4 × 4 pixels is smaller than the window"):
-        numbers_figure(PICTURE.resize((4, 4)))
+        numbers_figure(IMAGE.resize((4, 4)))
 
 
 # -- patches -----------------------------------------------------------------------------------------------------------
@@ -76,10 +76,10 @@ def test_a_picture_smaller_than_the_window_is_said_in_a_sentence() -> None:
 
 @pytest.mark.parametrize("patch_size", [1, 4, 16, 32, 64])
 def test_the_line_begins_with_the_patches_in_reading_order(patch_size: int) -> None:
-    figure = patch_grid_figure(PICTURE, patch_size)
+    figure = patch_grid_figure(IMAGE, patch_size)
     whole, *line = pixels(drawn(figure))
     grid = 64 // patch_size
-    assert np.array_equal(whole, np.asarray(PICTURE)) and len(line) == min(grid**2, 18)
+    assert np.array_equal(whole, np.asarray(IMAGE)) and len(line) == min(grid**2, 18)
     for k, patch in enumerate(line):
         row, column = divmod(k, grid)
         assert patch.shape == (patch_size, patch_size, 3)
@@ -90,13 +90,13 @@ def test_the_line_begins_with_the_patches_in_reading_order(patch_size: int) -> N
 
 
 def test_the_real_size_is_drawn() -> None:
-    picture = Image.open(asset_path("pictures/shapes.png")).resize((224, 224))
+    image = Image.open(asset_path("images/shapes.png")).resize((224, 224))
     for patch_size in (16, 4, 8, 32, 56, 112, 224):
-        drawn(patch_grid_figure(picture, patch_size))
+        drawn(patch_grid_figure(image, patch_size))
 
 
 @pytest.mark.parametrize(("size", "patch_size"), [((64, 32), 8), ((64, 64), 7)])
-def test_a_picture_that_does_not_divide_is_said_in_a_sentence(size: tuple[int, int], patch_size: int) -> None:
+def test_a_image_that_does_not_divide_is_said_in_a_sentence(size: tuple[int, int], patch_size: int) -> None:
     with pytest.raises(ValueError, match=f"{size[0]} × {size[1]} pixels does not divide"):
         patch_grid_figure(Image.new("RGB", size), patch_size)
 

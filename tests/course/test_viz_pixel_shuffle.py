@@ -14,12 +14,12 @@ from PIL import Image
 from nanovlm.config import LMConfig
 from nanovlm.models.modality_projector import pixel_shuffle
 from nanovlm.trace import patch_map
-from nanovlm.viz.pixel_shuffle import Cost, cost_bars, pictures_row, shuffle_figure, stages_figure, token_figure
+from nanovlm.viz.pixel_shuffle import Cost, cost_bars, images_row, shuffle_figure, stages_figure, token_figure
 from nanovlm.viz.style import MAX_WIDTH, PALETTE, Figure
 
 SVG = "{http://www.w3.org/2000/svg}"
 # A pixel holds its own number, but for the 256 values that a grey pixel has.
-PICTURE = Image.fromarray(np.arange(64 * 64, dtype=np.uint32).astype(np.uint8).reshape(64, 64))
+IMAGE = Image.fromarray(np.arange(64 * 64, dtype=np.uint32).astype(np.uint8).reshape(64, 64))
 
 
 def drawn(figure: Figure) -> ElementTree.Element:
@@ -60,9 +60,9 @@ def pixels(root: ElementTree.Element) -> list[np.ndarray]:
 
 
 def test_the_stages_are_the_channels_of_pixel_shuffle() -> None:
-    root = drawn(stages_figure(PICTURE))
+    root = drawn(stages_figure(IMAGE))
     assert all(shape in words(root) for shape in ("64 × 64 × 1", "32 × 32 × 4", "16 × 16 × 16", "8 × 8 × 64"))
-    grey = np.asarray(PICTURE)
+    grey = np.asarray(IMAGE)
     for r, shown in zip((1, 2, 4, 8), pixels(root), strict=True):
         side = 64 // r
         for channel in (0, r - 1, r * r - 1):
@@ -82,17 +82,17 @@ def _shuffled(grey: np.ndarray, r: int) -> np.ndarray:
 @pytest.mark.parametrize("r", [1, 2, 4, 8, 64])
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (3, 3), (15, 15), (63, 0)])
 def test_a_tile_is_marked_once_and_once_in_each_channel(r: int, row: int, column: int) -> None:
-    figure = shuffle_figure(PICTURE, r, row, column)
+    figure = shuffle_figure(IMAGE, r, row, column)
     assert len(marked(drawn(figure))) == 1 + r * r
     assert f"{64 // r} × {64 // r} × {r * r}" in words(drawn(figure))
 
 
 def test_moving_the_tile_moves_the_marks() -> None:
-    assert shuffle_figure(PICTURE, 4, 0, 0).markup != shuffle_figure(PICTURE, 4, 0, 1).markup
+    assert shuffle_figure(IMAGE, 4, 0, 0).markup != shuffle_figure(IMAGE, 4, 0, 1).markup
 
 
 @pytest.mark.parametrize("size", [(64, 32), (63, 63)])
-def test_a_picture_that_does_not_divide_is_said_in_a_sentence(size: tuple[int, int]) -> None:
+def test_a_image_that_does_not_divide_is_said_in_a_sentence(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=f"{size[0]} × {size[1]} pixels is not a square"):
         shuffle_figure(Image.new("L", size), 2)
 
@@ -104,7 +104,7 @@ def test_a_picture_that_does_not_divide_is_said_in_a_sentence(size: tuple[int, i
 @pytest.mark.parametrize("token", [0, 15, 63])
 def test_a_token_outlines_its_own_patches(r: int, token: int) -> None:
     tokens = patch_map(lambda x: pixel_shuffle(x, r), grid=8).tokens
-    figure = token_figure(PICTURE, tokens, token)
+    figure = token_figure(IMAGE, tokens, token)
     shown = min(token, len(tokens) - 1)
     assert len(marked(drawn(figure))) == 2 * r * r  # on the picture, and side by side
     assert f"Token {shown} of {len(tokens)}" in words(drawn(figure))
@@ -115,26 +115,26 @@ def test_a_tile_and_a_strip_look_different() -> None:
     tile = patch_map(lambda x: pixel_shuffle(x, 2), grid=4).tokens
     strip = patch_map(lambda x: x.reshape(1, 4, -1), grid=4).tokens
     places = [
-        {(e.get("x"), e.get("y")) for e in marked(drawn(token_figure(PICTURE, tokens, 0)))} for tokens in (tile, strip)
+        {(e.get("x"), e.get("y")) for e in marked(drawn(token_figure(IMAGE, tokens, 0)))} for tokens in (tile, strip)
     ]
     assert places[0] != places[1]
 
 
 def test_the_real_grids_are_drawn() -> None:
     for grid, r in ((14, 2), (27, 3), (32, 4)):
-        drawn(token_figure(PICTURE, patch_map(lambda x, r=r: pixel_shuffle(x, r), grid=grid).tokens, 7))
+        drawn(token_figure(IMAGE, patch_map(lambda x, r=r: pixel_shuffle(x, r), grid=grid).tokens, 7))
 
 
 def test_tokens_that_are_no_square_are_said_in_a_sentence() -> None:
     with pytest.raises(ValueError, match="3 patches in all"):
-        token_figure(PICTURE, [[0, 1], [2]], 0)
+        token_figure(IMAGE, [[0, 1], [2]], 0)
 
 
-def test_a_row_of_pictures_has_its_captions() -> None:
-    root = drawn(pictures_row([PICTURE] * 3, ["one", "two", "three"]))
+def test_a_row_of_images_has_its_captions() -> None:
+    root = drawn(images_row([IMAGE] * 3, ["one", "two", "three"]))
     assert words(root) == "one two three" and len(pixels(root)) == 3
     with pytest.raises(ValueError):
-        pictures_row([PICTURE], ["one", "two"])
+        images_row([IMAGE], ["one", "two"])
 
 
 # -- cost --------------------------------------------------------------------------------------------------------------

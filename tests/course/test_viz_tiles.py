@@ -14,7 +14,7 @@ from nanovlm.data.thimble.drawing import stamp
 from nanovlm.data.thimble.glyphs import CHARACTERS, outline
 from nanovlm.data.tiling import TiledImageProcessor
 from nanovlm.viz.style import MAX_WIDTH, PALETTE, Figure
-from nanovlm.viz.tiles import Plan, cost_figure, picture_figure, plan_figure, share_bars, shrunk_row, tiles_figure
+from nanovlm.viz.tiles import Plan, cost_figure, image_figure, plan_figure, share_bars, shrunk_row, tiles_figure
 
 SVG = "{http://www.w3.org/2000/svg}"
 SIZES = [(64, 64), (1920, 1080), (4000, 300), (300, 4000), (1, 1)]
@@ -85,9 +85,9 @@ def test_views_that_do_not_fit_the_grid_are_said_in_a_sentence() -> None:
         tiles_figure(torch.zeros(4, 3, 8, 8), 2, 2)
 
 
-def test_a_row_of_shrunk_pictures_has_its_captions() -> None:
-    pictures = [Image.new("RGB", (n, n)) for n in (512, 64, 32, 8)]
-    root = drawn(shrunk_row(pictures, ["512 pixels", "64 pixels", "32 pixels", "8 pixels"]))
+def test_a_row_of_shrunk_images_has_its_captions() -> None:
+    images = [Image.new("RGB", (n, n)) for n in (512, 64, 32, 8)]
+    root = drawn(shrunk_row(images, ["512 pixels", "64 pixels", "32 pixels", "8 pixels"]))
     assert words(root) == "512 pixels 64 pixels 32 pixels 8 pixels"
     two = [Image.new("RGB", (64, 64))] * 2
     assert shrunk_row(two, ["an A", "a B"]).alt.startswith("The same picture with ever fewer pixels, from left")
@@ -95,8 +95,8 @@ def test_a_row_of_shrunk_pictures_has_its_captions() -> None:
 
 
 @pytest.mark.parametrize("size", [(8, 8), (512, 512), (4000, 30)], ids=str)
-def test_a_picture_alone_keeps_its_shape(size) -> None:
-    (shown,) = drawn(picture_figure(Image.new("RGB", size), "nothing")).iter(f"{SVG}image")
+def test_a_image_alone_keeps_its_shape(size) -> None:
+    (shown,) = drawn(image_figure(Image.new("RGB", size), "nothing")).iter(f"{SVG}image")
     assert float(shown.get("width", 0)) / float(shown.get("height", 1)) == pytest.approx(size[0] / size[1], rel=0.02)
 
 

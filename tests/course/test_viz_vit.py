@@ -16,7 +16,7 @@ from nanovlm.viz.style import PALETTE
 from nanovlm.viz.vit import attention_tables, loss_curves, patch_attention, share_bars, weight_bars
 from tests.course.test_viz_pixel_shuffle import SVG, drawn, marked, pixels, words
 
-PICTURE = Image.new("RGB", (96, 64), "#d04020")
+IMAGE = Image.new("RGB", (96, 64), "#d04020")
 NAMES = ["middle", "tip", "background"]
 
 
@@ -90,7 +90,7 @@ def test_the_patch_that_is_looked_at_is_lit() -> None:
     weights = maps()
     weights[1, 2, 5] = 0.0
     weights[1, 2, 5, 10] = 1.0
-    figure = patch_attention(PICTURE, weights, block=1, head=2, patch=5)
+    figure = patch_attention(IMAGE, weights, block=1, head=2, patch=5)
     root = drawn(figure)
     large = pixels(root)[0].astype(float).mean(-1)
     light = large.reshape(4, 16, 4, 16).mean(axis=(1, 3)).flatten()
@@ -100,27 +100,27 @@ def test_the_patch_that_is_looked_at_is_lit() -> None:
 
 
 @pytest.mark.parametrize(("block", "head", "patch"), [(0, 0, 0), (1, 3, 15), (0, 3, 12)])
-def test_each_state_of_the_lever_is_another_picture(block: int, head: int, patch: int) -> None:
-    figure = patch_attention(PICTURE, maps(), block, head, patch)
+def test_each_state_of_the_lever_is_another_image(block: int, head: int, patch: int) -> None:
+    figure = patch_attention(IMAGE, maps(), block, head, patch)
     drawn(figure)
-    assert figure.markup != patch_attention(PICTURE, maps(), 1, 1, 7).markup
+    assert figure.markup != patch_attention(IMAGE, maps(), 1, 1, 7).markup
 
 
 def test_the_largest_that_fits_is_drawn_and_more_is_said() -> None:
-    drawn(patch_attention(PICTURE, maps(4, 8, 196), 3, 7, 195))
+    drawn(patch_attention(IMAGE, maps(4, 8, 196), 3, 7, 195))
     with pytest.raises(ValueError, match="4 blocks of 8 heads, not for 12 of 12"):
-        patch_attention(PICTURE, maps(12, 12, 4), 0, 0, 0)
+        patch_attention(IMAGE, maps(12, 12, 4), 0, 0, 0)
 
 
 @pytest.mark.parametrize(("block", "head", "patch"), [(2, 0, 0), (0, 4, 0), (0, 0, 16), (-1, 0, 0)])
 def test_a_place_that_does_not_exist_is_said(block: int, head: int, patch: int) -> None:
     with pytest.raises(ValueError, match="2 blocks, 4 heads and 16 patches"):
-        patch_attention(PICTURE, maps(), block, head, patch)
+        patch_attention(IMAGE, maps(), block, head, patch)
 
 
 def test_a_grid_that_is_no_square_is_said() -> None:
     with pytest.raises(ValueError, match="no square grid"):
-        patch_attention(PICTURE, maps(1, 1, 15), 0, 0, 0)
+        patch_attention(IMAGE, maps(1, 1, 15), 0, 0, 0)
 
 
 # -- the check's own arithmetic ----------------------------------------------------------------------------------------

@@ -67,8 +67,8 @@ def test_log_probs_are_those_of_the_forward_pass_and_count_the_end(pocket: Visio
     sample = SAMPLES[0]
     question, options = split_options(sample["question"])
     texts = [*options.values(), "top left"]
-    pictures = [[sample["image"]]] * len(texts)
-    sums, counts = answer_log_probs(pocket, [question] * len(texts), pictures, texts)
+    images = [[sample["image"]]] * len(texts)
+    sums, counts = answer_log_probs(pocket, [question] * len(texts), images, texts)
     for text, total, count in zip(texts, sums.tolist(), counts.tolist(), strict=True):
         prompt = prepare_prompts(pocket, [question], [sample["image"]])
         ids = [*pocket.tokenizer.encode(text), pocket.config.eos_token_id]
@@ -78,7 +78,7 @@ def test_log_probs_are_those_of_the_forward_pass_and_count_the_end(pocket: Visio
         start = prompt["input_ids"].shape[1]
         by_hand = sum(log_probs[start - 1 + i, token].item() for i, token in enumerate(ids))
         assert count == len(ids) and total == pytest.approx(by_hand, abs=1e-3)
-    alone, _ = answer_log_probs(pocket, [question], pictures[:1], texts[:1], batch_size=1)
+    alone, _ = answer_log_probs(pocket, [question], images[:1], texts[:1], batch_size=1)
     assert alone.item() == pytest.approx(sums[0].item(), abs=1e-3)
 
 

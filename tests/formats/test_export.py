@@ -19,7 +19,7 @@ from nanovlm.files import find_directory
 from nanovlm.inference.prompts import prepare_prompt, prepare_prompts
 from nanovlm.weights.export import export_model, export_nanovlm, export_smolvlm
 from tests.formats.local import characters
-from tests.formats.test_smolvlm import picture
+from tests.formats.test_smolvlm import random_image
 from tests.tiny import loud, max_difference
 from tests.tiny_tokenizer import tiny_tokenizer
 from tests.transformers_version import OLD_SMOLVLM, WHY_OLD
@@ -86,8 +86,8 @@ def test_transformers_computes_what_we_compute(tmp_path, kind):
     theirs, processor = transformers_side(export_smolvlm(ours, tmp_path))
     vocab_size, said = ours.config.language.vocab_size, []
     for question, image in (
-        ("What colour is the circle?", picture(50, 40)),
-        ("Where is it?", picture(9, 70, "RGBA")),
+        ("What colour is the circle?", random_image(50, 40)),
+        ("Where is it?", random_image(9, 70, "RGBA")),
         ("How many?", Image.new("RGB", (40, 40))),  # black: transformers must not take it for padding
     ):
         messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
@@ -120,16 +120,16 @@ def test_there_and_back_is_bitwise(tmp_path, kind):
     assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in back.state_dict().items())
     cut_the_same = {"tiling": back.config.tiling, "tokenizer": None}
     assert vars(back.config) == {**vars(ours.config), **cut_the_same}
-    for image in (picture(50, 40), picture(8, 8)):
+    for image in (random_image(50, 40), random_image(8, 8)):
         (ids, pixels), (ids_back, pixels_back) = (prepare_prompt(m, "What?", image) for m in (ours, back))
         assert ids == ids_back and torch.equal(pixels, pixels_back)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "front" in kind])
-def test_a_model_with_pictures_in_front_comes_back_with_placeholders(tmp_path, kind):
+def test_a_model_with_images_in_front_comes_back_with_placeholders(tmp_path, kind):
     ours = own_model(**KINDS[kind])
     back = VisionLanguageModel.from_pretrained(export_smolvlm(ours, tmp_path))
-    image = picture(50, 40)
+    image = random_image(50, 40)
     assert back.config.image_token_id is not None
     assert back.generate(image=image, prompt="What?") == ours.generate(image=image, prompt="What?")
     args = (["What?"], [image])
@@ -138,20 +138,20 @@ def test_a_model_with_pictures_in_front_comes_back_with_placeholders(tmp_path, k
     assert max_difference(logits[..., : expected.shape[-1]], expected) < 1e-4
 
 
-def test_several_pictures_and_left_padding_in_transformers_hands(tmp_path):
+def test_several_images_and_left_padding_in_transformers_hands(tmp_path):
     ours = own_model()
     theirs, processor = transformers_side(export_smolvlm(ours, tmp_path))
-    pictures = [[picture(20, 30), picture(64, 64)], [picture(33, 8)]]
+    images = [[random_image(20, 30), random_image(64, 64)], [random_image(33, 8)]]
     questions = ["How many circles are there?", "What?"]
     texts = [
         processor.apply_chat_template(
             [{"role": "user", "content": [*[{"type": "image"}] * len(p), {"type": "text", "text": q}]}],
             add_generation_prompt=True,
         )
-        for q, p in zip(questions, pictures, strict=True)
+        for q, p in zip(questions, images, strict=True)
     ]
-    inputs = processor(text=texts, images=pictures, padding=True, return_tensors="pt")
-    batch = prepare_prompts(ours, questions, pictures)
+    inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
+    batch = prepare_prompts(ours, questions, images)
     assert inputs["input_ids"].tolist() == batch["input_ids"].tolist()
     expected = ours.generate(**batch, max_new_tokens=32).tolist()
     eos = ours.config.eos_token_id
@@ -167,7 +167,7 @@ def test_written_by_transformers_again_it_still_works(tmp_path):
     processor.save_pretrained(tmp_path / "theirs")
     back = VisionLanguageModel.from_pretrained(tmp_path / "theirs")
     assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in back.state_dict().items())
-    image = picture(50, 40)
+    image = random_image(50, 40)
     assert prepare_prompt(back, "What?", image)[0] == prepare_prompt(ours, "What?", image)[0]
     assert back.generate(image=image, prompt="What?") == ours.generate(image=image, prompt="What?")
 
@@ -185,7 +185,7 @@ def test_export_to_nanovlm(tmp_path, pixel_range, kind):
     back = VisionLanguageModel.from_pretrained(export_nanovlm(ours, tmp_path))
     assert back.config.pixel_range == "unit"
     back.image_processor.resample = ours.image_processor.resample  # nanoVLM's is not a setting
-    for image in (picture(50, 40), picture(90, 20)):
+    for image in (random_image(50, 40), random_image(90, 20)):
         batch, batch_back = (prepare_prompts(m, ["What?"], [image]) for m in (ours, back))
         assert torch.equal(batch["input_ids"], batch_back["input_ids"])
         with torch.no_grad():
@@ -230,7 +230,7 @@ def test_export_model_from_a_directory(tmp_path):
     assert "lm_head.weight" not in weights
     export_model(out, "nanovlm", tmp_path / "third")
     third = VisionLanguageModel.from_pretrained(tmp_path / "third")
-    assert third.generate(image=picture(8, 8), prompt="What?", max_new_tokens=3) is not None
+    assert third.generate(image=random_image(8, 8), prompt="What?", max_new_tokens=3) is not None
     with pytest.raises(ValueError, match="to smolvlm or nanovlm, not to 'gguf'"):
         export_model(tmp_path / "model", "gguf", tmp_path / "x")
     (tmp_path / "full").mkdir()
@@ -257,4 +257,4 @@ def test_our_own_format_keeps_tiles(tmp_path):
     ours.save_pretrained(tmp_path)
     back = VisionLanguageModel.from_pretrained(find_directory(tmp_path))
     assert back.config == ours.config and back.image_processor == ours.image_processor
-    assert np.array_equal(back.image_processor(picture(90, 90)), ours.image_processor(picture(90, 90)))
+    assert np.array_equal(back.image_processor(random_image(90, 90)), ours.image_processor(random_image(90, 90)))

@@ -35,15 +35,15 @@ SHAPES = [
 ]
 
 
-def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
+def random_image(width: int, height: int, mode: str = "RGB") -> Image.Image:
     """Noise over a gradient: a shift by one pixel changes all of it."""
     noise = np.random.default_rng(width * 10_000 + height).integers(0, 128, (height, width, 4))
     noise[..., 0] += np.linspace(0, 127, width, dtype=np.int64)[None, :]
     return Image.fromarray(noise.astype(np.uint8), "RGBA").convert(mode)
 
 
-def their_prompt(processor, question: str, num_pictures: int) -> str:
-    content = [*[{"type": "image"}] * num_pictures, {"type": "text", "text": question}]
+def their_prompt(processor, question: str, num_images: int) -> str:
+    content = [*[{"type": "image"}] * num_images, {"type": "text", "text": question}]
     return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
 
@@ -54,11 +54,11 @@ def both(tmp_path: Path, grid: int, factor: int, tied: bool, kind: str = "smolvl
     return theirs, processor, VisionLanguageModel.from_pretrained(oracle.save(tmp_path, theirs, processor))
 
 
-def compare(theirs, processor, ours: VisionLanguageModel, questions: list[str], pictures: list[list]) -> set[int]:
+def compare(theirs, processor, ours: VisionLanguageModel, questions: list[str], images: list[list]) -> set[int]:
     """Ids, logits and 32 greedy tokens; returns which tokens there were, to see that they say something."""
-    prompts = [their_prompt(processor, q, len(p)) for q, p in zip(questions, pictures, strict=True)]
-    inputs = processor(text=prompts, images=pictures, padding=True, padding_side="left", return_tensors="pt")
-    batch = prepare_prompts(ours, questions, pictures)
+    prompts = [their_prompt(processor, q, len(p)) for q, p in zip(questions, images, strict=True)]
+    inputs = processor(text=prompts, images=images, padding=True, padding_side="left", return_tensors="pt")
+    batch = prepare_prompts(ours, questions, images)
     real = inputs["attention_mask"].bool()
     assert torch.equal(batch["attention_mask"].bool(), real)
     assert torch.equal(batch["input_ids"][real], inputs["input_ids"][real])
@@ -81,9 +81,9 @@ def compare(theirs, processor, ours: VisionLanguageModel, questions: list[str], 
 @pytest.mark.parametrize("split", [True, False], ids=["several tiles", "one tile"])
 def test_logits_and_greedy_tokens_are_those_of_transformers(tmp_path, grid, factor, tied, kind, split):
     theirs, processor, ours = both(tmp_path, grid, factor, tied, kind, do_image_splitting=split)
-    said = compare(theirs, processor, ours, QUESTIONS[:1], [[picture(50, 30)]])
-    three = [picture(90, 20), picture(20, 90), picture(64, 64)]
-    said |= compare(theirs, processor, ours, QUESTIONS, [three, [picture(70, 40)], [picture(5, 5)]])  # padded
+    said = compare(theirs, processor, ours, QUESTIONS[:1], [[random_image(50, 30)]])
+    three = [random_image(90, 20), random_image(20, 90), random_image(64, 64)]
+    said |= compare(theirs, processor, ours, QUESTIONS, [three, [random_image(70, 40)], [random_image(5, 5)]])  # padded
     assert len(said) > 1, "one token over and over compares little"
 
 
@@ -94,7 +94,7 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(tmp_path, grid, fact
 def test_pixels_and_ids_are_those_of_transformers(size, mode):
     tile = 64  # an eighth of SmolVLM-256M's, to be quick; the rules do not depend on it
     theirs = oracle.processor(tile, 4)
-    image = picture(*size, mode)
+    image = random_image(*size, mode)
     expected = theirs(text=their_prompt(theirs, "What?", 1), images=[image], return_tensors="pt")
     ours = TiledImageProcessor(tile, resample="lanczos", tiling=TilingConfig(max_side=4 * tile, upscale=True))
     assert torch.equal(ours(image), expected["pixel_values"][0])
@@ -116,7 +116,7 @@ def test_smolvlm2_has_the_same_rules(size):
     from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
     from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
-    tile, image = 64, picture(*size)
+    tile, image = 64, random_image(*size)
     theirs = SmolVLMImageProcessorPil(
         size={"longest_edge": 4 * tile}, max_image_size={"longest_edge": tile}, return_row_col_info=True
     )([image], return_tensors="pt")
@@ -131,7 +131,7 @@ def test_smolvlm2_has_the_same_rules(size):
 @pytest.mark.parametrize("size", [(1, 1), (100, 33), (200, 400)], ids=str)
 def test_other_settings_of_the_processor(tmp_path, settings, size):
     _, processor, ours = both(tmp_path, 8, 4, True, **settings)
-    image = picture(*size)
+    image = random_image(*size)
     expected = processor(text=their_prompt(processor, "What?", 1), images=[image], return_tensors="pt")
     batch = prepare_prompts(ours, ["What?"], [image])
     assert torch.equal(batch["images"], expected["pixel_values"][0])
@@ -169,7 +169,7 @@ def test_files_of_transformers_4(tmp_path):
     again = VisionLanguageModel.from_pretrained(tmp_path)
     assert again.config == ours.config
     assert again.image_processor == ours.image_processor
-    args = (["What?"], [picture(40, 40)])
+    args = (["What?"], [random_image(40, 40)])
     assert torch.equal(prepare_prompts(again, *args)["input_ids"], prepare_prompts(ours, *args)["input_ids"])
 
 
@@ -202,7 +202,7 @@ def test_patch_places_are_plain_where_published_models_are():
         assert torch.equal(patch_places(grid), torch.arange(grid**2))
 
 
-def test_a_picture_that_is_no_multiple_of_the_patch(tmp_path):
+def test_a_image_that_is_no_multiple_of_the_patch(tmp_path):
     """As in SmolVLM 2.2B, where 384 pixels are 27 patches of 14: the rest at the edge is left out."""
     theirs = oracle.model(9, 3, False, patch_size=4)
     theirs.config.vision_config.image_size = 38
@@ -217,7 +217,7 @@ def test_a_picture_that_is_no_multiple_of_the_patch(tmp_path):
 
 def test_generate_in_words(tmp_path):
     theirs, processor, ours = both(tmp_path, 8, 4, True)
-    image = picture(60, 40)
+    image = random_image(60, 40)
     inputs = processor(text=their_prompt(processor, QUESTIONS[0], 1), images=[image], return_tensors="pt")
     eos = ours.config.eos_token_id
     expected = theirs.generate(**inputs, max_new_tokens=20, do_sample=False, eos_token_id=eos, pad_token_id=eos)
@@ -229,7 +229,7 @@ def test_generate_in_words(tmp_path):
 def test_any_of_several_end_tokens_ends_an_answer(tmp_path):
     """Llama-3's decoders list two or three of them; the end of a turn in the template is one more."""
     theirs, processor, ours = both(tmp_path / "one", 8, 4, True)
-    image, single = picture(60, 40), ours.config.eos_token_id
+    image, single = random_image(60, 40), ours.config.eos_token_id
     prompt = prepare_prompts(ours, [QUESTIONS[0]], [image])
     written = ours.generate(**prompt, max_new_tokens=12)[0].tolist()
     stop = written[len(written) // 2]

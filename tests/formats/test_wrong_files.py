@@ -219,7 +219,7 @@ def test_wrong_keys_of_smolvlm(tmp_path, part, key, value, words):
         ({"size": {"longest_edge": 5000}}, "4096"),
     ],
 )
-def test_wrong_picture_settings_of_smolvlm(tmp_path, settings, words):
+def test_wrong_image_settings_of_smolvlm(tmp_path, settings, words):
     path = oracle.save(tmp_path, oracle.model(8, 2, False))
     (path / "preprocessor_config.json").write_text(json.dumps(settings))
     assert words in sentence(path)
@@ -336,7 +336,7 @@ def test_a_tokenizer_larger_than_the_vocabulary(tmp_path):
     assert "this is not the tokenizer of the model in" in sentence(tmp_path)
 
 
-def test_pictures_of_another_size_than_the_encoders(tmp_path):
+def test_images_of_another_size_than_the_encoders(tmp_path):
     model = tiny_model()
     model.image_processor = ImageProcessor(24)
     model.save_pretrained(tmp_path)

@@ -104,10 +104,10 @@ def test_joined_to_an_encoder_and_exported_transformers_says_the_same(directory,
     export_smolvlm(model, tmp_path / "smolvlm")
     other = AutoModelForImageTextToText.from_pretrained(tmp_path / "smolvlm").eval()
     processor = AutoProcessor.from_pretrained(tmp_path / "smolvlm")
-    picture = Image.new("RGB", (64, 64), "red")
+    image = Image.new("RGB", (64, 64), "red")
     words = [{"type": "image"}, {"type": "text", "text": "Name three colours."}]
     prompt = processor.apply_chat_template([{"role": "user", "content": words}], add_generation_prompt=True)
-    inputs = processor(text=prompt, images=[picture], return_tensors="pt")
+    inputs = processor(text=prompt, images=[image], return_tensors="pt")
     told = other.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-    said = model.generate(image=picture, prompt="Name three colours.", max_new_tokens=12, temperature=0)
+    said = model.generate(image=image, prompt="Name three colours.", max_new_tokens=12, temperature=0)
     assert said == processor.decode(told, skip_special_tokens=True)

@@ -20,26 +20,26 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="several processes train
 GENTLE = {"optimizer": "adamw", "lr_backbones": 1e-4, "lr_projector": 1e-3}
 
 
-def rows(with_pictures_in_the_second_half: bool) -> list:
+def rows(with_images_in_the_second_half: bool) -> list:
     all_items = items(32)
-    return all_items if with_pictures_in_the_second_half else all_items[:16] + items(32, with_pictures=False)[16:]
+    return all_items if with_images_in_the_second_half else all_items[:16] + items(32, with_images=False)[16:]
 
 
-def one_step(rank: int, directory: Path, with_pictures: bool) -> None:
+def one_step(rank: int, directory: Path, with_images: bool) -> None:
     world = distributed.start()[1]
     model = new_model()
-    own = rows(with_pictures)[32 // world * rank : 32 // world * (rank + 1)]
+    own = rows(with_images)[32 // world * rank : 32 // world * (rank + 1)]
     wrapped = distributed.wrap(model, "ddp", torch.device("cpu"))
     loss = step(wrapped, batches(own, 8), Optimizers(model, recipe(directory, **GENTLE)))
     torch.save((loss, weights(model)), directory / f"{world}_{rank}.pt")
     distributed.stop()
 
 
-@pytest.mark.parametrize("with_pictures", [True, False])
-def test_two_processes_of_sixteen_are_one_of_thirty_two(tmp_path, with_pictures):
+@pytest.mark.parametrize("with_images", [True, False])
+def test_two_processes_of_sixteen_are_one_of_thirty_two(tmp_path, with_images):
     """Of unequal lengths; and where the second process sees no picture, so that its encoder has no gradient."""
-    one_step(0, tmp_path, with_pictures)
-    children.together(2, one_step, tmp_path, with_pictures)
+    one_step(0, tmp_path, with_images)
+    children.together(2, one_step, tmp_path, with_images)
     (loss, one), *two = (torch.load(tmp_path / name) for name in ("1_0.pt", "2_0.pt", "2_1.pt"))
     for loss_2, after in two:
         assert loss_2 == pytest.approx(loss, abs=1e-6)

@@ -54,7 +54,7 @@ class Stub:
         assert not self.training and len(prompt) == len(image)
         self.asked.append((list(prompt), list(image)))
         self.room.append(max_new_tokens)
-        return [self.answer(pictures, text) for text, pictures in zip(prompt, image, strict=True)]
+        return [self.answer(images, text) for text, images in zip(prompt, image, strict=True)]
 
 
 def samples(count=40):
@@ -74,8 +74,8 @@ def samples(count=40):
     return made
 
 
-def seeing(pictures, text):
-    colour = NAMES[pictures[0].getpixel((0, 0))]
+def seeing(images, text):
+    colour = NAMES[images[0].getpixel((0, 0))]
     if text.startswith("What"):
         return colour
     return "yes" if colour in text else "no"
@@ -114,20 +114,18 @@ def test_a_model_that_sees_and_one_that_guesses():
 
 
 @given(st.integers(2, 30), st.integers(0, 20))
-def test_blind_no_sample_keeps_its_picture(count, seed):
+def test_blind_no_sample_keeps_its_image(count, seed):
     numbered = [{"images": [i], "texts": [{"user": f"{i}", "assistant": "x", "source": "kind"}]} for i in range(count)]
     model = Stub(lambda *_: "x")
     evaluate(model, numbered, batch_size=7, seed=seed)
-    asked = [
-        (int(text), pictures[0]) for texts, images in model.asked for text, pictures in zip(texts, images, strict=True)
-    ]
+    asked = [(int(text), shown[0]) for texts, images in model.asked for text, shown in zip(texts, images, strict=True)]
     seen, blind = asked[:count], asked[count:]
     assert sorted(seen) == [(i, i) for i in range(count)]
-    assert sorted(text for text, _ in blind) == sorted(picture for _, picture in blind) == list(range(count))
-    assert all(text != picture for text, picture in blind)
+    assert sorted(text for text, _ in blind) == sorted(image for _, image in blind) == list(range(count))
+    assert all(text != image for text, image in blind)
 
 
-def test_all_questions_of_a_sample_get_the_same_other_picture():
+def test_all_questions_of_a_sample_get_the_same_other_image():
     model = Stub(lambda *_: "x")
     data = samples(6)
     evaluate(model, data)
@@ -135,8 +133,8 @@ def test_all_questions_of_a_sample_get_the_same_other_picture():
     texts, images = model.asked[1]  # blind
     own = {id(sample["images"][0]): i for i, sample in enumerate(data)}
     assert len(texts) == 6 * 4
-    for number, pictures in enumerate(images):
-        given_to[own[id(pictures[0])]].add(number)
+    for number, shown in enumerate(images):
+        given_to[own[id(shown[0])]].add(number)
     assert sorted(map(len, given_to.values())) == [4] * 6
 
 
@@ -176,7 +174,7 @@ def test_multiple_choice_has_its_blind_score_too():
     questions = [
         {"image": letters[i % 4], "question": "Which?", "answer": letters[i % 4], "category": "c"} for i in range(40)
     ]
-    result = evaluate_multiple_choice(Stub(lambda pictures, _: pictures[0]), questions)
+    result = evaluate_multiple_choice(Stub(lambda images, _: images[0]), questions)
     assert result.accuracy == 1.0 and result.blind_accuracy < 0.6
     assert result.scores["c"].interval[0] > result.blind["c"].interval[1]
 
@@ -184,7 +182,7 @@ def test_multiple_choice_has_its_blind_score_too():
 def test_captions_are_asked_for_at_once_and_counted_by_subset():
     data = [Thimble("captions", "test", 9)[i] for i in range(9)]
     captions = {id(sample["images"][0]): sample["texts"][0]["assistant"] for sample in data}
-    stub = Stub(lambda pictures, text: captions[id(pictures[0])] if text == "Describe the picture." else "")
+    stub = Stub(lambda images, text: captions[id(images[0])] if text == "Describe the picture." else "")
     result = evaluate_captions(stub, data)
     assert {kind: score.total for kind, score in result.scores.items()} == {"shapes": 3, "charts": 3, "glyphs": 3}
     assert result.accuracy == 1.0 and result.blind_accuracy == 0.0
@@ -218,7 +216,7 @@ def test_answers_come_in_the_order_of_the_questions(lengths, batch_size):
         {"images": [i], "texts": [{"user": "x" * length, "assistant": "", "source": "k"}]}
         for i, length in enumerate(lengths)
     ]
-    model = Stub(lambda pictures, _: str(pictures[0]))
+    model = Stub(lambda images, _: str(images[0]))
     assert answer_all(model, questions_of(data), batch_size) == [str(i) for i in range(len(data))]
     sizes = [len(text) for texts, _ in model.asked for text in texts]
     assert all(a <= b for a, b in pairwise(sizes)), "like lengths together: little padding"
@@ -251,8 +249,8 @@ def test_accuracy_in_training_is_greedy_exact_match():
     for batch in batches:
         for row, (ids, targets) in enumerate(zip(batch["input_ids"], batch["targets"], strict=True)):
             places = (targets != IGNORE).nonzero()[:, 0]
-            prompt, picture = ids[None, : places[0] + 1].clone(), batch["images"][row : row + 1]
-            greedy = model.generate(prompt, picture, max_new_tokens=len(places))[0]
+            prompt, image = ids[None, : places[0] + 1].clone(), batch["images"][row : row + 1]
+            greedy = model.generate(prompt, image, max_new_tokens=len(places))[0]
             if len(greedy) == len(places) and IMAGE not in greedy and total % 3:
                 targets[places] = greedy
                 ids[places[1:]] = greedy[:-1]

@@ -19,7 +19,7 @@ ROWS, STEPS = 8, 6  # of one step, whoever computes them
 
 
 def config(directory: Path, world: int, steps: int = STEPS, **changes):
-    changes = {"optimizer": "adamw", "lr_backbones": 1e-3, "val_size": 4, "accuracy_pictures": 4, **changes}
+    changes = {"optimizer": "adamw", "lr_backbones": 1e-3, "val_size": 4, "accuracy_images": 4, **changes}
     rows = ROWS // world // changes.get("gradient_accumulation_steps", 1)
     return recipe(directory, batch_size=min(rows, ROWS), max_steps=steps, save_every=3, eval_every=3, **changes)
 
@@ -128,7 +128,7 @@ def test_nobody_reads_a_sample_twice(tmp_path):
             ({"batch_size": 4, "max_steps": 6}, {"batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 9}),
         ]:
             shown.clear()
-            base = recipe(tmp_path, dataset_size=48, val_size=2, eval_every=100, accuracy_pictures=0)
+            base = recipe(tmp_path, dataset_size=48, val_size=2, eval_every=100, accuracy_images=0)
             base = replace(base, run_name=f"{first}{then}"[:200].replace("/", ""))
             nanovlm.training.loop.train(replace(base, **first), new_model())
             nanovlm.training.loop.train(replace(base, resume=True, **then), new_model())

@@ -42,16 +42,16 @@ def test_operations_are_those_that_the_tracer_counts(name):
     preset = presets()[name]
     config = replace(preset.vlm, image_token_id=4, tiling=None)
     recipe = replace(preset.train, max_length=1280) if preset.train.packing else preset.train
-    pictures = int(planning.pictures_per_row(config, recipe))
-    assert pictures == planning.pictures_per_row(config, recipe), "the tracer sees whole pictures only"
+    num_images = int(planning.images_per_row(config, recipe))
+    assert num_images == planning.images_per_row(config, recipe), "the tracer sees whole pictures only"
     ids = torch.full((1, recipe.max_length), 7)
-    ids[:, : pictures * config.num_image_tokens] = 4
+    ids[:, : num_images * config.num_image_tokens] = 4
     targets = torch.full_like(ids, -100)
     targets[:, : round(planning.SUPERVISED_SHARE * recipe.max_length)] = 7
     side = config.vision.image_size
-    images = torch.empty(pictures, 3, side, side, device="meta")
+    images = torch.empty(num_images, 3, side, side, device="meta")
     counted = trace.trace(on_meta(config), ids, images, targets=targets, device="meta").flops
-    said = (planning.flops_per_sample(config, recipe) + pictures * planning.patch_flops(config.vision)) / 3
+    said = (planning.flops_per_sample(config, recipe) + num_images * planning.patch_flops(config.vision)) / 3
     assert said == pytest.approx(counted, rel=0.01)
 
 

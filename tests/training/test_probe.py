@@ -37,10 +37,10 @@ def test_it_agrees_with_greedy_answers():
         assert probe.accuracy(model, blind) == {kind: sum(h) / len(h) for kind, h in hits.items()}
 
 
-def test_blind_shows_another_picture_and_changes_nothing_else():
+def test_blind_shows_another_image_and_changes_nothing_else():
     model = new_model().train()
     probe, before = Probe(model, samples()), weights(model)
-    for batch, other in zip(probe.batches, probe.blind_pictures, strict=True):
+    for batch, other in zip(probe.batches, probe.blind_images, strict=True):
         assert other.shape == batch["images"].shape
         assert not any(torch.equal(a, b) for a, b in zip(batch["images"], other, strict=True))
     probe.accuracy(model, blind=True)

@@ -219,8 +219,8 @@ def test_the_best_model_of_a_bfloat16_run_is_float32_and_answers(tmp_path):
     assert all(p.dtype == torch.float32 for p in best.parameters())
     assert any(not torch.equal(p, p.bfloat16().float()) for p in best.parameters()), "not rounded"
     assert max_difference(weights(best), {n: p.float() for n, p in done.model.named_parameters()}) < 0.01
-    picture = nanovlm.data.thimble.thimble_sample("shapes", "val", 0)["images"][0]
-    assert isinstance(best.generate(image=picture, prompt="Which shape?", max_new_tokens=2), str)
+    image = nanovlm.data.thimble.thimble_sample("shapes", "val", 0)["images"][0]
+    assert isinstance(best.generate(image=image, prompt="Which shape?", max_new_tokens=2), str)
 
 
 def test_validation_loss_is_the_mean_over_tokens(tmp_path):

@@ -82,10 +82,10 @@ def test_packing_changes_neither_loss_nor_gradients():
     assert max_difference(gradients([packed])[1], of_padded) > 1e-4
 
 
-def test_a_batch_without_pictures_leaves_no_gradient_out():
+def test_a_batch_without_images_leaves_no_gradient_out():
     """Processes add up their gradients in one message: a weight without one would shift all that follow."""
     model = new_model()
-    _, of_text = gradients(batches(items(4, with_pictures=False), 4), model)
+    _, of_text = gradients(batches(items(4, with_images=False), 4), model)
     assert all(gradient is not None for gradient in of_text.values())
     assert not of_text["projector.proj.weight"].any() and of_text["decoder.norm.weight"].any()
 

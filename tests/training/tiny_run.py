@@ -52,7 +52,7 @@ def recipe(output_dir: Path, **changes: Any) -> TrainConfig:
         log_every=1,
         eval_every=3,
         save_every=2,
-        accuracy_pictures=2,
+        accuracy_images=2,
         output_dir=str(output_dir),
         run_name="run",
     )
@@ -80,14 +80,14 @@ def max_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> fl
     return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
-def items(count: int, with_pictures: bool = True) -> list[dict[str, Any]]:
+def items(count: int, with_images: bool = True) -> list[dict[str, Any]]:
     """Encoded samples of very unequal lengths: one question in the first, up to seven turns in the longest."""
     model = new_model()
     data = VQADataset([], model.tokenizer, model.image_processor, model.config)
     samples = [thimble_sample("shapes", "train", i, image_size=16) for i in range(count)]
     for i, sample in enumerate(samples):
         sample["texts"] = sample["texts"][: 1 + i % 7]
-        if not with_pictures:
+        if not with_images:
             sample["images"] = []
     return [data.encode(sample, i) for i, sample in enumerate(samples)]
 

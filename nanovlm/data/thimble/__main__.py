@@ -1,4 +1,4 @@
-"""`python -m nanovlm.data.thimble --bench` measures; `--sheet FILE.png` shows; `--pictures DIR`, `--parquet DIR` write.
+"""`python -m nanovlm.data.thimble --bench` measures; `--sheet FILE.png` shows; `--images DIR`, `--parquet DIR` write.
 
 The pictures and tables that ship are listed in CONTRIBUTING.md with their commands.
 """
@@ -17,14 +17,14 @@ from nanovlm.data.thimble.parquet import write_parquet
 
 # File -> subset and index in its test split, which no training picture shares a scene with. In the three `shapes` the
 # red star stands in three places, so that one question has three answers.
-PICTURES = {
+IMAGES = {
     "shapes.png": ("shapes", 12),
     "shapes_2.png": ("shapes", 610),
     "shapes_3.png": ("shapes", 385),
     "charts.png": ("charts", 13),
     "glyphs.png": ("glyphs", 15),
 }
-PICTURE_SIZE = 256  # pixels: made to be looked at; the model's image processor shrinks them
+IMAGE_SIZE = 256  # pixels: made to be looked at; the model's image processor shrinks them
 
 
 def samples_per_second(subset: str, image_size: int = 64, seconds: float = 1.0) -> float:
@@ -58,21 +58,19 @@ def contact_sheet(subsets: tuple[str, ...], split: str, per_subset: int, seed: i
     return sheet
 
 
-def write_pictures(directory: Path) -> list[Path]:
+def write_images(directory: Path) -> list[Path]:
     """Write PICTURES as PNG files; the directory is made where needed."""
     directory.mkdir(parents=True, exist_ok=True)
-    for name, (subset, index) in PICTURES.items():
-        thimble_sample(subset, "test", index, image_size=PICTURE_SIZE)["images"][0].save(
-            directory / name, optimize=True
-        )
-    return [directory / name for name in PICTURES]
+    for name, (subset, index) in IMAGES.items():
+        thimble_sample(subset, "test", index, image_size=IMAGE_SIZE)["images"][0].save(directory / name, optimize=True)
+    return [directory / name for name in IMAGES]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m nanovlm.data.thimble", description="Look at the Thimble.")
     parser.add_argument("--bench", action="store_true", help="print samples per second of each subset")
     parser.add_argument("--sheet", metavar="FILE.png", help="write a contact sheet")
-    parser.add_argument("--pictures", metavar="DIR", type=Path, help="write the sample pictures that ship")
+    parser.add_argument("--images", metavar="DIR", type=Path, help="write the sample pictures that ship")
     parser.add_argument("--parquet", metavar="DIR", type=Path, help="write the sample tables that ship")
     parser.add_argument("--subset", choices=SUBSETS, help="one subset (default: all)")
     parser.add_argument("--split", choices=SPLITS, default="train")
@@ -88,10 +86,10 @@ def main() -> None:
     if options.sheet:
         contact_sheet(subsets, options.split, options.count, options.seed, options.image_size).save(options.sheet)
         print(f"wrote {options.sheet}")
-    for write, directory in ((write_pictures, options.pictures), (write_parquet, options.parquet)):
+    for write, directory in ((write_images, options.images), (write_parquet, options.parquet)):
         for path in write(directory) if directory else ():
             print(f"wrote {path}")
-    if not (options.bench or options.sheet or options.pictures or options.parquet):
+    if not (options.bench or options.sheet or options.images or options.parquet):
         parser.print_help()
 
 

@@ -102,9 +102,9 @@ def broadcasting(call: FailedCall) -> Advice | None:
     few, many = sorted((x[dim], y[dim]))
     small, large = (left, right) if x[dim] == few else (right, left)
     small_dim, large_dim = (dim - ndim + (a if text == left else b).ndim for text in (small, large))
-    are_pictures = a.ndim == b.ndim == 4
-    if are_pictures:
-        return Advice(wrong, _pictures(left, a, right, b))
+    are_images = a.ndim == b.ndim == 4
+    if are_images:
+        return Advice(wrong, _images(left, a, right, b))
     if dim == ndim - 2:
         cut = ", ".join([":"] * large_dim + [f":{few}"])
         if many == few + 1:
@@ -120,7 +120,7 @@ def broadcasting(call: FailedCall) -> Advice | None:
     return Advice(wrong, f"make {called} the same size in both, or 1.")
 
 
-def _pictures(left: str, a: TensorInfo, right: str, b: TensorInfo) -> str | None:
+def _images(left: str, a: TensorInfo, right: str, b: TensorInfo) -> str | None:
     """Two maps [B, C, H, W] of other sizes: a shortcut that lacks its stride, or pictures that do not match."""
     (small, s), (large, g) = ((left, a), (right, b)) if a.shape[2:] < b.shape[2:] else ((right, b), (left, a))
     if s.shape[0] != g.shape[0] or s.shape[2:] == g.shape[2:] or 0 in s.shape:

@@ -75,8 +75,8 @@ def find_stages(root: Row, inputs: dict[str, Any], remark: str | None = None) ->
                 target.append(Stage("token embeddings", info, row))
             else:
                 target.append(Stage(_module_label(row, info, vocabulary), info, row))
-    pictures_first = sorted(before.items(), key=lambda item: not item[0] & floats.keys())
-    every = [stage for _, found in pictures_first for stage in found] + after
+    images_first = sorted(before.items(), key=lambda item: not item[0] & floats.keys())
+    every = [stage for _, found in images_first for stage in found] + after
     once: dict[tuple[str, str], Stage] = {}
     for stage in every:  # a decoding loop says the same for each token
         once.setdefault((stage.label, str(stage.info)), stage)

@@ -23,12 +23,12 @@ def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
     """One patch at a time, into an empty picture."""
     batch, num_patches, wide = patches.shape
     grid, p = round(num_patches**0.5), patch_size
-    picture = torch.zeros(batch, wide // p**2, grid * p, grid * p)
+    image = torch.zeros(batch, wide // p**2, grid * p, grid * p)
     for patch in range(num_patches):
         row, column = divmod(patch, grid)
         square = patches[:, patch].reshape(batch, -1, p, p)
-        picture[:, :, row * p : (row + 1) * p, column * p : (column + 1) * p] = square
-    return picture
+        image[:, :, row * p : (row + 1) * p, column * p : (column + 1) * p] = square
+    return image
 
 
 def linear_from_conv(conv: nn.Conv2d) -> nn.Linear:

@@ -46,9 +46,9 @@ class Projector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         grid = round(x.shape[1] ** 0.5)
-        picture = x.transpose(1, 2).unflatten(2, (grid, grid))
+        image = x.transpose(1, 2).unflatten(2, (grid, grid))
         kernel = self.proj.weight.unflatten(1, (self.r, self.r, self.dim)).permute(0, 3, 1, 2)
-        return F.conv2d(picture, kernel, stride=self.r).flatten(2).transpose(1, 2)
+        return F.conv2d(image, kernel, stride=self.r).flatten(2).transpose(1, 2)
 
 
 def token_budget(image_size: int, patch_size: int, factor: int, num_tiles: int = 1) -> int:

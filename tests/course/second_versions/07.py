@@ -66,7 +66,7 @@ def blind_by_counter_of_pairs(train, test):
     return sum(best.get(q, overall.most_common()[0][0]) == a for q, a in test) / len(test)
 
 
-def open_picture(content):
+def open_image(content):
     """Pasting through a mask; the shift instead of the division; PIL's own errors gathered by name."""
     try:
         with Image.open(io.BytesIO(content)) as opened:
@@ -104,15 +104,15 @@ def open_in_numpy(content):
     return Image.fromarray(np.round(rgb).astype(np.uint8))
 
 
-def split_by_picture(pictures, val_share, seed):
+def split_by_image(images, val_share, seed):
     """crc32, mixed once more."""
-    side = [random.Random(zlib.crc32(p) * 1000 + seed).random() < val_share for p in pictures]
+    side = [random.Random(zlib.crc32(p) * 1000 + seed).random() < val_share for p in images]
     return [i for i, v in enumerate(side) if not v], [i for i, v in enumerate(side) if v]
 
 
-def split_by_seeded_random(pictures, val_share, seed):
+def split_by_seeded_random(images, val_share, seed):
     """random.Random takes text as a seed, and hashes it the same way everywhere."""
-    numbers = np.array([random.Random(f"{seed}{p!r}").random() for p in pictures])
+    numbers = np.array([random.Random(f"{seed}{p!r}").random() for p in images])
     return np.flatnonzero(numbers >= val_share).tolist(), np.flatnonzero(numbers < val_share).tolist()
 
 
@@ -131,7 +131,7 @@ def pad_with_lists(ids, targets, images, pad_id):
         columns[0].append(row.tolist() + [pad_id] * gap)
         columns[1].append([1] * len(row) + [0] * gap)
         columns[2].append(learned.tolist() + [-100] * gap)
-    return (*map(torch.tensor, columns), torch.cat([picture[None] for sample in images for picture in sample]))
+    return (*map(torch.tensor, columns), torch.cat([image[None] for sample in images for image in sample]))
 
 
 def a_test(pad_batch):
@@ -245,8 +245,8 @@ def batch_by_sorting_hashes(batch, size, batch_size, seed):
 VERSIONS = {
     "data.messages_of": (messages_of, messages_by_deletion),
     "data.blind_score": (blind_score, blind_by_counter_of_pairs),
-    "data.open_picture": (open_picture, open_in_numpy),
-    "data.split_by_picture": (split_by_picture, split_by_seeded_random),
+    "data.open_image": (open_image, open_in_numpy),
+    "data.split_by_image": (split_by_image, split_by_seeded_random),
     "data.pad_batch": (pad_batch, pad_with_lists),
     "data.test_pad_batch": (a_test, b_test),
     "data.pack": (pack, pack_in_numpy),

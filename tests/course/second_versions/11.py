@@ -148,17 +148,17 @@ def names_by_lookup(tensors, num_blocks):
 
 def compares_the_largest(ours, theirs):
     torch.manual_seed(3)
-    pictures = torch.rand(4, 3, 8, 8) * 2 - 1
+    images = torch.rand(4, 3, 8, 8) * 2 - 1
     with torch.inference_mode():
-        difference = (ours(pictures) - theirs(pictures)).abs()
+        difference = (ours(images) - theirs(images)).abs()
     return difference.max().item() < 1e-3
 
 
-def several_pictures(ours, theirs):
+def several_images(ours, theirs):
     for seed in range(3):
-        picture = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+        image = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
         try:
-            torch.testing.assert_close(ours(picture), theirs(picture), atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(ours(image), theirs(image), atol=1e-4, rtol=1e-4)
         except AssertionError:
             return False
     return True
@@ -317,7 +317,7 @@ VERSIONS = {
     "full.memory_plan": (memory_by_loop, memory_in_sets),
     "full.activation_bytes": (kept_in_a_list, kept_through_the_graph),
     "full.map_names": (names_by_substitution, names_by_lookup),
-    "full.parity_test": (compares_the_largest, several_pictures),
+    "full.parity_test": (compares_the_largest, several_images),
     "full.extend_embeddings": (extends_in_place_of_old, extends_the_head_first),
     "full.ddp_loss_scale": (loss_by_share, loss_by_average_count),
     "full.lora_linear": (LoRAByFunctions, LoRAOnWeights),

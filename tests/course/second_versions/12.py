@@ -34,8 +34,8 @@ class Projector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         grid, r = round(x.shape[1] ** 0.5), self.factor
-        picture = self.norm(x).transpose(1, 2).unflatten(2, (grid, grid))
-        tiles = F.pixel_unshuffle(picture, r).flatten(2).transpose(1, 2)  # channel by channel
+        image = self.norm(x).transpose(1, 2).unflatten(2, (grid, grid))
+        tiles = F.pixel_unshuffle(image, r).flatten(2).transpose(1, 2)  # channel by channel
         return self.proj(tiles.unflatten(2, (-1, r * r)).transpose(2, 3).flatten(2))
 
 

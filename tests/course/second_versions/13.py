@@ -20,12 +20,12 @@ def grid(width: int, height: int, tile: int = 512, longest: int = 2048) -> list[
     return [few, many] if width >= height else [many, few]
 
 
-def split(picture: Tensor, tile: int) -> Tensor:
-    tiles = rearrange(picture, "c (r i) (s j) -> (r s) c i j", i=tile, j=tile)
+def split(image: Tensor, tile: int) -> Tensor:
+    tiles = rearrange(image, "c (r i) (s j) -> (r s) c i j", i=tile, j=tile)
     if len(tiles) == 1:
         return tiles
-    window = (picture.shape[1] // tile, picture.shape[2] // tile)
-    return torch.cat([tiles, F.avg_pool2d(picture[None], window)])
+    window = (image.shape[1] // tile, image.shape[2] // tile)
+    return torch.cat([tiles, F.avg_pool2d(image[None], window)])
 
 
 def tokens(rows: int, columns: int, num_image_tokens: int) -> str:

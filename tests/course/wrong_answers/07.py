@@ -140,7 +140,7 @@ def mean_over_questions(train, test):
     return sum(scores) / len(scores)
 
 
-# -- data.open_picture -------------------------------------------------------------------------------------------------
+# -- data.open_image -------------------------------------------------------------------------------------------------
 
 
 def just_convert(content):
@@ -219,52 +219,52 @@ def no_conversion(content):
     return Image.open(io.BytesIO(content))
 
 
-# -- data.split_by_picture ---------------------------------------------------------------------------------------------
+# -- data.split_by_image ---------------------------------------------------------------------------------------------
 
 
-def shuffles_samples(pictures, val_share, seed):
-    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed)).tolist()
+def shuffles_samples(images, val_share, seed):
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
     cut = int(len(order) * val_share)
     return order[cut:], order[:cut]
 
 
-def python_hash(pictures, val_share, seed):
+def python_hash(images, val_share, seed):
     train, val = [], []
-    for i, picture in enumerate(pictures):
-        (val if hash((picture, seed)) % 1000 < 1000 * val_share else train).append(i)
+    for i, image in enumerate(images):
+        (val if hash((image, seed)) % 1000 < 1000 * val_share else train).append(i)
     return train, val
 
 
-def shuffles_unique(pictures, val_share, seed):
-    unique = list(dict.fromkeys(pictures))
+def shuffles_unique(images, val_share, seed):
+    unique = list(dict.fromkeys(images))
     random.Random(seed).shuffle(unique)
     val = set(unique[: int(len(unique) * val_share)])
-    return [i for i, p in enumerate(pictures) if p not in val], [i for i, p in enumerate(pictures) if p in val]
+    return [i for i, p in enumerate(images) if p not in val], [i for i, p in enumerate(images) if p in val]
 
 
-def _number(picture, seed):
-    return int.from_bytes(hashlib.sha256(b"%d" % seed + picture).digest()[:4], "big") / 2**32
+def _number(image, seed):
+    return int.from_bytes(hashlib.sha256(b"%d" % seed + image).digest()[:4], "big") / 2**32
 
 
-def swapped(pictures, val_share, seed):
-    val = [i for i, p in enumerate(pictures) if _number(p, seed) < val_share]
-    return val, sorted(set(range(len(pictures))) - set(val))
+def swapped(images, val_share, seed):
+    val = [i for i, p in enumerate(images) if _number(p, seed) < val_share]
+    return val, sorted(set(range(len(images))) - set(val))
 
 
-def without_seed(pictures, val_share, seed):
-    val = [i for i, p in enumerate(pictures) if _number(p, 0) < val_share]
-    return sorted(set(range(len(pictures))) - set(val)), val
+def without_seed(images, val_share, seed):
+    val = [i for i, p in enumerate(images) if _number(p, 0) < val_share]
+    return sorted(set(range(len(images))) - set(val)), val
 
 
-def unseeded_coins(pictures, val_share, seed):
-    coins = {p: random.random() for p in pictures}
-    val = [i for i, p in enumerate(pictures) if coins[p] < val_share]
-    return [i for i in range(len(pictures)) if i not in val], val
+def unseeded_coins(images, val_share, seed):
+    coins = {p: random.random() for p in images}
+    val = [i for i, p in enumerate(images) if coins[p] < val_share]
+    return [i for i in range(len(images)) if i not in val], val
 
 
-def the_last_ones(pictures, val_share, seed):
-    start = int(len(pictures) * (1 - val_share))
-    return list(range(start)), list(range(start, len(pictures)))
+def the_last_ones(images, val_share, seed):
+    start = int(len(images) * (1 - val_share))
+    return list(range(start)), list(range(start, len(images)))
 
 
 # -- data.pad_batch ----------------------------------------------------------------------------------------------------
@@ -296,7 +296,7 @@ def left_padded(ids, targets, images, pad_id):
     return (*out, torch.cat(images))
 
 
-def stacked_pictures(ids, targets, images, pad_id):
+def stacked_images(ids, targets, images, pad_id):
     mask = _padded([torch.ones_like(row) for row in ids], 0)
     return _padded(ids, pad_id), mask, _padded(targets, -100), torch.stack(images)
 
@@ -311,7 +311,7 @@ def pads_with_zero(ids, targets, images, pad_id):
     return _padded(ids, 0), mask, _padded(targets, 0), torch.cat(images)
 
 
-def first_picture_each(ids, targets, images, pad_id):
+def first_image_each(ids, targets, images, pad_id):
     mask = _padded([torch.ones_like(row) for row in ids], 0)
     return _padded(ids, pad_id), mask, _padded(targets, -100), torch.cat([i[:1] for i in images])
 
@@ -523,7 +523,7 @@ WRONG = {
         (a_count_not_a_share, "A score is a share"),
         (mean_over_questions, "average over the questions"),
     ],
-    "data.open_picture": [
+    "data.open_image": [
         (just_convert, "and nothing else"),
         (no_exif, "EXIF"),
         (exif_after_convert, "EXIF"),
@@ -534,7 +534,7 @@ WRONG = {
         (lets_pillow_raise, "raise ValueError"),
         (no_conversion, "comes back as it was opened"),
     ],
-    "data.split_by_picture": [
+    "data.split_by_image": [
         (shuffles_samples, "shuffled and cut"),
         (python_hash, "hash() of bytes is salted"),
         (shuffles_unique, "Decide for each picture alone"),
@@ -547,10 +547,10 @@ WRONG = {
         (everything_with_pad_id, "trained to write padding"),
         (mask_by_comparison, "take it from the lengths"),
         (left_padded, "on the left"),
-        (stacked_pictures, "stack"),
+        (stacked_images, "stack"),
         (bool_mask, "not True or False"),
         (pads_with_zero, "filled with one value"),
-        (first_picture_each, "first picture of each sample"),
+        (first_image_each, "first picture of each sample"),
     ],
     "data.test_pad_batch": [
         (looks_at_shapes, "shapes alone"),

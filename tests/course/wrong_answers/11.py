@@ -20,7 +20,7 @@ def forward_alone(vision_flops, token_flops, tokens, samples, tflops, sparse, ut
     return samples * (vision_flops + tokens * token_flops) / peak / 3600
 
 
-def picture_for_each_token(vision_flops, token_flops, tokens, samples, tflops, sparse, utilisation):
+def image_for_each_token(vision_flops, token_flops, tokens, samples, tflops, sparse, utilisation):
     peak = tflops * 1e12 * (0.5 if sparse else 1)
     return 3 * samples * tokens * (vision_flops + token_flops) / peak / utilisation / 3600
 
@@ -576,7 +576,7 @@ def blind_over_the_wrong_total(scores, blind, chosen_on, scored_on):
 WRONG = {
     "full.flops_to_hours": [
         (forward_alone, "forward pass alone"),
-        (picture_for_each_token, "per picture"),
+        (image_for_each_token, "per picture"),
         (believes_the_sheet, "sparsity"),
         (in_seconds, "seconds"),
         (faster_when_idle, "longer, not shorter"),

@@ -48,14 +48,14 @@ class AttentionOfAnotherWidth(Attends):
 
 @planted((floats(2, 7, 64), floats(2, 10, 64)), ("picture is [2, 10, 64]", "words is [2, 7, 64]"))
 class ValuesOfTheQueries(Attends):
-    def forward(self, words, picture):
-        return self.attn(words, key=picture, value=words)[0]  # here
+    def forward(self, words, image):
+        return self.attn(words, key=image, value=words)[0]  # here
 
 
 @planted((floats(2, 7, 64), floats(2, 10, 48)), ("picture is [2, 10, 48]", "64"), ("kdim=48", "nn.Linear(48, 64)"))
 class KeysOfAnotherWidth(Attends):
-    def forward(self, words, picture):
-        return self.attn(words, picture, picture)[0]  # here
+    def forward(self, words, image):
+        return self.attn(words, image, image)[0]  # here
 
 
 class Translator(nn.Module):

@@ -31,7 +31,7 @@ class ChannelsOfTheTransposedSwapped(nn.Module):
 
 
 @planted((floats(2, 32, 7, 7), floats(2, 32, 15, 15)), ("[2, 32, 14, 14]", "[2, 32, 15, 15]"), ("interpolate", "crop"))
-class SkipOfUnevenPictures(nn.Module):
+class SkipOfUnevenImages(nn.Module):
     def __init__(self):
         super().__init__()
         self.up = nn.ConvTranspose2d(32, 32, 2, 2)
@@ -106,7 +106,7 @@ class SpeechTimeFirst(nn.Module):
 
 
 @planted((floats(4, 64),), ("x is [4, 64]", "4 dims"), ("nn.BatchNorm1d(64)",))
-class NormOfPicturesOverRows(nn.Module):
+class NormOfImagesOverRows(nn.Module):
     def __init__(self):
         super().__init__()
         self.norm = nn.BatchNorm2d(64)

@@ -64,10 +64,10 @@ def gpt2_with_a_long_text():
     ("expand(-1, 3, -1, -1)",),
     "self.patch_embedding(",
 )
-def siglip_of_a_grey_picture():
+def siglip_of_a_grey_image():
     return siglip()
 
 
 @planted((floats(2, 3, 48, 48),), ("[2, 36, 32]", "[1, 16, 32]"), ("interpolate",), "self.position_embedding(")
-def siglip_of_a_larger_picture():
+def siglip_of_a_larger_image():
     return siglip()

@@ -103,7 +103,7 @@ class AdditiveAttention(nn.Module):
 
 
 @planted((floats(2, 16, 4, 4),), ("x is [2, 16, 4, 4]", "4 dims"), ("x.flatten(2).transpose(1, 2)",))
-class PictureIntoGru(nn.Module):
+class ImageIntoGru(nn.Module):
     def __init__(self):
         super().__init__()
         self.gru = nn.GRU(16, 32, batch_first=True)

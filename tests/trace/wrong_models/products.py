@@ -88,7 +88,7 @@ class ChannelsLast:
 
 
 @case
-class GreyPicture:
+class GreyImage:
     says = ("images is [2, 1, 32, 32]", "in_channels = 3", "images.expand(-1, 3, -1, -1)")
     inputs = (image(2, 1, 32, 32),)
     wrong = ChannelsLast.wrong

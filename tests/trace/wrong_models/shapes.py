@@ -27,34 +27,34 @@ class OffByOnePositions:
 
 @case
 class CatOnTheWrongDim:
-    says = ("picture is [2, 49, 8]", "text is [2, 79, 8]", "49 against 79", "dim=1 gives [2, 128, 8]")
+    says = ("image is [2, 49, 8]", "text is [2, 79, 8]", "49 against 79", "dim=1 gives [2, 128, 8]")
     inputs = (image(2, 49, 8), image(2, 79, 8))
 
     class wrong(nn.Module):
-        def forward(self, picture, text):
-            return torch.cat([picture, text], dim=-1)  # here
+        def forward(self, image, text):
+            return torch.cat([image, text], dim=-1)  # here
 
     class right(nn.Module):
-        def forward(self, picture, text):
-            return torch.cat([picture, text], dim=1)
+        def forward(self, image, text):
+            return torch.cat([image, text], dim=1)
 
 
 @case
 class CatOfUnprojectedTokens:
-    says = ("picture is [2, 49, 12]", "text is [2, 79, 8]", "12 against 8", "nn.Linear(12, 8) on picture")
+    says = ("image is [2, 49, 12]", "text is [2, 79, 8]", "12 against 8", "nn.Linear(12, 8) on image")
     inputs = (image(2, 49, 12), image(2, 79, 8))
 
     class wrong(nn.Module):
-        def forward(self, picture, text):
-            return torch.cat([picture, text], dim=1)  # here
+        def forward(self, image, text):
+            return torch.cat([image, text], dim=1)  # here
 
     class right(nn.Module):
         def __init__(self):
             super().__init__()
             self.proj = nn.Linear(12, 8)
 
-        def forward(self, picture, text):
-            return torch.cat([self.proj(picture), text], dim=1)
+        def forward(self, image, text):
+            return torch.cat([self.proj(image), text], dim=1)
 
 
 @case
@@ -149,7 +149,7 @@ class ResidualOfAnotherWidth:
 
 
 @case
-class PictureWithoutBatch:
+class ImageWithoutBatch:
     says = ("images is [3, 32, 32]", "3 dims", "images.unsqueeze(0) is [1, 3, 32, 32]")
     inputs = (image(3, 32, 32),)
 

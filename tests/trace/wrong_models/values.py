@@ -157,15 +157,15 @@ class LossOverTheWrongDim:
 
 @case
 class ImageTokensAndPlaceholders:
-    says = ("embeddings is [1, 7, 4]", "is_image picks [5, 4]", "picture is [6, 4]", "count the placeholders")
+    says = ("embeddings is [1, 7, 4]", "is_image picks [5, 4]", "image is [6, 4]", "count the placeholders")
     inputs = (image(1, 7, 4), torch.tensor([[1, 1, 1, 1, 1, 0, 0]], dtype=torch.bool), image(6, 4))
 
     class wrong(nn.Module):
-        def forward(self, embeddings, is_image, picture):
-            embeddings[is_image] = picture  # here
+        def forward(self, embeddings, is_image, image):
+            embeddings[is_image] = image  # here
             return embeddings
 
     class right(nn.Module):
-        def forward(self, embeddings, is_image, picture):
-            embeddings[is_image] = picture[:5]
+        def forward(self, embeddings, is_image, image):
+            embeddings[is_image] = image[:5]
             return embeddings

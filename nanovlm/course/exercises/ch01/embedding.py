@@ -77,9 +77,9 @@ CONV_EQUALS_LINEAR = Exercise(
 
 @CONV_EQUALS_LINEAR.property("on a picture cut into patches it gives what the convolution gives")
 def _(learner) -> None:
-    conv, picture = embedder(6, 4), noise(2, 3, 12, 12)
-    wanted = conv(picture).flatten(2).transpose(1, 2)
-    got = learner(conv)(cut(picture, 4))
+    conv, image = embedder(6, 4), noise(2, 3, 12, 12)
+    wanted = conv(image).flatten(2).transpose(1, 2)
+    got = learner(conv)(cut(image, 4))
     expect(torch.allclose(got, wanted, atol=1e-4), "On a 12x12 picture the layer and the convolution disagree.")
 
 

@@ -86,8 +86,8 @@ def _(x, factor):
 def _(x, factor):
     batch, num_patches, dim = x.shape
     grid = round(num_patches**0.5)
-    picture = x.transpose(1, 2).reshape(batch, dim, grid, grid)
-    return nn.functional.pixel_unshuffle(picture, factor).flatten(2).transpose(1, 2)
+    image = x.transpose(1, 2).reshape(batch, dim, grid, grid)
+    return nn.functional.pixel_unshuffle(image, factor).flatten(2).transpose(1, 2)
 
 
 @SHUFFLE.mistake("The tiles are right, but inside each of them you go down the columns first. Go along the rows.")

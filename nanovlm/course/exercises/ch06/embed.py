@@ -36,7 +36,7 @@ def toy(image_token_id: int | None) -> Any:
     )
 
 
-def toy_pictures(count: int) -> Tensor:
+def toy_images(count: int) -> Tensor:
     """Picture 0 becomes the image tokens 100, 101, 102, 103, picture 1 becomes 104 …  [count, 3, 4, 4]"""
     tokens = torch.arange(4.0 * count).reshape(count, 1, 2, 2)
     return tokens.repeat_interleave(2, 2).repeat_interleave(2, 3).expand(-1, 3, -1, -1).clone()
@@ -56,7 +56,7 @@ def run_embed(
     return embed(model, input_ids, images, attention_mask)
 
 
-NO_PICTURE = (
+NO_IMAGE = (
     "The text has placeholders and no picture came. It went through: the decoder would read the placeholder's own "
     "vector, which nobody trained. Raise ValueError."
 )
@@ -84,30 +84,30 @@ EMBED = Exercise(
     ),
     reference=VisionLanguageModel.embed,
     cases=lambda: [
-        Case(WITH_IMAGE, toy_pictures(1), None, note="a picture with placeholders, and no mask"),
+        Case(WITH_IMAGE, toy_images(1), None, note="a picture with placeholders, and no mask"),
         Case(
             torch.tensor([[2, 7, 8], [0, 2, 9]]),
-            toy_pictures(2),
+            toy_images(2),
             torch.tensor([[1, 1, 1], [0, 1, 1]]),
             image_token_id=None,
             note="no placeholders: each row's picture goes in front, and the mask grows",
         ),
         Case(
             torch.tensor([[2, *[IMAGE] * 8, 7], [2, *[IMAGE] * 4, 7, 8, 9, 9, 0]]),
-            toy_pictures(3),
+            toy_images(3),
             torch.tensor([[1] * 10, [1] * 9 + [0]]),
             note="two pictures in one row and one in the other, with a mask",
         ),
         Case(torch.tensor([[2, 7, 8]]), None, torch.ones(1, 3, dtype=torch.long), note="no picture: images is None"),
-        Case(torch.tensor([[2, 7]]), toy_pictures(0), None, note="no picture: images holds none"),
+        Case(torch.tensor([[2, 7]]), toy_images(0), None, note="no picture: images holds none"),
         Case(
             torch.tensor([[2, 7]]),
-            toy_pictures(1),
+            toy_images(1),
             None,
             note="a model that has a placeholder, in a text that holds none: in front, and no mask",
         ),
         Case(
-            WITH_IMAGE, None, None, refuse=NO_PICTURE, note="placeholders, and no picture: this must raise ValueError"
+            WITH_IMAGE, None, None, refuse=NO_IMAGE, note="placeholders, and no picture: this must raise ValueError"
         ),
     ],
     axes={"embeddings": "batch sequence dim", "attention_mask": "batch sequence", "num_prefix": ""},

@@ -284,8 +284,8 @@ def _forward(
 ):
     """forward, with one thing at a time to get wrong."""
     x, mask, num_prefix = self.embed(input_ids, images, attention_mask)
-    some_picture = images is not None if wrong == "any picture" else num_prefix and wrong != "packed"
-    if document_ids is not None and some_picture:
+    some_image = images is not None if wrong == "any picture" else num_prefix and wrong != "packed"
+    if document_ids is not None and some_image:
         raise ValueError
     states: list[Tensor] | None = [] if output_hidden_states else None
     documents = None if wrong == "documents" else document_ids

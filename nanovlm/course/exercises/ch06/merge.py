@@ -26,7 +26,7 @@ def words(*rows: list[float]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float32)[:, :, None].expand(-1, -1, 2).clone()
 
 
-def numbered_pictures(count: int, num_image_tokens: int) -> Tensor:
+def numbered_images(count: int, num_image_tokens: int) -> Tensor:
     """Image tokens that hold their own number, from 100: [count, num_image_tokens, 2]"""
     numbers = torch.arange(100.0, 100 + count * num_image_tokens)
     return numbers.reshape(count, num_image_tokens, 1).expand(-1, -1, 2).clone()
@@ -74,42 +74,42 @@ MERGE = Exercise(
         "together must make as many image tokens as there are. Then fill the places in reading order: "
         "Tensor.masked_scatter does just that, and leaves its input alone.",
         "counts = is_placeholder.sum(dim=1).tolist()\n"
-        "raise ValueError if any count % num_image_tokens, or if the total is not num_pictures * num_image_tokens\n"
+        "raise ValueError if any count % num_image_tokens, or if the total is not num_images * num_image_tokens\n"
         "return embeddings.masked_scatter(the mask with an axis more, the image tokens in the dtype of embeddings)",
     ),
     reference=merge_image_tokens,
     cases=lambda: [
-        Case(words([1, 0, 0, 2, 3]), numbered_pictures(1, 2), places("w##ww"), note="one picture of two image tokens"),
+        Case(words([1, 0, 0, 2, 3]), numbered_images(1, 2), places("w##ww"), note="one picture of two image tokens"),
         Case(
             words([1, 0, 0, 2, 0, 0], [0, 0, 3, 4, 5, 6]),
-            numbered_pictures(3, 2),
+            numbered_images(3, 2),
             places("w##w##", "##wwww"),
             note="two rows, with two pictures and with one",
         ),
-        Case(words([1, 2, 3]), numbered_pictures(0, 2), places("www"), note="no picture at all"),
+        Case(words([1, 2, 3]), numbered_images(0, 2), places("www"), note="no picture at all"),
         Case(
             words([7, 8], [0, 0]),
-            numbered_pictures(1, 2).bfloat16(),
+            numbered_images(1, 2).bfloat16(),
             places("ww", "##"),
             note="image tokens in bfloat16 (as autocast leaves them) among embeddings in float32",
         ),
         Case(
             words([0, 0, 0, 1], [2, 0, 3, 4]),
-            numbered_pictures(2, 2),
+            numbered_images(2, 2),
             places("###w", "w#ww"),
             refuse=NOT_EVEN,
             note="3 placeholders in one row and 1 in the other, for two pictures: this must raise ValueError",
         ),
         Case(
             words([1, 0, 0]),
-            numbered_pictures(2, 2),
+            numbered_images(2, 2),
             places("w##"),
             refuse=TOO_MANY,
             note="placeholders for one picture, and two pictures: this must raise ValueError",
         ),
         Case(
             words([1, 0, 0, 0, 0]),
-            numbered_pictures(1, 2),
+            numbered_images(1, 2),
             places("w####"),
             refuse=TOO_FEW,
             note="placeholders for two pictures, and one picture: this must raise ValueError",
@@ -122,7 +122,7 @@ MERGE = Exercise(
 
 @MERGE.property("gradients flow to the words and to the pictures")
 def _(merge) -> None:
-    embeddings, image_tokens = words([1, 0, 0, 2]).requires_grad_(), numbered_pictures(1, 2).requires_grad_()
+    embeddings, image_tokens = words([1, 0, 0, 2]).requires_grad_(), numbered_images(1, 2).requires_grad_()
     out = merge(embeddings, image_tokens, places("w##w"))
     expect(out.requires_grad, "The output is cut off from its inputs: no gradient can flow.")
     out.sum().backward()

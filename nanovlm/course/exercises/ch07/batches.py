@@ -27,7 +27,7 @@ def pad_batch(ids: Rows, targets: Rows, images: Rows, pad_id: int) -> Batch:
 
 
 def _rows(
-    *lengths: int, pictures: Sequence[int], pad_inside: int | None = None, seed: int = 0
+    *lengths: int, num_images: Sequence[int], pad_inside: int | None = None, seed: int = 0
 ) -> tuple[Rows, Rows, Rows]:
     """Samples whose tokens count on from 11, with pictures of 3 x 2 x 2 numbers."""
     ids = [torch.arange(11 + 10 * n, 11 + 10 * n + length) for n, length in enumerate(lengths)]
@@ -37,7 +37,7 @@ def _rows(
     targets = [torch.cat([row[1:], row.new_tensor([-100])]) for row in ids]
     for row in targets:
         row[: len(row) // 2] = -100
-    images = [noise(number, 3, 2, 2, seed=seed + n) for n, number in enumerate(pictures)]
+    images = [noise(number, 3, 2, 2, seed=seed + n) for n, number in enumerate(num_images)]
     return ids, targets, images
 
 
@@ -65,13 +65,13 @@ PAD_BATCH = Exercise(
     ),
     reference=pad_batch,
     cases=lambda: [
-        Case(*_rows(3, 5, pictures=(1, 1)), 9, note="two samples of 3 and 5 tokens, a picture each"),
+        Case(*_rows(3, 5, num_images=(1, 1)), 9, note="two samples of 3 and 5 tokens, a picture each"),
         Case(
-            *_rows(4, 2, 6, pictures=(2, 0, 1), pad_inside=1, seed=5),
+            *_rows(4, 2, 6, num_images=(2, 0, 1), pad_inside=1, seed=5),
             1,
             note="three samples of 2, 0 and 1 pictures; each ends with token 1, which is the padding's id too",
         ),
-        Case(*_rows(3, 3, pictures=(0, 1), seed=9), 0, note="two samples of equal length"),
+        Case(*_rows(3, 3, num_images=(0, 1), seed=9), 0, note="two samples of equal length"),
     ],
     axes={
         "input_ids": "batch length",
@@ -84,17 +84,17 @@ PAD_BATCH = Exercise(
 
 @PAD_BATCH.property("a sample on its own is not padded")
 def _(fn) -> None:
-    ids, mask, _, _ = fn(*_rows(4, pictures=(1,)), 9)
+    ids, mask, _, _ = fn(*_rows(4, num_images=(1,)), 9)
     expect(ids.shape == (1, 4) and bool(mask.all()), "One sample of 4 tokens needs no padding, and there is some.")
 
 
 @PAD_BATCH.property("the rows that came in are not written into")
 def _(fn) -> None:
-    given = _rows(3, 5, pictures=(1, 1))
+    given = _rows(3, 5, num_images=(1, 1))
     ids, _, targets, images = fn(*given, 9)
     for out in (ids, targets, images):
         out.fill_(0)
-    fresh = _rows(3, 5, pictures=(1, 1))
+    fresh = _rows(3, 5, num_images=(1, 1))
     same = all(torch.equal(a, b) for one, two in zip(given, fresh, strict=True) for a, b in zip(one, two, strict=True))
     expect(same, "A change to the batch reaches the samples that it was made of: they share memory.")
 
@@ -122,7 +122,7 @@ LEFT = (
     "The padding is on the left. That is right for generation, where rows have to end together; in training the rows "
     "begin at the left, and causal attention alone keeps padding out of sight."
 )
-PICTURES_SHUFFLED = (
+IMAGES_SHUFFLED = (
     "The pictures are in another order than their texts. The n-th picture of the batch has to be the n-th in reading "
     "order."
 )
@@ -146,8 +146,8 @@ def on_the_left(ids, targets, images, pad_id):
     return _padded(ids, pad_id, True), _mask(ids, True), _padded(targets, -100, True), torch.cat(images)
 
 
-@PAD_BATCH.mistake(PICTURES_SHUFFLED)
-def pictures_backwards(ids, targets, images, pad_id):
+@PAD_BATCH.mistake(IMAGES_SHUFFLED)
+def images_backwards(ids, targets, images, pad_id):
     return _padded(ids, pad_id), _mask(ids), _padded(targets, -100), torch.cat(images[::-1])
 
 
@@ -193,7 +193,7 @@ def ids_with_ignore(ids, targets, images, pad_id):
     "The pictures are padded to equally many a sample, [batch, pictures, …]. The model wants those that there are, one "
     "behind the other: torch.cat, not stack."
 )
-def pictures_per_row(ids, targets, images, pad_id):
+def images_per_row(ids, targets, images, pad_id):
     most = max(map(len, images))
     blank = [torch.cat([i, i.new_zeros(most - len(i), 3, 2, 2)]) for i in images]
     return _padded(ids, pad_id), _mask(ids), _padded(targets, -100), torch.stack(blank)
@@ -215,7 +215,7 @@ def mask_of_bools(ids, targets, images, pad_id):
 @PAD_BATCH.mistake(
     "Only the first picture of each sample comes along. A sample can have several, and its text has a place for each."
 )
-def first_pictures(ids, targets, images, pad_id):
+def first_images(ids, targets, images, pad_id):
     return _padded(ids, pad_id), _mask(ids), _padded(targets, -100), torch.cat([i[:1] for i in images])
 
 
@@ -225,7 +225,7 @@ PLANTED = {
     "padding that is learned": targets_with_pad_id,
     "a mask read off the ids": mask_from_ids,
     "padding on the left": on_the_left,
-    "pictures in another order than their texts": pictures_backwards,
+    "pictures in another order than their texts": images_backwards,
     "0 in place of every filling": zeros_everywhere,
     "long rows cut to the shortest": cut_to_the_shortest,
     "a mask of 1 on padding, too": mask_of_ones,
@@ -239,11 +239,11 @@ def test_pad_batch(collate: Callable[..., Batch]) -> None:
         [torch.tensor([1, -100]), torch.tensor([-100, 1, -100])],
     )
     images = [torch.full((1, 3, 1, 1), 2.0), torch.full((2, 3, 1, 1), 3.0)]
-    padded, mask, learned, pictures = collate(ids, targets, images, 1)
+    padded, mask, learned, stacked = collate(ids, targets, images, 1)
     assert padded.tolist() == [[5, 1, 1], [6, 7, 1]]
     assert mask.tolist() == [[1, 1, 0], [1, 1, 1]]
     assert learned.tolist() == [[1, -100, -100], [-100, 1, -100]]
-    assert pictures[:, 0, 0, 0].tolist() == [2.0, 3.0, 3.0]
+    assert stacked[:, 0, 0, 0].tolist() == [2.0, 3.0, 3.0]
 
 
 test_pad_batch.__test__ = False  # type: ignore[attr-defined]  # no test of ours: pytest would call it
@@ -295,7 +295,7 @@ TEST_PAD_BATCH = Exercise(
         "pictures that can be told apart. Write the four expected results as lists, and compare with .tolist().",
         "ids = [torch.tensor([5, 1]), torch.tensor([6, 7, 1])]          # pad_id 1, and 1 is a real token too\n"
         "images = two pictures filled with 2.0 and 3.0, [1, 3, 1, 1] each\n"
-        "padded, mask, learned, pictures = pad_batch(ids, targets, images, 1)\n"
+        "padded, mask, learned, stacked = pad_batch(ids, targets, images, 1)\n"
         "assert padded.tolist() == [[5, 1, …], [6, 7, 1]]\n"
         "assert mask.tolist() == …      # and the two others",
     ),
@@ -306,16 +306,16 @@ TEST_PAD_BATCH = Exercise(
 
 
 def _shapes_alone(collate) -> None:
-    ids, targets, images = _rows(3, 5, pictures=(1, 1))
+    ids, targets, images = _rows(3, 5, num_images=(1, 1))
     padded, mask, learned, _ = collate(ids, targets, images, 9)
     assert padded.shape == mask.shape == learned.shape == (2, 5)
 
 
 def _same_lengths(collate) -> None:
-    ids, targets, images = _rows(4, 4, pictures=(1, 1))
-    padded, mask, learned, pictures = collate(ids, targets, images, 9)
+    ids, targets, images = _rows(4, 4, num_images=(1, 1))
+    padded, mask, learned, stacked = collate(ids, targets, images, 9)
     assert torch.equal(padded, torch.stack(ids)) and torch.equal(learned, torch.stack(targets))
-    assert mask.all() and torch.equal(pictures, torch.cat(images))
+    assert mask.all() and torch.equal(stacked, torch.cat(images))
 
 
 @TEST_PAD_BATCH.mistake(
@@ -331,7 +331,7 @@ def _(collate):
     "pictures all alike."
 )
 def _(collate):
-    ids, targets, images = _rows(3, 5, pictures=(1, 1))
+    ids, targets, images = _rows(3, 5, num_images=(1, 1))
     collate(ids, targets, images, 9)
 
 
@@ -348,7 +348,7 @@ def _(collate):
     "token have the id of the padding."
 )
 def _(collate):
-    given = _rows(3, 5, pictures=(1, 2))
+    given = _rows(3, 5, num_images=(1, 2))
     for out, right in zip(collate(*given, 9), pad_batch(*given, 9), strict=True):
         assert torch.equal(out, right)
 
@@ -358,17 +358,17 @@ def _(collate):
     "then. Take another id, and compare all four results."
 )
 def _(collate):
-    given = _rows(3, 5, pictures=(1, 2), pad_inside=0)
-    ids, mask, _, pictures = collate(*given, 0)
+    given = _rows(3, 5, num_images=(1, 2), pad_inside=0)
+    ids, mask, _, stacked = collate(*given, 0)
     right = pad_batch(*given, 0)
-    assert torch.equal(ids, right[0]) and torch.equal(mask, right[1]) and torch.equal(pictures, right[3])
+    assert torch.equal(ids, right[0]) and torch.equal(mask, right[1]) and torch.equal(stacked, right[3])
 
 
 @TEST_PAD_BATCH.mistake(
     "Your test looks at the ids alone. The mask, the targets and the pictures can be wrong as well."
 )
 def _(collate):
-    given = _rows(3, 5, pictures=(1, 2), pad_inside=1)
+    given = _rows(3, 5, num_images=(1, 2), pad_inside=1)
     assert torch.equal(collate(*given, 1)[0], pad_batch(*given, 1)[0])
 
 
@@ -376,14 +376,14 @@ def _(collate):
     "Your test never looks at the pictures, or its pictures are all alike: then their order is free."
 )
 def _(collate):
-    given = _rows(3, 5, pictures=(1, 1), pad_inside=1)
+    given = _rows(3, 5, num_images=(1, 1), pad_inside=1)
     for out, right in zip(collate(*given, 1)[:3], pad_batch(*given, 1)[:3], strict=True):
         assert torch.equal(out, right)
 
 
 @TEST_PAD_BATCH.mistake("Your test never looks at the targets, and padding that is learned gets through.")
 def _(collate):
-    given = _rows(3, 5, pictures=(1, 2), pad_inside=1)
+    given = _rows(3, 5, num_images=(1, 2), pad_inside=1)
     out, right = collate(*given, 1), pad_batch(*given, 1)
     assert all(torch.equal(out[i], right[i]) for i in (0, 1, 3))
 

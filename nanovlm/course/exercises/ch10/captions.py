@@ -186,8 +186,8 @@ _bleu_mistake("Where nothing is found you take the logarithm of 0. BLEU is then 
 
 
 class Recall(NamedTuple):
-    picture_to_text: float
-    text_to_picture: float
+    image_to_text: float
+    text_to_image: float
 
 
 def recall_at_k(scores: Tensor, k: int) -> Recall:

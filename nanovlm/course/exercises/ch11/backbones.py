@@ -262,10 +262,10 @@ PARITY = Exercise(
 )
 
 
-def _compare(pictures: Callable[[], Tensor], what: Callable[[Tensor], Tensor] = lambda x: x, atol: float = 1e-4):
+def _compare(images: Callable[[], Tensor], what: Callable[[Tensor], Tensor] = lambda x: x, atol: float = 1e-4):
     def test(ours, theirs) -> bool:
         with torch.no_grad():
-            a, b = what(ours(pictures())), what(theirs(pictures()))
+            a, b = what(ours(images())), what(theirs(images()))
         return torch.allclose(a, b, atol=atol, rtol=1e-5 if atol else 0)
 
     return test

@@ -23,8 +23,8 @@ def text_of_the_package(rows: int, columns: int, num_image_tokens: int) -> str:
     from PIL import Image
 
     processor = TiledImageProcessor(4, tiling=TilingConfig("smolvlm", max_side=4 * max(rows, columns)))
-    picture = Image.new("RGB", (4 * columns, 4 * rows))
-    return processor.image_texts([picture], IMAGE, num_image_tokens)[0]
+    image = Image.new("RGB", (4 * columns, 4 * rows))
+    return processor.image_texts([image], IMAGE, num_image_tokens)[0]
 
 
 class TextExercise(Exercise):

@@ -16,7 +16,7 @@ from nanovlm.course.judge.exercise import Case, Exercise, expect
 from nanovlm.data.tiling import TiledImageProcessor
 
 
-def numbered_picture(height: int, width: int, channels: int = 1) -> Tensor:
+def numbered_image(height: int, width: int, channels: int = 1) -> Tensor:
     """Pixels that hold their own number: [channels, height, width], 0 1 2 3 … in reading order."""
     return torch.arange(channels * height * width, dtype=torch.float32).reshape(channels, height, width)
 
@@ -237,13 +237,13 @@ def _(width, height, tile=512, longest=2048):
 # -- tiles.split -------------------------------------------------------------------------------------------------------
 
 
-def split(picture: Tensor, tile: int) -> Tensor:
+def split(image: Tensor, tile: int) -> Tensor:
     """One slice at a time, in reading order."""
-    _, height, width = picture.shape
+    _, height, width = image.shape
     tops, lefts = range(0, height, tile), range(0, width, tile)
-    views = [picture[:, top : top + tile, left : left + tile] for top in tops for left in lefts]
+    views = [image[:, top : top + tile, left : left + tile] for top in tops for left in lefts]
     if len(views) > 1:
-        views.append(F.adaptive_avg_pool2d(picture, tile))
+        views.append(F.adaptive_avg_pool2d(image, tile))
     return torch.stack(views)
 
 
@@ -267,7 +267,7 @@ SPLIT = Exercise(
     ),
     reference=split,
     cases=lambda: [
-        Case(numbered_picture(4, 6), 2, note="a picture of 4 x 6 numbered pixels, tiles of 2"),
+        Case(numbered_image(4, 6), 2, note="a picture of 4 x 6 numbered pixels, tiles of 2"),
         Case(noise(3, 6, 9), 3, note="three channels, 2 rows of 3 tiles, tiles of 3"),
         Case(noise(3, 12, 4, seed=1), 4, note="an upright picture: 3 rows of one tile"),
         Case(noise(3, 5, 5, seed=2), 5, note="a picture that is one tile: it is not shown twice"),
@@ -277,33 +277,33 @@ SPLIT = Exercise(
 
 
 @SPLIT.property("every pixel is in exactly one tile")
-def _(split_picture) -> None:
-    picture = numbered_picture(8, 12, channels=2)
-    tiles = split_picture(picture.clone(), 4)[:-1]
+def _(split_image) -> None:
+    image = numbered_image(8, 12, channels=2)
+    tiles = split_image(image.clone(), 4)[:-1]
     expect(
-        torch.equal(tiles.flatten().sort().values, picture.flatten()), "Some pixels are in no tile, or in two of them."
+        torch.equal(tiles.flatten().sort().values, image.flatten()), "Some pixels are in no tile, or in two of them."
     )
 
 
 @SPLIT.property("the view of the whole is as bright as the picture")
-def _(split_picture) -> None:
-    picture = noise(3, 8, 12, seed=3)
-    whole = split_picture(picture.clone(), 4)[-1]
+def _(split_image) -> None:
+    image = noise(3, 8, 12, seed=3)
+    whole = split_image(image.clone(), 4)[-1]
     expect(
-        torch.allclose(whole.mean(), picture.mean(), atol=1e-4),
+        torch.allclose(whole.mean(), image.mean(), atol=1e-4),
         "The last view is not a view of the whole: its mean is not the picture's.",
     )
 
 
 @SPLIT.mistake("The view of the whole comes first, as nanoVLM has it. SmolVLM puts it last.")
-def _(picture, tile):
-    return split(picture, tile).roll(1, dims=0)
+def _(image, tile):
+    return split(image, tile).roll(1, dims=0)
 
 
 @SPLIT.mistake("The tiles come column by column. They are in reading order: along the rows.")
-def _(picture, tile):
-    rows, columns = picture.shape[1] // tile, picture.shape[2] // tile
-    views = split(picture, tile)
+def _(image, tile):
+    rows, columns = image.shape[1] // tile, image.shape[2] // tile
+    views = split(image, tile)
     order = [row * columns + column for column in range(columns) for row in range(rows)]
     return torch.cat([views[order], views[len(order) :]])
 
@@ -312,15 +312,15 @@ def _(picture, tile):
     "The shape is right and the tiles are wrong: a plain reshape takes pixels that follow each other in memory, so "
     "that a tile holds strips of rows."
 )
-def _(picture, tile):
-    channels = picture.shape[0]
-    tiles = picture.reshape(-1, channels, tile, tile)
-    return tiles if len(tiles) == 1 else torch.cat([tiles, F.adaptive_avg_pool2d(picture, tile)[None]])
+def _(image, tile):
+    channels = image.shape[0]
+    tiles = image.reshape(-1, channels, tile, tile)
+    return tiles if len(tiles) == 1 else torch.cat([tiles, F.adaptive_avg_pool2d(image, tile)[None]])
 
 
 @SPLIT.mistake("The view of the whole is missing: a picture of several tiles is shown once more, small, at the end.")
-def _(picture, tile):
-    views = split(picture, tile)
+def _(image, tile):
+    views = split(image, tile)
     return views if len(views) == 1 else views[:-1]
 
 
@@ -328,24 +328,24 @@ def _(picture, tile):
     "Two things: the tiles come column by column, and the view of the whole is missing. They are in reading order, "
     "along the rows, and the whole follows."
 )
-def _(picture, tile):
-    rows, columns = picture.shape[1] // tile, picture.shape[2] // tile
-    return split(picture, tile)[[row * columns + column for column in range(columns) for row in range(rows)]]
+def _(image, tile):
+    rows, columns = image.shape[1] // tile, image.shape[2] // tile
+    return split(image, tile)[[row * columns + column for column in range(columns) for row in range(rows)]]
 
 
 @SPLIT.mistake(
     "Two things: a plain reshape takes pixels that follow each other in memory, so that a tile holds strips of rows, "
     "and the view of the whole is missing."
 )
-def _(picture, tile):
-    return picture.reshape(-1, picture.shape[0], tile, tile)
+def _(image, tile):
+    return image.reshape(-1, image.shape[0], tile, tile)
 
 
 @SPLIT.mistake(
     "A picture that is one tile is shown twice here, as a tile and as the whole. One view is all there is to see."
 )
-def _(picture, tile):
-    views = split(picture, tile)
+def _(image, tile):
+    views = split(image, tile)
     return torch.cat([views, views]) if len(views) == 1 else views
 
 
@@ -353,21 +353,21 @@ def _(picture, tile):
     "Each of these tiles is spread over the whole picture, every n-th pixel of it: of the two axes that a side unfolds "
     "into, the first says which tile and the second which pixel in it."
 )
-def _(picture, tile):
-    channels, height, width = picture.shape
+def _(image, tile):
+    channels, height, width = image.shape
     rows, columns = height // tile, width // tile
     tiles = (
-        picture.reshape(channels, tile, rows, tile, columns).permute(2, 4, 0, 1, 3).reshape(-1, channels, tile, tile)
+        image.reshape(channels, tile, rows, tile, columns).permute(2, 4, 0, 1, 3).reshape(-1, channels, tile, tile)
     )
-    return tiles if len(tiles) == 1 else torch.cat([tiles, F.adaptive_avg_pool2d(picture, tile)[None]])
+    return tiles if len(tiles) == 1 else torch.cat([tiles, F.adaptive_avg_pool2d(image, tile)[None]])
 
 
 @SPLIT.mistake(
     "The view of the whole skips pixels instead of averaging them: thin strokes fall through between those that it "
     "keeps. Use whole_view."
 )
-def _(picture, tile):
-    views = split(picture, tile).clone()
-    rows, columns = picture.shape[1] // tile, picture.shape[2] // tile
-    views[-1] = picture[:, ::rows, ::columns]
+def _(image, tile):
+    views = split(image, tile).clone()
+    rows, columns = image.shape[1] // tile, image.shape[2] // tile
+    views[-1] = image[:, ::rows, ::columns]
     return views

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from nanovlm.data.bad_pictures import odd_pictures
-from nanovlm.data.pictures import open_image
+from nanovlm.data.bad_images import odd_images
+from nanovlm.data.images import open_image
 
 SIDE = 96
-ODD = odd_pictures(SIDE)
+ODD = odd_images(SIDE)
 
 
 def pixels(image):
@@ -49,7 +49,7 @@ def test_pillow_alone_stumbles_over_each_of_the_others():
         assert np.abs(there - plain).mean() > 20, odd.name
 
 
-def test_a_long_comment_before_or_behind_the_pixels_is_no_reason_to_refuse_a_picture():
+def test_a_long_comment_before_or_behind_the_pixels_is_no_reason_to_refuse_a_image():
     content = ODD[0].content
     text = b"comment\0\0" + zlib.compress(b"x" * (2 * PngImagePlugin.MAX_TEXT_CHUNK))
     chunk = len(text).to_bytes(4, "big") + b"zTXt" + text + zlib.crc32(b"zTXt" + text).to_bytes(4, "big")

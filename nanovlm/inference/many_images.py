@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nanovlm.data.pictures import picture_size
+from nanovlm.data.images import image_size
 from nanovlm.device import find_device
 from nanovlm.inference.generate import answer_batch
 from nanovlm.inference.prompts import collate_prompts, prepare_prompt
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 WINDOW = 16  # batches that are sorted by work together: an answer waits for that many at most
 
 
-def find_pictures(source: str | Path) -> list[Path]:
+def find_images(source: str | Path) -> list[Path]:
     """A folder (its files with a picture's suffix or none), a glob such as "photos/**/*.jpg" (all files that it
     matches) or one file -> paths, sorted. What a folder holds besides is counted in a warning.
 
@@ -146,7 +146,7 @@ def _num_tiles(model: VisionLanguageModel, path: str) -> int:
     if model.config.tiling is None:
         return 1
     try:
-        return model.image_processor.num_tiles(picture_size(path))
+        return model.image_processor.num_tiles(image_size(path))
     except (OSError, ValueError):
         return 1
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageDraw, PngImagePlugin
 
 
-class OddPicture(NamedTuple):
+class OddImage(NamedTuple):
     """One file. `whole`: a person could look at it; else there is nothing to see, and it has to be skipped."""
 
     name: str
@@ -21,7 +21,7 @@ class OddPicture(NamedTuple):
     trouble: str  # what goes wrong where nobody is careful
 
 
-def odd_pictures(side: int = 96) -> list[OddPicture]:
+def odd_images(side: int = 96) -> list[OddImage]:
     """Twelve files that show the same scene, as far as they show anything, `side` pixels wide and high."""
     scene = _scene(side)
     sideways = scene.transpose(Image.Transpose.ROTATE_90)
@@ -45,7 +45,7 @@ def odd_pictures(side: int = 96) -> list[OddPicture]:
         ("a web page", lambda: b"<!DOCTYPE html><title>404</title>", False, "an error page saved as a picture"),
         ("empty", lambda: b"", False, "a download that never began"),
     ]
-    return [OddPicture(name, content(), whole, trouble) for name, content, whole, trouble in make]
+    return [OddImage(name, content(), whole, trouble) for name, content, whole, trouble in make]
 
 
 def _scene(side: int) -> Image.Image:

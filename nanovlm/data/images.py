@@ -135,7 +135,7 @@ def open_image(source: Any, target_size: int | tuple[int, int] | None = None) ->
     )
 
 
-def picture_size(path: str | os.PathLike) -> tuple[int, int]:
+def image_size(path: str | os.PathLike) -> tuple[int, int]:
     """Width and height from a picture file's header alone. Raises as `open_image` does."""
     _check_path(path)
     with open(path, "rb") as file:

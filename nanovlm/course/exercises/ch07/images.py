@@ -15,10 +15,10 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from nanovlm.course.judge.exercise import Case, Exercise, expect
-from nanovlm.data.pictures import open_image
-from nanovlm.data.splits import split_by_picture
+from nanovlm.data.images import open_image
+from nanovlm.data.splits import split_by_image
 
-# -- data.open_picture -------------------------------------------------------------------------------------------------
+# -- data.open_image -------------------------------------------------------------------------------------------------
 
 
 def png(image: Image.Image, **options: Any) -> bytes:
@@ -62,16 +62,16 @@ def _cmyk() -> bytes:
     return buffer.getvalue()
 
 
-def pixels_of(open_picture: Callable[[bytes], Image.Image], content: bytes) -> Tensor:
+def pixels_of(open_image: Callable[[bytes], Image.Image], content: bytes) -> Tensor:
     """[height, width, 3], 0 to 1"""
-    image = open_picture(content)
+    image = open_image(content)
     expect(isinstance(image, Image.Image), f"It should return a PIL picture; it returned {type(image).__name__}.")
     expect(image.mode == "RGB", f'The picture that it returned has mode {image.mode!r}; the model takes "RGB" alone.')
     return torch.from_numpy(np.array(image)).float() / 255
 
 
-OPEN_PICTURE = Exercise(
-    id="data.open_picture",
+OPEN_IMAGE = Exercise(
+    id="data.open_image",
     chapter="07",
     title="Any file, as a person would see it",
     difficulty=2,
@@ -112,9 +112,9 @@ OPEN_PICTURE = Exercise(
 )
 
 
-def _refused(open_picture, content: bytes, what: str) -> None:
+def _refused(open_image, content: bytes, what: str) -> None:
     try:
-        image = open_picture(content)
+        image = open_image(content)
     except ValueError:
         return
     except Exception as error:
@@ -132,21 +132,21 @@ def _refused(open_picture, content: bytes, what: str) -> None:
     )
 
 
-@OPEN_PICTURE.property("a truncated file raises ValueError")
+@OPEN_IMAGE.property("a truncated file raises ValueError")
 def _(fn) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     content = png(Image.fromarray(noise))
     _refused(fn, content[: len(content) // 2], "A file that is cut in half")
 
 
-@OPEN_PICTURE.property("what is no picture raises ValueError")
+@OPEN_IMAGE.property("what is no picture raises ValueError")
 def _(fn) -> None:
     _refused(fn, b"<!DOCTYPE html><title>404</title>", "A web page")
     _refused(fn, b"", "An empty file")
 
 
 def _opened(content: bytes, turn=None, alpha="white", deep="scale", convert=True) -> Image.Image:
-    """open_picture to build wrong versions from."""
+    """open_image to build wrong versions from."""
     image = Image.open(io.BytesIO(content))
     orientation = image.getexif().get(ExifTags.Base.Orientation)
     turns = {6: Image.Transpose.ROTATE_270, 3: Image.Transpose.ROTATE_180} if turn is None else turn
@@ -160,7 +160,7 @@ def _opened(content: bytes, turn=None, alpha="white", deep="scale", convert=True
     return image.transpose(turns[orientation]) if orientation in turns else image
 
 
-@OPEN_PICTURE.mistake(
+@OPEN_IMAGE.mistake(
     "The EXIF orientation is not applied: pictures from telephones lie on their side. ImageOps.exif_transpose turns "
     "them, before convert, which forgets where the picture came from."
 )
@@ -168,7 +168,7 @@ def _(content):
     return _opened(content, turn={})
 
 
-@OPEN_PICTURE.mistake(
+@OPEN_IMAGE.mistake(
     "Transparent pixels show the colour that is hidden under them, most often black: convert('RGB') drops the alpha "
     "channel. Lay the picture over white first."
 )
@@ -176,19 +176,19 @@ def _(content):
     return _opened(content, alpha=None)
 
 
-@OPEN_PICTURE.mistake("The picture is laid over black. Paper, and the pages that most pictures come from, are white.")
+@OPEN_IMAGE.mistake("The picture is laid over black. Paper, and the pages that most pictures come from, are white.")
 def _(content):
     return _opened(content, alpha="black")
 
 
-@OPEN_PICTURE.mistake(
+@OPEN_IMAGE.mistake(
     "16-bit grey is clipped: everything above 255 of 65535 has become white. Divide by 257 before you convert."
 )
 def _(content):
     return _opened(content, deep="clip")
 
 
-@OPEN_PICTURE.mistake(
+@OPEN_IMAGE.mistake(
     "You open and convert to RGB, and nothing else: pictures from telephones lie on their side, transparent pixels show "
     "hidden colours, and 16-bit grey is clipped."
 )
@@ -196,12 +196,12 @@ def _(content):
     return Image.open(io.BytesIO(content)).convert("RGB")
 
 
-@OPEN_PICTURE.mistake("The picture comes back as it was opened, in whatever mode: convert it to RGB, with all that needs.")
+@OPEN_IMAGE.mistake("The picture comes back as it was opened, in whatever mode: convert it to RGB, with all that needs.")
 def _(content):
     return Image.open(io.BytesIO(content))
 
 
-@OPEN_PICTURE.mistake(
+@OPEN_IMAGE.mistake(
     "The picture is turned the wrong way. Orientation 6 means a quarter to the *right*; PIL's rotate counts the other "
     "way round. ImageOps.exif_transpose knows."
 )
@@ -209,12 +209,12 @@ def _(content):
     return _opened(content, turn={6: Image.Transpose.ROTATE_90, 3: Image.Transpose.ROTATE_180})
 
 
-@OPEN_PICTURE.mistake("Only orientation 6 is handled. There are eight; ImageOps.exif_transpose knows all of them.")
+@OPEN_IMAGE.mistake("Only orientation 6 is handled. There are eight; ImageOps.exif_transpose knows all of them.")
 def _(content):
     return _opened(content, turn={6: Image.Transpose.ROTATE_270})
 
 
-@OPEN_PICTURE.mistake(
+@OPEN_IMAGE.mistake(
     "A palette's transparent colour is not seen: such a picture has mode P, and says in image.info['transparency'] "
     "which colour it is."
 )
@@ -223,7 +223,7 @@ def _(content):
     return _opened(content, alpha=None if image.mode == "P" else "white")
 
 
-@OPEN_PICTURE.mistake(
+@OPEN_IMAGE.mistake(
     "16-bit grey is stretched from its own darkest to its own lightest value… or cut to its lower byte. Its white is "
     "65535: divide by 257."
 )
@@ -234,7 +234,7 @@ def _(content):
     return _opened(content)
 
 
-# -- data.split_by_picture ---------------------------------------------------------------------------------------------
+# -- data.split_by_image ---------------------------------------------------------------------------------------------
 
 FACTS = (
     "each sample on one side",
@@ -248,7 +248,7 @@ FACTS = (
 Split = Callable[[Sequence[bytes], float, int], tuple[Sequence[int], Sequence[int]]]
 
 
-def facts_of(split: Split, pictures: list[bytes], val_share: float, seed: int) -> dict[str, bool]:
+def facts_of(split: Split, images: list[bytes], val_share: float, seed: int) -> dict[str, bool]:
     """What holds of a split, whatever rule made it."""
 
     def val(given: list[bytes], with_seed: int = seed) -> list[int]:
@@ -256,40 +256,40 @@ def facts_of(split: Split, pictures: list[bytes], val_share: float, seed: int) -
         expect(isinstance(out, (tuple, list)) and len(out) == 2, "It should return two lists: training, validation.")
         return sorted(int(i) for i in out[1])
 
-    out = split(list(pictures), val_share, seed)
+    out = split(list(images), val_share, seed)
     expect(
         isinstance(out, (tuple, list)) and len(out) == 2 and all(hasattr(side, "__iter__") for side in out),
         "It should return two lists of indices: training, then validation.",
     )
     train, held_out = ([int(i) for i in side] for side in out)
     expect(
-        all(0 <= i < len(pictures) for i in train + held_out),
+        all(0 <= i < len(images) for i in train + held_out),
         "It should return indices into the list; there is one that the list does not have.",
     )
-    share = len(held_out) / len(pictures)
+    share = len(held_out) / len(images)
     original = builtins.hash  # salted anew in each process: here, a second process
     with mock.patch.object(builtins, "hash", lambda thing: original(("another process", thing))):
-        elsewhere = val(pictures)
-    newcomers = [b"new %d" % i for i in range(len(pictures) // 2)]
+        elsewhere = val(images)
+    newcomers = [b"new %d" % i for i in range(len(images) // 2)]
     facts = (
-        sorted(train + held_out) == list(range(len(pictures))),
-        not {pictures[i] for i in train} & {pictures[i] for i in held_out},
+        sorted(train + held_out) == list(range(len(images))),
+        not {images[i] for i in train} & {images[i] for i in held_out},
         abs(share - val_share) < 0.12,
-        val(pictures) == sorted(held_out),
+        val(images) == sorted(held_out),
         elsewhere == sorted(held_out),
-        [i for i in val(pictures + newcomers) if i < len(pictures)] == sorted(held_out),
-        val(pictures, seed + 1) != sorted(held_out),
+        [i for i in val(images + newcomers) if i < len(images)] == sorted(held_out),
+        val(images, seed + 1) != sorted(held_out),
     )
     return dict(zip(FACTS, facts, strict=True))
 
 
-def _pictures(count: int, turns: int) -> list[bytes]:
+def _images(count: int, turns: int) -> list[bytes]:
     """`count` samples; each picture comes `turns` times, spread over the list."""
     return [b"picture %d" % (i % (count // turns)) for i in range(count)]
 
 
 SPLIT = Exercise(
-    id="data.split_by_picture",
+    id="data.split_by_image",
     chapter="07",
     title="No picture on both sides",
     difficulty=2,
@@ -304,26 +304,26 @@ SPLIT = Exercise(
         'number = int.from_bytes(digest, "big") / 2**64        # 0 to 1\n'
         "the sample is for validation if …",
     ),
-    reference=split_by_picture,
+    reference=split_by_image,
     cases=lambda: [
-        Case(_pictures(1200, 4), 0.3, 7, note="1,200 samples about 300 pictures; 30 % for validation"),
-        Case(_pictures(400, 1), 0.2, 0, note="400 samples, 400 pictures; 20 % for validation"),
+        Case(_images(1200, 4), 0.3, 7, note="1,200 samples about 300 pictures; 30 % for validation"),
+        Case(_images(400, 1), 0.2, 0, note="400 samples, 400 pictures; 20 % for validation"),
     ],
     call=facts_of,
 )
 
 
-def _dealt(pictures: Sequence[bytes], number: Callable[[int, bytes], float], val_share: float):
-    val = [i for i, picture in enumerate(pictures) if number(i, picture) < val_share]
-    return [i for i in range(len(pictures)) if i not in set(val)], val
+def _dealt(images: Sequence[bytes], number: Callable[[int, bytes], float], val_share: float):
+    val = [i for i, image in enumerate(images) if number(i, image) < val_share]
+    return [i for i in range(len(images)) if i not in set(val)], val
 
 
 @SPLIT.mistake(
     "The samples are shuffled and cut, so a picture with several questions lands on both sides. Let the picture decide, "
     "not its place in the list."
 )
-def _(pictures, val_share, seed):
-    order = list(range(len(pictures)))
+def _(images, val_share, seed):
+    order = list(range(len(images)))
     random.Random(seed).shuffle(order)
     cut = round(val_share * len(order))
     return sorted(order[cut:]), sorted(order[:cut])
@@ -333,63 +333,63 @@ def _(pictures, val_share, seed):
     "Every sample throws a coin of its own, so a picture with several questions lands on both sides. Let the picture "
     "decide, not its place in the list."
 )
-def _(pictures, val_share, seed):
+def _(images, val_share, seed):
     rng = random.Random(seed)
-    return _dealt(pictures, lambda i, p: rng.random(), val_share)
+    return _dealt(images, lambda i, p: rng.random(), val_share)
 
 
 @SPLIT.mistake(
     "The pictures are shuffled as a list and cut. Equal ones stay together, but a picture's side depends on which "
     "others are there: add some, and what was held out is trained on. Decide for each picture alone, by a hash."
 )
-def _(pictures, val_share, seed):
-    unique = sorted(set(pictures))
+def _(images, val_share, seed):
+    unique = sorted(set(images))
     random.Random(seed).shuffle(unique)
     held_out = set(unique[: round(val_share * len(unique))])
-    return _dealt(pictures, lambda i, p: -1.0 if p in held_out else 2.0, val_share)
+    return _dealt(images, lambda i, p: -1.0 if p in held_out else 2.0, val_share)
 
 
 @SPLIT.mistake(
     "The built-in hash() of bytes is salted anew in every process, so that after a restart other pictures are held "
     "out. hashlib gives the same everywhere."
 )
-def _(pictures, val_share, seed):
-    return _dealt(pictures, lambda i, p: (hash((seed, p)) % 10_007) / 10_007, val_share)
+def _(images, val_share, seed):
+    return _dealt(images, lambda i, p: (hash((seed, p)) % 10_007) / 10_007, val_share)
 
 
 @SPLIT.mistake(
     "The seed does not reach the hash: there is only one way to deal. Hash the seed together with the picture."
 )
-def _(pictures, val_share, seed):
-    return split_by_picture(pictures, val_share, 0)
+def _(images, val_share, seed):
+    return split_by_image(images, val_share, 0)
 
 
 @SPLIT.mistake("The two sides are swapped: training comes first, and val_share is the share of the second.")
-def _(pictures, val_share, seed):
-    return split_by_picture(pictures, val_share, seed)[::-1]
+def _(images, val_share, seed):
+    return split_by_image(images, val_share, seed)[::-1]
 
 
 @SPLIT.mistake(
     "Equal pictures are taken once and their other samples are lost. They are other questions about the picture: keep "
     "them, on the same side."
 )
-def _(pictures, val_share, seed):
-    first = {picture: i for i, picture in reversed(list(enumerate(pictures)))}
-    return tuple([i for i in side if first[pictures[i]] == i] for side in split_by_picture(pictures, val_share, seed))
+def _(images, val_share, seed):
+    first = {image: i for i, image in reversed(list(enumerate(images)))}
+    return tuple([i for i in side if first[images[i]] == i] for side in split_by_image(images, val_share, seed))
 
 
 @SPLIT.mistake(
     "The order of the list decides: its end is held out. Data are often sorted by source, and the seed does nothing."
 )
-def _(pictures, val_share, seed):
-    cut = round((1 - val_share) * len(pictures))
-    return list(range(cut)), list(range(cut, len(pictures)))
+def _(images, val_share, seed):
+    cut = round((1 - val_share) * len(images))
+    return list(range(cut)), list(range(cut, len(images)))
 
 
 @SPLIT.mistake(
     "The random numbers are not seeded, so that each call deals anew and a resumed run trains on what it was tested "
     "with."
 )
-def _(pictures, val_share, seed):
-    coins = {picture: random.random() for picture in sorted(set(pictures))}
-    return _dealt(pictures, lambda i, p: coins[p], val_share)
+def _(images, val_share, seed):
+    coins = {image: random.random() for image in sorted(set(images))}
+    return _dealt(images, lambda i, p: coins[p], val_share)
