@@ -49,7 +49,7 @@ from nanovlm.models.vision_language_model import VLMOutput
 
 # %% [markdown] tags=["exercise"]
 # Put image tokens where the placeholders are. `embeddings` `[batch, length, dim]` are the vectors of a batch of texts,
-# `image_tokens` `[pictures, num_image_tokens, dim]` all pictures of the batch in reading order, and `is_placeholder`
+# `image_tokens` `[images, num_image_tokens, dim]` all pictures of the batch in reading order, and `is_placeholder`
 # `[batch, length]` is True where an image token belongs. A row may hold several pictures, or none.
 #
 # One row of five, one picture of two tokens:

@@ -217,7 +217,7 @@ check("data.open_image", open_image)
 # the score goes up for the wrong reason. Nothing else about the run will tell you.
 
 # %% [markdown] tags=["exercise"]
-# `pictures` holds the bytes of each sample's picture. Samples about one picture have the same bytes. Return two lists
+# `images` holds the bytes of each sample's picture. Samples about one picture have the same bytes. Return two lists
 # of indices: the samples for training, and those for validation, about a share of `val_share` of the pictures.
 #
 # Let the picture alone decide its side, with the seed: equal pictures land on one side, the same call gives the same
@@ -248,7 +248,7 @@ check("data.open_image", open_image)
 
 
 # %%
-def split_by_image(pictures: list[bytes], val_share: float, seed: int) -> tuple[list[int], list[int]]:
+def split_by_image(images: list[bytes], val_share: float, seed: int) -> tuple[list[int], list[int]]:
     """Indices for training and for validation, with each picture on one side."""
     raise NotImplementedError("data.split_by_image")
 
@@ -346,7 +346,7 @@ check("data.pad_batch", pad_batch)
 # ```python
 # ids = [torch.tensor([5, 1]), torch.tensor([6, 7, 1])]          # pad_id 1, and 1 is a real token too
 # images = two pictures filled with 2.0 and 3.0, [1, 3, 1, 1] each
-# padded, mask, learned, pictures = pad_batch(ids, targets, images, 1)
+# padded, mask, learned, stacked = pad_batch(ids, targets, images, 1)
 # assert padded.tolist() == [[5, 1, …], [6, 7, 1]]
 # assert mask.tolist() == …      # and the two others
 # ```

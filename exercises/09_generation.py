@@ -536,9 +536,7 @@ from nanovlm.assets import asset_path
 from nanovlm.course import yours
 
 model = yours()
-print(
-    model.generate(image=asset_path("images/shapes.png"), prompt="Describe the picture.", temperature=0.7, top_p=0.9)
-)
+print(model.generate(image=asset_path("images/shapes.png"), prompt="Describe the picture.", temperature=0.7, top_p=0.9))
 
 # %%
 decode = use("generation.greedy", decode)  # your loop, or the reference until it passes

@@ -142,19 +142,19 @@ check("tiles.grid", smolvlm_grid)
 
 
 # %%
-def whole_view(picture: Tensor, tile: int) -> Tensor:
+def whole_view(image: Tensor, tile: int) -> Tensor:
     """[channels, height, width] -> [channels, tile, tile]: each pixel is the mean of those that it stands for."""
-    return F.adaptive_avg_pool2d(picture, tile)
+    return F.adaptive_avg_pool2d(image, tile)
 
 
 # %%
-def split_picture(picture: Tensor, tile: int) -> Tensor:
+def split_image(image: Tensor, tile: int) -> Tensor:
     """[channels, rows * tile, columns * tile] -> [rows * columns + 1, channels, tile, tile]; one tile stays one."""
     raise NotImplementedError("tiles.split")
 
 
 # %%
-check("tiles.split", split_picture)
+check("tiles.split", split_image)
 
 # %% [markdown] tags=["stamped"]
 # ## Exercise 13.3 · What stands for a picture in the text

@@ -254,7 +254,7 @@ check("data.open_image", open_image)
 # the score goes up for the wrong reason. Nothing else about the run will tell you.
 
 # %% [markdown] tags=["exercise"]
-# `pictures` holds the bytes of each sample's picture. Samples about one picture have the same bytes. Return two lists
+# `images` holds the bytes of each sample's picture. Samples about one picture have the same bytes. Return two lists
 # of indices: the samples for training, and those for validation, about a share of `val_share` of the pictures.
 #
 # Let the picture alone decide its side, with the seed: equal pictures land on one side, the same call gives the same

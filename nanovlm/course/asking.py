@@ -42,7 +42,7 @@ EXAMPLES = "examples …"  # what the menu of questions shows
 
 
 class Ask(Lever):
-    """`render(picture, question)` asks the model and returns the card; a picture is a name, or anything that opens."""
+    """`render(image, question)` asks the model and returns the card; a picture is a name, or anything that opens."""
 
     def __init__(
         self, model: VisionLanguageModel, images: Mapping[str, Any], questions: Sequence[str], max_new_tokens: int

@@ -122,7 +122,7 @@ def _image(name: Any, folder: Path) -> str:
 
 
 def _turns(messages: Any, role_key: str, text_key: str, images: list[str]) -> list[dict[str, str]]:
-    """Questions and answers in turn. Pictures within the messages are added to `pictures`; a system text leads the
+    """Questions and answers in turn. Pictures within the messages are added to `images`; a system text leads the
     first question."""
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise ValueError("its conversation is empty")

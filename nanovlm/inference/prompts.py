@@ -14,7 +14,7 @@ from nanovlm.models.vision_language_model import VisionLanguageModel
 def prepare_prompts(
     model: VisionLanguageModel, prompts: Sequence[str], images: Sequence[Any]
 ) -> dict[str, Tensor | None]:
-    """One entry of `pictures` (None, a picture, or a list of them) for each prompt -> a left-padded batch."""
+    """One entry of `images` (None, a picture, or a list of them) for each prompt -> a left-padded batch."""
     if not prompts:
         raise ValueError("There is no prompt: the list is empty.")
     return collate_prompts(model, [prepare_prompt(model, *each) for each in zip(prompts, images, strict=True)])

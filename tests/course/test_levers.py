@@ -22,11 +22,11 @@ from nanovlm.viz.style import (
     diverging,
     from_matplotlib,
     heat,
-    image,
     ink_on,
     line,
     path,
     png_bytes,
+    raster,
     rect,
     svg_figure,
     text,
@@ -205,7 +205,7 @@ def test_a_figure_is_well_formed_and_tells_what_it_shows() -> None:
         path("M0 0L1 1", stroke="blue"),
         arrow(0, 0, 10, 10),
         text(1, 1, "a < b & c", mono=True, font_weight=600),
-        image(0, 0, 4, 4, png_bytes([[[0, 0, 0], [255, 255, 255]]]), "two pixels"),
+        raster(0, 0, 4, 4, png_bytes([[[0, 0, 0], [255, 255, 255]]]), "two pixels"),
     ]
     figure = svg_figure(300, 100, body, alt='A "test" of <everything>')
     root = minidom.parseString(figure.markup).documentElement

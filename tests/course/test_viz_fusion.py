@@ -44,7 +44,7 @@ def test_the_legend_names_what_is_there_and_nothing_else() -> None:
     assert "padding" not in words(drawn(lines_figure([("words", [Piece("w", "word")])])))
 
 
-@pytest.mark.parametrize("pictures", [0, 1, 3, 9])
+@pytest.mark.parametrize("images", [0, 1, 3, 9])
 def test_long_lines_are_wrapped(images: int) -> None:
     tokens = [piece for i in range(images) for piece in image_pieces(i, 16)]
     drawn(lines_figure([("a line", [*tokens, *[Piece("word", "word")] * 10]), ("nothing", [])]))
