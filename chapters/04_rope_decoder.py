@@ -1110,19 +1110,24 @@ with torch.no_grad():
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/04_rope_decoder.ipynb) ([in Colab][exercises]): 8 of them, about 89 minutes.
+# [Open the exercises](../exercises/04_rope_decoder.ipynb) ([in Colab][exercises]): 13 of them, about 145 minutes.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/04_rope_decoder.ipynb
 #
 # | | exercise | difficulty | minutes |
 # |---|---|---|---|
-# | 4.1 | Every vector to the same size (`decoder.rms_norm`) | ●○○ | 8 |
-# | 4.2 | A gate in the MLP (`decoder.swiglu`) | ●○○ | 6 |
-# | 4.3 | How far does each pair turn? (`rope.angles`) | ●●○ | 10 |
-# | 4.4 | Turn queries and keys (`rope.apply`) | ●●○ | 10 |
-# | 4.5 | Who may look at whom (`decoder.masks`) | ●●● | 15 |
-# | 4.6 | Heads that share (`decoder.gqa`) | ●●● | 20 |
-# | 4.7 | The block (`decoder.block`) | ●○○ | 8 |
-# | 4.8 | The decoder (`decoder.language_model`) | ●●○ | 12 |
+# | 4.1 | Bring every vector to one size (`decoder.rms_norm`) | ●○○ | 8 |
+# | 4.2 | How far does each pair turn? (`rope.angles`) | ●●○ | 10 |
+# | 4.3 | Turn queries and keys (`rope.apply`) | ●●○ | 10 |
+# | 4.4 | Padding has no position (`decoder.positions`) | ●○○ | 6 |
+# | 4.5 | Which tokens may a token attend to? (`decoder.who_sees_whom`) | ●●○ | 10 |
+# | 4.6 | A prefix that sees itself in both directions (`decoder.prefix_mask`) | ●●○ | 12 |
+# | 4.7 | Mend it: the mask that turns into NaN (`decoder.mend_mask`) | ●●● | 15 |
+# | 4.8 | Heads that share keys and values (`decoder.gqa`) | ●●● | 20 |
+# | 4.9 | An MLP with a gate (`decoder.swiglu`) | ●○○ | 6 |
+# | 4.10 | The block (`decoder.block`) | ●○○ | 8 |
+# | 4.11 | The decoder (`decoder.language_model`) | ●●○ | 8 |
+# | 4.12 | Measure it: who sees whom? (`decoder.measure_mask`) | ●●○ | 12 |
+# | 4.13 | Write the test that every decoder should pass (`decoder.test_decoder`) | ●●● | 20 |
 #
 # Next: [05 Text, tokens and labels](05_text_tokens.ipynb)
