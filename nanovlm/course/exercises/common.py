@@ -64,3 +64,32 @@ def expect_one_mask(run: Callable[[], Any]) -> None:
             "silence and others raise an error: give one of the two.",
         )
         raise
+
+
+def caught(test: Callable[[Any], None], right: Any, planted: dict[str, Any], what: str) -> int:
+    """How many planted versions make the learner's test fail, after it has passed with a right one."""
+    try:
+        result = test(right)
+    except NotImplementedError:
+        raise
+    except AssertionError as error:
+        words = f" ({str(error).splitlines()[0][:120]})" if str(error) else ""
+        expect(False, f"Your test fails with a {what} that is right{words}. What does it ask for that nobody promised?")
+    except Exception as error:
+        expect(False, f"With a {what} that is right, your test raises {type(error).__name__}: {str(error)[:120]}.")
+    expect(
+        result is None,
+        f"Your test returns {type(result).__name__}. A test speaks by assert: it returns nothing, and raises "
+        "AssertionError where something is wrong.",
+    )
+    missed = []
+    for sentence, wrong in planted.items():
+        try:
+            test(wrong)
+        except Exception:
+            continue
+        missed.append(sentence)
+    count = f"Your test catches {len(planted) - len(missed)} of {len(planted)} wrong versions."
+    expect(len(missed) < len(planted), f"{count} It asserts nothing that a wrong {what} does not do as well.")
+    expect(not missed, f"{count} What gets through: {'; '.join(missed)}.")
+    return len(planted)

@@ -6,9 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nanovlm.models.language_model import DecoderBlock, RMSNorm, RotaryEmbedding, SwiGLU, apply_rope
-from nanovlm.models.language_model import GroupedQueryAttention as Attention
-from nanovlm.models.language_model import attention_layout
+from nanovlm.models.language_model import DecoderBlock, RMSNorm, RotaryEmbedding, apply_rope, attention_layout
 
 
 def cls(name, base, **members):
@@ -68,25 +66,63 @@ class WithBias(Norm):
 
 RMS = [
     (norm("layer_norm", lambda s, x: F.layer_norm(x, x.shape[-1:], s.weight, None, s.eps)), "LayerNorm"),
-    (norm("over_the_tokens", lambda s, x: x * (x.float().pow(2).mean(1, keepdim=True) + s.eps).rsqrt().to(x.dtype) * s.weight), "over the tokens"),
-    (norm("one_mean", lambda s, x: (x.float() * (x.float().pow(2).mean() + s.eps).rsqrt()).to(x.dtype) * s.weight), "One mean"),
+    (
+        norm(
+            "over_the_tokens",
+            lambda s, x: x * (x.float().pow(2).mean(1, keepdim=True) + s.eps).rsqrt().to(x.dtype) * s.weight,
+        ),
+        "over the tokens",
+    ),
+    (
+        norm("one_mean", lambda s, x: (x.float() * (x.float().pow(2).mean() + s.eps).rsqrt()).to(x.dtype) * s.weight),
+        "One mean",
+    ),
     (norm("eps_written_in", lambda s, x: _rms(s, x, 1e-5) * s.weight), "eps is built in"),
     (norm("eps_1e6", lambda s, x: _rms(s, x, 1e-6) * s.weight), "eps is built in"),
     (norm("no_eps", lambda s, x: _rms(s, x, 0.0) * s.weight), "eps is left out"),
-    (norm("eps_outside", lambda s, x: (x.float() / (x.float().pow(2).mean(-1, keepdim=True).sqrt() + s.eps)).to(x.dtype) * s.weight), "eps is added behind the root"),
-    (norm("half_precision", lambda s, x: x * (x.pow(2).mean(-1, keepdim=True) + s.eps).rsqrt() * s.weight), "half precision"),
+    (
+        norm(
+            "eps_outside",
+            lambda s, x: (x.float() / (x.float().pow(2).mean(-1, keepdim=True).sqrt() + s.eps)).to(x.dtype) * s.weight,
+        ),
+        "eps is added behind the root",
+    ),
+    (
+        norm("half_precision", lambda s, x: x * (x.pow(2).mean(-1, keepdim=True) + s.eps).rsqrt() * s.weight),
+        "half precision",
+    ),
     (norm("sum_of_squares", lambda s, x: F.normalize(x.float(), dim=-1).to(x.dtype) * s.weight), "*sum* of squares"),
-    (norm("no_root", lambda s, x: (x.float() / (x.float().pow(2).mean(-1, keepdim=True) + s.eps)).to(x.dtype) * s.weight), "root is missing"),
+    (
+        norm(
+            "no_root",
+            lambda s, x: (x.float() / (x.float().pow(2).mean(-1, keepdim=True) + s.eps)).to(x.dtype) * s.weight,
+        ),
+        "root is missing",
+    ),
     (norm("weight_unused", lambda s, x: _rms(s, x)), "learned weight is not used"),
     (norm("weight_before", lambda s, x: _rms(s, x * s.weight)), "before the size is measured"),
     (norm("stays_in_float32", lambda s, x: _rms(s, x.float()) * s.weight.float()), "type that came in"),
-    (norm("standard_deviation", lambda s, x: (x.float() / (x.float().std(-1, keepdim=True) + s.eps)).to(x.dtype) * s.weight), "standard deviation"),
-    (norm("detached_scale", lambda s, x: (x.float() * (x.detach().float().pow(2).mean(-1, keepdim=True) + s.eps).rsqrt()).to(x.dtype) * s.weight), "gradient"),
+    (
+        norm(
+            "standard_deviation",
+            lambda s, x: (x.float() / (x.float().std(-1, keepdim=True) + s.eps)).to(x.dtype) * s.weight,
+        ),
+        "standard deviation",
+    ),
+    (
+        norm(
+            "detached_scale",
+            lambda s, x: (
+                (x.float() * (x.detach().float().pow(2).mean(-1, keepdim=True) + s.eps).rsqrt()).to(x.dtype) * s.weight
+            ),
+        ),
+        "gradient",
+    ),
     (norm("detached_weight", lambda s, x: _rms(s, x) * s.weight.data), "gradient"),
     (ForgetsTheWeight, "no parameter weight"),
     (StartsAtZero, "weight of ones"),
     (WithBias, "bias"),
-]  # fmt: skip
+]
 
 # -- decoder.swiglu ----------------------------------------------------------------------------------------------------
 
@@ -245,20 +281,29 @@ APPLY = [
     (fn("last_position", lambda x, cos, sin: x * cos[:, :, -1:] + _turned(x) * sin[:, :, -1:]), "one position"),
     (fn("backwards", lambda x, cos, sin: x * cos - _turned(x) * sin), "runs backwards"),
     (fn("no_minus", lambda x, cos, sin: x * cos + _turned(x, 1) * sin), "minus sign is missing"),
-    (fn("not_swapped", lambda x, cos, sin: x * cos + torch.cat([-_halves(x)[0], _halves(x)[1]], -1) * sin), "not swapped"),
+    (
+        fn("not_swapped", lambda x, cos, sin: x * cos + torch.cat([-_halves(x)[0], _halves(x)[1]], -1) * sin),
+        "not swapped",
+    ),
     (fn("x_times_sin", lambda x, cos, sin: x * cos + x * sin), "x itself"),
     (fn("swapped", lambda x, cos, sin: x * sin + _turned(x) * cos), "Sine and cosine"),
     (fn("only_cos", lambda x, cos, sin: x * cos), "sine is not used"),
     (fn("only_sin", lambda x, cos, sin: _turned(x) * sin), "cosine is not used"),
-    (fn("half_turned", lambda x, cos, sin: torch.cat([(x * cos + _turned(x) * sin).chunk(2, -1)[0], _halves(x)[1]], -1)), "Only one number of each pair"),
+    (
+        fn(
+            "half_turned",
+            lambda x, cos, sin: torch.cat([(x * cos + _turned(x) * sin).chunk(2, -1)[0], _halves(x)[1]], -1),
+        ),
+        "Only one number of each pair",
+    ),
     (fn("in_place", _inplace_rope), "already been turned"),
     (fn("float32", lambda x, cos, sin: x.float() * cos + _turned(x).float() * sin), "bfloat16"),
     (fn("rolled", lambda x, cos, sin: x * cos + torch.roll(x, 1, -1) * sin), "runs round by one"),
     (fn("reversed_vector", lambda x, cos, sin: x * cos + x.flip(-1) * sin), "backwards along the vector"),
     (fn("nothing", lambda x, cos, sin: x.clone()), "nothing has been turned"),
     (fn("detached", lambda x, cos, sin: x.detach() * cos + _turned(x.detach()) * sin), "gradient"),
-    (fn("heads_and_length", lambda x, cos, sin: (x.mT * cos.mT + _turned(x).mT * sin.mT)), "transposed"),
-]  # fmt: skip
+    (fn("heads_and_length", lambda x, cos, sin: x.mT * cos.mT + _turned(x).mT * sin.mT), "transposed"),
+]
 
 # -- decoder.positions -------------------------------------------------------------------------------------------------
 
@@ -304,12 +349,24 @@ MASKS = [
     (mask("inverted_triangle", lambda c, r, e: (~c & r) | e), "Past and future"),
     (mask("or_for_and", lambda c, r, e: c | r), "or where"),
     (mask("whole_pads", lambda c, r, e: (c & r) | ~r.mT), "padding token sees everything"),
-    (fn("additive", lambda m: torch.where(((_parts(m)[0] & _parts(m)[1]) | _parts(m)[2])[:, None], 0.0, float("-inf"))), "Return bools"),
+    (
+        fn(
+            "additive",
+            lambda m: torch.where(((_parts(m)[0] & _parts(m)[1]) | _parts(m)[2])[:, None], 0.0, float("-inf")),
+        ),
+        "Return bools",
+    ),
     (fn("integers", lambda m: ((_parts(m)[0] & _parts(m)[1]) | _parts(m)[2])[:, None].long()), "Return bools"),
     (fn("no_axis_for_heads", lambda m: (_parts(m)[0] & _parts(m)[1]) | _parts(m)[2]), "axis for the heads"),
     (fn("transposed", lambda m: ((_parts(m)[0] & _parts(m)[1]) | _parts(m)[2])[:, None].mT), "Queries are rows"),
-    (fn("first_row_for_all", lambda m: ((_parts(m)[0] & _parts(m)[1][:1]) | _parts(m)[2])[:, None].expand(len(m), -1, -1, -1)), "first row"),
-]  # fmt: skip
+    (
+        fn(
+            "first_row_for_all",
+            lambda m: ((_parts(m)[0] & _parts(m)[1][:1]) | _parts(m)[2])[:, None].expand(len(m), -1, -1, -1),
+        ),
+        "first row",
+    ),
+]
 
 # -- decoder.prefix_mask -----------------------------------------------------------------------------------------------
 
@@ -622,25 +679,57 @@ def _blk(self, x, rope, mask, cache, a=None, m=None):
 
 
 BLOCKS = [
-    (block("no_first_residual", lambda s, x, r, m, c=None: _blk(s, s.attn(s.norm1(x), r, m, c), r, m, c, lambda y: y)), "first half adds nothing"),
-    (block("no_second_residual", lambda s, x, r, m, c=None: s.mlp(s.norm2(x + s.attn(s.norm1(x), r, m, c)))), "second half adds nothing"),
-    (block("no_residual", lambda s, x, r, m, c=None: s.mlp(s.norm2(s.attn(s.norm1(x), r, m, c)))), "Nothing is added back"),
-    (block("post_norm", lambda s, x, r, m, c=None: s.norm2((y := s.norm1(x + s.attn(x, r, m, c))) + s.mlp(y))), "post-norm"),
-    (block("adds_to_the_normalised", lambda s, x, r, m, c=None: (y := s.norm2((z := s.norm1(x)) + s.attn(z, r, m, c))) + s.mlp(y)), "normalised x"),
+    (
+        block(
+            "no_first_residual", lambda s, x, r, m, c=None: _blk(s, s.attn(s.norm1(x), r, m, c), r, m, c, lambda y: y)
+        ),
+        "first half adds nothing",
+    ),
+    (
+        block("no_second_residual", lambda s, x, r, m, c=None: s.mlp(s.norm2(x + s.attn(s.norm1(x), r, m, c)))),
+        "second half adds nothing",
+    ),
+    (
+        block("no_residual", lambda s, x, r, m, c=None: s.mlp(s.norm2(s.attn(s.norm1(x), r, m, c)))),
+        "Nothing is added back",
+    ),
+    (
+        block("post_norm", lambda s, x, r, m, c=None: s.norm2((y := s.norm1(x + s.attn(x, r, m, c))) + s.mlp(y))),
+        "post-norm",
+    ),
+    (
+        block(
+            "adds_to_the_normalised",
+            lambda s, x, r, m, c=None: (y := s.norm2((z := s.norm1(x)) + s.attn(z, r, m, c))) + s.mlp(y),
+        ),
+        "normalised x",
+    ),
     (block("parallel", lambda s, x, r, m, c=None: x + s.attn(s.norm1(x), r, m, c) + s.mlp(s.norm2(x))), "parallel"),
-    (block("norms_swapped", lambda s, x, r, m, c=None: (y := x + s.attn(s.norm2(x), r, m, c)) + s.mlp(s.norm1(y))), "norms are swapped"),
-    (block("mlp_first", lambda s, x, r, m, c=None: (y := x + s.mlp(s.norm2(x))) + s.attn(s.norm1(y), r, m, c)), "MLP comes first"),
+    (
+        block("norms_swapped", lambda s, x, r, m, c=None: (y := x + s.attn(s.norm2(x), r, m, c)) + s.mlp(s.norm1(y))),
+        "norms are swapped",
+    ),
+    (
+        block("mlp_first", lambda s, x, r, m, c=None: (y := x + s.mlp(s.norm2(x))) + s.attn(s.norm1(y), r, m, c)),
+        "MLP comes first",
+    ),
     (block("no_mask", lambda s, x, r, m, c=None: _blk(s, x, r, None, c)), "mask does not reach"),
     (block("no_cache", lambda s, x, r, m, c=None: _blk(s, x, r, m, None)), "cache does not reach"),
-    (block("norm1_twice", lambda s, x, r, m, c=None: (y := x + s.attn(s.norm1(x), r, m, c)) + s.mlp(s.norm1(y))), "norm1 serves both"),
+    (
+        block("norm1_twice", lambda s, x, r, m, c=None: (y := x + s.attn(s.norm1(x), r, m, c)) + s.mlp(s.norm1(y))),
+        "norm1 serves both",
+    ),
     (block("no_norms", lambda s, x, r, m, c=None: (y := x + s.attn(x, r, m, c)) + s.mlp(y)), "as it is"),
     (block("no_mlp", lambda s, x, r, m, c=None: x + s.attn(s.norm1(x), r, m, c)), "MLP is left out"),
     (block("no_attention", lambda s, x, r, m, c=None: x + s.mlp(s.norm2(x))), "attention is left out"),
-    (block("old_x", lambda s, x, r, m, c=None: x + s.mlp(s.norm2(x + s.attn(s.norm1(x), r, m, c)))), "second half adds to the x that came in"),
+    (
+        block("old_x", lambda s, x, r, m, c=None: x + s.mlp(s.norm2(x + s.attn(s.norm1(x), r, m, c)))),
+        "second half adds to the x that came in",
+    ),
     (block("detached", lambda s, x, r, m, c=None: _blk(s, x.detach(), r, m, c)), "gradient"),
     (OneNorm, "norm2"),
     (EpsBuiltIn, "rms_norm_eps"),
-]  # fmt: skip
+]
 
 # -- decoder.language_model --------------------------------------------------------------------------------------------
 
@@ -772,10 +861,13 @@ MODELS = [
     (model("same_input", run=_same_input), "Every block reads the input"),
     (model("no_mask", run=_without("mask")), "mask does not reach"),
     (model("no_cache", run=_without("cache")), "cache does not reach"),
-    (model("own_positions", angles=lambda s, p, x: s.rotary_embedding(torch.arange(x.shape[1])[None])), "instead of `positions`"),
+    (
+        model("own_positions", angles=lambda s, p, x: s.rotary_embedding(torch.arange(x.shape[1])[None])),
+        "instead of `positions`",
+    ),
     (model("gives_logits", run=lambda s, x, r, m, c: s.head(Model.run(s, x, r, m, c))), "caller applies the head"),
     (model("detached", run=lambda s, x, r, m, c: Model.run(s, x.detach(), r, m, c)), "gradient"),
-]  # fmt: skip
+]
 
 # -- decoder.measure_mask ----------------------------------------------------------------------------------------------
 

@@ -107,7 +107,10 @@ def _only_changed(words):
 
 BPE = [
     (bpe("set_of_pairs", lambda ws: Counter(p for w in ws for p in dict.fromkeys(pairwise(w)))), "once for each word"),
-    (bpe("different_words_once", lambda ws: Counter(p for w in dict.fromkeys(map(tuple, ws)) for p in pairwise(w))), "different word counts once"),
+    (
+        bpe("different_words_once", lambda ws: Counter(p for w in dict.fromkeys(map(tuple, ws)) for p in pairwise(w))),
+        "different word counts once",
+    ),
     (bpe("across_words", lambda ws: Counter(pairwise([t for w in ws for t in w]))), "across the border"),
     (bpe("least_frequent", best=lambda c: min(c, key=c.__getitem__, default=None)), "least frequent"),
     (bpe("ties_by_alphabet", best=lambda c: max(sorted(c), key=c.__getitem__, default=None)), "alphabet"),
@@ -125,7 +128,7 @@ BPE = [
     (fn("only_changed", _only_changed), "words without the pair"),
     (fn("the_pair", lambda ws: _best(Counter(p for w in ws for p in pairwise(w)))), "expected a list"),
     (bpe("unordered_pairs", lambda ws: Counter(tuple(sorted(p)) for w in ws for p in pairwise(w))), "order of the two"),
-]  # fmt: skip
+]
 
 # -- text.split_digits -------------------------------------------------------------------------------------------------
 
@@ -137,20 +140,31 @@ DIGITS = [
     (fn("space_behind", lambda t: re.findall(r"[A-Za-z]+ ?|\d ?|[^\sA-Za-z\d] ?|\s", t)), "in front of"),
     (fn("space_alone", lambda t: re.findall(r"[A-Za-z]+|\d|[^\sA-Za-z\d]|\s", t)), "piece of its own"),
     (fn("drops_marks", lambda t: re.findall(r" ?[A-Za-z]+| ?\d|\s", t)), "marks are lost"),
-    (fn("drops_other_letters", lambda t: re.findall(r" ?[A-Za-z]+| ?\d| ?[?!.,:;]|\s", t)), "letters outside a to z"),
-    (fn("characters", list), "words fall apart"),
+    (fn("drops_other_letters", lambda t: re.findall(r" ?[A-Za-z]+| ?\d| ?[?!.,:;]|\s", t)), "outside a to z"),
+    (fn("characters", lambda t: list(t)), "Words fall apart"),
     (fn("marks_with_words", lambda t: re.findall(r" ?[^\s\d]+| ?\d|\s", t)), "mark clings"),
     (fn("digits_dropped", lambda t: re.findall(r" ?[A-Za-z]+| ?[^\sA-Za-z\d]|\s", t)), "digits are lost"),
     (fn("pairs_of_digits", lambda t: re.findall(r" ?[A-Za-z]+| ?\d{1,2}| ?[^\sA-Za-z\d]|\s", t)), "two at a time"),
     (fn("threes", lambda t: re.findall(r" ?[A-Za-z]+| ?\d{1,3}| ?[^\sA-Za-z\d]|\s", t)), "three at a time"),
     (fn("lower_case", lambda t: re.findall(r" ?[a-z]+| ?\d| ?[^\sa-z\d]|\s", t.lower())), "capitals"),
-    (fn("marks_together", lambda t: re.findall(r" ?[A-Za-zÀ-ÿ写真]+| ?\d| ?[^\sA-Za-zÀ-ÿ写真\d]+|\s", t)), "marks that follow"),
-]  # fmt: skip
+    (
+        fn("marks_together", lambda t: re.findall(r" ?[A-Za-zÀ-ÿ写真]+| ?\d| ?[^\sA-Za-zÀ-ÿ写真\d]+|\s", t)),
+        "Marks that follow",
+    ),
+]
 
 # -- text.render_chat --------------------------------------------------------------------------------------------------
 
 
-def chat(name, user="<|user|>{}", system="<|system|>{}", assistant="<|assistant|>{}<|end|>", join="", ask="<|assistant|>", when=lambda ms, on: on):
+def chat(
+    name,
+    user="<|user|>{}",
+    system="<|system|>{}",
+    assistant="<|assistant|>{}<|end|>",
+    join="",
+    ask="<|assistant|>",
+    when=lambda ms, on: on,
+):
     forms = {"user": user, "system": system, "assistant": assistant}
 
     def render(messages, add_generation_prompt=False):
@@ -169,8 +183,14 @@ RENDER = [
     (chat("end_after_everything", user="<|user|>{}<|end|>", system="<|system|>{}<|end|>"), "Questions end"),
     (chat("no_end", assistant="<|assistant|>{}"), "No answer ends"),
     (chat("newlines", join="\n"), "newline"),
-    (chat("newline_behind_role", user="<|user|>\n{}", system="<|system|>\n{}", assistant="<|assistant|>\n{}<|end|>"), "newline stands behind"),
-    (chat("space_behind_role", user="<|user|> {}", system="<|system|> {}", assistant="<|assistant|> {}<|end|>"), "space stands"),
+    (
+        chat("newline_behind_role", user="<|user|>\n{}", system="<|system|>\n{}", assistant="<|assistant|>\n{}<|end|>"),
+        "newline stands behind",
+    ),
+    (
+        chat("space_behind_role", user="<|user|> {}", system="<|system|> {}", assistant="<|assistant|> {}<|end|>"),
+        "space stands",
+    ),
     (chat("ignores_the_flag", when=lambda ms, on: False), "ignored"),
     (chat("always_asks", when=lambda ms, on: True), "always stands"),
     (chat("flag_inverted", when=lambda ms, on: not on), "wrong way round"),
@@ -178,14 +198,82 @@ RENDER = [
     (chat("ask_as_user", ask="<|user|>"), "<|user|>"),
     (chat("no_system", system=""), "system message is left out"),
     (chat("system_as_user", system="<|user|>{}"), "system message is rendered as a question"),
-    (chat("chatml", user="<|im_start|>user\n{}<|im_end|>\n", system="<|im_start|>system\n{}<|im_end|>\n", assistant="<|im_start|>assistant\n{}<|im_end|>\n", ask="<|im_start|>assistant\n"), "ChatML"),
-    (fn("strips", lambda ms, add_generation_prompt=False: "".join(f"<|{m['role']}|>{m['content'].strip()}" + "<|end|>" * (m["role"] == "assistant") for m in ms) + "<|assistant|>" * add_generation_prompt), "strip"),
-    (fn("strips_system", lambda ms, add_generation_prompt=False: "".join(f"<|{m['role']}|>{m['content'].strip() if m['role'] == 'system' else m['content']}" + "<|end|>" * (m["role"] == "assistant") for m in ms) + "<|assistant|>" * add_generation_prompt), "strip"),
-    (fn("skips_empty", lambda ms, add_generation_prompt=False: "".join(f"<|{m['role']}|>{m['content']}" + "<|end|>" * (m["role"] == "assistant") for m in ms if m["content"]) + "<|assistant|>" * add_generation_prompt), "empty"),
-    (fn("list_of_parts", lambda ms, add_generation_prompt=False: [f"<|{m['role']}|>{m['content']}" for m in ms]), "expected a string"),
-    (fn("first_turn", lambda ms, add_generation_prompt=False: f"<|user|>{ms[0]['content']}<|assistant|>{ms[1]['content']}<|end|>" if len(ms) > 1 else f"<|user|>{ms[0]['content']}<|assistant|>"), "two messages"),
-    (fn("escapes", lambda ms, add_generation_prompt=False: "".join(f"<|{m['role']}|>{html.escape(m['content'])}" + "<|end|>" * (m["role"] == "assistant") for m in ms) + "<|assistant|>" * add_generation_prompt), "escape"),
-]  # fmt: skip
+    (
+        chat(
+            "chatml",
+            user="<|im_start|>user\n{}<|im_end|>\n",
+            system="<|im_start|>system\n{}<|im_end|>\n",
+            assistant="<|im_start|>assistant\n{}<|im_end|>\n",
+            ask="<|im_start|>assistant\n",
+        ),
+        "ChatML",
+    ),
+    (
+        fn(
+            "strips",
+            lambda ms, add_generation_prompt=False: (
+                "".join(f"<|{m['role']}|>{m['content'].strip()}" + "<|end|>" * (m["role"] == "assistant") for m in ms)
+                + "<|assistant|>" * add_generation_prompt
+            ),
+        ),
+        "strip",
+    ),
+    (
+        fn(
+            "strips_system",
+            lambda ms, add_generation_prompt=False: (
+                "".join(
+                    f"<|{m['role']}|>{m['content'].strip() if m['role'] == 'system' else m['content']}"
+                    + "<|end|>" * (m["role"] == "assistant")
+                    for m in ms
+                )
+                + "<|assistant|>" * add_generation_prompt
+            ),
+        ),
+        "strip",
+    ),
+    (
+        fn(
+            "skips_empty",
+            lambda ms, add_generation_prompt=False: (
+                "".join(
+                    f"<|{m['role']}|>{m['content']}" + "<|end|>" * (m["role"] == "assistant")
+                    for m in ms
+                    if m["content"]
+                )
+                + "<|assistant|>" * add_generation_prompt
+            ),
+        ),
+        "empty",
+    ),
+    (
+        fn("list_of_parts", lambda ms, add_generation_prompt=False: [f"<|{m['role']}|>{m['content']}" for m in ms]),
+        "expected a string",
+    ),
+    (
+        fn(
+            "first_turn",
+            lambda ms, add_generation_prompt=False: (
+                f"<|user|>{ms[0]['content']}<|assistant|>{ms[1]['content']}<|end|>"
+                if len(ms) > 1
+                else f"<|user|>{ms[0]['content']}<|assistant|>"
+            ),
+        ),
+        "two messages",
+    ),
+    (
+        fn(
+            "escapes",
+            lambda ms, add_generation_prompt=False: (
+                "".join(
+                    f"<|{m['role']}|>{html.escape(m['content'])}" + "<|end|>" * (m["role"] == "assistant") for m in ms
+                )
+                + "<|assistant|>" * add_generation_prompt
+            ),
+        ),
+        "escape",
+    ),
+]
 
 # -- text.image_placeholders -------------------------------------------------------------------------------------------
 
@@ -197,7 +285,13 @@ def _insert_at(ids, i, n, where):
 PLACES = [
     (fn("one_more", lambda ids, i, n: [x for t in ids for x in [t] * (n + 1 if t == i else 1)]), "one place too many"),
     (fn("one_less", lambda ids, i, n: [x for t in ids for x in [t] * (n - 1 if t == i else 1)]), "one place too few"),
-    (fn("first_only", lambda ids, i, n: ids if i not in ids else ids[: ids.index(i)] + [i] * n + ids[ids.index(i) + 1 :]), "first picture"),
+    (
+        fn(
+            "first_only",
+            lambda ids, i, n: ids if i not in ids else ids[: ids.index(i)] + [i] * n + ids[ids.index(i) + 1 :],
+        ),
+        "first picture",
+    ),
     (fn("raises_without", lambda ids, i, n: ids[: ids.index(i)] + [i] * n + ids[ids.index(i) + 1 :]), "index finds"),
     (fn("to_the_front", lambda ids, i, n: _insert_at(ids, i, n, 0)), "front"),
     (fn("to_the_end", lambda ids, i, n: [t for t in ids if t != i] + [i] * n * ids.count(i)), "end"),
@@ -206,12 +300,33 @@ PLACES = [
     (fn("every_token", lambda ids, i, n: [x for t in ids for x in [t] * n]), "Every token"),
     (fn("id_four", lambda ids, i, n: [x for t in ids for x in [t] * (n if t == 4 else 1)]), "built in"),
     (fn("sixteen", lambda ids, i, n: [x for t in ids for x in [t] * (16 if t == i else 1)]), "16"),
-    (fn("counting_up", lambda ids, i, n: [x for t in ids for x in ([i + j for j in range(n)] if t == i else [t])]), "count up"),
-    (fn("runs_are_one", lambda ids, i, n: [x for j, t in enumerate(ids) for x in ([i] * n if t == i and (j == 0 or ids[j - 1] != i) else [] if t == i else [t])]), "side by side"),
+    (
+        fn("counting_up", lambda ids, i, n: [x for t in ids for x in ([i + j for j in range(n)] if t == i else [t])]),
+        "count up",
+    ),
+    (
+        fn(
+            "runs_are_one",
+            lambda ids, i, n: [
+                x
+                for j, t in enumerate(ids)
+                for x in ([i] * n if t == i and (j == 0 or ids[j - 1] != i) else [] if t == i else [t])
+            ],
+        ),
+        "side by side",
+    ),
     (fn("drops_pictures", lambda ids, i, n: [t for t in ids if t != i]), "removed"),
     (fn("zeros", lambda ids, i, n: [x for t in ids for x in ([i] + [0] * (n - 1) if t == i else [t])]), "0"),
-    (fn("in_place", lambda ids, i, n: (ids.__setitem__(slice(None), [x for t in ids for x in [t] * (n if t == i else 1)]), ids)[1]), "in place"),
-]  # fmt: skip
+    (
+        fn(
+            "in_place",
+            lambda ids, i, n: (ids.__setitem__(slice(None), [x for t in ids for x in [t] * (n if t == i else 1)]), ids)[
+                1
+            ],
+        ),
+        "in place",
+    ),
+]
 
 # -- text.safe_user_text -----------------------------------------------------------------------------------------------
 
@@ -219,7 +334,15 @@ NAMES = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|image|>", "<|syst
 SPELLING = re.compile("(" + "|".join(map(re.escape, NAMES)) + ")")
 
 
-def _safe(messages, special, encode, clean=lambda m: m["content"], skip=lambda m: False, parse=lambda m: False, end=lambda m: m["role"] == "assistant"):
+def _safe(
+    messages,
+    special,
+    encode,
+    clean=lambda m: m["content"],
+    skip=lambda m: False,
+    parse=lambda m: False,
+    end=lambda m: m["role"] == "assistant",
+):
     ids = []
     for m in messages:
         if skip(m):
@@ -265,10 +388,13 @@ SAFE = [
     (safe("nothing_but", parse=lambda m: m["content"] in NAMES), "exactly"),
     (safe("lower", clean=lambda m: m["content"].lower()), "lower case"),
     (safe("bars_dropped", clean=lambda m: m["content"].replace("|", "")), "| is dropped"),
-    (fn("own_bytes", lambda ms, special, encode: _safe(ms, special, lambda t: [b + 6 for b in t.encode()])), "bytes are built in"),
+    (
+        fn("own_bytes", lambda ms, special, encode: _safe(ms, special, lambda t: [b + 6 for b in t.encode()])),
+        "bytes are built in",
+    ),
     (fn("own_table", lambda ms, special, encode: _safe(ms, {n: i for i, n in enumerate(NAMES)}, encode)), "built in"),
     (fn("nested", lambda ms, special, encode: _safe(ms, special, lambda t: [encode(t)])), "list inside the list"),
-]  # fmt: skip
+]
 
 # -- text.build_labels -------------------------------------------------------------------------------------------------
 
@@ -308,11 +434,33 @@ def _complete_only(ids, a, e):
 
 LABELS = [
     (fn("everything", lambda ids, a, e: list(ids)), "Every token"),
-    (fn("images_learned", lambda ids, a, e: [t if t == 4 or x != -100 else -100 for t, x in zip(ids, _labels(ids, a, e))]), "image tokens"),
-    (fn("questions_learned", lambda ids, a, e: [-100 if x != -100 else t for t, x in zip(ids, _labels(ids, a, e))]), "questions are supervised"),
+    (
+        fn(
+            "images_learned",
+            lambda ids, a, e: [
+                t if t == 4 or x != -100 else -100 for t, x in zip(ids, _labels(ids, a, e), strict=False)
+            ],
+        ),
+        "image tokens",
+    ),
+    (
+        fn(
+            "questions_learned",
+            lambda ids, a, e: [-100 if x != -100 else t for t, x in zip(ids, _labels(ids, a, e), strict=False)],
+        ),
+        "questions are supervised",
+    ),
     (fn("all_but_special", lambda ids, a, e: [-100 if t in (2, 3, 4, 5, a) else t for t in ids]), "question"),
-    (fn("no_end", lambda ids, a, e: [-100 if t == e else x for t, x in zip(ids, _labels(ids, a, e))]), "end token is not supervised"),
-    (fn("opening_too", lambda ids, a, e: [t if t == a else x for t, x in zip(ids, _labels(ids, a, e))]), "assistant's token is supervised"),
+    (
+        fn("no_end", lambda ids, a, e: [-100 if t == e else x for t, x in zip(ids, _labels(ids, a, e), strict=False)]),
+        "end token is not supervised",
+    ),
+    (
+        fn(
+            "opening_too", lambda ids, a, e: [t if t == a else x for t, x in zip(ids, _labels(ids, a, e), strict=False)]
+        ),
+        "assistant's token is supervised",
+    ),
     (fn("first_answer", _first), "first answer"),
     (fn("last_answer", _last), "last answer"),
     (fn("runs_on", _runs_on), "later questions"),
@@ -325,7 +473,7 @@ LABELS = [
     (fn("bools", lambda ids, a, e: [x != -100 for x in _labels(ids, a, e)]), "True or False"),
     (fn("answers_only", lambda ids, a, e: [x for x in _labels(ids, a, e) if x != -100]), "as many labels as tokens"),
     (fn("ids_built_in", lambda ids, a, e: _labels(ids, 3, 1)), "built in"),
-]  # fmt: skip
+]
 
 # -- text.test_labels --------------------------------------------------------------------------------------------------
 
@@ -505,36 +653,80 @@ MEND = [
     (dict_only, "gives a list"),
     (whole_at_once, "conversation as a whole"),
     (first_answer_only, "first answer"),
-    (mend("no_prefix", lambda m, ids, p: [m["role"] == "assistant"] * len(ids)), "beginning of the message is supervised"),
-    (mend("prefix_off_by_one", lambda m, ids, p: [m["role"] == "assistant" and i > p for i in range(len(ids))]), "first token of each answer"),
-    (mend("prefix_too_short", lambda m, ids, p: [m["role"] == "assistant" and i >= p - 1 for i in range(len(ids))]), "last token of the prefix"),
-    (mend("no_end", lambda m, ids, p: [m["role"] == "assistant" and p <= i < len(ids) - 1 for i in range(len(ids))]), "end of an answer"),
+    (
+        mend("no_prefix", lambda m, ids, p: [m["role"] == "assistant"] * len(ids)),
+        "beginning of the message is supervised",
+    ),
+    (
+        mend("prefix_off_by_one", lambda m, ids, p: [m["role"] == "assistant" and i > p for i in range(len(ids))]),
+        "first token of each answer",
+    ),
+    (
+        mend("prefix_too_short", lambda m, ids, p: [m["role"] == "assistant" and i >= p - 1 for i in range(len(ids))]),
+        "last token of the prefix",
+    ),
+    (
+        mend("no_end", lambda m, ids, p: [m["role"] == "assistant" and p <= i < len(ids) - 1 for i in range(len(ids))]),
+        "end of an answer",
+    ),
     (mend("users_learned", lambda m, ids, p: [i >= p for i in range(len(ids))]), "questions"),
-    (mend("roles_inverted", lambda m, ids, p: [m["role"] != "assistant" and i >= p for i in range(len(ids))]), "questions"),
-    (mend("prefix_three", lambda m, ids, p: [m["role"] == "assistant" and i >= 3 for i in range(len(ids))]), "built in"),
-    (mend("ids_not_flags", lambda m, ids, p: [t if m["role"] == "assistant" and i >= p else -100 for i, t in enumerate(ids)]), "flags"),
-]  # fmt: skip
+    (
+        mend("roles_inverted", lambda m, ids, p: [m["role"] != "assistant" and i >= p for i in range(len(ids))]),
+        "questions",
+    ),
+    (
+        mend("prefix_three", lambda m, ids, p: [m["role"] == "assistant" and i >= 3 for i in range(len(ids))]),
+        "built in",
+    ),
+    (
+        mend(
+            "ids_not_flags",
+            lambda m, ids, p: [t if m["role"] == "assistant" and i >= p else -100 for i, t in enumerate(ids)],
+        ),
+        "flags",
+    ),
+]
 
 # -- text.count_supervised ---------------------------------------------------------------------------------------------
 
 COUNT = [
-    (fn("set_of_ids", lambda x, max_length=None: [len({t for t in r[:max_length].tolist() if t != -100}) for r in x]), "different tokens"),
+    (
+        fn(
+            "set_of_ids", lambda x, max_length=None: [len({t for t in r[:max_length].tolist() if t != -100}) for r in x]
+        ),
+        "different tokens",
+    ),
     (fn("no_cut", lambda x, max_length=None: (x != -100).sum(1).tolist()), "max_length is ignored"),
     (fn("positive", lambda x, max_length=None: (x[:, :max_length] > 0).sum(1).tolist()), "compared with 0"),
     (fn("nonzero", lambda x, max_length=None: (x[:, :max_length] != 0).sum(1).tolist()), "compared with 0"),
     (fn("one_number", lambda x, max_length=None: int((x[:, :max_length] != -100).sum())), "one number"),
     (fn("ignored_ones", lambda x, max_length=None: (x[:, :max_length] == -100).sum(1).tolist()), "left out"),
     (fn("cuts_the_batch", lambda x, max_length=None: (x[:max_length] != -100).sum(1).tolist()), "cuts the batch"),
-    (fn("keeps_the_end", lambda x, max_length=None: (x[:, -(max_length or 0) :] != -100).sum(1).tolist()), "keep the end"),
+    (
+        fn("keeps_the_end", lambda x, max_length=None: (x[:, -(max_length or 0) :] != -100).sum(1).tolist()),
+        "keep the end",
+    ),
     (fn("over_the_batch", lambda x, max_length=None: (x[:, :max_length] != -100).sum(0).tolist()), "each place"),
-    (fn("one_less", lambda x, max_length=None: (x[:, : None if max_length is None else max_length - 1] != -100).sum(1).tolist()), "one token too early"),
-    (fn("one_more", lambda x, max_length=None: (x[:, : None if max_length is None else max_length + 1] != -100).sum(1).tolist()), "one token too late"),
+    (
+        fn(
+            "one_less",
+            lambda x, max_length=None: (x[:, : None if max_length is None else max_length - 1] != -100).sum(1).tolist(),
+        ),
+        "one token too early",
+    ),
+    (
+        fn(
+            "one_more",
+            lambda x, max_length=None: (x[:, : None if max_length is None else max_length + 1] != -100).sum(1).tolist(),
+        ),
+        "one token too late",
+    ),
     (fn("shares", lambda x, max_length=None: (x[:, :max_length] != -100).float().mean(1).tolist()), "share"),
     (fn("bools", lambda x, max_length=None: (x[:, :max_length] != -100).any(1).tolist()), "True or False"),
     (fn("a_tensor", lambda x, max_length=None: (x[:, :max_length] != -100).sum(1)), "expected a list"),
     (fn("floats", lambda x, max_length=None: (x[:, :max_length] != -100).float().sum(1).tolist()), "whole number"),
     (fn("sum_of_ids", lambda x, max_length=None: x[:, :max_length].clamp(min=0).sum(1).tolist()), "ids are added"),
-]  # fmt: skip
+]
 
 # -- text.measure_fertility --------------------------------------------------------------------------------------------
 
@@ -555,16 +747,25 @@ MEASURE = [
     (fertility("per_word", lambda e, v: sum(len(e(t)) for t in v) / sum(len(t.split()) for t in v)), "word"),
     (fertility("per_text", lambda e, v: sum(len(e(t)) for t in v) / len(v)), "for each text"),
     (fertility("first_text", lambda e, v: len(e(v[0])) / len(v[0])), "first text"),
-    (fertility("different_tokens", lambda e, v: len({i for t in v for i in e(t)}) / sum(map(len, v))), "different tokens"),
-    (fertility("no_spaces", lambda e, v: sum(len(e(t)) for t in v) / sum(len(t.replace(" ", "")) for t in v)), "spaces"),
+    (
+        fertility("different_tokens", lambda e, v: len({i for t in v for i in e(t)}) / sum(map(len, v))),
+        "different tokens",
+    ),
+    (
+        fertility("no_spaces", lambda e, v: sum(len(e(t)) for t in v) / sum(len(t.replace(" ", "")) for t in v)),
+        "spaces",
+    ),
     (fertility("joined", lambda e, v: len(e(" ".join(v))) / len(" ".join(v))), "joined"),
     (fertility("rounded", lambda e, v: round(sum(len(e(t)) for t in v) / sum(map(len, v)))), "rounded"),
     (fertility("whole_division", lambda e, v: sum(len(e(t)) for t in v) // sum(map(len, v))), "//"),
     (fertility("counts", lambda e, v: sum(len(e(t)) for t in v)), "Divide"),
     (fn("one_number", _all), "one number for all"),
-    (fn("a_list", lambda e, texts: [sum(len(e(t)) for t in v) / sum(map(len, v)) for v in texts.values()]), "expected a dict"),
+    (
+        fn("a_list", lambda e, texts: [sum(len(e(t)) for t in v) / sum(map(len, v)) for v in texts.values()]),
+        "expected a dict",
+    ),
     (fertility("largest", lambda e, v: max(len(e(t)) / len(t) for t in v)), "largest"),
-]  # fmt: skip
+]
 
 for _test, _ in TEST_LABELS:
     _test.__test__ = False  # pytest would take these for tests of ours

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from nanovlm.config import LMConfig
 from nanovlm.course.exercises.ch04.masks import pieces, real_positions, who_sees_whom
 from nanovlm.course.exercises.ch04.norm_and_mlp import SMALL
-from nanovlm.course.exercises.common import noise
+from nanovlm.course.exercises.common import caught, noise
 from nanovlm.course.judge.exercise import Case, Exercise, expect, with_weights
 from nanovlm.models.language_model import LanguageModel
 
@@ -213,35 +212,6 @@ def test_decoder(decoder: Decoder) -> None:
 
 
 test_decoder.__test__ = False  # type: ignore[attr-defined]  # no test of ours: pytest would call it
-
-
-def caught(test: Callable[[Any], None], right: Any, planted: dict[str, Any], what: str) -> int:
-    """How many planted versions make the learner's test fail, after it has passed with a right one."""
-    try:
-        result = test(right)
-    except NotImplementedError:
-        raise
-    except AssertionError as error:
-        words = f" ({str(error).splitlines()[0][:120]})" if str(error) else ""
-        expect(False, f"Your test fails with a {what} that is right{words}. What does it ask for that nobody promised?")
-    except Exception as error:
-        expect(False, f"With a {what} that is right, your test raises {type(error).__name__}: {str(error)[:120]}.")
-    expect(
-        result is None,
-        f"Your test returns {type(result).__name__}. A test speaks by assert: it returns nothing, and raises "
-        "AssertionError where something is wrong.",
-    )
-    missed = []
-    for sentence, wrong in planted.items():
-        try:
-            test(wrong)
-        except Exception:
-            continue
-        missed.append(sentence)
-    count = f"Your test catches {len(planted) - len(missed)} of {len(planted)} wrong versions."
-    expect(len(missed) < len(planted), f"{count} It asserts nothing that a wrong {what} does not do as well.")
-    expect(not missed, f"{count} What gets through: {'; '.join(missed)}.")
-    return len(planted)
 
 
 TEST = Exercise(
