@@ -976,18 +976,22 @@ print(f"{len(samples)} samples, the same ids and targets as the package's")
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/05_text_tokens.ipynb) ([in Colab][exercises]): 7 of them, about 57 minutes.
+# [Open the exercises](../exercises/05_text_tokens.ipynb) ([in Colab][exercises]): 11 of them, about 95 minutes.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/05_text_tokens.ipynb
 #
 # | | exercise | difficulty | minutes |
 # |---|---|---|---|
 # | 5.1 | One step of byte-pair encoding (`text.bpe_step`) | ●●○ | 12 |
-# | 5.2 | The chat template by hand (`text.render_chat`) | ●○○ | 8 |
-# | 5.3 | A place for each image token (`text.image_placeholders`) | ●○○ | 6 |
-# | 5.4 | User text stays text (`text.safe_user_text`) | ●●○ | 10 |
-# | 5.5 | Which tokens are learned? (`text.build_labels`) | ●●○ | 10 |
-# | 5.6 | Shift once (`text.shift_once`) | ●○○ | 6 |
-# | 5.7 | Does this sample teach anything? (`text.count_supervised`) | ●○○ | 5 |
+# | 5.2 | A pre-tokenizer that keeps digits apart (`text.split_digits`) | ●●○ | 10 |
+# | 5.3 | Measure it: what a language costs (`text.measure_fertility`) | ●○○ | 8 |
+# | 5.4 | The chat template by hand (`text.render_chat`) | ●○○ | 8 |
+# | 5.5 | A place for each image token (`text.image_placeholders`) | ●○○ | 6 |
+# | 5.6 | User text stays text (`text.safe_user_text`) | ●●○ | 10 |
+# | 5.7 | Which tokens are learned? (`text.build_labels`) | ●●○ | 10 |
+# | 5.8 | Write the test for the labels (`text.test_labels`) | ●●○ | 10 |
+# | 5.9 | Shift once (`text.shift_once`) | ●○○ | 6 |
+# | 5.10 | Mend it: the labels that vanished (`text.mend_supervised`) | ●●○ | 10 |
+# | 5.11 | Does this sample teach anything? (`text.count_supervised`) | ●○○ | 5 |
 #
 # Next: [06 The vision-language model](06_vision_language_model.ipynb)

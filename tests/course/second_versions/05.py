@@ -103,7 +103,7 @@ def bpe_by_deletion(words):
 def bpe_by_reduce(words):
     counts = defaultdict(int)
     for word in words:
-        for pair in zip(word, word[1:], strict=False):
+        for pair in pairwise(word):
             counts[pair] += 1
     best = sorted(counts, key=lambda pair: -counts[pair])[:1]
 
@@ -165,7 +165,8 @@ def digits_by_groups(text):
     """Runs of letters, single others; then each space moves to what follows it."""
     units = []
     for letters, run in groupby(text, str.isalpha):
-        units += ["".join(run)] if letters else list(run)
+        part = "".join(run)
+        units += [part] if letters else list(part)
     out = []
     for unit in units:
         if out and out[-1] == " " and not unit.isspace():
@@ -278,7 +279,7 @@ def safe_by_sum(messages, special, encode):
         end = [special["<|end|>"]] if message["role"] == "assistant" else []
         return [special[f"<|{message['role']}|>"], *encode(message["content"]), *end]
 
-    return sum(map(one, messages), [])
+    return reduce(lambda done, message: [*done, *one(message)], messages, [])
 
 
 def safe_by_generator(messages, special, encode):
