@@ -74,6 +74,8 @@ def read_project(root: Path) -> Project:
 def links_cell(project: Project, folder: str, chapter: Chapter, links: list[tuple[str, str]]) -> Cell:
     """Ways to Colab, GitHub and the neighbours: (words, relative path). No badge: it is a broken picture offline."""
     path = f"{folder}/{chapter.stem}.ipynb"
+    to_notation = "notation.md" if folder == "chapters" else "../chapters/notation.md"
+    links = [*links, ("notation and terms", to_notation)]
     ways = ["[Open in Colab][colab]", "[on GitHub][github]", *(f"[{words}]({to})" for words, to in links)]
     targets = {"colab": project.colab(path), "github": project.github(path)}
     lines = [" ·\n".join(ways), "", *(f"[{name}]: {address}" for name, address in targets.items())]

@@ -276,5 +276,12 @@ def test_the_root_is_found_from_below_and_missed_in_words(course: Path, tmp_path
         find_root(tmp_path)
 
 
+def test_every_notebook_links_the_notation(course: Path) -> None:
+    for path in course.rglob("*.ipynb"):
+        (target,) = re.findall(r"\[notation and terms\]\((.*)\)", nbformat.read(path, as_version=4).cells[1].source)
+        page = (ROOT / path.relative_to(course).parent / target).read_text(encoding="utf-8")
+        assert all(f"| {symbol} |" in page for symbol in ("B", "T", "S", "N", "P", "dim", "head_dim", "r"))
+
+
 def test_this_repository_is_up_to_date() -> None:
     assert build(check=True, root=ROOT).problems == []
