@@ -98,7 +98,7 @@ def measure(number: str, cells: list[Cell]) -> Measure:
 
 
 def plain(markdown: str) -> str:
-    """Without what is not read as sentences: code, tables, headings, pictures, addresses. A list item is a paragraph."""
+    """Without code, tables, headings, pictures and addresses, which are no sentences; list items are paragraphs."""
     text = re.sub(r"^```.*?^```", "", markdown, flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r"<!--.*?-->|\$\$.*?\$\$", "", text, flags=re.DOTALL)
     text = re.sub(r"^\s*(?:[|#]|\[[^\]]+\]:|<[/!\w]).*$", "", text, flags=re.MULTILINE)
