@@ -126,7 +126,7 @@ def _(positions, grid_size):
     return stretched(positions, grid_size).unflatten(1, (grid_size, grid_size)).transpose(1, 2).flatten(1, 2)
 
 
-@RESIZE_POSITIONS.mistake("mode='area' takes averages of old vectors. Blend them smoothly: bicubic.")
+@RESIZE_POSITIONS.mistake("The mode 'area' takes averages of old vectors. Blend them smoothly: bicubic.")
 def _(positions, grid_size):
     return stretched(positions, grid_size, "area", None)
 
