@@ -10,7 +10,8 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [the chapter](../chapters/04_rope_decoder.ipynb) ·
-# [the exercises](../exercises/04_rope_decoder.ipynb)
+# [the exercises](../exercises/04_rope_decoder.ipynb) ·
+# [notation and terms](../chapters/notation.md)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/solutions/04_rope_decoder.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/solutions/04_rope_decoder.ipynb

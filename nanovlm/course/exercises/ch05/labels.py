@@ -311,9 +311,6 @@ def _(labels):
 
 SHIFT.mistake("The last place holds -1. Nothing is asked there: -100.")(lambda x: torch.cat([x[:, 1:], torch.full_like(x[:, :1], -1)], 1))
 SHIFT.mistake("The result is one shorter than the labels, and nothing has moved: the last place is cut off.")(lambda x: x[:, :-1])
-SHIFT.mistake("Rows have moved, not places: the batch is shifted. Slice the second axis, [:, 1:].")(
-    lambda x: torch.cat([x[1:], torch.full_like(x[:1], IGNORE)])
-)
 SHIFT.mistake("One is added to each label, which makes it the next id. It is the next *place* that counts.")(
     lambda x: torch.where(x == IGNORE, x, x + 1)
 )

@@ -393,7 +393,6 @@ def _forms(sentence: str, ask: str = "<|assistant|>", when=lambda messages, on: 
         return text + ask * when(messages, add_generation_prompt)
 
 
-_forms("Questions end with <|end|> too, and system messages. Only answers do.", user="<|user|>{}<|end|>", system="<|system|>{}<|end|>")
 _forms("Questions end with <|end|>. In this template only answers do.", user="<|user|>{}<|end|>")
 _forms(
     "A newline stands behind each role's token, as in ChatML. This template has none.",
