@@ -268,7 +268,7 @@ def _(messages, special, encode):
     return encode(rendered(messages))
 
 
-@SAFE.mistake("Every message ends with <|end|>. As in 5.2, only answers do.")
+@SAFE.mistake("Every message ends with <|end|>. As in 5.4, only answers do.")
 def _(messages, special, encode):
     ids = []
     for m in messages:
@@ -276,7 +276,7 @@ def _(messages, special, encode):
     return ids
 
 
-@SAFE.mistake("No answer ends. As in 5.2, the id of <|end|> stands behind each.")
+@SAFE.mistake("No answer ends. As in 5.4, the id of <|end|> stands behind each.")
 def _(messages, special, encode):
     return [token for token in safe_ids(messages, special, encode) if token != special["<|end|>"]]
 
