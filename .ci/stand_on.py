@@ -1,4 +1,4 @@
-"""`python .ci/stand_on.py SITE_PACKAGES`: this virtual environment also finds the packages of another one, behind its own."""
+"""`python .ci/stand_on.py SITE_PACKAGES`: this environment also finds the packages of another one, behind its own."""
 
 import sys
 import sysconfig
