@@ -809,7 +809,7 @@ print(f"{difference:+.1%}, with 95 % confidence between {low:+.1%} and {high:+.1
 # machine's peak that was used for the model.
 
 # %%
-from nanovlm.training.flops import training_flops
+from nanovlm.training.step_cost import training_flops
 
 small = small_vlm()
 real, answers = (

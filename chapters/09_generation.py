@@ -904,8 +904,8 @@ lever(gain, guesses=[1, 2, 3, 5, 8], start={"guesses": 3})
 
 # %% tags=["nbval-check-output"]
 from nanovlm.config import VLMConfig
-from nanovlm.training.flops import generation_flops
 from nanovlm.training.formulas import decoder_flops, head_flops, projector_flops, vision_flops
+from nanovlm.training.step_cost import generation_flops
 
 large = VLMConfig()  # the defaults are the 222M model's sizes
 parts = {

@@ -826,7 +826,7 @@ for name, size in (("float32", 4.0), ("bfloat16", 2.0), ("int8", 1.0), ("4 bits,
 # ## Where this lives in the package
 #
 # `training/plan.py` is the plan, `training/loop.py` the run and `training/checkpoint.py` its files;
-# `weights/backbones.py` and `weights/from_preset.py` load trained parts; `training/flops.py` and `bench/memory.py` count;
+# `weights/backbones.py` and `weights/from_preset.py` load trained parts; `training/step_cost.py` and `bench/memory.py` count;
 # `device.py` chooses the precision; `config.py` has the presets. What you take along:
 #
 # - Do the sum before the run, and the check after it. A utilisation is a measurement or a hope; say which.

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
-from nanovlm.commands.report import in_turns
+from nanovlm.commands.score_report import in_turns
 from nanovlm.evaluation.scores import Evaluation, Question, Score
 from nanovlm.viz.contact_sheet import ANSWER, CARD, AnsweredImage, _Sheet, contact_sheet
 

@@ -19,7 +19,7 @@ from nanovlm.data.datasets import VQADataset
 from nanovlm.data.loading import get_dataloaders, split_indices
 from nanovlm.data.streaming import Mixture, Source, StreamReader
 from nanovlm.data.thimble import Thimble
-from nanovlm.data.thimble.tables import png
+from nanovlm.data.thimble.hub_datasets import png
 from tests.test_datasets import PROCESSOR, TOKENIZER, vlm_config
 
 CONFIG = vlm_config()

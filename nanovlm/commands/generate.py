@@ -149,7 +149,7 @@ def write(piece: str) -> None:
 def ask_each(options: GenerateOptions) -> None:
     """One line of JSON a picture on --out; what was skipped, and how many, on standard error."""
     from nanovlm.commands.models import load_model
-    from nanovlm.commands.report import check_output
+    from nanovlm.commands.score_report import check_output
     from nanovlm.inference.many_images import find_images, generate_batch, write_answers
 
     check_output(options.out, ".jsonl")

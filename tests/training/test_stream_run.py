@@ -7,7 +7,7 @@ import torch
 
 import nanovlm.training.checkpoint
 from nanovlm.data.thimble import thimble_sample
-from nanovlm.data.thimble.tables import png
+from nanovlm.data.thimble.hub_datasets import png
 from nanovlm.training.checkpoint import Background, checkpoints, load_checkpoint, save_checkpoint
 from tests.test_streaming import quiet_cache  # noqa: F401
 from tests.training.tiny_run import equal, run, weights

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nanovlm.config import LMConfig
-from nanovlm.course.judge.compare import kind
+from nanovlm.course.judge.differences import kind
 from nanovlm.course.exercises.ch04.norm_and_mlp import SMALL
 from nanovlm.course.judge.exercise import Case, Complaint, Exercise, expect, with_weights
 from nanovlm.course.exercises.common import noise

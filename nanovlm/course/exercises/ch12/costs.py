@@ -9,7 +9,7 @@ from typing import Any
 from nanovlm.config import VLMConfig
 from nanovlm.course.judge.exercise import Case, Complaint, Exercise, expect
 from nanovlm.course.exercises.ch12.reading import SMALL, on_meta, traced
-from nanovlm.trace.measure.formula import evaluate
+from nanovlm.trace.measure.formula import value_of
 
 # -- trace.symbolic_shapes ---------------------------------------------------------------------------------------------
 
@@ -46,7 +46,7 @@ def _sizes(name: Any, claim: Any) -> Any:
         values = []
         for word in claim.split():
             try:
-                value = evaluate(word, dict(sizes))
+                value = value_of(word, dict(sizes))
             except ValueError as error:
                 raise Complaint(f"The claim for {name}: {error} No spaces inside a formula: 4+T.") from error
             expect(value is not None, f"The claim for {name} uses a name other than B and T: {word}.")
