@@ -221,6 +221,9 @@ class VLMConfig:
         return config_from_dict(cls, {k: v for k, v in values.items() if k != "model_type"})
 
 
+Part = Literal["vision_encoder", "projector", "decoder"]
+
+
 @dataclass
 class TrainConfig:
     """One training run. A preset says what differs from these values."""
@@ -254,6 +257,12 @@ class TrainConfig:
     warmup_fraction: float = 0.03
     min_lr_fraction: float = 0.1  # the cosine ends at this share of the peak
     max_grad_norm: float = 1.0
+    # what is trained (adapt/): all, unless it says otherwise
+    freeze: tuple[Part, ...] = ()  # parts whose weights stay
+    lora_rank: int = 0  # more than 0: only low-rank adapters are trained, at lr_projector, since they are new
+    lora_alpha: float | None = None  # the adapters' difference counts alpha / rank; None: alpha is twice the rank
+    lora_modules: tuple[str, ...] = ("q_proj", "v_proj")  # the linear layers that get one
+    lora_4bit: bool = False  # keep the matrices below the adapters in four bits (QLoRA)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"  # under torchrun: all weights in each process, or dealt out to them
@@ -290,6 +299,11 @@ class TrainConfig:
             _require(0 <= getattr(self, name) <= 1, f"{name} is a share between 0 and 1; it is {getattr(self, name)}.")
         for name in ("lr_projector", "lr_backbones", "lr_muon", "weight_decay", "num_workers"):
             _require(getattr(self, name) >= 0, f"{name} is 0 or more; it is {getattr(self, name)}.")
+        self.freeze, self.lora_modules = tuple(self.freeze), tuple(self.lora_modules)
+        _require(self.lora_rank >= 0, f"lora_rank is 0 or more; it is {self.lora_rank}.")
+        _require(
+            not self.lora_4bit or self.lora_rank > 0, "lora_4bit keeps a base in four bits: set lora_rank as well."
+        )
         _require(self.max_grad_norm > 0, f"max_grad_norm must be more than 0; it is {self.max_grad_norm}.")
         _require(
             self.parallel == "ddp" or self.optimizer == "adamw",
