@@ -39,6 +39,7 @@ EXTRAS = {
     "nbformat": "lab",
     "nbclient": "lab",
     "wandb": "wandb",
+    "peft": "adapt",
     "transformers": "dev",
 }
 
