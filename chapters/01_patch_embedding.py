@@ -6,6 +6,34 @@
 # convolution in code and as a linear layer in papers, and (3) predict what a model loses when its pixel range or its
 # positions are wrong. You need chapter 00. About fifty minutes of reading; the code runs in half a minute.
 
+# %% [markdown] tags=["stamped"]
+# [Open in Colab][colab] ·
+# [on GitHub][github] ·
+# [← 00 Start here](00_start_here.ipynb) ·
+# [02 The vision transformer →](02_vision_transformer.ipynb) ·
+# [exercises](../exercises/01_patch_embedding.ipynb) ·
+# [notation and terms](notation.md)
+#
+# [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/01_patch_embedding.ipynb
+# [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/01_patch_embedding.ipynb
+
+# %% tags=["stamped"]
+# @title Set-up: the nanovlm that is installed; Colab installs it first.
+import subprocess
+import sys
+from importlib import import_module
+
+try:
+    import_module("nanovlm.course")
+except ImportError:
+    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@main"
+    if "google.colab" not in sys.modules:
+        advice = f'In a clone run `make lab`, elsewhere pip install "{package}".'
+        raise ModuleNotFoundError(f"This kernel has no nanovlm. {advice}") from None
+    if subprocess.run([sys.executable, "-m", "pip", "install", "-q", package]).returncode:
+        raise RuntimeError("pip could not install nanovlm (see above). Run this again.") from None
+    import_module("nanovlm.course")
+
 # %%
 import copy
 from dataclasses import replace
@@ -87,6 +115,10 @@ images_row([to_image(pixels), to_image(colour_last.reshape(3, 64, 64))], ["permu
 #
 # At the start of training it helps because random weights are scaled for inputs around zero with a size of about one.
 # After training there is a stronger reason: the weights have adapted to the range that they were trained on.
+
+# %% [markdown] tags=["stamped"]
+# **The next cell is folded, because it answers this exercise:** [exercise 1.1, From bytes to the model's
+# range](../exercises/01_patch_embedding.ipynb). Write yours first, or unfold it.
 
 
 # %% tags=["answer:patches.normalize"]
@@ -283,6 +315,10 @@ patches
 # %% [markdown]
 # A real picture also has an axis for the channels and one for the batch, but the idea is the same.
 
+# %% [markdown] tags=["stamped"]
+# **The next cell is folded, because it answers this exercise:** [exercise 1.2, Cut a picture into
+# patches](../exercises/01_patch_embedding.ipynb). Write yours first, or unfold it.
+
 
 # %% tags=["answer:patches.patchify"]
 def patchify(images: Tensor, patch_size: int) -> Tensor:
@@ -364,6 +400,10 @@ conv = model.vision_encoder.patch_embedding.conv
 print(conv)
 print("conv:  ", expect_shape(conv.weight, "dim 3 8 8"))
 print("linear:", expect_shape(linear.weight, "dim 192"))
+
+# %% [markdown] tags=["stamped"]
+# **The next cell is folded, because it answers this exercise:** [exercise 1.4, A convolution that is a linear
+# layer](../exercises/01_patch_embedding.ipynb). Write yours first, or unfold it.
 
 
 # %% tags=["answer:patches.conv_equals_linear"]
@@ -452,6 +492,10 @@ print("with positions: does the output change?", bool(moved > 1))
 # Adding keeps the vectors as wide as they were, whereas appending would make them wider. It works because a space of
 # 128 or 768 dimensions has enough room for *what* and *where* in the same vector, and the next layer can learn to
 # separate them. With this, the part is complete: it cuts, projects and adds.
+
+# %% [markdown] tags=["stamped"]
+# **The next cell is folded, because it answers this exercise:** [exercise 1.5, The whole patch
+# embedding](../exercises/01_patch_embedding.ipynb). Write yours first, or unfold it.
 
 
 # %% tags=["package:nanovlm.models.vision_transformer.PatchEmbedding", "answer:patches.add_positions"]
@@ -733,6 +777,10 @@ lever(alike, positions=list(maps), row=(0, 7), column=(0, 7), start={"row": 3, "
 # resizes pictures; the authors of the vision transformer did so ([Dosovitskiy et al.
 # 2020](https://arxiv.org/abs/2010.11929), section 3.2).
 
+# %% [markdown] tags=["stamped"]
+# **The next cell is folded, because it answers this exercise:** [exercise 1.6, Positions for another
+# grid](../exercises/01_patch_embedding.ipynb). Write yours first, or unfold it.
+
 
 # %% tags=["package:nanovlm.models.vision_transformer.resize_positions", "answer:patches.resize_positions"]
 def resize_positions(positions: Tensor, grid_size: int) -> Tensor:
@@ -865,3 +913,21 @@ print(f"{held:,} weights, {held / sum(p.numel() for p in nanovlm_222m.parameters
 #
 # So far the patches do not exchange information, which is the subject of chapter 02. Before you go on, write the
 # folded answers yourself in the exercises, because you will remember what you have written.
+
+# %% [markdown] tags=["stamped"]
+# ## Your turn
+#
+# [Open the exercises](../exercises/01_patch_embedding.ipynb) ([in Colab][exercises]): 6 of them, about 54 minutes.
+#
+# [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/01_patch_embedding.ipynb
+#
+# | | exercise | difficulty | minutes |
+# |---|---|---|---|
+# | 1.1 | From bytes to the model's range (`patches.normalize`) | ●○○ | 4 |
+# | 1.2 | Cut a picture into patches (`patches.patchify`) | ●●○ | 12 |
+# | 1.3 | Put the picture back together (`patches.unpatchify`) | ●●○ | 8 |
+# | 1.4 | A convolution that is a linear layer (`patches.conv_equals_linear`) | ●●○ | 8 |
+# | 1.5 | The whole patch embedding (`patches.add_positions`) | ●●○ | 12 |
+# | 1.6 | Positions for another grid (`patches.resize_positions`) | ●●○ | 10 |
+#
+# Next: [02 The vision transformer](02_vision_transformer.ipynb)
