@@ -222,6 +222,18 @@ class VLMConfig:
 
 
 Part = Literal["vision_encoder", "projector", "decoder"]
+SAMPLE_COUNTS = ("dataset_size", "val_size", "max_val_samples", "data_cutoff_idx", "max_steps")
+MOST_SAMPLES = 2**28  # an order of so many samples takes 2 GB
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether a name stands for one file in its directory, on every system."""
+    return (
+        name.strip(" .") == name != ""
+        and len(name.encode(errors="replace")) <= 200
+        and name.isprintable()
+        and (not set(name) & set('/\\:*?"<>|'))
+    )
 
 
 @dataclass
@@ -291,19 +303,31 @@ class TrainConfig:
             "dataset_weights needs one number for each of dataset_names, which are then named one by one.",
         )
         _require(all(weight > 0 for weight in self.dataset_weights), "dataset_weights are all more than 0.")
+        _require(
+            self.run_name is None or _is_file_name(self.run_name),
+            f"run_name {shown(self.run_name)} names no directory in output_dir: leave out slashes, dots alone and odd "
+            "characters.",
+        )
         counts = ("batch_size", "gradient_accumulation_steps", "max_steps", "max_length", "max_val_samples")
         for name in (*counts, "log_every", "eval_every", "save_every", "shuffle_buffer_mb"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1; it is {getattr(self, name)}.")
+        for name, kind in get_type_hints(TrainConfig).items():
+            if kind in (int, int | None) and name != "seed":
+                value, most = getattr(self, name), MOST_SAMPLES if name in SAMPLE_COUNTS else LARGEST
+                _require(value is None or value <= most, f"{name} is {most:,} at most; it is {value}.")
+        _require(0 <= self.seed < 2**62, f"seed is a whole number from 0 to 2^62 - 1; it is {self.seed}.")
         _require(self.accuracy_images >= 0, f"accuracy_images is 0 or more; it is {self.accuracy_images}.")
         for name in ("warmup_fraction", "min_lr_fraction", "val_ratio"):
             _require(0 <= getattr(self, name) <= 1, f"{name} is a share between 0 and 1; it is {getattr(self, name)}.")
-        for name in ("lr_projector", "lr_backbones", "lr_muon", "weight_decay", "num_workers"):
-            _require(getattr(self, name) >= 0, f"{name} is 0 or more; it is {getattr(self, name)}.")
         self.freeze, self.lora_modules = tuple(self.freeze), tuple(self.lora_modules)
         _require(self.lora_rank >= 0, f"lora_rank is 0 or more; it is {self.lora_rank}.")
         _require(
             not self.lora_4bit or self.lora_rank > 0, "lora_4bit keeps a base in four bits: set lora_rank as well."
         )
+        for name in ("lr_projector", "lr_backbones", "lr_vision", "lr_muon", "weight_decay"):
+            rate = getattr(self, name)
+            _require(rate is None or 0 <= rate <= 1e6, f"{name} is 0 or more, and 1e6 at most; it is {rate}.")
+        _require(self.num_workers >= 0, f"num_workers is 0 or more; it is {self.num_workers}.")
         _require(self.max_grad_norm > 0, f"max_grad_norm must be more than 0; it is {self.max_grad_norm}.")
         _require(
             self.parallel == "ddp" or self.optimizer == "adamw",

@@ -32,6 +32,12 @@ class BenchOptions:
     gpu_report: Path | None = None  # instead: all that a GPU has to show, in this file, within seven minutes
     small: bool = False  # of these three: a tiny model and few steps, to see them work
 
+    def __post_init__(self) -> None:
+        if not self.sizes:
+            raise ValueError("--sizes is empty: name pocket, quarter or both.")
+        if not 1 <= self.steps <= 1_000_000:
+            raise ValueError(f"--steps is 1 to 1,000,000; it is {self.steps}.")
+
 
 def main(arguments: Sequence[str]) -> None:
     options = parse(BenchOptions, "bench", arguments)

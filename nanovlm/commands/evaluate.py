@@ -9,6 +9,8 @@ from typing import Literal
 
 from nanovlm.commands.options import parse
 
+MOST_IMAGES = 1_000_000
+
 
 @dataclass
 class EvaluateOptions:
@@ -36,10 +38,10 @@ class EvaluateOptions:
     sheet: Path | None = None  # write a contact sheet of answered pictures to this file (.png)
 
     def __post_init__(self) -> None:
-        if self.size < 2 or self.batch_size < 1 or not self.subsets:
+        if not 2 <= self.size <= MOST_IMAGES or self.batch_size < 1 or not self.subsets:
             raise ValueError(
-                "Evaluation needs a subset, a size of at least 2 pictures (the blind score swaps them) and a "
-                "batch_size of at least 1."
+                f"Evaluation needs a subset, a size of at least 2 pictures (the blind score swaps them) and at most "
+                f"{MOST_IMAGES:,}, and a batch_size of at least 1."
             )
 
 

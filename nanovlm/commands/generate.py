@@ -52,6 +52,8 @@ class GenerateOptions:
     def __post_init__(self) -> None:
         if self.batch is not None and (self.image or self.stream):
             raise ValueError("--batch asks about each picture on its own: leave --image and --stream out.")
+        if self.batch is not None and not self.batch.strip():
+            raise ValueError("--batch is empty: name a folder of pictures, or a pattern.")
         if self.out is not None and self.batch is None:
             raise ValueError("--out is for the answers of --batch.")
         if self.stream and (self.generations or 1) > 1:

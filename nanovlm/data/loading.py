@@ -137,11 +137,11 @@ def _stream_loaders(train_cfg: TrainConfig, prepare: Any, collate: Any) -> tuple
     subsets = open_subsets(train_cfg)
     weights = shares(subsets)
     per_subset = -(-min(size, train_cfg.max_val_samples) // len(subsets))
-    val = [sample for subset in subsets for sample in subset.data.take(per_subset)]
-    sources = [
-        Source(subset.name, subset.data, weight, cutoff and max(1, math.ceil(cutoff * weight / sum(weights))))
-        for subset, weight in zip(subsets, weights, strict=True)
-    ]
+    sources = []
+    for subset, weight in zip(subsets, weights, strict=True):
+        limit = cutoff and max(1, math.ceil(cutoff * weight / sum(weights)))
+        sources.append(Source(subset.name, subset.data, weight, limit, subset.files))
+    val = [sample for source in sources for sample in source.first(per_subset)]
     reader = StreamReader(Mixture(sources, NotAmong(val)), train_cfg.seed, train_cfg.shuffle_buffer_mb * 1e6)
     batches = StreamBatches(reader, prepare([]).encode, collate, train_cfg.batch_size)
     val_order = BatchOrder(torch.arange(len(val)), train_cfg.batch_size, train_cfg.seed, shuffle=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+from html import escape
 from typing import Any
 
 from torch import Tensor
@@ -107,7 +108,7 @@ class Trace:
     def html(self) -> str:
         """A whole page, to be written to a file."""
         title = self.root.cls or self.root.name
-        return f'<!doctype html><meta charset="utf-8"><title>{title}</title>{self._repr_html_()}'
+        return f'<!doctype html><meta charset="utf-8"><title>{escape(title)}</title>{self._repr_html_()}'
 
     def table(self, depth: int | None = None) -> Table:
         """One line a module: shapes in and out, parameters, FLOPs, bytes. depth: levels below the model."""
