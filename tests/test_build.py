@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from nanovlm.config import Preset, ProjectorConfig, TrainConfig, ViTConfig, VLMConfig, presets
+from nanovlm.config import Preset, TrainConfig, presets
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.weights.from_preset import ROWS_MULTIPLE, build_model
+from tests.small_backbones import small_backbones
 from tests.tiny import max_difference, tiny_config
-from tests.tiny_tokenizer import SETTINGS, raw_tokenizer
 
 
 @pytest.fixture
 def backbones(tmp_path: Path) -> Preset:
-    """A SigLIP and a Llama of random weights, and a tokenizer that knows no picture."""
-    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
-    SiglipVisionModel(SiglipVisionConfig(**vision, image_size=32, patch_size=8)).save_pretrained(tmp_path / "siglip")
-    tokenizer = raw_tokenizer("chatml")
-    llama = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
-    config = LlamaConfig(**llama, num_key_value_heads=2, vocab_size=tokenizer.get_vocab_size())
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
-    tokenizer.save(str(tmp_path / "llama" / "tokenizer.json"))
-    settings = {name: value for name, value in SETTINGS["chatml"].items() if name != "image_token"}
-    (tmp_path / "llama" / "tokenizer_config.json").write_text(json.dumps(settings))
-    vlm = VLMConfig(vision=ViTConfig(image_size=48, patch_size=8), projector=ProjectorConfig(pixel_shuffle_factor=3))
-    return Preset(vlm, TrainConfig(), str(tmp_path / "siglip"), str(tmp_path / "llama"))
+    return small_backbones(tmp_path)
 
 
 def test_the_pocket_preset_comes_with_its_tokenizer_and_answers() -> None:
