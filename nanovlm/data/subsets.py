@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 from nanovlm.config import TrainConfig
 from nanovlm.data.datasets import VQADataset, check_columns
+from nanovlm.files import check_disk
+from nanovlm.settings import first_line
 
 TRAINING = {"train", "training"}
 OTHER_SPLITS = {"validation", "valid", "val", "dev", "test", "testing", "eval"}
@@ -100,6 +102,10 @@ def _as_it_travels(data: Any) -> Any:
 def _load_hub(path: str, name: str, revision: str | None, **options: Any) -> tuple[Any, int | None]:
     import datasets
 
+    if not options["streaming"]:
+        told = datasets.load_dataset_builder(path, name, revision=revision).info
+        needed = (told.download_size or 0) + (told.dataset_size or 0)  # the files, and the tables made of them
+        check_disk(needed, Path(datasets.config.HF_DATASETS_CACHE), f"{path}, {name},", "train with --stream")
     data = datasets.load_dataset(path, name, revision=revision, **options)
     told = (data.info.splits or {}).get("train")
     return data, told.num_examples or None if told else None
@@ -116,7 +122,7 @@ def _load_parquet(files: Callable[[str], list[Path]], name: str, **options: Any)
         try:
             size += pyarrow.parquet.read_metadata(path).num_rows
         except (OSError, ValueError) as error:
-            raise ValueError(f"{path} is no whole parquet file: {str(error).splitlines()[0]}") from error
+            raise ValueError(f"{path} is no whole parquet file: {first_line(error)}") from error
     data = datasets.load_dataset("parquet", data_files=[glob.escape(str(path)) for path in paths], **options)
     return data, size
 
@@ -178,8 +184,7 @@ def _from_hub(path: str, call: Any) -> Any:
             raise
         raise FileNotFoundError(f"There is no directory {path}, and the Hub has no data set of that name.") from error
     except Exception as error:  # the library has an exception type for each of its formats
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} cannot be read as a data set: {reason}") from error
+        raise ValueError(f"{path} cannot be read as a data set: {first_line(error)}") from error
 
 
 def undecoded(feature: Any) -> Any:
