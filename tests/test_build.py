@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from nanovlm.commands.train import TrainOptions, pinned
 from nanovlm.config import Preset, TrainConfig, presets
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.weights.from_preset import ROWS_MULTIPLE, build_model
@@ -31,6 +32,7 @@ def test_the_pocket_preset_comes_with_its_tokenizer_and_answers() -> None:
 
 def test_backbones_are_joined_as_they_are(backbones: Preset, tmp_path: Path) -> None:
     model = build_model(backbones)
+    assert model.started_from == {str(tmp_path / name): name for name in ("siglip", "llama")}
     config, rows = model.config, LlamaForCausalLM.from_pretrained(tmp_path / "llama").get_input_embeddings().weight
     assert (config.projector.vision_dim, config.projector.language_dim) == (32, 48)
     assert config.vision.image_size == 48, "the preset's picture size, with positions stretched to it"
@@ -72,3 +74,11 @@ def test_parts_that_do_not_fit_are_refused(backbones: Preset) -> None:
         build_model(backbones)
     with pytest.raises(ValueError, match="tokens, the model only 48 embeddings"):
         build_model(Preset(tiny_config(), TrainConfig()))
+
+
+def test_the_revisions_of_the_backbones_are_those_that_are_asked_for() -> None:
+    preset = pinned(TrainOptions(TrainConfig(), "h100", vision_revision="0a1b", language_revision="v1"))
+    assert preset.vision_backbone == "google/siglip-base-patch16-224@0a1b"
+    assert preset.language_backbone == "HuggingFaceTB/SmolLM2-135M@v1"
+    with pytest.raises(ValueError, match="starts from random weights"):
+        pinned(TrainOptions(TrainConfig(), "pocket", vision_revision="0a1b"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -244,3 +245,25 @@ def test_weights_hold_in_every_epoch_of_a_download():
         assert sum(index >= 30 for index in epoch_samples) == 20
         assert max(Counter(epoch_samples).values()) <= 2
     assert set(order.samples(0, 80)) == set(range(40))
+
+
+def test_an_error_without_a_message_is_called_by_its_name(tmp_path, monkeypatch):
+    config = tree(tmp_path, {"one": 4, "two": 4})
+    monkeypatch.setattr("pyarrow.parquet.read_metadata", lambda _: (_ for _ in ()).throw(ValueError()))
+    with pytest.raises(ValueError, match="is no whole parquet file: ValueError"):
+        open_subsets(TrainConfig(dataset_path=config["dataset_path"], dataset_names=("one",)))
+
+
+def test_a_disk_too_small_for_the_subsets_is_said_before_the_download(tmp_path, monkeypatch):
+    def builder(path, name, revision):
+        if name == "gone":
+            raise FileNotFoundError
+        info = SimpleNamespace(download_size=10**18, dataset_size=2 * 10**18)
+        return SimpleNamespace(info=info, cache_dir=str(tmp_path / name))
+
+    (tmp_path / "here").mkdir()
+    monkeypatch.setattr("datasets.load_dataset_builder", builder)
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("it was fetched"))
+    config = TrainConfig(dataset_path="owner/data", dataset_names=("a", "gone", "here", "b"))
+    with pytest.raises(OSError, match=r"owner/data takes 6,000,000,000.0 GB, .* or read it with --stream"):
+        open_subsets(config)

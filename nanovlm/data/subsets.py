@@ -52,6 +52,8 @@ def open_subsets(config: TrainConfig) -> list[Subset]:
         if names == ("all",):
             names = _from_hub(path, partial(datasets.get_dataset_config_names, path, revision=config.revision))
         load = [(name, partial(_load_hub, path, name, config.revision)) for name in names]
+        if not config.stream:
+            _check_room(path, names, config.revision)
     weights = config.dataset_weights or [None] * len(load)
     opened, left_out = [], []
     for (name, open_one), weight in zip(load, weights, strict=True):
@@ -99,13 +101,24 @@ def _as_it_travels(data: Any) -> Any:
     return data
 
 
+def _check_room(path: str, names: Sequence[str], revision: str | None) -> None:
+    """Raises: OSError where the disk is too small for the subsets that are not here yet."""
+    import datasets
+
+    needed = 0
+    for name in names:
+        try:
+            builder = datasets.load_dataset_builder(path, name, revision=revision)
+        except Exception:  # opening it comes next, and says what is wrong
+            continue
+        if not Path(builder.cache_dir).is_dir():  # the files, and the tables that are made of them
+            needed += (builder.info.download_size or 0) + (builder.info.dataset_size or 0)
+    check_disk(needed, Path(datasets.config.HF_DATASETS_CACHE), path, "read it with --stream")
+
+
 def _load_hub(path: str, name: str, revision: str | None, **options: Any) -> tuple[Any, int | None]:
     import datasets
 
-    if not options["streaming"]:
-        told = datasets.load_dataset_builder(path, name, revision=revision).info
-        needed = (told.download_size or 0) + (told.dataset_size or 0)  # the files, and the tables made of them
-        check_disk(needed, Path(datasets.config.HF_DATASETS_CACHE), f"{path}, {name},", "train with --stream")
     data = datasets.load_dataset(path, name, revision=revision, **options)
     told = (data.info.splits or {}).get("train")
     return data, told.num_examples or None if told else None

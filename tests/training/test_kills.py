@@ -88,6 +88,7 @@ def test_killed_in_ten_steps(way: str, tmp_path: Path) -> None:
     ends = [load_checkpoint(checkpoints(run / "checkpoints")[-1]) for run in (whole, killed)]
     assert ends[0]["step"] == ends[1]["step"] == STEPS and ends[0]["samples"] == ends[1]["samples"]
     assert equal(ends[0]["weights"], ends[1]["weights"])
+    assert set(ends[1]["started_from"].values()) == {"siglip", "llama"}
     logs = [[{k: v for k, v in line.items() if k not in MEASURED} for line in metrics(run)] for run in (whole, killed)]
     assert logs[0] == logs[1]
     assert (whole / "best" / "model.safetensors").read_bytes() == (killed / "best" / "model.safetensors").read_bytes()
