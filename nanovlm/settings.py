@@ -31,6 +31,11 @@ def shown(value: Any) -> str:
     return _short.repr(value)
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, on one line; some say nothing, and then their names do."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value is what an annotation says, as JSON means it: true is no number, and numbers are finite."""
     if get_origin(hint) in (Union, UnionType):

@@ -34,6 +34,7 @@ from nanovlm.training.checkpoint import (
 from nanovlm.training.interrupt import Interrupt
 from nanovlm.training.optimizer import Optimizers
 from nanovlm.training.run_log import MetricsLog, Throughput, Watch
+from nanovlm.training.sharded import ShardedSaver
 from nanovlm.training.step import get_lr, train_step
 from nanovlm.training.validation import answer_accuracy, look_ahead, short_questions, validation_loss
 
@@ -105,7 +106,7 @@ def _train(config: TrainConfig, model: VisionLanguageModel, watch: Watch | None,
     progress, clock = Progress(), time.perf_counter()
     saved, position = checkpoints(directory / "checkpoints"), None
     if config.resume and saved:
-        state = load_checkpoint(saved[-1])
+        state = load_checkpoint(saved[-1], optimizers.own_tensors(model))
         optimizers.restore(model, state, saved[-1], scaler)
         restore_random_state(state["random"])
         progress = Progress(*(state[field.name] for field in fields(Progress)))
@@ -114,15 +115,20 @@ def _train(config: TrainConfig, model: VisionLanguageModel, watch: Watch | None,
         if changed := changed_settings(state["config"], asdict(config)):
             log(f"changed    {', '.join(changed)}")
 
+    dealt = world > 1 and config.parallel == "fsdp"
+    save_in_parts = ShardedSaver(background=device.type == "cuda") if dealt else None
     in_background = Background(device)
 
     def save() -> None:
         nonlocal clock
         now = time.perf_counter()
         progress.seconds, clock = progress.seconds + now - clock, now
-        state = {**asdict(progress), **optimizers.state(model, scaler), "random": random_state()}
+        state = {**asdict(progress), **optimizers.state(model, scaler, dealt), "random": random_state()}
         state |= {"position": train_loader.position, "config": asdict(config)}
-        if rank == 0:
+        state["started_from"] = getattr(model, "started_from", {})  # the backbones, with their commits
+        if save_in_parts:
+            save_in_parts(directory / "checkpoints", progress.step, state)
+        elif rank == 0:
             in_background(save_checkpoint, directory / "checkpoints", progress.step, state)
 
     per_step = config.gradient_accumulation_steps
@@ -179,7 +185,8 @@ def _train(config: TrainConfig, model: VisionLanguageModel, watch: Watch | None,
             f"Step {progress.step}: {error}. Last good checkpoint: {checkpoints(directory / 'checkpoints')[-1]}. "
             "Lower the learning rate, or look at those samples."
         ) from error
-    in_background.finish()
+    for saver in filter(None, (save_in_parts, in_background)):
+        saver.finish()
     progress.seconds += time.perf_counter() - clock
     if skipped := train_loader.skipped + val_loader.skipped:
         log(f"skipped    {len(skipped)} samples that could not be used, first: {skipped[0]}")
