@@ -194,7 +194,8 @@ check("generation.cached_attention", cached_attention)
 #
 # Here `q` is `[batch, num_heads, length, head_dim]`, `k` and `v` are `[batch, num_kv_heads, length, head_dim]`; take
 # random numbers, for example 4 heads that share 2 key/value heads, of 8 numbers each. The check runs your test on two
-# right versions and on six wrong ones, and tells you which one gets through.
+# right versions and on six wrong ones, and tells you which one gets through. Some wrong versions raise a `RuntimeError`
+# instead of returning something wrong: your test has to return False for those as well.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
