@@ -50,18 +50,19 @@ def open_subsets(config: TrainConfig) -> list[Subset]:
         if names == ("all",):
             names = _from_hub(path, partial(datasets.get_dataset_config_names, path, revision=config.revision))
         load = [(name, partial(_load_hub, path, name, config.revision)) for name in names]
+    wanted = (*VQADataset.columns, *(f"{rating}_ratings" for rating in config.min_ratings))
     weights = config.dataset_weights or [None] * len(load)
     opened, left_out = [], []
     for (name, open_one), weight in zip(load, weights, strict=True):
         try:
             data, size = _from_hub(path, partial(open_one, split="train", streaming=config.stream))
-            check_columns(data, VQADataset.columns)
+            check_columns(data, wanted)
         except (ValueError, FileNotFoundError) as error:
             if len(load) == 1:
                 raise
             left_out.append((name, error))
             continue
-        opened.append(Subset(name or directory.name, _as_it_travels(data), size, weight))
+        opened.append(Subset(name or directory.name, _as_it_travels(data, wanted), size, weight))
     if not opened:
         raise left_out[0][1]
     if left_out:
@@ -88,10 +89,10 @@ def shares(subsets: Sequence[Subset]) -> list[float]:
     return [1.0 if unknown else float(subset.size) for subset in subsets]
 
 
-def _as_it_travels(data: Any) -> Any:
+def _as_it_travels(data: Any, wanted: Sequence[str]) -> Any:
     columns = getattr(data, "column_names", None)  # a stream may not know them
     if columns is not None:
-        data = data.select_columns([name for name in columns if name in VQADataset.columns])
+        data = data.select_columns([name for name in columns if name in wanted])
     if data.features is not None:
         data = data.cast_column("images", undecoded(data.features["images"]))
     return data
