@@ -89,6 +89,11 @@ def wrong_images(batch: Batch) -> Batch:
     return {**batch, "images": batch["images"].roll(1, dims=0)}
 
 
+def black_images(batch: Batch) -> Batch:
+    """What is left to learn from is the text."""
+    return {**batch, "images": torch.full_like(batch["images"], -1.0)}
+
+
 def one_question(batch: Batch) -> Batch:
     """Only the first answer of each conversation is supervised."""
     targets = batch["targets"].clone()
@@ -144,6 +149,7 @@ CHANGES = {
     "one_block": Run("one encoder block instead of two", sizes={"vision_blocks": 1}),
     "one_token": Run("pixel shuffle by 8: one image token a picture", sizes={"factor": 8}),
     "one_question": Run("one supervised question a picture", spoil=one_question),
+    "text_only": Run("every training picture black", spoil=black_images),
     "init_small": Run("every weight starts at 0.02", prepare=all_small),
 }
 RATES = {
