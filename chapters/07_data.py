@@ -116,7 +116,10 @@ print(f"run A had passed run B's last result at step {reached} of {runs['right']
 the_cauldron = parquet.read_table(asset_path("samples/the_cauldron.parquet")).to_pylist()
 sample = the_cauldron[0]
 print(len(the_cauldron), "samples, with the columns", ", ".join(sample))
-print("images:", [{key: type(value).__name__ for key, value in image.items()} for image in sample["images"]])
+print(
+    "images:",
+    [{key: type(value).__name__ for key, value in image.items()} for image in sample["images"]],
+)
 for turn in sample["texts"][:3]:
     print("texts: ", turn)
 
@@ -239,7 +242,13 @@ def filtered(number, visual_dependency, image_correspondence):
     return sample_card(open_image(sample["images"][0]), turns, f"{len(kept)} of {len(turns)} turns are kept")
 
 
-lever(filtered, {"visual_dependency": 3}, number=[0, 1, 2], visual_dependency=(1, 5), image_correspondence=(1, 5))
+lever(
+    filtered,
+    {"visual_dependency": 3},
+    number=[0, 1, 2],
+    visual_dependency=(1, 5),
+    image_correspondence=(1, 5),
+)
 
 # %% [markdown]
 # Does filtering help? The authors trained models on what is left at each minimum, and report that removing samples
@@ -262,7 +271,10 @@ from nanovlm.viz.data import samples_figure
 
 train = Thimble("shapes", "train")
 seen = [train[i] for i in range(10)]
-samples_figure([s["images"][0] for s in seen], [(t["user"], t["assistant"]) for t in (s["texts"][0] for s in seen)])
+samples_figure(
+    [s["images"][0] for s in seen],
+    [(t["user"], t["assistant"]) for t in (s["texts"][0] for s in seen)],
+)
 
 # %% [markdown]
 # The pictures look harmless. Now count the *answers*. A model can learn which answer is frequent for which question
@@ -469,7 +481,10 @@ train_indices, val_indices = split_by_image(contents, 0.1, 0)
 both = {contents[i] for i in train_indices} & {contents[i] for i in val_indices}
 print(f"{len(val_indices)} of {len(turns)} turns are held out, {len(both)} pictures are on both sides")
 more = split_by_image(contents + [b"new %d" % i for i in range(500)], 0.1, 0)[1]
-print("those held out stay held out when data are added:", [i for i in more if i < len(contents)] == list(val_indices))
+print(
+    "those held out stay held out when data are added:",
+    [i for i in more if i < len(contents)] == list(val_indices),
+)
 
 # %% [markdown]
 # ### Near duplicates need a hash of what one sees
@@ -602,7 +617,10 @@ def waste(batches: list[list[int]]) -> float:
 
 # %%
 for order in ("as they come", "sorted by length"):
-    print(f"{order:18}", ", ".join(f"{size} a batch: {waste(batches_of(size, order)):.0%}" for size in (4, 16, 64)))
+    print(
+        f"{order:18}",
+        ", ".join(f"{size} a batch: {waste(batches_of(size, order)):.0%}" for size in (4, 16, 64)),
+    )
 
 
 # %%
@@ -613,7 +631,12 @@ def padded(batch_size, order):
     return rows_figure(title, [[length] for length in one], max(one))
 
 
-lever(padded, {"batch_size": 16}, batch_size=[4, 8, 16, 32, 64], order=["as they come", "sorted by length"])
+lever(
+    padded,
+    {"batch_size": 16},
+    batch_size=[4, 8, 16, 32, 64],
+    order=["as they come", "sorted by length"],
+)
 
 # %% [markdown]
 # Larger batches waste more, because the longest of many is longer. Sorting by length helps, but it also decides which
@@ -667,7 +690,12 @@ documents = row["document_ids"]
 place = (documents[0] == 0).nonzero().flatten()[-6]  # a token of document 0, near its end
 changed = row["input_ids"].clone()
 changed[0, place] = 40 if changed[0, place] != 40 else 41
-print("document_ids:", expect_shape(documents, "1 128"), "·", {d: int((documents == d).sum()) for d in (0, 1, -1)})
+print(
+    "document_ids:",
+    expect_shape(documents, "1 128"),
+    "·",
+    {d: int((documents == d).sum()) for d in (0, 1, -1)},
+)
 
 
 # %%
@@ -742,9 +770,18 @@ print(f"one word of sample 0 changed: the logits of sample 1 move by up to {diff
 # beginning, twice more, with several samples in each row of 512 tokens. One run has boundaries, the other has none.
 
 # %%
-names = {"right": "padded", "packed, with boundaries": "packed, boundaries", "packed, no boundaries": "packed, none"}
+names = {
+    "right": "padded",
+    "packed, with boundaries": "packed, boundaries",
+    "packed, no boundaries": "packed, none",
+}
 if_packed = {names[name]: curve for name, curve in runs.items() if name in names}
-curves_figure("Right answers about unseen charts, padded and packed", if_packed, chance=blind, half=(high - low) / 2)
+curves_figure(
+    "Right answers about unseen charts, padded and packed",
+    if_packed,
+    chance=blind,
+    half=(high - low) / 2,
+)
 
 # %%
 with_boundaries, without = (runs[f"packed, {what}"][-1][1] for what in ("with boundaries", "no boundaries"))
@@ -772,7 +809,10 @@ steps = 1_000_000  # samples drawn
 for power in (1.0, 0.5, 0.0):
     weights = {name: size**power for name, size in sizes.items()}
     drawn = {name: steps * weight / sum(weights.values()) for name, weight in weights.items()}
-    print(f"power {power}:", ", ".join(f"{n} {d / steps:.1%} ({d / sizes[n]:.2f} epochs)" for n, d in drawn.items()))
+    print(
+        f"power {power}:",
+        ", ".join(f"{n} {d / steps:.1%} ({d / sizes[n]:.2f} epochs)" for n, d in drawn.items()),
+    )
 
 # %% [markdown]
 # The number of epochs is the one to watch: a source that is seen a hundred times is memorised. There is no formula
@@ -911,8 +951,15 @@ print(f"{rate * flops_per_sample / 800e12:.0%} of the 800 TFLOP/s that an H100 r
 # %%
 def clock(index: int) -> dict:
     """Replace this: it is always noon, so anybody can guess."""
-    turns = [("What hour does the clock show?", "12"), ("How many minutes past?", "0"), ("Is it before six?", "no")]
-    return {"images": [Image.new("RGB", (64, 64), "white")], "texts": [{"user": q, "assistant": a} for q, a in turns]}
+    turns = [
+        ("What hour does the clock show?", "12"),
+        ("How many minutes past?", "0"),
+        ("Is it before six?", "no"),
+    ]
+    return {
+        "images": [Image.new("RGB", (64, 64), "white")],
+        "texts": [{"user": q, "assistant": a} for q, a in turns],
+    }
 
 
 def guessable(make, choices=(12, 12, 2)) -> float:

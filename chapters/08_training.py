@@ -48,7 +48,13 @@ from nanovlm.course.runs import stored_runs
 from nanovlm.data.loading import get_dataloaders
 from nanovlm.training.probe import mean
 from nanovlm.viz.start_here import sample_card
-from nanovlm.viz.training import curves_figure, gallery_figure, intervals_figure, rates_figure, smooth
+from nanovlm.viz.training import (
+    curves_figure,
+    gallery_figure,
+    intervals_figure,
+    rates_figure,
+    smooth,
+)
 from nanovlm.weights.from_preset import from_scratch
 
 # %% [markdown]
@@ -239,7 +245,11 @@ by_heart = {
     "exchanged": memorise(inputs["images"].roll(1, dims=0), steps),
     "black": memorise(torch.full_like(inputs["images"], -1.0), steps),
 }
-curves_figure("One batch, learnt by heart", {name: list(enumerate(v)) for name, v in by_heart.items()}, log=True)
+curves_figure(
+    "One batch, learnt by heart",
+    {name: list(enumerate(v)) for name, v in by_heart.items()},
+    log=True,
+)
 
 # %% [markdown]
 # All three go down together. So the test finds weights that do not move and losses that are not connected, and it finds
@@ -337,7 +347,11 @@ print(
     "largest gradient norm of the first 40 steps:",
     {name: round(max(run["norm"][:40]), 1) for name, run in warm.items()},
 )
-curves_figure("The first steps", {name: list(enumerate(run["loss"][:40])) for name, run in warm.items()}, log=True)
+curves_figure(
+    "The first steps",
+    {name: list(enumerate(run["loss"][:40])) for name, run in warm.items()},
+    log=True,
+)
 
 # %% [markdown]
 # In this small model, whose blocks normalise their inputs (pre-norm) and whose steps are clipped, the warm-up is worth
@@ -460,7 +474,10 @@ quiz("ch08.accumulate")
 
 # %%
 torch.manual_seed(0)
-losses_of_5, losses_of_500 = 4 + torch.rand(5), 1 + torch.rand(500)  # five tokens of short answers, 500 of captions
+losses_of_5, losses_of_500 = (
+    4 + torch.rand(5),
+    1 + torch.rand(500),
+)  # five tokens of short answers, 500 of captions
 all_tokens = torch.cat([losses_of_5, losses_of_500]).mean()
 mean_of_means = (losses_of_5.mean() + losses_of_500.mean()) / 2
 print(f"mean over all tokens {all_tokens:.2f}, mean of the two means {mean_of_means:.2f}")
@@ -497,7 +514,10 @@ parts[0]["targets"] = parts[0]["targets"].where(supervised[:1].cumsum(dim=1) <= 
 together = {name: torch.cat([part[name] for part in parts]) for name in inputs}
 counts = [int((part["targets"] != -100).sum()) for part in parts]
 large = gradient_of([together], [1.0])
-for name, weights in (("mean of means", [0.5, 0.5]), ("by tokens", [count / sum(counts) for count in counts])):
+for name, weights in (
+    ("mean of means", [0.5, 0.5]),
+    ("by tokens", [count / sum(counts) for count in counts]),
+):
     off = (gradient_of(parts, weights) - large).norm() / large.norm()
     print(f"{name:14} {counts} tokens: the gradient is {off:.1%} away from the large batch's")
 
@@ -691,7 +711,13 @@ from nanovlm.training.loop import train
 
 folder = tempfile.mkdtemp()
 six_steps = small_recipe(
-    batch_size=4, max_steps=6, val_size=4, log_every=1, eval_every=100, save_every=2, accuracy_images=0
+    batch_size=4,
+    max_steps=6,
+    val_size=4,
+    log_every=1,
+    eval_every=100,
+    save_every=2,
+    accuracy_images=0,
 )
 
 
@@ -774,7 +800,14 @@ def by_questions(run: dict, base: dict) -> tuple[float, float, float]:
     return p - q, p - q - half, p - q + half
 
 
-changes = ("pictures_shuffled", "lr_too_high", "no_warmup", "no_positions", "positions_quiet", "resumed_wrongly")
+changes = (
+    "pictures_shuffled",
+    "lr_too_high",
+    "no_warmup",
+    "no_positions",
+    "positions_quiet",
+    "resumed_wrongly",
+)
 intervals_figure(
     "Changed in one run, beside the recipe",
     {name.replace("_", " "): by_questions(gallery[name], healthy) for name in changes},
@@ -792,7 +825,10 @@ intervals_figure(
 
 # %%
 paired_difference = use("training.paired_difference")
-decay_001, decay_01 = [0.976, 0.966, 0.976], [0.978, 0.981, 0.985]  # LOG.md, "The pocket recipe", seeds 0, 1, 2
+decay_001, decay_01 = (
+    [0.976, 0.966, 0.976],
+    [0.978, 0.981, 0.985],
+)  # LOG.md, "The pocket recipe", seeds 0, 1, 2
 difference, low, high = paired_difference(decay_001, decay_01)
 print(f"{difference:+.1%}, with 95 % confidence between {low:+.1%} and {high:+.1%}")
 
@@ -918,7 +954,10 @@ sample = {
     "images": [clock_face(10, 30)],
     "texts": [{"user": "What time is it?", "assistant": "10:30", "source": "clocks/time"}],
 }
-sample_card(sample["images"][0], alt="A clock face: the short hand between ten and eleven, the long one down.")
+sample_card(
+    sample["images"][0],
+    alt="A clock face: the short hand between ten and eleven, the long one down.",
+)
 
 # %% [markdown]
 # | | a start | solid | what a reviewer would publish |

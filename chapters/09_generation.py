@@ -284,7 +284,13 @@ def faulty(q, k, v, rope, cache, mask=None, fault=""):
 # %%
 test = Thimble("shapes", "test")
 questions = questions_of([test[i] for i in range(budget().pick(ci=6, laptop=20))])
-for fault in ("none", "turned on every read", "is_causal with one query", "stores over the last", "no mask"):
+for fault in (
+    "none",
+    "turned on every read",
+    "is_causal with one query",
+    "stores over the last",
+    "no mask",
+):
     model = yours(replace={"generation.cached_attention": partial(faulty, fault=fault)})
     right = sum(a == q.answer for a, q in zip(answer_all(model, questions), questions, strict=True))
     print(f"{fault.upper()}: {right} of {len(questions)} right. {model.generate(image=image, prompt=describe)[:90]}\n")
@@ -361,7 +367,11 @@ def bars(logits: Tensor, temperature: float, rule: str, shown: int = 10):
 
 
 hot = [0.25, 0.5, 1.0, 1.5, 2.0, 4.0]
-lever(lambda temperature: bars(guess, temperature, "none"), temperature=hot, start={"temperature": 1.0})
+lever(
+    lambda temperature: bars(guess, temperature, "none"),
+    temperature=hot,
+    start={"temperature": 1.0},
+)
 
 # %% [markdown]
 # How undecided is such a distribution? Its **entropy**, in bits, is the number of yes-or-no questions that it takes to
@@ -606,7 +616,10 @@ print("the true caption:", glyphs["texts"][-1]["assistant"])
 # %%
 def log_probability(answer: str, image: Image.Image | None, question: str = describe) -> float:
     """Of this answer and its end, the sum over its tokens."""
-    batch, own = prepare_prompts(pocket, [question], [image]), [*pocket.tokenizer.encode(answer), end]
+    batch, own = (
+        prepare_prompts(pocket, [question], [image]),
+        [*pocket.tokenizer.encode(answer), end],
+    )
     whole = torch.cat([batch["input_ids"], torch.tensor([own])], dim=1)
     with torch.no_grad():
         log_probs = pocket(whole, batch["images"]).logits[0].float().log_softmax(dim=-1)  # [length, vocab_size]
@@ -733,7 +746,10 @@ sixteen = [test[i]["images"][0] for i in range(16)]
 mixed = [describe] + ["Which shape is at the top left?"] * 15  # one long answer among short ones
 pocket.generate(image=sixteen, prompt=mixed)
 together = seconds(lambda: pocket.generate(image=sixteen, prompt=mixed), times=2)
-alone = seconds(lambda: [pocket.generate(image=i, prompt=p) for i, p in zip(sixteen, mixed, strict=True)], times=2)
+alone = seconds(
+    lambda: [pocket.generate(image=i, prompt=p) for i, p in zip(sixteen, mixed, strict=True)],
+    times=2,
+)
 print(f"16 prompts: {alone * 1000:.0f} ms one by one, {together * 1000:.0f} ms together, {alone / together:.1f} times")
 
 rows = pocket.generate(**prepare_prompts(pocket, mixed, sixteen))  # [16, new]
@@ -865,7 +881,10 @@ print(f"plain: {total} tokens, {total} passes of the whole decoder, {plain:.2f} 
 for blocks in (1, 2, 3):
     run = partial(generate_speculatively, pocket, early_exit(pocket.decoder, blocks))
     results = [run(b["input_ids"], b["images"]) for b in batches]
-    passes, kept = sum(r.passes for r in results), sum(r.accepted for r in results) / sum(r.proposed for r in results)
+    passes, kept = (
+        sum(r.passes for r in results),
+        sum(r.accepted for r in results) / sum(r.proposed for r in results),
+    )
     took = seconds(lambda run=run: [run(b["input_ids"], b["images"]) for b in batches], times=2)
     print(f"draft of {blocks} blocks: {passes} passes, {kept:.0%} of the guesses kept, {took:.2f} s")
 

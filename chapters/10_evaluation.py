@@ -158,10 +158,19 @@ failed = [(q, a) for q, a in zip(turned, turned_answers, strict=True) if a != q.
 cards = [AnsweredImage(q.images[0], q.text, a, q.answer) for q, a in failed[:8]]
 print({kind: sum(q.kind == kind for q, _ in failed) for kind in dict.fromkeys(q.kind for q in questions)})
 sheet = contact_sheet(
-    "Turned by ten degrees", f"{len(failed)} failures; the first {len(cards)} of them.", cards, 4, scale=1
+    "Turned by ten degrees",
+    f"{len(failed)} failures; the first {len(cards)} of them.",
+    cards,
+    4,
+    scale=1,
 )
 height = round(720 * sheet.height / sheet.width)
-svg_figure(720, height, [image(0, 0, 720, height, png_bytes(sheet))], "Turned pictures, each with a wrong answer.")
+svg_figure(
+    720,
+    height,
+    [image(0, 0, 720, height, png_bytes(sheet))],
+    "Turned pictures, each with a wrong answer.",
+)
 
 # %% [markdown]
 # ## Exact match counts spelling as an error
@@ -190,7 +199,10 @@ from nanovlm.evaluation.answers import normalise_answer as packaged
 
 assert all(normalise_answer(text) == packaged(text) for text in SAID + WANTED)
 found = [normalise_answer(a) == normalise_answer(b) for a, b in zip(SAID, WANTED, strict=True)]
-print(f"all rules: {sum(found)} of {len(found)}; still wrong:", [a for a, f in zip(SAID, found, strict=True) if not f])
+print(
+    f"all rules: {sum(found)} of {len(found)}; still wrong:",
+    [a for a, f in zip(SAID, found, strict=True) if not f],
+)
 
 # %% [markdown]
 # Two of the three that remain are right answers in other words, and “three” is wrong. No list of rules will
@@ -351,7 +363,12 @@ print(f"exchanged pictures {blind.mean():.1%}, from {low:.1%} to {high:.1%}; own
 # is one, and what the pocket model says when it is asked for the letter.
 
 # %%
-from nanovlm.evaluation.multiple_choice import evaluate_choice, lenient_letter, split_options, strict_letter
+from nanovlm.evaluation.multiple_choice import (
+    evaluate_choice,
+    lenient_letter,
+    split_options,
+    strict_letter,
+)
 
 choice = [multiple_choice_sample(i) for i in range(budget().pick(ci=24, laptop=90))]
 print(choice[0]["question"], "\n  right:", choice[0]["answer"], "\n")
@@ -388,7 +405,9 @@ for answer in ("B", "b", "(B)", "A cat", "A, B, C, D", "Not B", "I see (a Big do
 
 # %%
 described = pocket.generate(
-    prompt=["Describe the picture."] * len(choice), image=[c["image"] for c in choice], max_new_tokens=40
+    prompt=["Describe the picture."] * len(choice),
+    image=[c["image"] for c in choice],
+    max_new_tokens=40,
 )
 by_accident = [lenient_letter(text, c["answer"]) for text, c in zip(described, choice, strict=True)]
 hit = next((i for i, accident in enumerate(by_accident) if accident), 2)
@@ -487,7 +506,11 @@ asked = turned[:60]
 greedy = tilted[: len(asked)].mean()
 for seed in range(3):
     given = pocket.generate(
-        prompt=[q.text for q in asked], image=[q.images for q in asked], max_new_tokens=12, temperature=1.0, seed=seed
+        prompt=[q.text for q in asked],
+        image=[q.images for q in asked],
+        max_new_tokens=12,
+        temperature=1.0,
+        seed=seed,
     )
     print(f"sampled, seed {seed}: {right_of(given, expected[: len(asked)]).mean():.1%}; greedy: {greedy:.1%}")
 
@@ -510,7 +533,12 @@ def choosing(looks, true_share):
     return selection_figure(true_share, single.tolist(), best.tolist(), looks)
 
 
-lever(choosing, start={"looks": 131, "true_share": 0.33}, looks=[1, 5, 40, 131], true_share=[0.25, 0.33, 0.5])
+lever(
+    choosing,
+    start={"looks": 131, "true_share": 0.33},
+    looks=[1, 5, 40, 131],
+    true_share=[0.25, 0.33, 0.5],
+)
 
 # %%
 best_of_131 = best_of(0.33, 1500, 131)
@@ -775,7 +803,9 @@ print("pictures:", near_copies([sample["images"][0] for sample in samples], trai
 print(
     "texts:   ",
     shared_ngrams(
-        ["Which bar is the tallest of the four bars here?"], ["Look: which bar is the tallest of the four bars?"], n=6
+        ["Which bar is the tallest of the four bars here?"],
+        ["Look: which bar is the tallest of the four bars?"],
+        n=6,
     ),
 )
 

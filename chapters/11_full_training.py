@@ -128,7 +128,11 @@ def hours(samples: int, utilisation: float) -> dict[str, float]:
 # %%
 from nanovlm.viz.full_training import hours_figure, logs_figure, memory_figure, ranks_figure
 
-AMOUNTS = {"256 k (a taste)": 256_000, "1.7 M (one epoch)": 1_700_000, "8.4 M (published)": published}
+AMOUNTS = {
+    "256 k (a taste)": 256_000,
+    "1.7 M (one epoch)": 1_700_000,
+    "8.4 M (published)": published,
+}
 
 
 def hours_image(samples: str, utilisation: float):
@@ -267,7 +271,10 @@ llama = budget().pick(ci=str(small_llama(folder / "llama")), t4="HuggingFaceTB/S
 # %%
 from nanovlm.files import find_directory, read_tensors
 
-stored = {"siglip": read_tensors(find_directory(siglip)), "llama": read_tensors(find_directory(llama))}
+stored = {
+    "siglip": read_tensors(find_directory(siglip)),
+    "llama": read_tensors(find_directory(llama)),
+}
 for kind, tensors in stored.items():
     shown = [name for name in tensors if "layers.0.self_attn" in name and "weight" in name]
     print(kind, len(tensors), "tensors, among them")
@@ -337,7 +344,10 @@ with torch.no_grad():
     x = language(language.token_embedding(start))[:, :-1].flatten(0, 1)  # [tokens, dim]
 wanted = start[:, 1:].flatten()
 print(f"without new rows: loss {F.cross_entropy(x @ rows.T, wanted):.2f}")
-for name, new in (("the mean", rows.mean(dim=0, keepdim=True)), ("random, deviation 1", torch.randn(1, rows.shape[1]))):
+for name, new in (
+    ("the mean", rows.mean(dim=0, keepdim=True)),
+    ("random, deviation 1", torch.randn(1, rows.shape[1])),
+):
     logits = x @ torch.cat([rows, new]).T  # [tokens, vocab_size + 1]
     taken = logits.softmax(dim=-1)[:, -1]
     print(f"{name:20} loss {F.cross_entropy(logits, wanted):6.2f}; the new token takes {taken.mean():.1%} on average")
@@ -356,7 +366,10 @@ for name, new in (("the mean", rows.mean(dim=0, keepdim=True)), ("random, deviat
 # %%
 from nanovlm.weights.from_preset import build_model
 
-small = Preset(VLMConfig(tokenizer=str(asset_path("pocket"))), TrainConfig(dataset_size=200, val_size=16, batch_size=4))
+small = Preset(
+    VLMConfig(tokenizer=str(asset_path("pocket"))),
+    TrainConfig(dataset_size=200, val_size=16, batch_size=4),
+)
 small.vlm.vision.image_size = 64
 small.vision_backbone, small.language_backbone = siglip, llama
 preset = budget().pick(ci=small, t4=presets()["colab"])
@@ -676,7 +689,11 @@ def adapt(prepare, lr: float) -> tuple[int, float]:
 
 # %%
 print(f"before: {held_out_loss(pocket.eval()):.2f} on held-out questions; then {len(seen)} steps each")
-for name, prepare, lr in (("projector", projector_only, 2e-3), ("LoRA", adapters, 2e-3), ("all", lambda m: None, 5e-4)):
+for name, prepare, lr in (
+    ("projector", projector_only, 2e-3),
+    ("LoRA", adapters, 2e-3),
+    ("all", lambda m: None, 5e-4),
+):
     count, loss = adapt(prepare, lr)
     print(f"{name:10} {count:9,} trained weights   {loss:5.2f}")
 
@@ -803,7 +820,12 @@ pocket.push_to_hub("your-name/nanovlm-pocket", private=True)
 # 13). From there the tools of others lead on: llama.cpp's `mmproj` files, servers, browsers. How small can it be?
 
 # %%
-for name, size in (("float32", 4.0), ("bfloat16", 2.0), ("int8", 1.0), ("4 bits, with scales", 0.56)):
+for name, size in (
+    ("float32", 4.0),
+    ("bfloat16", 2.0),
+    ("int8", 1.0),
+    ("4 bits, with scales", 0.56),
+):
     print(f"{name:20} {million * size:6.0f} MB of weights")
 
 # %% [markdown]

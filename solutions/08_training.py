@@ -85,7 +85,11 @@ from nanovlm.course import check, use
 
 # %%
 def get_lr(
-    step: int, max_lr: float, max_steps: int, warmup_fraction: float = 0.03, min_lr_fraction: float = 0.1
+    step: int,
+    max_lr: float,
+    max_steps: int,
+    warmup_fraction: float = 0.03,
+    min_lr_fraction: float = 0.1,
 ) -> float:
     """Learning rate of a step: a straight line up to max_lr, then a cosine down to a share of it."""
     # SOLUTION
@@ -196,7 +200,15 @@ check("training.clip_by_norm", clip_by_norm)
 
 # %%
 def adamw_step(
-    p: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: int, lr: float, betas: tuple, eps: float, weight_decay: float
+    p: Tensor,
+    grad: Tensor,
+    m: Tensor,
+    v: Tensor,
+    step: int,
+    lr: float,
+    betas: tuple,
+    eps: float,
+    weight_decay: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One step of AdamW. Returns the new weight and both new moments. step counts from 1."""
     # SOLUTION
@@ -383,7 +395,10 @@ check("training.overfit_one_batch", overfits_one_batch)
 
 # %%
 def train_step(
-    model: nn.Module, batches: list[dict[str, Tensor]], optimizer: torch.optim.Optimizer, max_norm: float
+    model: nn.Module,
+    batches: list[dict[str, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    max_norm: float,
 ) -> float:
     """One step of the optimizer over several batches; the mean loss of their supervised tokens."""
     # SOLUTION
@@ -461,7 +476,12 @@ check("training.train_step", train_step)
 
 # %%
 def train_until(
-    stop: int, model: nn.Module, optimizer: torch.optim.Optimizer, batch_of, lr_of, saved: dict | None = None
+    stop: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch_of,
+    lr_of,
+    saved: dict | None = None,
 ) -> dict:
     """Train up to step `stop`, from the start or from what an earlier call returned."""
     # SOLUTION
@@ -479,7 +499,11 @@ def train_until(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    states = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
+    states = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "random": torch.get_rng_state(),
+    }
     return {"step": stop, **states}
     # END SOLUTION
 

@@ -164,7 +164,10 @@ check("generation.greedy", decode)
 def cached_attention(q: Tensor, k: Tensor, v: Tensor, rope, cache, mask: Tensor | None = None) -> Tensor:
     """Attention of the new tokens over all that was seen: [batch, num_heads, new, head_dim]"""
     # SOLUTION
-    q, k = apply_rope(q, *rope), apply_rope(k, *rope)  # once, by its own position, before it is stored
+    q, k = (
+        apply_rope(q, *rope),
+        apply_rope(k, *rope),
+    )  # once, by its own position, before it is stored
     k, v = cache.update(k, v)
     new, seen, groups = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
     if mask is None:
@@ -458,7 +461,12 @@ check("generation.sample", sample)
 
 # %%
 def beam_step(
-    logits: Tensor, totals: Tensor, lengths: Tensor, finished: Tensor, end: int, length_penalty: float
+    logits: Tensor,
+    totals: Tensor,
+    lengths: Tensor,
+    finished: Tensor,
+    end: int,
+    length_penalty: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """logits [beams, vocab_size]; totals, lengths, finished [beams] -> tokens, beams, totals, lengths, each [beams]"""
     # SOLUTION
@@ -606,7 +614,14 @@ from nanovlm.assets import asset_path
 from nanovlm.course import yours
 
 model = yours()
-print(model.generate(image=asset_path("images/shapes.png"), prompt="Describe the picture.", temperature=0.7, top_p=0.9))
+print(
+    model.generate(
+        image=asset_path("images/shapes.png"),
+        prompt="Describe the picture.",
+        temperature=0.7,
+        top_p=0.9,
+    )
+)
 
 # %%
 decode = use("generation.greedy", decode)  # your loop, or the reference until it passes

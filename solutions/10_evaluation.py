@@ -88,7 +88,19 @@ from nanovlm.course import check, use
 
 # %%
 ARTICLES = {"a", "an", "the"}
-NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NUMBER_WORDS = (
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+)
 
 
 def normalise_answer(text: str) -> str:
@@ -334,7 +346,14 @@ def scorer_is_right(scorer: Callable[[str, str], bool]) -> bool:
     """Whether the scorer takes all that it should and refuses all that it should."""
     # SOLUTION
     right = [("B", "B"), ("b", "B"), ("(C)", "C"), ("D.", "D"), (" A ", "A")]
-    wrong = [("A cat", "A"), ("A, B, C, D", "C"), ("C", "B"), ("", "A"), ("Because", "B"), ("The answer is A", "A")]
+    wrong = [
+        ("A cat", "A"),
+        ("A, B, C, D", "C"),
+        ("C", "B"),
+        ("", "A"),
+        ("Because", "B"),
+        ("The answer is A", "A"),
+    ]
     takes = all(scorer(answer, letter) for answer, letter in right)
     return takes and not any(scorer(answer, letter) for answer, letter in wrong)
     # END SOLUTION

@@ -88,7 +88,13 @@ from nanovlm.course import check
 
 # %%
 def training_hours(
-    vision_flops: float, token_flops: float, tokens: int, samples: int, tflops: float, sparse: bool, utilisation: float
+    vision_flops: float,
+    token_flops: float,
+    tokens: int,
+    samples: int,
+    tflops: float,
+    sparse: bool,
+    utilisation: float,
 ) -> float:
     """Hours on one GPU."""
     # SOLUTION
@@ -660,7 +666,10 @@ check("full.resume_after_disconnect", newest_state)
 
 # %%
 def card_numbers(
-    scores: dict[str, tuple[int, int]], blind: dict[str, tuple[int, int]], chosen_on: str, scored_on: str
+    scores: dict[str, tuple[int, int]],
+    blind: dict[str, tuple[int, int]],
+    chosen_on: str,
+    scored_on: str,
 ) -> dict[str, tuple[float, float, float, float]]:
     """kind -> (share, low, high, blind share)"""
     # SOLUTION
