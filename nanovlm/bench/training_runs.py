@@ -5,8 +5,8 @@
 
 Every run trains a model of 0.3 M parameters on the Thimble's `shapes` for some hundred steps of 32 samples, in float32,
 on one thread. Beside the loss it writes down the gradient norm, the validation loss, and by kind of question the share
-of right answers, with the right picture and blind. With `--seeds` each run is made once for each seed, and only its last
-evaluation is kept: what an ablation compares.
+of right answers, with the right picture and blind. With `--seeds` each run is made once for each seed, and only its
+last evaluation is kept, which is what an ablation compares.
 """
 
 from __future__ import annotations
