@@ -255,7 +255,8 @@ lever(
 # hurt more than training on them, even where they had been judged to be of low quality. Others chose samples from
 # another collection by a whole pipeline of curation, and gained 11.7 points on average over 20 benchmarks
 # ([arXiv:2605.11405](https://arxiv.org/abs/2605.11405v2)). So neither *more* nor *cleaner* is a law. A rating is the
-# opinion of a model: use it to look at data, and measure before you throw any away.
+# opinion of a model: use it to look at data, and measure before you throw any away. (`nanovlm train --min-ratings
+# visual_dependency 3` is how you would measure it.)
 #
 # The same authors compared the pictures of training sets with those of 66 benchmarks: about 1 % of FineVision's were
 # found there, and about 3 % of the_cauldron's. We come back to that under *splits*.
@@ -473,6 +474,8 @@ print(f"{len(validation & training) / len(validation):.1%} of the validation pic
 # The remedy is to let the **content of the picture decide**: hash its bytes together with a seed, read the hash as a
 # number between 0 and 1, and hold the sample out if that is small. Equal pictures land on one side, the split is the
 # same in every process, and a picture keeps its side when the data grow ([exercise 7.4](../exercises/07_data.ipynb)).
+# The package's loader holds out whole *rows* of a data set on a disk, because reading a hundred gigabytes to hash them
+# takes longer than a short run: where rows share pictures, split with this function first.
 
 # %%
 split_by_image = use("data.split_by_image")

@@ -757,6 +757,9 @@ lengths = (rows != end).sum(dim=1) + 1
 print(f"{rows.numel()} places in the batch, {1 - lengths.sum() / rows.numel():.0%} of them behind the row's end")
 
 # %% [markdown]
+# (Tokens a second is easily measured wrongly: which calls count, and which tokens? [Exercise
+# 9.10](../exercises/09_generation.ipynb) is to measure it.)
+#
 # The one long answer keeps all other rows waiting, which is the weakness of **static batching**. Servers such as vLLM
 # use **continuous batching**: a row that has ended gives its place to the next prompt in the queue at once ([Kwon et
 # al. 2023](https://arxiv.org/abs/2309.06180)). The package sorts prompts by their work instead, which is simpler and
@@ -866,7 +869,7 @@ for name, kept, drawn in zip("ABC", q * stays, rejected * rest, strict=True):
 torch.testing.assert_close(q * stays + rejected * rest, p)
 
 # %% [markdown]
-# The sum is exactly $p$, and it would be so for any draft. The last exercise, 9.9, asks for this rule over several
+# The sum is exactly $p$, and it would be so for any draft. Exercise 9.9 asks for this rule over several
 # guesses. The tests of the package check in the same way that the distribution is the model's own.
 
 # %% [markdown]
@@ -1016,7 +1019,7 @@ print(own.generate(image=image, prompt=describe, temperature=0.8, min_p=0.1, see
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/09_generation.ipynb) ([in Colab][exercises]): 9 of them, about 126 minutes.
+# [Open the exercises](../exercises/09_generation.ipynb) ([in Colab][exercises]): 10 of them, about 138 minutes.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/09_generation.ipynb
 #
@@ -1031,5 +1034,6 @@ print(own.generate(image=image, prompt=describe, temperature=0.8, min_p=0.1, see
 # | 9.7 | One step of beam search (`generation.beam_step`) | ●●● | 20 |
 # | 9.8 | What can be shown already? (`generation.stream_text`) | ●●○ | 12 |
 # | 9.9 | Which guesses may stay? (`generation.speculative_accept`) | ●●● | 20 |
+# | 9.10 | Measure it: how fast does it write? (`generation.tokens_per_second`) | ●●○ | 12 |
 #
 # Next: [10 Evaluation](10_evaluation.ipynb)
