@@ -373,15 +373,19 @@ get_lr = use("training.get_lr")
 
 
 def schedules(warmup, floor):
+    def down(step):
+        return floor + (1 - floor) * (300 - step) / 60
+
     rules = {
         "cosine": lambda s: get_lr(s, 1.0, 300, warmup, floor),
-        "stable, then decay": lambda s: min((s + 1) / (300 * warmup + 1), 1, floor + (1 - floor) * (300 - s) / 60),
+        "stable, then decay": lambda s: min((s + 1) / (300 * warmup + 1), 1, down(s)),
         "constant": lambda s: 1.0,
     }
     shapes = {name: [(s, rule(s)) for s in range(300)] for name, rule in rules.items()}
     return curves_figure("Share of the peak rate", shapes, y_label="share", y_range=(0, 1.05))
 
 
+# %%
 at_first = {"warmup": 0.09, "floor": 0.1}
 lever(schedules, warmup=(0.0, 0.3, 0.03), floor=(0.0, 0.5, 0.05), start=at_first)
 
@@ -891,7 +895,7 @@ samples = sum(len(b["sample_indices"]) for b in val_loader)
 flops = training_flops(small, 32, round(real / samples), round(32 * answers / samples))
 seconds = healthy["evaluations"][-1]["seconds"] / healthy["max_steps"]
 speed = flops / seconds / 1e9
-print(f"small model: {flops / 1e9:.1f} GFLOP a step, {seconds:.2f} s: {speed:.0f} GFLOP/s, one thread")
+print(f"small model: {flops / 1e9:.1f} GFLOP a step in {seconds:.2f} s: {speed:.0f} GFLOP/s")
 
 # %%
 from nanovlm.config import VLMConfig
@@ -929,7 +933,7 @@ for stage, name in enumerate(("train_log_1", "train_log_2", "train_log_3", "trai
     rows = [row for row in rows if "val_loss" in row]
     stages[f"stage {stage}"] = [(offset + row["step"], row["val_loss"]) for row in rows]
     steps, minutes, ends = rows[-1]["step"], rows[-1]["seconds"] / 60, rows[-1]["val_loss"]
-    print(f"stage {stage}: {steps:5,} steps, {minutes:4.0f} minutes, last validation loss {ends:.5f}")
+    print(f"stage {stage}: {steps:5,} steps, {minutes:4.0f} minutes, last loss {ends:.5f}")
     offset += steps
 curves_figure("Validation loss of the run that shipped", stages, log=True)
 

@@ -91,7 +91,7 @@ def get_lr(
     warmup_fraction: float = 0.03,
     min_lr_fraction: float = 0.1,
 ) -> float:
-    """Learning rate of a step: a straight line up to max_lr, then a cosine down to a share of it."""
+    """Learning rate of a step: a line up to max_lr, then a cosine down to a share of it."""
     # SOLUTION
     warmup = max(1, round(warmup_fraction * max_steps))
     if step < warmup:
@@ -144,7 +144,7 @@ check("training.get_lr", get_lr)
 
 # %%
 def clip_by_norm(gradients: list[Tensor], max_norm: float) -> tuple[list[Tensor], Tensor]:
-    """Gradients, scaled down together where their common norm is above max_norm; and that norm before."""
+    """Gradients, scaled down together where their norm is above max_norm; and that norm before."""
     # SOLUTION
     norm = torch.sqrt(sum(g.float().pow(2).sum() for g in gradients))
     scale = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
@@ -271,7 +271,12 @@ check("training.adamw_step", adamw_step)
 
 
 # %%
-def param_groups(model: nn.Module, lr_projector: float, lr_backbones: float, weight_decay: float) -> list[dict]:
+def param_groups(
+    model: nn.Module,
+    lr_projector: float,
+    lr_backbones: float,
+    weight_decay: float,
+) -> list[dict]:
     """Groups for torch.optim.AdamW: every trained parameter once."""
     # SOLUTION
     groups: dict[tuple[float, float], list[Tensor]] = {}
@@ -282,7 +287,8 @@ def param_groups(model: nn.Module, lr_projector: float, lr_backbones: float, wei
         lr = lr_projector if is_projector else lr_backbones
         decayed = p.ndim == 2 and (is_projector or "blocks." in name)
         groups.setdefault((lr, weight_decay if decayed else 0.0), []).append(p)
-    return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
+    keys = ("lr", "weight_decay")
+    return [{"params": params, **dict(zip(keys, key, strict=True))} for key, params in groups.items()]
     # END SOLUTION
 
 

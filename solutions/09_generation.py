@@ -163,7 +163,14 @@ check("generation.greedy", decode)
 
 
 # %%
-def cached_attention(q: Tensor, k: Tensor, v: Tensor, rope, cache, mask: Tensor | None = None) -> Tensor:
+def cached_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rope,
+    cache,
+    mask: Tensor | None = None,
+) -> Tensor:
     """Attention of the new tokens over all that was seen: [batch, num_heads, new, head_dim]"""
     # SOLUTION
     q, k = (
@@ -173,7 +180,8 @@ def cached_attention(q: Tensor, k: Tensor, v: Tensor, rope, cache, mask: Tensor 
     k, v = cache.update(k, v)
     new, seen, groups = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
     if mask is None:
-        mask = torch.ones(new, seen, dtype=torch.bool).tril(seen - new)  # the queries are the last of the keys
+        # The queries are the last of the keys.
+        mask = torch.ones(new, seen, dtype=torch.bool).tril(seen - new)
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     return F.scaled_dot_product_attention(q, k, v, mask)
     # END SOLUTION
@@ -351,7 +359,7 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
         return logits
     ordered, order = logits.sort(dim=-1, descending=True)
     probabilities = ordered.softmax(dim=-1)
-    too_much = probabilities.cumsum(dim=-1) - probabilities >= p  # what is before it reaches p already
+    too_much = probabilities.cumsum(dim=-1) - probabilities >= p  # the sum before it reaches p
     return logits.masked_fill(too_much.scatter(-1, order, too_much), float("-inf"))
     # END SOLUTION
 
@@ -470,7 +478,10 @@ def beam_step(
     end: int,
     length_penalty: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """logits [beams, vocab_size]; totals, lengths, finished [beams] -> tokens, beams, totals, lengths, each [beams]"""
+    """logits [beams, vocab_size]; totals, lengths, finished [beams]
+
+    Returns: tokens, beams, totals, lengths, each [beams]
+    """
     # SOLUTION
     log_probs = logits.log_softmax(dim=-1)
     log_probs[finished] = float("-inf")
@@ -587,7 +598,10 @@ check("generation.stream_text", ready_text)
 
 # %%
 def accept(draft: Tensor, target: Tensor, proposed: Tensor, coins: Tensor) -> tuple[int, Tensor]:
-    """draft [k, vocab_size], target [k + 1, vocab_size], proposed [k], coins [k] -> how many stay, [vocab_size]"""
+    """draft [k, vocab_size], target [k + 1, vocab_size], proposed [k], coins [k]
+
+    Returns: how many stay, and the probabilities of the next token, [vocab_size]
+    """
     # SOLUTION
     count = 0
     while count < len(proposed):
@@ -661,7 +675,7 @@ def tokens_per_second(generate, clock, end: int, repeats: int) -> float:
         tokens = generate()
         times.append(clock() - start)
     ended = (tokens == end).long().cumsum(dim=1)
-    count = (ended == 0).sum() + (ended > 0).any(dim=1).sum()  # and one end for each row that has one
+    count = (ended == 0).sum() + (ended > 0).any(dim=1).sum()  # and one end in each row that ended
     return int(count) / statistics.median(times)
     # END SOLUTION
 
@@ -683,9 +697,10 @@ from nanovlm.inference.prompts import prepare_prompts
 
 tokens_per_second = use("generation.tokens_per_second", tokens_per_second)
 pocket = VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
+image, end = asset_path("images/shapes.png"), pocket.config.eos_token_id
 for rows in (1, 16):
-    prompts = prepare_prompts(pocket, ["Describe the picture."] * rows, [asset_path("images/shapes.png")] * rows)
-    speed = tokens_per_second(partial(pocket.generate, **prompts), perf_counter, pocket.config.eos_token_id, 3)
+    prompts = prepare_prompts(pocket, ["Describe the picture."] * rows, [image] * rows)
+    speed = tokens_per_second(partial(pocket.generate, **prompts), perf_counter, end, 3)
     print(f"{rows:2} rows: {speed:,.0f} tokens a second")
 
 # %% [markdown]
@@ -710,7 +725,8 @@ print(
 # %%
 decode = use("generation.greedy", decode)  # your loop, or the reference until it passes
 table = torch.eye(5)[[1, 2, 3, 4, 0]]  # after token t comes token t + 1
-assert decode(table[:1], lambda tokens: table[tokens], lambda x: x.argmax(-1), [4], 9).tolist() == [[1, 2, 3, 4]]
+written = decode(table[:1], lambda tokens: table[tokens], lambda x: x.argmax(-1), [4], 9)
+assert written.tolist() == [[1, 2, 3, 4]]
 
 # %% [markdown]
 # ## A challenge without a solution

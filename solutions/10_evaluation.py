@@ -269,7 +269,7 @@ check("evaluation.wilson", wilson)
 
 # %%
 def broken_pairing(subsets: list[str], order: list[int]) -> list[int]:
-    """order: a random permutation of the samples. Entry i of the result: whose picture sample i is shown."""
+    """order: a random permutation of the samples -> whose picture each sample is shown."""
     return [order[i] for i in range(len(subsets))]
 
 
@@ -289,7 +289,7 @@ def blind_pairing(subsets: list[str], order: list[int]) -> list[int]:
     for subset in dict.fromkeys(subsets):
         members = [sample for sample in order if subsets[sample] == subset]
         if len(members) < 2:
-            raise ValueError(f"The subset {subset!r} has one sample only: there is no other picture.")
+            raise ValueError(f"Subset {subset!r} has one sample only: there is no other picture.")
         for place, sample in enumerate(members):
             other[sample] = members[(place + 1) % len(members)]
     return other
@@ -562,7 +562,12 @@ check("evaluation.paired_bootstrap", paired_bootstrap)
 
 
 # %%
-def pick_option(logits: Tensor, input_ids: Tensor, attention_mask: Tensor, prompt_length: int) -> tuple[Tensor, int]:
+def pick_option(
+    logits: Tensor,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    prompt_length: int,
+) -> tuple[Tensor, int]:
     """logits [options, T, vocab_size]; input_ids, attention_mask [options, T]."""
     # SOLUTION
     log_probs = logits[:, :-1].log_softmax(dim=-1)  # predicts the tokens 1 … T - 1
