@@ -255,6 +255,7 @@ class TrainConfig:
     max_length: int = 128  # tokens per row, image tokens included
     packing: bool = False  # several samples per row, with document boundaries
     max_images: int | None = None  # pictures (tiles) per sample; one with more is skipped. None: as fit into a row
+    min_ratings: dict[str, int] = field(default_factory=dict)  # FineVision's: name -> lowest to keep; see `messages_of`
     num_workers: int = 0
     # optimisation
     batch_size: int = 32  # rows per forward

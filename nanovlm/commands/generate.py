@@ -123,7 +123,7 @@ def ask(options: GenerateOptions) -> None:
         print(f"{times} of {len(answers)}: {answer}")
 
 
-def speculate(model: VisionLanguageModel, options: Options, images: Sequence[Path]) -> str:
+def speculate(model: VisionLanguageModel, options: GenerateOptions, images: Sequence[Path]) -> str:
     """One answer; how many passes of the whole decoder it took goes to standard error."""
     from nanovlm.inference.prompts import prepare_prompts
     from nanovlm.inference.speculative import early_exit, generate_speculatively

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from nanovlm.data.datasets import images_of
+from nanovlm.settings import first_line
 
 Position = dict[str, Any]  # plain numbers, texts, lists and dicts: what a checkpoint may hold
 

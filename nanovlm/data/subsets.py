@@ -56,18 +56,19 @@ def open_subsets(config: TrainConfig) -> list[Subset]:
         load = [(name, partial(_load_hub, path, name, config.revision)) for name in names]
         if not config.stream:
             _check_room(path, names, config.revision)
+    wanted = (*VQADataset.columns, *(f"{rating}_ratings" for rating in config.min_ratings))
     weights = config.dataset_weights or [None] * len(load)
     opened, left_out = [], []
     for (name, open_one), weight in zip(load, weights, strict=True):
         try:
             data, size, files = _from_hub(path, partial(open_one, split="train", streaming=config.stream))
-            check_columns(data, VQADataset.columns)
+            check_columns(data, wanted)
         except (ValueError, FileNotFoundError) as error:
             if len(load) == 1:
                 raise
             left_out.append((name, error))
             continue
-        opened.append(Subset(name or directory.name, _as_it_travels(data), size, weight, files))
+        opened.append(Subset(name or directory.name, _as_it_travels(data, wanted), size, weight, files))
     if not opened:
         raise left_out[0][1]
     if left_out:
@@ -94,10 +95,10 @@ def shares(subsets: Sequence[Subset]) -> list[float]:
     return [1.0 if unknown else float(subset.size) for subset in subsets]
 
 
-def _as_it_travels(data: Any) -> Any:
+def _as_it_travels(data: Any, wanted: Sequence[str]) -> Any:
     columns = getattr(data, "column_names", None)  # a stream may not know them
     if columns is not None:
-        data = data.select_columns([name for name in columns if name in VQADataset.columns])
+        data = data.select_columns([name for name in columns if name in wanted])
     if data.features is not None:
         data = data.cast_column("images", undecoded(data.features["images"]))
     return data

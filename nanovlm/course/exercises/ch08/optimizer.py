@@ -203,8 +203,8 @@ def param_groups(
     return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
 
 
-def run_groups(param_groups: Any, frozen: str, *settings: float) -> dict[str, list[float]]:
-    """Name -> [how often it is in the groups, learning rate, decay], for every parameter."""
+def run_groups(param_groups: Any, frozen: str, *settings: float) -> dict[str, float]:
+    """For every parameter: how often it is in the groups, its learning rate, its decay."""
     model = model_with(frozen)
     groups = param_groups(model, *settings)
     if not isinstance(groups, (list, tuple)) or not all(isinstance(g, dict) and "params" in g for g in groups):
@@ -217,7 +217,11 @@ def run_groups(param_groups: Any, frozen: str, *settings: float) -> dict[str, li
             expect(isinstance(p, Tensor), '"params" holds something else than parameters: leave out their names.')
             times = found.get(id(p), [0.0])[0]
             found[id(p)] = [times + 1, float(group["lr"]), float(group["weight_decay"])]
-    table = {name: found.get(id(p), [0.0, 0.0, 0.0]) for name, p in model.named_parameters()}
+    table = {
+        f"{name}: {what}": value
+        for name, p in model.named_parameters()
+        for what, value in zip(("times", "lr", "weight_decay"), found.get(id(p), [0.0, 0.0, 0.0]), strict=True)
+    }
     known = {id(p) for p in model.parameters()}
     expect(set(found) <= known, "The groups hold a tensor that is no parameter of the model.")
     return table

@@ -101,7 +101,7 @@ def run_steps(train_step: Any, groups: list[list[dict[str, Tensor]]], max_norm: 
         loss = train_step(model, batches, optimizer, max_norm)
         if loss is None:
             raise Complaint("It returned None; return the mean loss of the step, as a number.")
-        losses.append(float(loss))
+        losses.append(float(loss.detach() if isinstance(loss, Tensor) else loss))
     return {"losses": torch.tensor(losses), "head": model.head.weight.detach().clone()}
 
 
