@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,13 @@ from torch import Tensor
 def noise(*shape: int, seed: int = 0) -> Tensor:
     """Normal random numbers that depend on the seed only."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def as_wide_as(x: Tensor, out: Any) -> Any:
+    """Who computes in float64 is not wrong: what came back, a tensor or several, is compared in the dtype of x."""
+    if isinstance(out, (tuple, list)):
+        return tuple(as_wide_as(x, part) for part in out)
+    return out.to(x.dtype) if isinstance(out, Tensor) and out.dtype == torch.float64 else out
 
 
 def optimizers_ready() -> None:

@@ -356,9 +356,7 @@ def _(image, tile):
 def _(image, tile):
     channels, height, width = image.shape
     rows, columns = height // tile, width // tile
-    tiles = (
-        image.reshape(channels, tile, rows, tile, columns).permute(2, 4, 0, 1, 3).reshape(-1, channels, tile, tile)
-    )
+    tiles = image.reshape(channels, tile, rows, tile, columns).permute(2, 4, 0, 1, 3).reshape(-1, channels, tile, tile)
     return tiles if len(tiles) == 1 else torch.cat([tiles, F.adaptive_avg_pool2d(image, tile)[None]])
 
 
