@@ -337,9 +337,11 @@ def count_by_layers(config):
         decoder += d * m.vocab_size
     for _ in range(m.num_blocks):
         decoder += 2 * linear(d, d, False) + 2 * linear(d, kv, False) + 3 * linear(d, m.inter_dim, False) + 2 * d
-    return dict(
-        vision_encoder=encoder, projector=linear(p.vision_dim * p.pixel_shuffle_factor**2, d, False), decoder=decoder
-    )
+    return {
+        "vision_encoder": encoder,
+        "projector": linear(p.vision_dim * p.pixel_shuffle_factor**2, d, False),
+        "decoder": decoder,
+    }
 
 
 def count_in_float(config):

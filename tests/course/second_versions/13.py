@@ -79,13 +79,13 @@ def grid_in_pixels(width, height, tile=512, longest=2048):
     shape = width / height
     if width < height:
         size = [max(int(longest * shape), 1), longest]
-        size[0] = size[0] + 1 if size[0] % 2 and size[0] > 1 or int(longest * shape) == 1 else size[0]
+        size[0] = size[0] + 1 if (size[0] % 2 and size[0] > 1) or int(longest * shape) == 1 else size[0]
         shape = size[0] / size[1]
         height = up(size[1])
         width = up(int(height * shape))
     else:
         size = [longest, max(int(longest / shape), 1)]
-        size[1] = size[1] + 1 if size[1] % 2 and size[1] > 1 or int(longest / shape) == 1 else size[1]
+        size[1] = size[1] + 1 if (size[1] % 2 and size[1] > 1) or int(longest / shape) == 1 else size[1]
         shape = size[0] / size[1]
         width = up(size[0])
         height = up(int(width / shape))
@@ -186,7 +186,7 @@ def tokens_by_replacing(rows, columns, num_image_tokens):
         if letter == "t":
             r, c = divmod(number, columns)
             number += 1
-            out.append("{f}<row_{r}_col_{c}>{i}".format(f=FAKE, r=r + 1, c=c + 1, i=IMAGE * num_image_tokens))
+            out.append(f"{FAKE}<row_{r + 1}_col_{c + 1}>{IMAGE * num_image_tokens}")
         else:
             out.append(letter)
     return "".join(out) + f"{FAKE}{GLOBAL}{IMAGE * num_image_tokens}{FAKE}"

@@ -26,7 +26,7 @@ def _read(**wrong):
         right = {
             "patches": t["vision_encoder"].shape[1],
             "image_tokens": t["projector"].shape[1],
-            "line": t["decoder"].inputs[0].shape[1],
+            "sequence": t["decoder"].inputs[0].shape[1],
             "decoder_blocks": len(t.find("DecoderBlock")),
             "kv_heads": _attention(t)[1].shape[1],
         }
@@ -44,11 +44,11 @@ def as_strings(t):
 
 
 def first_example(t):
-    return {"patches": 16, "image_tokens": 4, "line": 9, "decoder_blocks": 3, "kv_heads": 2}
+    return {"patches": 16, "image_tokens": 4, "sequence": 9, "decoder_blocks": 3, "kv_heads": 2}
 
 
 def one_missing(t):
-    return {name: value for name, value in _read()(t).items() if name != "line"}
+    return {name: value for name, value in _read()(t).items() if name != "sequence"}
 
 
 # -- trace.bug_projector -----------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def _causal(scores):
 
 
 def _line(place):
-    class Line(nn.Module):
+    class InputSequence(nn.Module):
         def __init__(self, vocab_size, dim, max_positions):
             super().__init__()
             self.tokens = nn.Embedding(vocab_size, dim)
@@ -190,14 +190,14 @@ def _line(place):
         def forward(self, image_tokens, ids):
             return place(image_tokens, self.tokens(ids), self.positions.weight)
 
-    return Line
+    return InputSequence
 
 
 def _both(image, words):
     return torch.cat([image, words], dim=1)
 
 
-class RenamedLine(nn.Module):
+class RenamedSequence(nn.Module):
     def __init__(self, vocab_size, dim, max_positions):
         super().__init__()
         self.tokens = nn.Embedding(vocab_size, dim)
@@ -285,15 +285,15 @@ WRONG = {
             named("image_tokens_of_the_encoder", _read(image_tokens=lambda t: t["vision_encoder"].shape[1])),
             "Pixel shuffle makes fewer",
         ),
-        (named("line_of_the_text", _read(line=lambda t: t["decoder.token_embedding"].shape[1])), "the text alone"),
+        (named("line_of_the_text", _read(sequence=lambda t: t["decoder.token_embedding"].shape[1])), "the text alone"),
         (
             named(
                 "line_of_patches",
-                _read(line=lambda t: t["vision_encoder"].shape[1] + t["decoder.token_embedding"].shape[1]),
+                _read(sequence=lambda t: t["vision_encoder"].shape[1] + t["decoder.token_embedding"].shape[1]),
             ),
-            "patches",
+            "position for every patch",
         ),
-        (named("line_of_image_tokens", _read(line=lambda t: t["projector"].shape[1])), "picture alone"),
+        (named("line_of_image_tokens", _read(sequence=lambda t: t["projector"].shape[1])), "picture alone"),
         (
             named("all_blocks", _read(decoder_blocks=lambda t: len(t.find("DecoderBlock")) + len(t.find("ViTBlock")))),
             "encoder's blocks too",
@@ -333,7 +333,7 @@ WRONG = {
         ),
         (named("times_two", _projector(lambda d, r: 4 * d)), "factor"),
         (named("as_it_was", _projector(lambda d, r: d * r)), "still"),
-        (named("cubed", _projector(lambda d, r: d * r**3)), "one factor too many"),
+        (named("cubed", _projector(lambda d, r: d * r**3)), "The layer still does not fit"),
         (named("no_bias", _projector(proj=lambda a, b: nn.Linear(a, b, bias=False))), "bias"),
         (
             named("norm_twice", _projector(run=lambda self, x: self.proj(self.tokens(self.norm(self.norm(x)))))),
@@ -354,7 +354,7 @@ WRONG = {
         (named("tiled", _heads(_tiled, _tiled)), "wrong order"),
         (named("first_head_alone", _heads(lambda k, g: k[:, :1], lambda v, g: v[:, :1])), "single key/value head"),
         (named("two_orders", _heads(values=_tiled)), "in two orders"),
-        (named("two_orders_the_other_way", _heads(keys=_tiled)), "in two orders"),
+        (named("two_orders_the_other_way", _heads(keys=_tiled)), "keys as 0 1 0 1"),
         (named("keys_alone", _heads(values=lambda v, g: v)), "values need the same"),
         (named("values_alone", _heads(keys=lambda k, g: k)), "keys"),
         (named("averaged", _heads(_averaged, _averaged)), "averaged"),
@@ -413,7 +413,7 @@ WRONG = {
         (named("cut_to_the_text", _line(lambda i, w, p: _both(i, w)[:, : w.shape[1]] + p[: w.shape[1]])), "shape"),
         (named("multiplied", _line(lambda i, w, p: _both(i, w) * p[: i.shape[1] + w.shape[1]])), "multiplied"),
         (named("frozen_table", _line(lambda i, w, p: _both(i, w) + p[: i.shape[1] + w.shape[1]].detach())), "gradient"),
-        (RenamedLine, "Keep the name `positions`"),
+        (RenamedSequence, "Keep the name `positions`"),
     ],
     "trace.symbolic_shapes": [
         (named("line_of_text", _claims(line=lambda c, n: "T")), "are not counted"),

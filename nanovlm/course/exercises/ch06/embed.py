@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanovlm.config import LMConfig, ProjectorConfig, ViTConfig, VLMConfig
-from nanovlm.course.judge.exercise import Case, Exercise, expect
 from nanovlm.course.exercises.ch06.merge import must_refuse
+from nanovlm.course.judge.exercise import Case, Exercise, expect
 from nanovlm.models.vision_language_model import VisionLanguageModel, merge_image_tokens
 
 IMAGE = 4  # the placeholder's id in all cases

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
-
-import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanovlm.config import LMConfig, ProjectorConfig, ViTConfig, VLMConfig
-from nanovlm.course.judge.exercise import Case, Complaint, Exercise, expect, with_weights
-from nanovlm.course.exercises.ch06.merge import must_refuse
 from nanovlm.course.exercises.ch06.embed import IMAGE
+from nanovlm.course.exercises.ch06.merge import must_refuse
 from nanovlm.course.exercises.common import as_wide_as, noise
+from nanovlm.course.judge.exercise import Case, Complaint, Exercise, expect, with_weights
 from nanovlm.models.language_model import KVCache
 from nanovlm.models.vision_language_model import IGNORE, VisionLanguageModel, VLMOutput
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from nanovlm.config import LMConfig, ProjectorConfig, ViTConfig, VLMConfig, pocket_vlm
-from nanovlm.course.judge.exercise import Case, Exercise, expect
 from nanovlm.course.exercises.common import as_wide_as, noise
+from nanovlm.course.judge.exercise import Case, Exercise, expect
 
 # -- fusion.moved -------------------------------------------------------------------------------------------------------
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from nanovlm.config import TilingConfig
+from nanovlm.course.exercises.common import noise
 from nanovlm.course.judge.compare import first_apart
 from nanovlm.course.judge.exercise import Case, Complaint, Exercise, expect
-from nanovlm.course.exercises.common import noise
 from nanovlm.data.tiling import FAKE, SMOLVLM_GLOBAL, TiledImageProcessor
 
 IMAGE = "<image>"

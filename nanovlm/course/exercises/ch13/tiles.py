@@ -195,9 +195,9 @@ GRID.mistake("In step 1 an odd shorter side loses a pixel. It is made even by ad
 GRID.mistake("In step 1 an odd shorter side stays odd. One pixel is added to make it even.")(
     _wrong(even=lambda length: length)
 )
-GRID.mistake("In step 1 the shorter side is rounded, to the nearest or up. It is cut down with `int`, as the processor does.")(
-    _wrong(whole=round)
-)
+GRID.mistake(
+    "In step 1 the shorter side is rounded, to the nearest or up. It is cut down with `int`, as the processor does."
+)(_wrong(whole=round))
 GRID.mistake("The shorter side is rounded, in both steps. It is cut down with `int`, as the processor does.")(
     _wrong(whole=round, whole_again=round)
 )
