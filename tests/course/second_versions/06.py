@@ -354,6 +354,123 @@ def count_backwards(config):
     return dict(reversed(count_by_layers(config).items()))
 
 
+def positions_by_padding(attention_mask, num_image_tokens):
+    """Every token, less the padding in front of it."""
+    mask = torch.cat([torch.ones(len(attention_mask), num_image_tokens).to(attention_mask), attention_mask], dim=1)
+    return mask, torch.arange(mask.shape[1]) - mask.eq(0).cumsum(1)
+
+
+def positions_in_loops(attention_mask, num_image_tokens):
+    rows, masks = [], []
+    for row in attention_mask.tolist():
+        row = [1] * num_image_tokens + row
+        rows.append([sum(row[:i]) for i in range(len(row))])
+        masks.append(row)
+    return [torch.tensor(masks), torch.tensor(rows, dtype=torch.int32)]
+
+
+def positions_by_matrix(attention_mask, num_image_tokens):
+    mask = F.pad(attention_mask, [num_image_tokens, 0, 0, 0], "constant", 1)
+    before = torch.ones(mask.shape[1], mask.shape[1], dtype=mask.dtype).triu(1)
+    return mask, mask @ before
+
+
+def positions_in_place(attention_mask, num_image_tokens):
+    mask = attention_mask.new_ones(len(attention_mask), num_image_tokens + attention_mask.shape[1])
+    mask[:, num_image_tokens:] = attention_mask
+    positions = mask.cumsum(-1)
+    positions -= 1
+    positions[mask == 0] = 7
+    return mask, positions
+
+
+def positions_from_two_parts(attention_mask, num_image_tokens):
+    picture = torch.arange(num_image_tokens).expand(len(attention_mask), num_image_tokens)
+    text = num_image_tokens - 1 + attention_mask.cumsum(1)
+    return torch.hstack([torch.ones_like(picture), attention_mask]), torch.hstack([picture, text])
+
+
+def _throws(merge, texts, count):
+    try:
+        merge(texts, torch.ones(count, 2, 1), texts[..., 0] > 50)
+    except ValueError:
+        return True
+    return False
+
+
+def test_with_one_row_each(merge):
+    a, b = torch.tensor([[1.0, 60, 60, 2], [60, 60, 3, 4]]), torch.tensor([[60.0, 60, 5, 6]])
+    out = merge(a[..., None], torch.tensor([[[7.0], [8]], [[9], [10]]]), a > 50)
+    assert torch.equal(out[..., 0], torch.tensor([[1.0, 7, 8, 2], [9, 10, 3, 4]]))
+    two = torch.tensor([[60.0, 60, 60, 60], [1, 2, 60, 60]])
+    out = merge(two[..., None], torch.arange(6.0).view(3, 2, 1), two > 50)
+    assert out.flatten().tolist() == [0, 1, 2, 3, 1, 2, 4, 5]
+    assert _throws(merge, two[..., None], 2)
+    assert _throws(merge, b[..., None], 2) and not _throws(merge, b[..., None], 1)
+    assert _throws(merge, torch.tensor([[60.0, 1, 2], [60, 60, 60]])[..., None], 2)
+
+
+def test_against_a_loop(merge):
+    texts = torch.full((3, 6, 1), 5.0)
+    texts[0, 1:3] = texts[0, 4:] = texts[2, :2] = 99.0
+    images = torch.arange(6.0).reshape(3, 2, 1) + 20
+    wanted, tokens = texts.clone(), iter(images.flatten())
+    for b in range(3):
+        for t in range(6):
+            if texts[b, t] > 50:
+                wanted[b, t] = next(tokens)
+    assert torch.equal(merge(texts, images, texts[..., 0] > 50), wanted)
+    assert _throws(merge, texts, 2) and _throws(merge, texts, 4)
+    texts[0, 5] = 5.0
+    texts[1, 0] = 99.0
+    assert _throws(merge, texts, 3), "a picture in two rows"
+
+
+def test_in_plain_ifs(merge):
+    texts = torch.tensor([[60.0, 60, 60, 60], [60, 60, 1, 2]])[..., None]
+    out = merge(texts, torch.arange(6.0).view(3, 2, 1), texts[..., 0] > 50)
+    if out.flatten().tolist() != [0, 1, 2, 3, 4, 5, 1, 2]:
+        raise AssertionError("wrong places")
+    uneven = torch.tensor([[60.0, 60, 60], [60, 1, 2]])[..., None]
+    for inputs in ((texts, 2), (texts, 4), (uneven, 2)):
+        if not _throws(merge, *inputs):
+            raise AssertionError(f"{inputs[1]} pictures went through")
+
+
+def test_by_reference(merge):
+    """The package's own function says what is right."""
+    from nanovlm.models.vision_language_model import merge_image_tokens as right
+
+    for seats, count in (("w##w##,##wwww", 3), ("###w,w#ww", 2), ("w##w,wwww", 2), ("####,####", 3)):
+        mask = torch.tensor([[letter == "#" for letter in row] for row in seats.split(",")])
+        texts, images = torch.rand(*mask.shape, 2), torch.rand(count, 2, 2)
+        try:
+            wanted = right(texts, images, mask)
+        except ValueError:
+            wanted = None
+        try:
+            out = merge(texts, images, mask)
+        except ValueError:
+            out = None
+        assert (wanted is None) == (out is None)
+        assert wanted is None or torch.equal(wanted, out)
+
+
+def test_with_bare_numbers(merge):
+    mask = torch.tensor([[False, True, True, True, True], [True, True, False, False, False]])
+    texts = torch.arange(10.0).reshape(2, 5, 1)
+    out = merge(texts, -torch.arange(1.0, 7).reshape(3, 2, 1), mask)
+    assert [int(x) for x in out.flatten()] == [0, -1, -2, -3, -4, -5, -6, 7, 8, 9]
+    refused = 0
+    mask_2 = torch.tensor([[False, True, True, True, False], [True, False, False, False, False]])
+    for images, where in ((2, mask), (4, mask), (2, mask_2)):
+        try:
+            merge(texts, torch.zeros(images, 2, 1), where)
+        except ValueError:
+            refused += 1
+    assert refused == 3
+
+
 VERSIONS = {
     "fusion.merge_image_tokens": (
         merge_image_tokens,
@@ -387,6 +504,20 @@ VERSIONS = {
         moved_by_cdist,
         moved_with_einops,
         moved_in_float64,
+    ),
+    "fusion.batch_positions": (
+        positions_by_padding,
+        positions_in_loops,
+        positions_by_matrix,
+        positions_in_place,
+        positions_from_two_parts,
+    ),
+    "fusion.test_merge": (
+        test_with_one_row_each,
+        test_against_a_loop,
+        test_in_plain_ifs,
+        test_by_reference,
+        test_with_bare_numbers,
     ),
     "fusion.parameters_222m": (parameters_by_part, count_on_meta, count_by_layers, count_in_float, count_backwards),
 }

@@ -411,6 +411,139 @@ def in_millions(config):
     return {name: round(count / 1e6) for name, count in _parameters()(config).items()}
 
 
+# -- fusion.batch_positions --------------------------------------------------------------------------------------------
+
+
+def _joint(positions, grow=lambda mask, n: F.pad(mask, (n, 0), value=1)):
+    def joint_positions(attention_mask, num_image_tokens):
+        mask = grow(attention_mask, num_image_tokens)
+        return mask, positions(F.pad(attention_mask, (num_image_tokens, 0), value=1), num_image_tokens)
+
+    return joint_positions
+
+
+def positions_alone(attention_mask, num_image_tokens):
+    return F.pad(attention_mask, (num_image_tokens, 0), value=1).cumsum(1) - 1
+
+
+def swapped_results(attention_mask, num_image_tokens):
+    return positions_alone(attention_mask, num_image_tokens), F.pad(attention_mask, (num_image_tokens, 0), value=1)
+
+
+def own_mask_in_place(attention_mask, num_image_tokens):
+    attention_mask.fill_(1)
+    return positions_alone(attention_mask, num_image_tokens), positions_alone(attention_mask, num_image_tokens)
+
+
+def _restart(mask, n):
+    return torch.cat([torch.arange(n).expand(len(mask), n), (mask[:, n:].cumsum(1) - 1).clamp(min=0)], dim=1)
+
+
+# -- fusion.test_merge -------------------------------------------------------------------------------------------------
+
+
+def _good(merge, hold=60.0):
+    texts = torch.tensor([[1, hold, hold, 2, hold, hold], [hold, hold, 3, 4, 5, 6]])[..., None]
+    out = merge(texts, torch.arange(10.0, 16).view(3, 2, 1), texts[..., 0] == hold)
+    assert out[..., 0].tolist() == [[1, 10, 11, 2, 12, 13], [14, 15, 3, 4, 5, 6]]
+
+
+def _refused(merge, rows, count):
+    texts = torch.tensor(rows, dtype=torch.float32)[..., None]
+    try:
+        merge(texts, torch.zeros(count, 2, 1), texts[..., 0] == 60)
+    except ValueError:
+        return
+    raise AssertionError("went through")
+
+
+UNEVEN = ([[60, 60, 60, 1], [2, 60, 3, 4]], 2)
+ONE_TOO_MANY = ([[1, 60, 60]], 2)
+ONE_TOO_FEW = ([[60, 60, 60, 60]], 1)
+
+
+def test_shapes(merge):
+    texts = torch.full((2, 4, 1), 60.0)
+    assert merge(texts, torch.zeros(4, 2, 1), texts[..., 0] == 60).shape == texts.shape
+
+
+def test_that_calls(merge):
+    texts = torch.full((1, 2, 1), 60.0)
+    merge(texts, torch.zeros(1, 2, 1), texts[..., 0] == 60)
+
+
+def test_one_batch(merge):
+    _good(merge)
+
+
+def test_one_picture(merge):
+    texts = torch.tensor([[1.0, 60, 60, 2]])[..., None]
+    assert merge(texts, torch.tensor([[[7.0], [8]]]), texts[..., 0] == 60).flatten().tolist() == [1, 7, 8, 2]
+    _refused(merge, *UNEVEN)
+    _refused(merge, *ONE_TOO_MANY)
+
+
+def test_without_uneven_rows(merge):
+    _good(merge)
+    _refused(merge, *ONE_TOO_MANY)
+    _refused(merge, *ONE_TOO_FEW)
+
+
+def test_without_too_few(merge):
+    _good(merge)
+    _refused(merge, *UNEVEN)
+
+
+def test_refusals_alone(merge):
+    _refused(merge, *UNEVEN)
+    _refused(merge, *ONE_TOO_MANY)
+
+
+def test_that_returns(merge):
+    try:
+        _good(merge)
+    except AssertionError:
+        return False
+    return True
+
+
+def test_zeros(merge):
+    _good(merge, hold=0.0)
+    _refused(merge, *UNEVEN)
+    _refused(merge, *ONE_TOO_MANY)
+
+
+def test_that_wants_copies(merge):
+    texts = torch.tensor([[1.0, 2.0]])[..., None]
+    assert merge(texts, torch.zeros(0, 2, 1), texts[..., 0] == 60) is texts
+
+
+def test_that_wants_a_type_error(merge):
+    texts = torch.tensor([[1.0, 60, 60]])[..., None]
+    try:
+        merge(texts, torch.zeros(2, 2, 1), texts[..., 0] == 60)
+    except TypeError:
+        return
+    except ValueError as error:
+        raise AssertionError("no TypeError") from error
+
+
+def test_alike_pictures(merge):
+    texts = torch.tensor([[1.0, 60, 60, 2], [60, 60, 3, 4]])[..., None]
+    out = merge(texts, torch.ones(2, 2, 1), texts[..., 0] == 60)
+    assert out[..., 0].tolist() == [[1, 1, 1, 2], [1, 1, 3, 4]]
+    _refused(merge, *UNEVEN)
+    _refused(merge, *ONE_TOO_MANY)
+
+
+def test_that_swallows(merge):
+    try:
+        _good(merge)
+        _refused(merge, *UNEVEN)
+    except AssertionError:
+        return
+
+
 WRONG = {
     "fusion.merge_image_tokens": [
         (counts_nothing, "Nothing is counted"),
@@ -440,7 +573,7 @@ WRONG = {
     ],
     "fusion.embed": [
         (named("always_in_front", _embed(holds=lambda ids, token: False)), "Look for placeholders"),
-        (named("behind", _embed(join=lambda tokens, words: torch.cat([words, tokens], 1))), "looks back only"),
+        (named("behind", _embed(join=lambda tokens, words: torch.cat([words, tokens], 1))), "earlier positions only"),
         (named("mask_as_it_was", _embed(mask_of=lambda mask, n: mask)), "the mask did not"),
         (named("mask_grows_behind", _embed(mask_of=lambda mask, n: F.pad(mask, (0, n), value=1))), "grew at its end"),
         (named("zeros_in_the_mask", _embed(mask_of=lambda mask, n: F.pad(mask, (n, 0)))), "0 for the image tokens"),
@@ -564,5 +697,55 @@ WRONG = {
         (with_a_slash, "whole number"),
         (as_float, "whole number"),
         (in_millions, "millions"),
+    ],
+    "fusion.batch_positions": [
+        (named("as_it_was", _joint(lambda m, n: torch.arange(m.shape[1]).expand_as(m))), "still count padding"),
+        (named("one_row_for_all", _joint(lambda m, n: torch.arange(m.shape[1])[None])), "shape"),
+        (named("from_one", _joint(lambda m, n: m.cumsum(1))), "begin at 1"),
+        (named("words_restart", _joint(_restart)), "begin again at 0"),
+        (
+            named("image_at_zero", _joint(lambda m, n: torch.cat([0 * m[:, :n], m[:, n:].cumsum(1)], 1))),
+            "at one position",
+        ),
+        (
+            named("image_not_counted", _joint(lambda m, n: torch.cat([0 * m[:, :n], m[:, n:].cumsum(1) - 1], 1))),
+            "the picture has none",
+        ),
+        (named("first_row", _joint(lambda m, n: (m.cumsum(1) - 1)[:1].expand_as(m))), "positions of the first one"),
+        (named("down_the_batch", _joint(lambda m, n: m.cumsum(0) - 1)), "down the batch"),
+        (named("from_the_end", _joint(lambda m, n: m.flip(1).cumsum(1).flip(1) - 1)), "from the end"),
+        (
+            named("whole_row_moved", _joint(lambda m, n: torch.arange(m.shape[1]) - (m == 0).sum(1, keepdim=True))),
+            "the picture of a padded row has moved",
+        ),
+        (named("the_mask_twice", _joint(lambda m, n: m)), "0 and 1 are no positions"),
+        (named("mask_as_it_came", _joint(lambda m, n: m.cumsum(1) - 1, lambda m, n: m)), "has not grown"),
+        (
+            named("mask_grows_behind", _joint(lambda m, n: m.cumsum(1) - 1, lambda m, n: F.pad(m, (0, n), value=1))),
+            "grew at its end",
+        ),
+        (
+            named("zeros_in_front", _joint(lambda m, n: m.cumsum(1) - 1, lambda m, n: F.pad(m, (n, 0)))),
+            "0 for the image",
+        ),
+        (swapped_results, "another order"),
+        (positions_alone, "expected 2 things"),
+        (named("fractions", _joint(lambda m, n: m.cumsum(1).float() - 1)), "fractions"),
+        (own_mask_in_place, "in place"),
+    ],
+    "fusion.test_merge": [
+        (test_shapes, "What gets through"),
+        (test_that_calls, "no assert in it can fail"),
+        (test_one_batch, "never asks whether a batch is refused"),
+        (test_one_picture, "one picture in one row"),
+        (test_without_uneven_rows, "counted over the batch, not for each row"),
+        (test_without_too_few, "a picture too few"),
+        (test_refusals_alone, "refusals alone"),
+        (test_that_returns, "True or False"),
+        (test_zeros, "looks like replacing"),
+        (test_that_wants_copies, "does not promise"),
+        (test_that_wants_a_type_error, "Which promise"),
+        (test_alike_pictures, "every row begins with the first picture"),
+        (test_that_swallows, "What gets through"),
     ],
 }

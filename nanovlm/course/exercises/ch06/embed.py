@@ -93,7 +93,7 @@ EMBED = Exercise(
         "embeddings = self.decoder.token_embedding(input_ids)\n"
         "image_tokens = self.projector(self.vision_encoder(images))\n"
         "placeholders: return merge_image_tokens(…), attention_mask, 0\n"
-        "none: the mask becomes F.pad(attention_mask, (num_image_tokens, 0), value=1)\n"
+        "none: the mask grows by …, if there is a mask\n"
         "      return torch.cat([image_tokens, embeddings], dim=1), the mask, num_image_tokens",
     ),
     reference=VisionLanguageModel.embed,
@@ -196,18 +196,23 @@ def _embed(
 
 for sentence, wrong in (
     (
-        "The image tokens go in front even where placeholders keep their seats. Look for placeholders.",
+        "The image tokens go in front even where placeholders reserve their places. Look for placeholders.",
         {"merges": False},
     ),
     (
-        "The picture stands behind the text. A decoder looks back only: the question would not see it.",
+        "The picture stands behind the text. A decoder attends to earlier positions only, so the question could not use it.",
         {"before": False},
     ),
     ("The sequence got longer and the mask did not: the image tokens need ones in it, in front.", {"pad": ()}),
     ("The mask grew at its end, but the image tokens are in front: padding and words are mixed up.", {"pad": (0, 1)}),
-    ("The mask says 0 for the image tokens: nobody may look at them. 1 means real.", {"value": 0}),
+    ("The mask says 0 for the image tokens, so nothing may attend to them. 1 means real.", {"value": 0}),
     ("How many came in front is 0 here, but image tokens did: the loss will read the wrong places.", {"counts": False}),
     ("Placeholders without a picture go through in silence. Raise ValueError.", {"careful": False}),
+    (
+        "The image tokens always go in front, and placeholders without a picture go through. Look for placeholders "
+        "before you choose the way.",
+        {"merges": False, "careful": False},
+    ),
     (
         "The pictures reach the words in the encoder's width: after the encoder the projector makes image tokens as "
         "wide as the words.",

@@ -66,7 +66,7 @@ LOSS = Exercise(
         "positions. A mask [B, T] as an index picks the supervised vectors of all rows in one go, [n, dim]. The mean "
         "over all n of them is what F.cross_entropy gives.",
         "supervised = targets != -100\n"
-        "logits = head(the last T positions of x, at supervised)\n"
+        "logits = head(…)                       # of the last T positions, the supervised ones\n"
         "raise ValueError if there is none\n"
         "return logits, F.cross_entropy(logits, targets at the same places)",
     ),
@@ -258,21 +258,17 @@ FORWARD = Exercise(
     id="fusion.forward",
     chapter="06",
     title="From ids and pixels to a loss",
-    difficulty=3,
-    minutes=15,
+    difficulty=2,
+    minutes=8,
     why="With it the whole model is in your hands: this method runs the shipped weights at the end of the chapter, "
     "and chapter 08 trains it.",
     hints=(
-        "Four steps, and you have written the first and the last already: embed, decoder, head, loss.",
-        "embed gives the vectors, the mask that goes with them (not the one that came in) and how many stand in front. "
-        "The decoder takes vectors, mask, document_ids, cache and the list for hidden states. Without targets the head "
-        "runs everywhere and the loss is None.",
-        "x, attention_mask, num_prefix = self.embed(…)\n"
-        "document_ids and num_prefix: ValueError\n"
-        "hidden_states = [] if asked for, else None\n"
-        "x = self.decoder(x, attention_mask, document_ids, cache, hidden_states)\n"
+        "Three steps are left, and you have written the last one already: decoder, head, loss.",
+        "embed has returned the vectors and the mask that goes with them; the mask that came in may be too short. "
+        "Without targets the head runs at every position and the loss is None.",
+        "x = self.decoder(x, the mask of the joint sequence, document_ids, cache, hidden_states)\n"
         "no targets: VLMOutput(self.decoder.head(x), None, hidden_states)\n"
-        "else:       VLMOutput(*answer_loss(self.decoder.head, x, targets), hidden_states)",
+        "else:       VLMOutput(…, hidden_states), with what answer_loss gives",
     ),
     reference=VisionLanguageModel.forward,
     cases=lambda: [

@@ -193,8 +193,8 @@ PARAMETERS = Exercise(
     title="222 million, counted",
     difficulty=2,
     minutes=15,
-    why="Who can count a model knows it: every matrix, which of them have biases, what is shared. It is also the first "
-    "check of any checkpoint that you meet: a count that is off by one matrix shows a part that you did not know.",
+    why="If you can count a model, you know it: every matrix, which of them have biases, and what is shared. It is also "
+    "the first check of any checkpoint, because a count that is off by one matrix shows a part that you did not know.",
     hints=(
         "Walk through each part once, as a vector does, and write down every layer on its way with its sizes.",
         "Vision: Linear layers and LayerNorms have biases. Decoder: nothing has a bias, keys and values are narrower "

@@ -91,7 +91,7 @@ MERGE = Exercise(
         "Tensor.masked_scatter does just that, and leaves its input alone.",
         "counts = is_placeholder.sum(dim=1).tolist()\n"
         "raise ValueError if any count % num_image_tokens, or if the total is not num_images * num_image_tokens\n"
-        "return embeddings.masked_scatter(the mask with an axis more, the image tokens in the dtype of embeddings)",
+        "return embeddings.masked_scatter(…, the image tokens in the dtype of embeddings)",
     ),
     reference=merge_image_tokens,
     cases=lambda: [
@@ -182,8 +182,8 @@ def _checked(embeddings, image_tokens, is_placeholder) -> None:
 
 
 @MERGE.mistake(
-    "Every row begins with the first picture again. The pictures of a batch are one line, in reading order: the second "
-    "row goes on where the first ended."
+    "Every row begins with the first picture again. The pictures of a batch come one after the other: the second row "
+    "goes on where the first ended."
 )
 def _(embeddings, image_tokens, is_placeholder):
     _checked(embeddings, image_tokens, is_placeholder)
