@@ -229,7 +229,9 @@ def _clip(gradients, max_norm, wrong=""):
         scale = (norm / max_norm).clamp(min=1.0) if norm > max_norm else 1.0
     out = [(g.float() * scale).to(g.dtype) for g in gradients]
     if wrong == "each":
-        out = [(g.float() * (max_norm / (n + 1e-6)).clamp(max=1.0)).to(g.dtype) for g, n in zip(wide, norms, strict=True)]
+        out = [
+            (g.float() * (max_norm / (n + 1e-6)).clamp(max=1.0)).to(g.dtype) for g, n in zip(wide, norms, strict=True)
+        ]
         out = [o.to(g.dtype) for o, g in zip(out, gradients, strict=True)]
     if wrong == "numbers":
         out = [g.clamp(-max_norm, max_norm) for g in gradients]

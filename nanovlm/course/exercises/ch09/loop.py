@@ -144,9 +144,7 @@ _wrong(
     "It never stops before max_new_tokens, though every row is finished: from there on it only writes the end again.",
     stops=False,
 )
-_wrong(
-    "It stops as soon as one row has ended, and cuts the others off: wait until all are finished.", any_row=True
-)
+_wrong("It stops as soon as one row has ended, and cuts the others off: wait until all are finished.", any_row=True)
 _wrong(
     "A row that has ended goes on talking while the others write: put ends[0] wherever a row was finished before.",
     fill=False,
