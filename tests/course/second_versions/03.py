@@ -114,7 +114,7 @@ def unshuffle_by_torch(x, factor):
 
 def unshuffle_by_permute(x, factor):
     b, n, _ = x.shape
-    s = int(round(n**0.5))
+    s = round(n**0.5)
     return x.view(b, s, s, factor, factor, -1).permute(0, 1, 3, 2, 4, 5).contiguous().view(b, n * factor * factor, -1)
 
 

@@ -154,7 +154,7 @@ class _(_Block):
         return x + self.mlp(self.ln2(x))
 
 
-@BLOCK.mistake("attention's result replaces x: the first residual connection is missing. Add x to it.")
+@BLOCK.mistake("Here attention's result replaces x: the first residual connection is missing. Add x to it.")
 class _(_Block):
     def forward(self, x: Tensor) -> Tensor:
         x = self.attn(self.ln1(x))
