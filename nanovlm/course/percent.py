@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 STAMPED = "stamped"  # the tag of cells that the builder owns
+ANSWER_TAG = "answer:"  # of a chapter's code cell, followed by the id of the exercise that it answers
 MARKER = "# %%"
 WHOLE_MARKER = re.compile(r'# %%( \[markdown\])?( tags=\["[^"]+"(, "[^"]+")*\])?\s*$')
 
