@@ -364,6 +364,224 @@ def count_one_block_and_multiply(c):
     return c.num_blocks * per_block + norms + (3 * c.patch_size**2 + 1 + c.num_patches) * c.hidden_dim
 
 
+def siglip_loss(images, texts, log_scale, bias):
+    """As the paper's listing has it."""
+    images, texts = (x / x.norm(dim=-1, keepdim=True) for x in (images, texts))
+    logits = images @ texts.T * log_scale.exp() + bias
+    labels = 2 * torch.eye(len(images)) - 1
+    return -F.logsigmoid(labels * logits).sum() / len(images)
+
+
+def siglip_pair_by_pair(images, texts, log_scale, bias):
+    total = 0
+    for i, image in enumerate(images):
+        for j, text in enumerate(texts):
+            logit = F.cosine_similarity(image, text, dim=0) * torch.exp(log_scale) + bias
+            total = total + F.softplus(-logit if i == j else logit)
+    return total / images.shape[0]
+
+
+def siglip_positive_and_negative(images, texts, log_scale, bias):
+    logits = torch.einsum("id,jd->ij", F.normalize(images), F.normalize(texts)) * log_scale.exp() + bias
+    right = logits.diagonal()
+    return (F.softplus(logits).sum() - F.softplus(right).sum() + F.softplus(-right).sum()) / len(logits)
+
+
+def siglip_bce(images, texts, log_scale, bias):
+    """The mean over the table, times its width."""
+    logits = F.normalize(images, dim=1) @ F.normalize(texts, dim=1).mT * log_scale.exp() + bias
+    return F.binary_cross_entropy_with_logits(logits, torch.eye(len(texts))) * len(texts)
+
+
+def siglip_in_double(images, texts, log_scale, bias):
+    a, b = F.normalize(images.double(), dim=-1), F.normalize(texts.double(), dim=-1)
+    logits = (a @ b.T) * log_scale.double().exp() + bias.double()
+    sign = torch.full_like(logits, -1).fill_diagonal_(1)
+    return (F.softplus(-sign * logits).sum(1).mean()).float()
+
+
+def sizes_by_hooks(encoder, images):
+    """What goes into a block, and what its parts give, noted on the way."""
+    found, sizes = [], []
+    hooks = []
+    for block in encoder.blocks:
+        hooks.append(block.register_forward_pre_hook(lambda m, args: found.append(args[0])))
+        hooks += [m.register_forward_hook(lambda m, args, out: found.append(out)) for m in (block.attn, block.mlp)]
+    with torch.no_grad():
+        encoder(images)
+    for hook in hooks:
+        hook.remove()
+    for i in range(0, len(found), 3):
+        x, a, m = found[i : i + 3]
+        sizes += [
+            float((a.norm(dim=-1) / x.norm(dim=-1)).mean()),
+            float((m.norm(dim=-1) / (x + a).norm(dim=-1)).mean()),
+        ]
+    return sizes
+
+
+@torch.inference_mode()
+def sizes_as_a_tuple(encoder, images):
+    x, out = encoder.patch_embedding(images), ()
+    for block in encoder.blocks:
+        a = block.attn(block.ln1(x))
+        b = block.mlp(block.ln2(x + a))
+        for update, before in ((a, x), (b, x + a)):
+            out += ((update.square().sum(-1).sqrt() / before.square().sum(-1).sqrt()).mean().item(),)
+        x = x + a + b
+    return out
+
+
+def sizes_in_double(encoder, images):
+    x, out = encoder.patch_embedding(images), []
+    for block in encoder.blocks:
+        for part in ("attn", "mlp"):
+            norm = block.ln1 if part == "attn" else block.ln2
+            y = x + getattr(block, part)(norm(x))
+            ratio = torch.linalg.vector_norm((y - x).double(), dim=2) / torch.linalg.vector_norm(x.double(), dim=2)
+            out.append(ratio.mean().item())
+            x = y
+    return out
+
+
+def sizes_flat(encoder, images):
+    x, out = encoder.patch_embedding(images).detach(), []
+    for block in encoder.blocks:
+        for f in (lambda z, b=block: b.attn(b.ln1(z)), lambda z, b=block: b.mlp(b.ln2(z))):
+            u = f(x).detach()
+            out.append(
+                sum(
+                    torch.dist(p + q, p).item() / p.norm().item()
+                    for p, q in zip(x.flatten(0, 1), u.flatten(0, 1), strict=True)
+                )
+                / x[..., 0].numel()
+            )
+            x = x + u
+    return out
+
+
+def sizes_from_blocks(encoder, images):
+    """The MLP's update is what the block gives beyond attention's."""
+    x, out = encoder.patch_embedding(images), []
+    for block in encoder.blocks:
+        middle, end = x + block.attn(block.ln1(x)), block(x)
+        out.extend((((b - a).norm(dim=-1) / a.norm(dim=-1)).mean().item()) for a, b in ((x, middle), (middle, end)))
+        x = end
+    return out
+
+
+def streaming_by_log_sum_exp(q, k, v, block):
+    """Each block's own attention and log-sum-exp; two blocks are merged by these."""
+    out, lse = None, None
+    for keys, values in zip(k.split(block, dim=-2), v.split(block, dim=-2), strict=True):
+        scores = q @ keys.transpose(-1, -2) / math.sqrt(q.shape[-1])
+        new_lse, new = scores.logsumexp(-1, keepdim=True), scores.softmax(-1) @ values
+        if out is None:
+            out, lse = new, new_lse
+        else:
+            share = torch.sigmoid(new_lse - lse)
+            out, lse = out + (new - out) * share, torch.logaddexp(lse, new_lse)
+    return out
+
+
+def streaming_in_two_passes(q, k, v, block):
+    """First the largest score and the sum, then the mixture."""
+    q = q / q.shape[-1] ** 0.5
+    parts = range(0, k.shape[-2], block)
+    best = functools.reduce(
+        torch.maximum, [(q @ k[..., i : i + block, :].mT).amax(-1, keepdim=True) for i in parts]
+    ).detach()
+    total = mixed = 0
+    for i in parts:
+        weights = torch.exp(q @ k[..., i : i + block, :].mT - best)
+        total, mixed = total + weights.sum(-1, keepdim=True), mixed + weights @ v[..., i : i + block, :]
+    return mixed / total
+
+
+def streaming_key_by_key(q, k, v, block):
+    """Blocks of one."""
+    scale, best, total, mixed = q.shape[-1] ** -0.5, None, None, None
+    for j in range(k.shape[-2]):
+        score = (q * k[..., j : j + 1, :]).sum(-1, keepdim=True) * scale
+        value = v[..., j : j + 1, :]
+        if best is None:
+            best, total, mixed = score, torch.ones_like(score), torch.ones_like(score) * value
+            continue
+        new = torch.maximum(best, score)
+        old, this = torch.exp(best - new), torch.exp(score - new)
+        best, total, mixed = new, total * old + this, mixed * old + this * value
+    return mixed / total
+
+
+def streaming_built_in(q, k, v, block):
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def streaming_in_place(q, k, v, block):
+    """torch.chunk, and where instead of -inf."""
+    best = torch.full_like(q[..., :1], -1e30)
+    total, mixed = torch.zeros_like(best), torch.zeros_like(q)
+    for start in range(0, k.size(-2), block):
+        stop = min(start + block, k.size(-2))
+        scores = torch.matmul(q, k[..., start:stop, :].transpose(-2, -1)) / math.sqrt(q.size(-1))
+        top = torch.where(scores.amax(-1, keepdim=True) > best, scores.amax(-1, keepdim=True), best)
+        decay = torch.exp(best - top)
+        p = torch.exp(scores - top)
+        total, mixed, best = (
+            total * decay + p.sum(-1, True),
+            mixed * decay + torch.matmul(p, v[..., start:stop, :]),
+            top,
+        )
+    return mixed / total
+
+
+def test_against_torch(attend):
+    torch.manual_seed(1)
+    q, k, v = torch.randn(3, 5, 4).unbind(0)
+    torch.testing.assert_close(attend(q, k, v), F.scaled_dot_product_attention(q, k, v))
+
+
+def test_by_a_table(attend):
+    q, k = torch.tensor([[2.0, 0], [0, 1]]), torch.tensor([[1.0, 0], [3, 1]])
+    v = torch.tensor([[1.0, 0], [0, 5]])
+    a, b = 2**0.5, 3 * 2**0.5
+    first = math.exp(a) / (math.exp(a) + math.exp(b))
+    second = 1 / (1 + math.exp(1 / 2**0.5))
+    wanted = [[first, 5 * (1 - first)], [second, 5 * (1 - second)]]
+    assert torch.allclose(attend(q, k, v), torch.tensor(wanted), atol=1e-4)
+
+
+def test_with_batch(attend):
+    q, k, v = (torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    wanted = torch.einsum("bhqk,bhkd->bhqd", torch.einsum("bhqd,bhkd->bhqk", q, k).div(5**0.5).softmax(-1), v)
+    if not torch.allclose(attend(q, k, v), wanted, atol=1e-5):
+        raise AssertionError("other numbers than by einsum")
+
+
+def test_in_numpy(attend):
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    q, k, v = rng.normal(size=(3, 6, 3))
+    e = np.exp(q @ k.T / np.sqrt(3))
+    np.testing.assert_allclose(
+        attend(*map(torch.tensor, (q, k, v))).numpy(), e / e.sum(1, keepdims=True) @ v, rtol=1e-4
+    )
+
+
+def test_in_plain_python(attend):
+    q, k, v = [[1.0, 2.0], [0.0, -1.0]], [[0.5, 1.0], [2.0, -1.0]], [[3.0, 0.0], [0.0, 4.0]]
+    out = attend(*map(torch.tensor, (q, k, v))).tolist()
+    for i in range(2):
+        e = [math.exp((q[i][0] * k[j][0] + q[i][1] * k[j][1]) / math.sqrt(2)) for j in range(2)]
+        assert abs(out[i][0] - 3 * e[0] / sum(e)) < 1e-4
+        assert abs(out[i][1] - 4 * e[1] / sum(e)) < 1e-4
+
+
+for _test in (test_against_torch, test_by_a_table, test_with_batch, test_in_numpy, test_in_plain_python):
+    _test.__test__ = False
+
+
 VERSIONS = {
     "vit.attention": (
         attend,
@@ -385,4 +603,20 @@ VERSIONS = {
         count_with_layers,
         count_one_block_and_multiply,
     ),
+    "vit.siglip_loss": (
+        siglip_loss,
+        siglip_pair_by_pair,
+        siglip_positive_and_negative,
+        siglip_bce,
+        siglip_in_double,
+    ),
+    "vit.update_sizes": (sizes_by_hooks, sizes_as_a_tuple, sizes_in_double, sizes_flat, sizes_from_blocks),
+    "vit.streaming_attention": (
+        streaming_by_log_sum_exp,
+        streaming_in_two_passes,
+        streaming_key_by_key,
+        streaming_built_in,
+        streaming_in_place,
+    ),
+    "vit.test_attend": (test_against_torch, test_by_a_table, test_with_batch, test_in_numpy, test_in_plain_python),
 }

@@ -831,6 +831,273 @@ def a_float(c):
     return counted(c) / 1
 
 
+# -- vit.siglip_loss ---------------------------------------------------------------------------------------------------
+
+
+def logits_of(i, t, s, b):
+    return F.normalize(i, dim=-1) @ F.normalize(t, dim=-1).T * s.exp() + b
+
+
+def labels(n):
+    return 2 * torch.eye(n) - 1
+
+
+def mean_of_pairs(i, t, s, b):
+    return F.binary_cross_entropy_with_logits(logits_of(i, t, s, b), torch.eye(len(i)))
+
+
+def sum_of_pairs(i, t, s, b):
+    return -F.logsigmoid(labels(len(i)) * logits_of(i, t, s, b)).sum()
+
+
+def diagonal_alone(i, t, s, b):
+    return -F.logsigmoid(logits_of(i, t, s, b).diagonal()).mean()
+
+
+def not_normalised(i, t, s, b):
+    return -F.logsigmoid(labels(len(i)) * (i @ t.T * s.exp() + b)).sum() / len(i)
+
+
+def images_normalised(i, t, s, b):
+    return -F.logsigmoid(labels(len(i)) * (F.normalize(i, dim=-1) @ t.T * s.exp() + b)).sum() / len(i)
+
+
+def normalised_over_the_batch(i, t, s, b):
+    return -F.logsigmoid(labels(len(i)) * (F.normalize(i, dim=0) @ F.normalize(t, dim=0).T * s.exp() + b)).sum() / len(
+        i
+    )
+
+
+def scale_without_exp(i, t, s, b):
+    return -F.logsigmoid(labels(len(i)) * (F.normalize(i) @ F.normalize(t).T * s + b)).sum() / len(i)
+
+
+def divided_by_the_scale(i, t, s, b):
+    return -F.logsigmoid(labels(len(i)) * (F.normalize(i) @ F.normalize(t).T / s.exp() + b)).sum() / len(i)
+
+
+def no_bias(i, t, s, b):
+    return -F.logsigmoid(labels(len(i)) * (F.normalize(i) @ F.normalize(t).T * s.exp())).sum() / len(i)
+
+
+def bias_scaled(i, t, s, b):
+    return -F.logsigmoid(labels(len(i)) * ((F.normalize(i) @ F.normalize(t).T + b) * s.exp())).sum() / len(i)
+
+
+def zero_and_one(i, t, s, b):
+    return -F.logsigmoid(torch.eye(len(i)) * logits_of(i, t, s, b)).sum() / len(i)
+
+
+def signs_turned(i, t, s, b):
+    return -F.logsigmoid(-labels(len(i)) * logits_of(i, t, s, b)).sum() / len(i)
+
+
+def no_minus(i, t, s, b):
+    return F.logsigmoid(labels(len(i)) * logits_of(i, t, s, b)).sum() / len(i)
+
+
+def clip(i, t, s, b):
+    x, y = logits_of(i, t, s, b), torch.arange(len(i))
+    return (F.cross_entropy(x, y) + F.cross_entropy(x.T, y)) / 2
+
+
+def log_of_sigmoid(i, t, s, b):
+    return -torch.log(torch.sigmoid(labels(len(i)) * logits_of(i, t, s, b))).sum() / len(i)
+
+
+def a_number(i, t, s, b):
+    return (-F.logsigmoid(labels(len(i)) * logits_of(i, t, s, b)).sum() / len(i)).item()
+
+
+def scale_detached(i, t, s, b):
+    return -F.logsigmoid(labels(len(i)) * logits_of(i, t, s.detach(), b)).sum() / len(i)
+
+
+# -- vit.update_sizes --------------------------------------------------------------------------------------------------
+
+
+def walking(size):
+    def update_sizes(encoder, images):
+        sizes, x = [], encoder.patch_embedding(images)
+        for b in encoder.blocks:
+            for read in (lambda z, b=b: b.attn(b.ln1(z)), lambda z, b=b: b.mlp(b.ln2(z))):
+                update = read(x)
+                sizes.append(size(x, update).item())
+                x = x + update
+        return sizes
+
+    return update_sizes
+
+
+beside_the_sum = walking(lambda x, u: (u.norm(dim=-1) / (x + u).norm(dim=-1)).mean())
+lengths_alone = walking(lambda x, u: u.norm(dim=-1).mean())
+upside_down = walking(lambda x, u: (x.norm(dim=-1) / u.norm(dim=-1)).mean())
+whole_tensor = walking(lambda x, u: u.norm() / x.norm())
+means_divided = walking(lambda x, u: u.norm(dim=-1).mean() / x.norm(dim=-1).mean())
+over_patches = walking(lambda x, u: (u.norm(dim=1) / x.norm(dim=1)).mean())
+absolute_values = walking(lambda x, u: (u.abs().mean(-1) / x.abs().mean(-1)).mean())
+summed = walking(lambda x, u: (u.norm(dim=-1) / x.norm(dim=-1)).sum())
+squares = walking(lambda x, u: (u.pow(2).sum(-1) / x.pow(2).sum(-1)).mean())
+
+
+def never_added(encoder, images):
+    sizes, x = [], encoder.patch_embedding(images)
+    for b in encoder.blocks:
+        sizes.append((b.attn(b.ln1(x)).norm(dim=-1) / x.norm(dim=-1)).mean().item())
+        sizes.append((b.mlp(b.ln2(x)).norm(dim=-1) / x.norm(dim=-1)).mean().item())
+    return sizes
+
+
+def not_normalised_first(encoder, images):
+    sizes, x = [], encoder.patch_embedding(images)
+    for b in encoder.blocks:
+        for layer in (b.attn, b.mlp):
+            sizes.append((layer(x).norm(dim=-1) / x.norm(dim=-1)).mean().item())
+            x = x + layer(x)
+    return sizes
+
+
+def whole_blocks(encoder, images):
+    sizes, x = [], encoder.patch_embedding(images)
+    for b in encoder.blocks:
+        sizes.append(((b(x) - x).norm(dim=-1) / x.norm(dim=-1)).mean().item())
+        x = b(x)
+    return sizes
+
+
+# -- vit.streaming_attention -------------------------------------------------------------------------------------------
+
+
+def online(scale=True, shrink_sum=True, shrink_mix=True, divide=True, upside_down=False, own=False):
+    def streaming_attention(q, k, v, block):
+        m = torch.full_like(q[..., :1], -math.inf)
+        s, o = torch.zeros_like(m), torch.zeros_like(q)
+        for i in range(0, k.shape[-2], block):
+            x = q @ k[..., i : i + block, :].mT / (math.sqrt(q.shape[-1]) if scale else 1)
+            new = x.amax(-1, keepdim=True) if own else torch.maximum(m, x.amax(-1, keepdim=True))
+            a = torch.exp(m - new) if not upside_down or i == 0 else torch.exp(new - m)
+            p = torch.exp(x - new)
+            s = s * (a if shrink_sum else 1) + p.sum(-1, keepdim=True)
+            o = o * (a if shrink_mix else 1) + p @ v[..., i : i + block, :]
+            m = new
+        return o / s if divide else o
+
+    return streaming_attention
+
+
+unscaled = online(scale=False)
+sum_not_shrunk = online(shrink_sum=False)
+mixture_not_shrunk = online(shrink_mix=False)
+nothing_shrunk = online(shrink_sum=False, shrink_mix=False)
+never_divided = online(divide=False)
+wrong_way = online(upside_down=True)
+own_maximum = online(own=True, shrink_sum=False, shrink_mix=False)
+
+
+def each_block_alone(q, k, v, block):
+    outs = [not_streaming(q, a, b) for a, b in zip(k.split(block, -2), v.split(block, -2), strict=True)]
+    return sum(outs) / len(outs)
+
+
+def not_streaming(q, k, v, block=0):
+    return (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) @ v
+
+
+def overwritten(q, k, v, block):
+    for a, b in zip(k.split(block, -2), v.split(block, -2), strict=True):
+        out = not_streaming(q, a, b)
+    return out
+
+
+def early_return(q, k, v, block):
+    for a, b in zip(k.split(block, -2), v.split(block, -2), strict=True):
+        return not_streaming(q, a, b)
+
+
+def rest_left_out(q, k, v, block):
+    n = k.shape[-2] // block
+    return online()(q, k[..., : n * block, :], v[..., : n * block, :], block)
+
+
+def no_maximum(q, k, v, block):
+    s = o = 0
+    for a, b in zip(k.split(block, -2), v.split(block, -2), strict=True):
+        e = torch.exp(q @ a.mT / math.sqrt(q.shape[-1]))
+        s, o = s + e.sum(-1, keepdim=True), o + e @ b
+    return o / s
+
+
+def keeps_all_scores(q, k, v, block):
+    scores = torch.cat([q @ a.mT for a in k.split(block, -2)], -1) / math.sqrt(q.shape[-1])
+    return scores.softmax(-1) @ v
+
+
+@torch.no_grad()
+def streaming_no_grad(q, k, v, block):
+    return online()(q, k, v, block)
+
+
+# -- vit.test_attend ---------------------------------------------------------------------------------------------------
+
+
+def shape_alone(attend):
+    assert attend(torch.randn(5, 4), torch.randn(5, 4), torch.randn(5, 4)).shape == (5, 4)
+
+
+def all_values_equal(attend):
+    v = torch.ones(5, 4)
+    assert torch.allclose(attend(torch.randn(5, 4), torch.randn(5, 4), v), v)
+
+
+def one_tensor(attend):
+    x = torch.randn(5, 4)
+    assert torch.allclose(attend(x, x, x), F.scaled_dot_product_attention(x, x, x), atol=1e-5)
+
+
+def one_key(attend):
+    v = torch.randn(1, 4)
+    assert torch.allclose(attend(torch.randn(1, 4), torch.randn(1, 4), v), v)
+
+
+def zero_queries(attend):
+    v = torch.randn(5, 4)
+    assert torch.allclose(attend(torch.zeros(5, 4), torch.randn(5, 4), v), v.mean(0).expand(5, 4), atol=1e-5)
+
+
+def no_assert(attend):
+    attend(torch.randn(5, 4), torch.randn(5, 4), torch.randn(5, 4))
+
+
+def returns_true(attend):
+    q = torch.randn(5, 4)
+    return torch.allclose(attend(q, q, q), q)
+
+
+def wrong_expectation(attend):
+    q, k, v = torch.randn(3, 5, 4)
+    assert torch.allclose(attend(q, k, v), (q @ k.T).softmax(-1) @ v)
+
+
+def always_false(attend):
+    assert attend(torch.zeros(2, 2), torch.zeros(2, 2), torch.ones(2, 2)).sum() == 0, "should be zero"
+
+
+def finite(attend):
+    assert torch.isfinite(attend(torch.randn(5, 4), torch.randn(5, 4), torch.randn(5, 4))).all()
+
+
+def rows_of_weights(attend):
+    v = torch.eye(5)
+    out = attend(torch.randn(5, 5), torch.randn(5, 5), v)
+    assert torch.allclose(out.sum(-1), torch.ones(5), atol=1e-5)
+
+
+def order_of_keys(attend):
+    q, k, v = torch.randn(3, 5, 4)
+    order = torch.tensor([4, 2, 0, 1, 3])
+    assert torch.allclose(attend(q, k, v), attend(q, k[order], v[order]), atol=1e-5)
+
+
 WRONG = {
     "vit.attention": [
         (not_scaled, "not scaled"),
@@ -987,5 +1254,69 @@ WRONG = {
         (patch_not_squared, "patch_size ** 2"),
         (position_per_pixel, "pixel"),
         (a_float, "whole number"),
+    ],
+    "vit.siglip_loss": [
+        (mean_of_pairs, "averaged over all pairs"),
+        (sum_of_pairs, "not divided"),
+        (diagonal_alone, "diagonal"),
+        (not_normalised, "not normalised"),
+        (images_normalised, "one of the two"),
+        (normalised_over_the_batch, "over the batch"),
+        (scale_without_exp, "logarithm"),
+        (divided_by_the_scale, "divided by the scale"),
+        (no_bias, "bias is missing"),
+        (bias_scaled, "bias is scaled"),
+        (zero_and_one, "0 and 1"),
+        (signs_turned, "wrong way round"),
+        (no_minus, "minus is missing"),
+        (clip, "CLIP"),
+        (log_of_sigmoid, "logsigmoid"),
+        (a_number, "expected a tensor"),
+        (scale_detached, "radient"),
+    ],
+    "vit.update_sizes": [
+        (beside_the_sum, "after the addition"),
+        (lengths_alone, "updates alone"),
+        (upside_down, "upside down"),
+        (whole_tensor, "whole tensor"),
+        (means_divided, "patch by patch"),
+        (over_patches, "over the patches"),
+        (absolute_values, "absolute values"),
+        (summed, "sum over the patches"),
+        (squares, "squares"),
+        (never_added, "never changed"),
+        (not_normalised_first, "normalised copy"),
+        (whole_blocks, "apart"),
+    ],
+    "vit.streaming_attention": [
+        (unscaled, "not scaled"),
+        (sum_not_shrunk, "sum does not shrink"),
+        (mixture_not_shrunk, "mixture does not shrink"),
+        (nothing_shrunk, "Neither"),
+        (never_divided, "not divided"),
+        (wrong_way, "upside down"),
+        (own_maximum, "own maximum"),
+        (each_block_alone, "softmax of its own"),
+        (overwritten, "last block"),
+        (early_return, "first block"),
+        (rest_left_out, "smaller block"),
+        (no_maximum, "largest score"),
+        (not_streaming, "grows with all"),
+        (keeps_all_scores, "grows with all"),
+        (streaming_no_grad, "radient"),
+    ],
+    "vit.test_attend": [
+        (shape_alone, "shape alone"),
+        (all_values_equal, "same vector"),
+        (one_tensor, "one tensor"),
+        (one_key, "single key"),
+        (zero_queries, "all zero"),
+        (no_assert, "catches"),
+        (returns_true, "returns nothing"),
+        (wrong_expectation, "attention that is right"),
+        (always_false, "attention that is right"),
+        (finite, "shape alone"),
+        (rows_of_weights, "sum to 1"),
+        (order_of_keys, "catches"),
     ],
 }
