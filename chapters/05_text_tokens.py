@@ -123,7 +123,7 @@ def count_pairs(words):
     return Counter(pair for word in words for pair in pairwise(word))
 
 
-words = [list(word) for word in "red red red green green tree".split()]
+words = [list(word) for word in ["red", "red", "red", "green", "green", "tree"]]
 count_pairs(words).most_common(3)
 
 

@@ -112,3 +112,34 @@ def caught(test: Callable[[Any], None], right: Any, planted: dict[str, Any], wha
     expect(len(missed) < len(planted), f"{count} It asserts nothing that a wrong {what} does not do as well.")
     expect(not missed, f"{count} What gets through: {'; '.join(missed)}.")
     return len(planted)
+
+
+def expect_same_gradients(yours: Callable[..., Any], reference: Callable[..., Any], *inputs: Tensor) -> None:
+    """A Complaint where a gradient, to an input or a parameter, is missing or another than the reference's.
+
+    Both compute the same outputs; a detach or a no_grad on the way shows in the gradients alone.
+    """
+    ours, theirs = _by_name(yours, inputs), _by_name(reference, inputs)
+    idle = [name for name, right in theirs.items() if right.any() and not ours[name].any()]
+    expect(
+        not idle,
+        f"No gradient reaches {', '.join(idle)}, so it could never be trained: the result is cut off from it by "
+        "no_grad, detach, .data or a way through numpy.",
+    )
+    off = [name for name, right in theirs.items() if not torch.allclose(ours[name], right, rtol=1e-3, atol=1e-5)]
+    expect(
+        not off,
+        f"The results are right, and the gradient of {', '.join(off)} is not: one of the ways back is cut, by a detach "
+        "or a no_grad inside.",
+    )
+
+
+def _by_name(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """By name; zeros where none arrives."""
+    given = {f"input {i}" if len(inputs) > 1 else "the input": x.clone().requires_grad_() for i, x in enumerate(inputs)}
+    out = function(*given.values())
+    flat = torch.cat([part.flatten() for part in (out if isinstance(out, (list, tuple)) else [out])])
+    if flat.requires_grad:
+        (flat * noise(len(flat), seed=7)).sum().backward()
+    leaves = given | (dict(function.named_parameters()) if isinstance(function, nn.Module) else {})
+    return {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
