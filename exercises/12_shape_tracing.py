@@ -8,7 +8,8 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [the chapter](../chapters/12_shape_tracing.ipynb) ·
-# [the solutions](../solutions/12_shape_tracing.ipynb)
+# [the solutions](../solutions/12_shape_tracing.ipynb) ·
+# [notation and terms](../chapters/notation.md)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/12_shape_tracing.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/exercises/12_shape_tracing.ipynb
@@ -266,7 +267,7 @@ check("trace.bug_heads", SharedHeads)
 # decoder's input: the image tokens, then the words, and each gets its position, counted from 0 through the whole line.
 # So with two image tokens the first word stands at position 2. It fails.
 #
-# Write `Line`: copy the bodies and mend the bug. Keep the names `tokens` and `positions`.
+# Write `InputSequence`: copy the bodies and mend the bug. Keep the names `tokens` and `positions`.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -292,7 +293,7 @@ check("trace.bug_heads", SharedHeads)
 
 
 # %%
-class BrokenLine(nn.Module):
+class BrokenSequence(nn.Module):
     """image_tokens [B, N, dim], ids [B, T] -> [B, N + T, dim]"""
 
     def __init__(self, vocab_size: int, dim: int, max_positions: int) -> None:
@@ -307,13 +308,13 @@ class BrokenLine(nn.Module):
 
 
 try:
-    trace(BrokenLine(vocab_size=10, dim=8, max_positions=32), torch.randn(1, 4, 8), torch.tensor([[3, 1, 4]]))
+    trace(BrokenSequence(vocab_size=10, dim=8, max_positions=32), torch.randn(1, 4, 8), torch.tensor([[3, 1, 4]]))
 except RuntimeError as error:
     print(error)
 
 
 # %%
-class Line(nn.Module):
+class InputSequence(nn.Module):
     """image_tokens [B, N, dim], ids [B, T] -> [B, N + T, dim]"""
 
     def __init__(self, vocab_size: int, dim: int, max_positions: int) -> None:
@@ -325,7 +326,7 @@ class Line(nn.Module):
 
 
 # %%
-check("trace.bug_positions", Line)
+check("trace.bug_positions", InputSequence)
 
 # %% [markdown] tags=["stamped"]
 # ## Exercise 12.5 · Shapes as formulas
