@@ -9,8 +9,7 @@
 # [on GitHub][github] ·
 # [← 02 The vision transformer](02_vision_transformer.ipynb) ·
 # [04 The decoder →](04_rope_decoder.ipynb) ·
-# [exercises](../exercises/03_pixel_shuffle_and_projector.ipynb) ·
-# [notation and terms](notation.md)
+# [exercises](../exercises/03_pixel_shuffle_and_projector.ipynb)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/03_pixel_shuffle_and_projector.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/03_pixel_shuffle_and_projector.ipynb
@@ -562,7 +561,7 @@ print(f"{config.num_image_tokens} image tokens; the projector holds {share:.1%} 
 #
 # | | exercise | difficulty | minutes |
 # |---|---|---|---|
-# | 3.1 | Groups of patches become tokens (`pixel_shuffle.shuffle`) | ●●○ | 12 |
+# | 3.1 | Tiles to tokens (`pixel_shuffle.shuffle`) | ●●○ | 12 |
 # | 3.2 | And back again (`pixel_shuffle.unshuffle`) | ●●○ | 8 |
 # | 3.3 | Which patches does a token hold? (`pixel_shuffle.patch_map`) | ●●○ | 8 |
 # | 3.4 | One linear layer between two worlds (`pixel_shuffle.projector`) | ●○○ | 8 |

@@ -11,8 +11,7 @@
 # [on GitHub][github] ·
 # [← 04 The decoder](04_rope_decoder.ipynb) ·
 # [06 The vision-language model →](06_vision_language_model.ipynb) ·
-# [exercises](../exercises/05_text_tokens.ipynb) ·
-# [notation and terms](notation.md)
+# [exercises](../exercises/05_text_tokens.ipynb)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/05_text_tokens.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/05_text_tokens.ipynb
@@ -126,10 +125,6 @@ def count_pairs(words):
 
 words = [list(word) for word in ["red", "red", "red", "green", "green", "tree"]]
 count_pairs(words).most_common(3)
-
-# %% [markdown] tags=["stamped"]
-# **The next cell is folded, because it answers this exercise:** [exercise 5.1, One step of byte-pair
-# encoding](../exercises/05_text_tokens.ipynb). Write yours first, or unfold it.
 
 
 # %% tags=["answer:text.bpe_step"]
@@ -548,10 +543,6 @@ print(f"first turn: {first} supervised tokens, all turns: {every}, 1 in {every /
 
 # %%
 from nanovlm.data.chat import IGNORE
-
-# %% [markdown] tags=["stamped"]
-# **The next cell is folded, because it answers this exercise:** [exercise 5.9, Shift
-# once](../exercises/05_text_tokens.ipynb). Write yours first, or unfold it.
 
 
 # %% tags=["package:nanovlm.data.chat.shift_labels", "answer:text.shift_once"]

@@ -9,8 +9,7 @@
 # [on GitHub][github] ·
 # [← 11 Full training](11_full_training.ipynb) ·
 # [13 High resolution and many pictures →](13_high_resolution.ipynb) ·
-# [exercises](../exercises/12_shape_tracing.ipynb) ·
-# [notation and terms](notation.md)
+# [exercises](../exercises/12_shape_tracing.ipynb)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/12_shape_tracing.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/12_shape_tracing.ipynb

@@ -8,9 +8,7 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [← 12 Shape tracing](12_shape_tracing.ipynb) ·
-# [14 Looking inside →](14_looking_inside.ipynb) ·
-# [exercises](../exercises/13_high_resolution.ipynb) ·
-# [notation and terms](notation.md)
+# [exercises](../exercises/13_high_resolution.ipynb)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/13_high_resolution.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/13_high_resolution.ipynb
@@ -971,5 +969,3 @@ print("what the page meant:", 4 * 512)
 # | 13.3 | What stands for a picture in the text (`tiles.tokens`) | ●●○ | 12 |
 # | 13.4 | What the pictures of a prompt cost (`tiles.cost`) | ●○○ | 6 |
 # | 13.5 | One map from many tiles (`tiles.rejoin`) | ●●○ | 10 |
-#
-# Next: [14 Looking inside](14_looking_inside.ipynb)

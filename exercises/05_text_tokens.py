@@ -8,8 +8,7 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [the chapter](../chapters/05_text_tokens.ipynb) ·
-# [the solutions](../solutions/05_text_tokens.ipynb) ·
-# [notation and terms](../chapters/notation.md)
+# [the solutions](../solutions/05_text_tokens.ipynb)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/05_text_tokens.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/exercises/05_text_tokens.ipynb

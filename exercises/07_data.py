@@ -8,8 +8,7 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [the chapter](../chapters/07_data.ipynb) ·
-# [the solutions](../solutions/07_data.ipynb) ·
-# [notation and terms](../chapters/notation.md)
+# [the solutions](../solutions/07_data.ipynb)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/07_data.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/exercises/07_data.ipynb
@@ -541,5 +540,4 @@ lengths = [12, 48, 20, 35, 27, 40, 9, 17, 30, 22]
 for batch in range(3):
     chosen = batch_indices(batch, len(lengths), 4, seed=0)
     rows = pack([lengths[i] for i in chosen], 64)
-    tokens = sum(lengths[i] for i in chosen)
-    print(f"batch {batch}: samples {chosen}, {tokens} tokens in {len(rows)} rows of 64")
+    print(f"batch {batch}: samples {chosen}, {sum(lengths[i] for i in chosen)} tokens in {len(rows)} rows of 64")

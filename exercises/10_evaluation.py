@@ -9,8 +9,7 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [the chapter](../chapters/10_evaluation.ipynb) ·
-# [the solutions](../solutions/10_evaluation.ipynb) ·
-# [notation and terms](../chapters/notation.md)
+# [the solutions](../solutions/10_evaluation.ipynb)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/10_evaluation.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/exercises/10_evaluation.ipynb
@@ -89,19 +88,7 @@ from nanovlm.course import check, use
 
 # %%
 ARTICLES = {"a", "an", "the"}
-NUMBER_WORDS = (
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-)
+NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
 def normalise_answer(text: str) -> str:
@@ -249,7 +236,7 @@ check("evaluation.wilson", wilson)
 
 # %%
 def broken_pairing(subsets: list[str], order: list[int]) -> list[int]:
-    """order: a random permutation of the samples -> whose picture each sample is shown."""
+    """order: a random permutation of the samples. Entry i of the result: whose picture sample i is shown."""
     return [order[i] for i in range(len(subsets))]
 
 
@@ -506,12 +493,7 @@ check("evaluation.paired_bootstrap", paired_bootstrap)
 
 
 # %%
-def pick_option(
-    logits: Tensor,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    prompt_length: int,
-) -> tuple[Tensor, int]:
+def pick_option(logits: Tensor, input_ids: Tensor, attention_mask: Tensor, prompt_length: int) -> tuple[Tensor, int]:
     """logits [options, T, vocab_size]; input_ids, attention_mask [options, T]."""
     raise NotImplementedError("evaluation.pick_option")
 

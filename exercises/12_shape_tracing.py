@@ -8,8 +8,7 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [the chapter](../chapters/12_shape_tracing.ipynb) ·
-# [the solutions](../solutions/12_shape_tracing.ipynb) ·
-# [notation and terms](../chapters/notation.md)
+# [the solutions](../solutions/12_shape_tracing.ipynb)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/12_shape_tracing.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/exercises/12_shape_tracing.ipynb
@@ -267,7 +266,7 @@ check("trace.bug_heads", SharedHeads)
 # decoder's input: the image tokens, then the words, and each gets its position, counted from 0 through the whole line.
 # So with two image tokens the first word stands at position 2. It fails.
 #
-# Write `InputSequence`: copy the bodies and mend the bug. Keep the names `tokens` and `positions`.
+# Write `Line`: copy the bodies and mend the bug. Keep the names `tokens` and `positions`.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -293,7 +292,7 @@ check("trace.bug_heads", SharedHeads)
 
 
 # %%
-class BrokenSequence(nn.Module):
+class BrokenLine(nn.Module):
     """image_tokens [B, N, dim], ids [B, T] -> [B, N + T, dim]"""
 
     def __init__(self, vocab_size: int, dim: int, max_positions: int) -> None:
@@ -308,13 +307,13 @@ class BrokenSequence(nn.Module):
 
 
 try:
-    trace(BrokenSequence(vocab_size=10, dim=8, max_positions=32), torch.randn(1, 4, 8), torch.tensor([[3, 1, 4]]))
+    trace(BrokenLine(vocab_size=10, dim=8, max_positions=32), torch.randn(1, 4, 8), torch.tensor([[3, 1, 4]]))
 except RuntimeError as error:
     print(error)
 
 
 # %%
-class InputSequence(nn.Module):
+class Line(nn.Module):
     """image_tokens [B, N, dim], ids [B, T] -> [B, N + T, dim]"""
 
     def __init__(self, vocab_size: int, dim: int, max_positions: int) -> None:
@@ -326,7 +325,7 @@ class InputSequence(nn.Module):
 
 
 # %%
-check("trace.bug_positions", InputSequence)
+check("trace.bug_positions", Line)
 
 # %% [markdown] tags=["stamped"]
 # ## Exercise 12.5 · Shapes as formulas

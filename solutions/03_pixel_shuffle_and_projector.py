@@ -7,8 +7,7 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [the chapter](../chapters/03_pixel_shuffle_and_projector.ipynb) ·
-# [the exercises](../exercises/03_pixel_shuffle_and_projector.ipynb) ·
-# [notation and terms](../chapters/notation.md)
+# [the exercises](../exercises/03_pixel_shuffle_and_projector.ipynb)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/solutions/03_pixel_shuffle_and_projector.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/solutions/03_pixel_shuffle_and_projector.ipynb
@@ -37,11 +36,11 @@ from nanovlm.config import ProjectorConfig
 from nanovlm.course import check, use
 
 # %% [markdown] tags=["stamped"]
-# ## Exercise 3.1 · Groups of patches become tokens
+# ## Exercise 3.1 · Tiles to tokens
 # `pixel_shuffle.shuffle` · difficulty ●●○ · about 12 minutes
 #
 # **Why it matters.** It makes a picture four times shorter for the decoder at r = 2, without throwing a number
-# away. With the wrong order every shape still fits and nothing complains, and weights trained for groups see a
+# away. Get the order wrong and every shape still fits, nothing complains, and weights trained for tiles see a
 # scrambled picture.
 
 # %% [markdown] tags=["exercise"]
@@ -64,22 +63,22 @@ from nanovlm.course import check, use
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# A group is r rows of r neighbours. In reading order its patches do not follow each other: between the first
-# row of a group and its second comes the rest of the picture's row.
+# A tile is r rows of r neighbours. In reading order its patches do not stand next to each other: between the
+# first row of a tile and its second lies the rest of the picture's row.
 #
 # </details>
 # <details><summary>Hint 2: a plan</summary>
 #
-# Split the one patch axis into four: row of groups, row inside the group, column of groups, column inside the
-# group. Bring the two inner axes together. Then merge: two axes into tokens, three into the new, wider dim.
+# Unfold the one patch axis into four: tile row, row inside the tile, tile column, column inside the tile. Bring
+# the two 'inside' axes together. Then merge: two axes into tokens, three into the new, wider dim.
 #
 # </details>
 # <details><summary>Hint 3: almost code</summary>
 #
 # ```python
 # x = x.reshape(batch, grid // r, r, grid // r, r, dim)
-# x = x.transpose(…)                                     # [batch, row, column, r, r, dim]
-# return x.reshape(batch, number of groups, r * r * dim)
+# x = swap the axes 2 and 3, so that it reads [batch, row, column, r, r, dim]
+# return x.reshape(batch, number of tiles, r * r * dim)
 # ```
 #
 # </details>
@@ -106,7 +105,7 @@ check("pixel_shuffle.shuffle", pixel_shuffle)
 # `pixel_shuffle.unshuffle` · difficulty ●●○ · about 8 minutes
 #
 # **Why it matters.** An operation that can be undone has lost nothing. And with the inverse one can see what a
-# wrong shuffle does to a picture, which the chapter draws.
+# wrong shuffle does to a picture: the chapter draws it.
 
 # %% [markdown] tags=["exercise"]
 # Nothing was lost, so it can be undone. Take the tokens of `pixel_shuffle` apart again and put every patch back where
@@ -120,16 +119,16 @@ check("pixel_shuffle.shuffle", pixel_shuffle)
 # </details>
 # <details><summary>Hint 2: a plan</summary>
 #
-# Split the tokens into rows and columns of groups, and the wide dim into r, r and dim. Then bring row next to
-# row and column next to column.
+# Unfold tokens into tile rows and tile columns, and the wide dim into r, r and dim. Then bring row next to row
+# and column next to column.
 #
 # </details>
 # <details><summary>Hint 3: almost code</summary>
 #
 # ```python
 # side = round(num_tokens ** 0.5)
-# x = x.reshape(batch, side, side, …)
-# x = x.transpose(2, 3)
+# x = x.reshape(batch, side, side, r, r, dim)
+# x = swap the axes 2 and 3 again
 # return x.reshape(batch, number of patches, dim)
 # ```
 #
@@ -155,8 +154,8 @@ check("pixel_shuffle.unshuffle", pixel_unshuffle)
 # ## Exercise 3.3 · Which patches does a token hold?
 # `pixel_shuffle.patch_map` · difficulty ●●○ · about 8 minutes
 #
-# **Why it matters.** To ask what an image token shows, one must know which part of the picture it is. Every
-# attention map that is drawn over a picture depends on this arithmetic.
+# **Why it matters.** To ask what an image token looks at, one must know which part of the picture it is. Every
+# attention map drawn over a picture stands on this small piece of arithmetic.
 
 # %% [markdown] tags=["exercise"]
 # Which patches does one image token hold? Return their numbers as a list of `factor ** 2` ints, in the order in which
@@ -166,20 +165,20 @@ check("pixel_shuffle.unshuffle", pixel_unshuffle)
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# Find the group first: in which row and column of groups is this token? Then find its top left patch.
+# Find the tile first: in which row and column of tiles is this token? Then its top left patch.
 #
 # </details>
 # <details><summary>Hint 2: a plan</summary>
 #
-# There are grid // r groups in a row, so token t is group (t // that, t % that). Its patches are in r rows of
-# the picture, and each row begins grid patches after the one above.
+# There are grid // r tiles in a row. Token t is tile (t // that, t % that). Its patches lie in r picture rows,
+# each grid patches further on than the one above.
 #
 # </details>
 # <details><summary>Hint 3: almost code</summary>
 #
 # ```python
 # row, column = divmod(token, grid // r)
-# first = …                                   # the number of the top left patch
+# first = (row * r) * grid + column * r
 # the patch i rows down and j to the right is first + i * grid + j
 # ```
 #
@@ -204,7 +203,7 @@ check("pixel_shuffle.patch_map", patch_map)
 # `pixel_shuffle.projector` · difficulty ●○○ · about 8 minutes
 #
 # **Why it matters.** This is all that joins a vision encoder to a language model. Where these two come trained,
-# the projector starts from random numbers, which is why nanoVLM gives it the largest learning rate.
+# it is the only part that starts from random numbers, which is why nanoVLM gives it the largest learning rate.
 
 # %% [markdown] tags=["exercise"]
 # The projector itself: shuffle, then one linear layer without bias, called `proj`, from the shuffled width to the
@@ -215,7 +214,7 @@ check("pixel_shuffle.patch_map", patch_map)
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# There are two steps: make the sequence shorter and wider, then change the width to the decoder's.
+# Two steps: make the sequence shorter and wider, then change the width to the decoder's.
 #
 # </details>
 # <details><summary>Hint 2: a plan</summary>
@@ -228,7 +227,7 @@ check("pixel_shuffle.patch_map", patch_map)
 #
 # ```python
 # in __init__: self.factor = config.pixel_shuffle_factor
-#              self.proj = nn.Linear(…, config.language_dim, bias=False)
+#              self.proj = nn.Linear(vision_dim * factor ** 2, language_dim, bias=False)
 # in forward:  shuffle first, then project
 # ```
 #
@@ -274,20 +273,20 @@ check("pixel_shuffle.projector", ModalityProjector)
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# Go along one side first: pixels, then patches, then tokens. Then take both sides, then all tiles.
+# Along one side: pixels -> patches -> tokens. Then both sides, then all tiles.
 #
 # </details>
 # <details><summary>Hint 2: a plan</summary>
 #
-# patch_size divides the side into patches, and r divides the patches into tokens. The number of tokens is that
+# patch_size divides the side into patches; r divides the patches into tokens; the number of tokens is that
 # side, squared, times the number of tiles.
 #
 # </details>
 # <details><summary>Hint 3: almost code</summary>
 #
 # ```python
-# side = …                       # tokens along one side
-# return num_tiles * side ** 2
+# side = image_size // patch_size // factor
+# return … * side ** 2
 # ```
 #
 # </details>

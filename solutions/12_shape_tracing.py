@@ -8,8 +8,7 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [the chapter](../chapters/12_shape_tracing.ipynb) ·
-# [the exercises](../exercises/12_shape_tracing.ipynb) ·
-# [notation and terms](../chapters/notation.md)
+# [the exercises](../exercises/12_shape_tracing.ipynb)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/solutions/12_shape_tracing.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/solutions/12_shape_tracing.ipynb
