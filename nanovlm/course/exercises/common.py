@@ -17,6 +17,25 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def as_wide_as(x: Tensor, out: Any) -> Any:
+    """Who computes in float64 is not wrong: what came back, a tensor or several, is compared in the dtype of x."""
+    if isinstance(out, (tuple, list)):
+        return tuple(as_wide_as(x, part) for part in out)
+    return out.to(x.dtype) if isinstance(out, Tensor) and out.dtype == torch.float64 else out
+
+
+def learns(out: Tensor, module: nn.Module | None = None) -> None:
+    """A gradient flows from this output, and, with `module`, reaches each of its parameters."""
+    expect(
+        out.requires_grad,
+        "The output is cut off from what it was computed from (no_grad, detach or item), so no gradient can flow.",
+    )
+    if module is not None:
+        out.square().sum().backward(retain_graph=True)
+        idle = [name for name, p in module.named_parameters() if p.grad is None or not p.grad.any()]
+        expect(not idle, f"No gradient reaches {', '.join(idle)}: it is cut off on the way (detach or no_grad).")
+
+
 def optimizers_ready() -> None:
     """The first optimizer of a process imports a good part of torch. That is not the learner's work."""
     torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
@@ -93,3 +112,34 @@ def caught(test: Callable[[Any], None], right: Any, planted: dict[str, Any], wha
     expect(len(missed) < len(planted), f"{count} It asserts nothing that a wrong {what} does not do as well.")
     expect(not missed, f"{count} What gets through: {'; '.join(missed)}.")
     return len(planted)
+
+
+def expect_same_gradients(yours: Callable[..., Any], reference: Callable[..., Any], *inputs: Tensor) -> None:
+    """A Complaint where a gradient, to an input or a parameter, is missing or another than the reference's.
+
+    Both compute the same outputs; a detach or a no_grad on the way shows in the gradients alone.
+    """
+    ours, theirs = _by_name(yours, inputs), _by_name(reference, inputs)
+    idle = [name for name, right in theirs.items() if right.any() and not ours[name].any()]
+    expect(
+        not idle,
+        f"No gradient reaches {', '.join(idle)}, so it could never be trained: the result is cut off from it by "
+        "no_grad, detach, .data or a way through numpy.",
+    )
+    off = [name for name, right in theirs.items() if not torch.allclose(ours[name], right, rtol=1e-3, atol=1e-5)]
+    expect(
+        not off,
+        f"The results are right, and the gradient of {', '.join(off)} is not: one of the ways back is cut, by a detach "
+        "or a no_grad inside.",
+    )
+
+
+def _by_name(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """By name; zeros where none arrives."""
+    given = {f"input {i}" if len(inputs) > 1 else "the input": x.clone().requires_grad_() for i, x in enumerate(inputs)}
+    out = function(*given.values())
+    flat = torch.cat([part.flatten() for part in (out if isinstance(out, (list, tuple)) else [out])])
+    if flat.requires_grad:
+        (flat * noise(len(flat), seed=7)).sum().backward()
+    leaves = given | (dict(function.named_parameters()) if isinstance(function, nn.Module) else {})
+    return {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from nanovlm.config import LMConfig
 from nanovlm.course.exercises.ch04.norm_and_mlp import SMALL
 from nanovlm.course.exercises.common import expect_gradients, noise
-from nanovlm.course.judge.compare import kind
+from nanovlm.course.judge.differences import kind
 from nanovlm.course.judge.exercise import Case, Complaint, Exercise, expect, with_weights
 from nanovlm.models.language_model import (
     DecoderBlock,
