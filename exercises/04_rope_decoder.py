@@ -444,12 +444,12 @@ check("decoder.mend_mask", masked_attention)
 #
 # 1. Project `x` and cut the results into heads: `[batch, heads, length, head_dim]`.
 # 2. Turn queries and keys with `apply_rope(…, *rope)`, where `rope` is the pair (cos, sin).
-# 3. Given: `cache.update(k, v)` stores the new keys and values and returns those of all tokens so far. Leave the two lines
-#    where they are, and generation will work; chapter 09 opens the cache.
+# 3. Given: `cache.update(k, v)` stores the new keys and values and returns those of all tokens so far. Leave the two
+#    lines where they are, and generation will work; chapter 09 opens the cache.
 # 4. Share: with 4 query heads and 2 key/value heads, query heads 0 and 1 use key/value head 0, and 2 and 3 use 1.
-# 5. Attend with `F.scaled_dot_product_attention`, which computes the softmax and divides by $\sqrt{head\_dim}$. Pass the
-#    mask as `attn_mask`. If the mask is None, `is_causal` must be True, except for a single query (`length == 1`): that is
-#    the newest token, which may attend to everything.
+# 5. Attend with `F.scaled_dot_product_attention`, which computes the softmax and divides by $\sqrt{head\_dim}$. Pass
+#    the mask as `attn_mask`. If the mask is None, `is_causal` must be True, except for a single query (`length == 1`):
+#    that is the newest token, which may attend to everything.
 # 6. Join the heads to `[batch, length, dim]` again, and apply `out_proj`.
 #
 # The cell below takes your `apply_rope` if it passes its check, and the package's otherwise.
@@ -805,9 +805,9 @@ check("decoder.test_decoder", test_decoder)
 # what a query attends to, or both. You may not look at which tokens are padding.
 #
 # `far_score` takes a function `angles(positions, head_dim, base)`, which returns cos and sin like your
-# `RotaryEmbedding`, and a `window` `(sink, width)`, with which a query attends to the first `sink` tokens and to the last
-# `width` up to itself. With a base 16 times as large we reached 53 %, and together with a window 90 %. A single setting of
-# the window that is right for every length does not exist; say in one sentence what yours gives up.
+# `RotaryEmbedding`, and a `window` `(sink, width)`, with which a query attends to the first `sink` tokens and to the
+# last `width` up to itself. With a base 16 times as large we reached 53 %, and together with a window 90 %. A single
+# setting of the window that is right for every length does not exist; say in one sentence what yours gives up.
 
 # %%
 from nanovlm import VisionLanguageModel
