@@ -39,7 +39,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanovlm.config import LMConfig
-from nanovlm.course import check, use
+from nanovlm.course import budget, check, use
 
 # %% [markdown] tags=["stamped"]
 # ## Exercise 4.1 · Bring every vector to one size
@@ -815,5 +815,6 @@ from nanovlm.assets import asset_path
 from nanovlm.course.challenges import far_score
 
 pocket = VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
-print(f"as it is: {far_score(pocket, between=256):.0%}")
-print(f"base x 16: {far_score(pocket, between=256, base_factor=16):.0%}")
+num_images = budget().pick(ci=1, laptop=10)  # with six questions each
+print(f"as it is: {far_score(pocket, between=256, num_images=num_images):.0%}")
+print(f"base x 16: {far_score(pocket, between=256, num_images=num_images, base_factor=16):.0%}")

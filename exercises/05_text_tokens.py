@@ -40,7 +40,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from nanovlm.course import check, use
+from nanovlm.course import budget, check, use
 
 # %% [markdown] tags=["stamped"]
 # ## Exercise 5.1 · One step of byte-pair encoding
@@ -599,4 +599,5 @@ def conversations(split: str, number: int) -> list[str]:
 
 
 pieces = use("text.split_digits")
-print(tokens_needed(pieces, conversations("train", 40), conversations("test", 20)), "tokens")
+train, test = budget().pick(ci=(4, 2), laptop=(40, 20))
+print(tokens_needed(pieces, conversations("train", train), conversations("test", test)), "tokens")
