@@ -414,7 +414,7 @@ _forms(
     when=lambda ms, on: not on,
 )
 _forms(
-    "<|assistant|> follows wherever the last message is a question, though nobody asked for a prompt. The flag decides.",
+    "The token <|assistant|> follows every last question, though nobody asked for a prompt. The flag decides.",
     when=lambda ms, on: ms[-1]["role"] == "user",
 )
 _forms("The prompt ends with <|user|>. The model's turn begins with <|assistant|>.", ask="<|user|>")
