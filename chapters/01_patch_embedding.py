@@ -48,6 +48,7 @@ from nanovlm import VisionLanguageModel, VLMConfig
 from nanovlm.assets import asset_path
 from nanovlm.config import ViTConfig
 from nanovlm.course import budget, expect_shape, lever, quiz, use
+from nanovlm.course.holes import clouds
 from nanovlm.viz.patches import numbers_figure, patch_grid_figure, similarity, similarity_figure
 from nanovlm.viz.pixel_shuffle import images_row
 
@@ -586,7 +587,7 @@ assert mean(by_place["shuffled positions"]) < mean(by_place["no positions (zeros
 # %% [markdown]
 # The decoder receives the image tokens in order, and it knows that order by its own means, which you meet in chapter
 # 04. It could have used the order to say where things are. The table shows that this model did not learn to: it
-# relies on the positions that the encoder adds.
+#     relies on the positions that the encoder adds.
 
 # %% [markdown]
 # ### A position needs the right scale beside the patch
@@ -695,16 +696,6 @@ assert max(map(abs, by_distance(trained[0]))) < 0.1
 #
 # The pictures are soft clouds of colour, with one colour for each of 8 × 8 patches. They share one property with
 # photos: neighbouring patches have similar colours.
-
-
-# %%
-def clouds(count: int, grid: int = 8, seed: int | None = None) -> Tensor:
-    """Soft random pictures, one colour for each patch. -> [count, grid * grid, 3]"""
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    coarse = torch.randn(count, 3, 5, 5, generator=generator)
-    scale, edge = grid * 3 // 2, grid // 4
-    soft = F.interpolate(coarse, size=(scale, scale), mode="bicubic", align_corners=False)
-    return soft[:, :, edge : edge + grid, edge : edge + grid].flatten(2).transpose(1, 2)
 
 
 # %%
@@ -908,8 +899,9 @@ print(f"{held:,} weights, {held / sum(p.numel() for p in nanovlm_222m.parameters
 # - Positions can be interpolated if, and only if, neighbours have similar vectors.
 #
 # Two links lead further: the paper on the vision transformer ([Dosovitskiy et al.
-# 2020](https://arxiv.org/abs/2010.11929)) and one on [convolutional stems](https://arxiv.org/abs/2106.14881), which
-# replace the single convolution by several and are the subject of this chapter's challenge.
+# 2020](https://arxiv.org/abs/2010.11929)), and one that replaces the single convolution by several small ones and
+# measures what this gains ([Xiao et al. 2021](https://arxiv.org/abs/2106.14881)). The exercises end with a challenge:
+# fill the holes with less error than the map of this chapter, within the same budget.
 #
 # So far the patches do not exchange information, which is the subject of chapter 02. Before you go on, write the
 # folded answers yourself in the exercises, because you will remember what you have written.

@@ -47,9 +47,10 @@ check("patches.normalize", normalize)
 #     return x / 255
 # ```
 #
-# The symptoms: a grey picture raises an error, a transparent one does too, and for a colour picture the model answers
-# as if it were shown noise. Mend the function so that any picture of PIL becomes `[1, 3, size, size]` in the range
-# from -1 to 1, as the package's image processor prepares it. The picture that you receive has to stay as it is.
+# The symptoms: a grey picture raises an error, and so does a transparent one. For a colour picture the model answers
+# as if it were shown noise. Mend the function, so that any picture of PIL becomes `[1, 3, size, size]` in the range
+# from -1 to 1. Keep the resizing as it is, and let `convert("RGB")` deal with transparency, for which chapter 07
+# finds a better way. The picture that you receive must not be changed.
 
 
 # %%

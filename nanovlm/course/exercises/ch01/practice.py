@@ -15,7 +15,7 @@ from nanovlm.course.judge.exercise import Case, Exercise, expect
 
 
 def prepared(image: Image.Image, size: int) -> Tensor:
-    """As the package's image processor: colours, one size, channels first, -1 to 1, a batch of one."""
+    """Three colours, one size, channels first, -1 to 1, a batch of one."""
     resized = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None] / 127.5 - 1
 
