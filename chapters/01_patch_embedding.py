@@ -317,7 +317,7 @@ patches
 # A real picture also has an axis for the channels and one for the batch, but the idea is the same.
 
 # %% [markdown] tags=["stamped"]
-# **The next cell is folded, because it answers this exercise:** [exercise 1.2, Cut a picture into
+# **The next cell is folded, because it answers this exercise:** [exercise 1.3, Cut a picture into
 # patches](../exercises/01_patch_embedding.ipynb). Write yours first, or unfold it.
 
 
@@ -403,7 +403,7 @@ print("conv:  ", expect_shape(conv.weight, "dim 3 8 8"))
 print("linear:", expect_shape(linear.weight, "dim 192"))
 
 # %% [markdown] tags=["stamped"]
-# **The next cell is folded, because it answers this exercise:** [exercise 1.4, A convolution that is a linear
+# **The next cell is folded, because it answers this exercise:** [exercise 1.6, A convolution that is a linear
 # layer](../exercises/01_patch_embedding.ipynb). Write yours first, or unfold it.
 
 
@@ -495,7 +495,7 @@ print("with positions: does the output change?", bool(moved > 1))
 # separate them. With this, the part is complete: it cuts, projects and adds.
 
 # %% [markdown] tags=["stamped"]
-# **The next cell is folded, because it answers this exercise:** [exercise 1.5, The whole patch
+# **The next cell is folded, because it answers this exercise:** [exercise 1.7, The whole patch
 # embedding](../exercises/01_patch_embedding.ipynb). Write yours first, or unfold it.
 
 
@@ -769,7 +769,7 @@ lever(alike, positions=list(maps), row=(0, 7), column=(0, 7), start={"row": 3, "
 # 2020](https://arxiv.org/abs/2010.11929), section 3.2).
 
 # %% [markdown] tags=["stamped"]
-# **The next cell is folded, because it answers this exercise:** [exercise 1.6, Positions for another
+# **The next cell is folded, because it answers this exercise:** [exercise 1.9, Positions for another
 # grid](../exercises/01_patch_embedding.ipynb). Write yours first, or unfold it.
 
 
@@ -909,17 +909,20 @@ print(f"{held:,} weights, {held / sum(p.numel() for p in nanovlm_222m.parameters
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/01_patch_embedding.ipynb) ([in Colab][exercises]): 6 of them, about 54 minutes.
+# [Open the exercises](../exercises/01_patch_embedding.ipynb) ([in Colab][exercises]): 9 of them, about 84 minutes.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/01_patch_embedding.ipynb
 #
 # | | exercise | difficulty | minutes |
 # |---|---|---|---|
 # | 1.1 | From bytes to the model's range (`patches.normalize`) | ●○○ | 4 |
-# | 1.2 | Cut a picture into patches (`patches.patchify`) | ●●○ | 12 |
-# | 1.3 | Put the picture back together (`patches.unpatchify`) | ●●○ | 8 |
-# | 1.4 | A convolution that is a linear layer (`patches.conv_equals_linear`) | ●●○ | 8 |
-# | 1.5 | The whole patch embedding (`patches.add_positions`) | ●●○ | 12 |
-# | 1.6 | Positions for another grid (`patches.resize_positions`) | ●●○ | 10 |
+# | 1.2 | Mend it: a picture on its way into the model (`patches.prepare`) | ●●○ | 10 |
+# | 1.3 | Cut a picture into patches (`patches.patchify`) | ●●○ | 12 |
+# | 1.4 | Write the test: which patchify is right? (`patches.test_patchify`) | ●●○ | 12 |
+# | 1.5 | Put the picture back together (`patches.unpatchify`) | ●●○ | 8 |
+# | 1.6 | A convolution that is a linear layer (`patches.conv_equals_linear`) | ●●○ | 8 |
+# | 1.7 | The whole patch embedding (`patches.add_positions`) | ●●○ | 12 |
+# | 1.8 | Measure it: where beside what (`patches.where_over_what`) | ●●○ | 8 |
+# | 1.9 | Positions for another grid (`patches.resize_positions`) | ●●○ | 10 |
 #
 # Next: [02 The vision transformer](02_vision_transformer.ipynb)

@@ -37,8 +37,8 @@ from nanovlm.course import check
 # ## Exercise 0.1 · How many are right?
 # `start.score` · difficulty ●○○ · about 5 minutes
 #
-# **Why it matters.** Every claim about a model ends in a number like this one. Count a little too kindly and a
-# model that sees nothing looks clever.
+# **Why it matters.** Every claim about a model rests on a number like this one. If you count too generously, a
+# model that sees nothing looks capable.
 
 # %% [markdown] tags=["exercise"]
 # A model gave `answers`, and the right answers are in `expected`, in the same order. Return the share of the answers
@@ -52,7 +52,7 @@ from nanovlm.course import check
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# Two lists that belong together are walked through together: zip does it.
+# The two lists belong together, so go through both at the same time: zip does that.
 #
 # </details>
 # <details><summary>Hint 2: a plan</summary>
