@@ -96,25 +96,25 @@ def write_card(
         "\n".join(examples(captions="captions" in results)),
         "## How it was trained",
         *training(results, [*earlier_logs, log]),
-        f"All runs used {results['machine']}, which did other work at the same time, so the minutes are an upper bound. "
-        "The checkpoints were chosen by the validation loss alone. Another machine or another version of torch gives "
+        f"All runs used {results['machine']}, which did other work at the same time, so the minutes are an upper "
+        "bound. The checkpoints were chosen by the validation loss alone. Another machine or another version of torch gives "
         "slightly different weights. A short answer has at most 8 tokens, and the column counts the right ones to the "
-        f"questions about {recipe['accuracy_images']} validation pictures. `captions` are descriptions without questions "
-        "before them.",
+        f"questions about {recipe['accuracy_images']} validation pictures. `captions` are descriptions "
+        "without questions before them.",
         "## What it gets right",
-        "Each question was asked on its own, with greedy decoding, and an answer counts as right if it matches exactly. The "
-        f'mean over the subsets is {percentage(mean)}. The column "blind" gives the accuracy for the same questions '
+        "Each question was asked on its own, with greedy decoding, and an answer counts as right if it matches "
+        f'exactly. The mean over the subsets is {percentage(mean)}. The column "blind" gives the accuracy for the same questions '
         "about another sample's picture.",
         "These are the test pictures, which share no scene with the training pictures:",
         "\n".join(score_table(test)),
-        "The unseen pictures contain something that no training picture shows: a pair of colour and shape, two neighbouring "
-        "colours, or two neighbouring characters:",
+        "The unseen pictures contain something that no training picture shows: a pair of colour and shape, two "
+        "neighbouring colours, or two neighbouring characters:",
         "\n".join(score_table(results["unseen"])),
     ]
     if "multiple choice" in results:
         parts += [
-            "Multiple choice has four options, in MMStar's schema, and an answer has to be the letter and nothing else. "
-            "Guessing reaches 25 %:",
+            "Multiple choice has four options, in MMStar's schema, and an answer has to be the letter and nothing "
+            "else. Guessing reaches 25 %:",
             "\n".join(score_table({"choice": results["multiple choice"]})),
         ]
     if "captions" in results:
