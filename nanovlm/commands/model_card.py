@@ -97,14 +97,14 @@ def write_card(
         "## How it was trained",
         *training(results, [*earlier_logs, log]),
         f"All runs used {results['machine']}, which did other work at the same time, so the minutes are an upper "
-        "bound. The checkpoints were chosen by the validation loss alone. Another machine or another version of torch gives "
-        "slightly different weights. A short answer has at most 8 tokens, and the column counts the right ones to the "
+        "bound. The checkpoints were chosen by the validation loss alone. Another machine or another version of torch "
+        "gives slightly different weights. A short answer has at most 8 tokens, and the column counts the right ones to the "
         f"questions about {recipe['accuracy_images']} validation pictures. `captions` are descriptions "
         "without questions before them.",
         "## What it gets right",
         "Each question was asked on its own, with greedy decoding, and an answer counts as right if it matches "
-        f'exactly. The mean over the subsets is {percentage(mean)}. The column "blind" gives the accuracy for the same questions '
-        "about another sample's picture.",
+        f'exactly. The mean over the subsets is {percentage(mean)}. The column "blind" gives the accuracy for the '
+        "same questions about another sample's picture.",
         "These are the test pictures, which share no scene with the training pictures:",
         "\n".join(score_table(test)),
         "The unseen pictures contain something that no training picture shows: a pair of colour and shape, two "
