@@ -217,16 +217,20 @@ class _Builder:
         return rows
 
     def _offers(self, present: list[Chapter]) -> list[tuple[Chapter, str]]:
-        """The rows with what a reader of the README decides by: the exercises' time, and a way in."""
+        """The rows with what a reader of the README wants to know before: the exercises' time, and a way in."""
         rows = []
         for place, about in self._rows(present):
             exercises = self.in_chapter.get(place.number, [])
             if exercises:
-                hours = f"{sum(exercise.minutes for exercise in exercises) / 60:.1f}".removesuffix(".0")
-                about += f" {len(exercises)} exercises, about {hours} hours."
-            rows.append(
-                (place, f"{about} [![Open in Colab][badge]]({self.project.colab(f'chapters/{place.stem}.ipynb')})")
-            )
+                minutes = 5 * round(sum(exercise.minutes for exercise in exercises) / 5)
+                length = f"{minutes} minutes" if minutes < 60 else f"{minutes / 60:.1f} hours".replace(".0 ", " ")
+                about += (
+                    f" {len(exercises)} exercises, about {length}."
+                    if len(exercises) > 1
+                    else f" One exercise, {length}."
+                )
+            badge = f"[![Open in Colab][badge]]({self.project.colab(f'chapters/{place.stem}.ipynb')})"
+            rows.append((place, f"{about} {badge}"))
         return rows
 
     def _readme(self, present: list[Chapter]) -> None:
