@@ -55,7 +55,8 @@ def what_went_wrong(error: BaseException, files: Sequence[Path] = ()) -> str:
     (`datasets` wraps that in "an error occurred")."""
     while error.__cause__ is not None and type(error) is not ValueError:  # which is a sentence of ours
         error = error.__cause__
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" .:")
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = "".join(filter(str.isprintable, reason)).rstrip(" .:")
     damaged = next(filter(_is_damaged, files), None)
     return reason if damaged is None else f"{damaged} is damaged ({reason})"
 
