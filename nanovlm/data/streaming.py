@@ -198,6 +198,8 @@ class StreamReader:
         return dict(self._at)
 
     def go_to(self, position: Position) -> None:
+        if position.keys() != self.beginning.keys() or position["mixture"].keys() != self.beginning["mixture"].keys():
+            raise ValueError("The checkpoint's position in the stream is another version's: start again from best/.")
         self._at = dict(position)
 
     def skip(self, samples: int) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
 import random
 import shutil
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,20 +17,21 @@ from typing import Any
 import torch
 
 from nanovlm.config import TrainConfig
+from nanovlm.files import to_the_disk
 
 KEEP = 2  # the newest, and the one before it should the disk fail
 OF_THE_PLACE = ("output_dir", "run_name", "resume")  # settings that may differ when a run goes on
-CONTENT = {
-    "step",
-    "samples",
-    "position",
-    "best_val_loss",
-    "seconds",
-    "weights",
-    "optimizers",
-    "scaler",
-    "random",
-    "config",
+CONTENT: dict[str, Any] = {  # what a checkpoint holds, and of which type
+    "step": int,
+    "samples": int,
+    "position": (dict, type(None)),
+    "best_val_loss": (int, float),
+    "seconds": (int, float),
+    "weights": dict,
+    "optimizers": list,
+    "scaler": dict,
+    "random": dict,
+    "config": dict,
 }
 
 
@@ -93,7 +94,7 @@ def save_checkpoint(directory: Path, step: int, state: dict[str, Any]) -> Path:
     temporary = directory / "unfinished.partial"  # one name, so that what a kill leaves is written over
     try:
         torch.save(state, temporary)
-        _to_the_disk(temporary)
+        to_the_disk(temporary)
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         temporary.unlink(missing_ok=True)
@@ -143,12 +144,6 @@ def _copied(value: Any) -> Any:
     return type(value)(map(_copied, value)) if isinstance(value, (list, tuple)) else value
 
 
-def _to_the_disk(path: Path) -> None:
-    """Or a power loss could leave an empty file under a good name."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Raises: ValueError if the file is damaged, or was written by another version."""
     try:
@@ -159,13 +154,30 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:
         reason = "it holds more than tensors and numbers" if isinstance(error, UnpicklingError) else _first_line(error)
         raise ValueError(f"{path} cannot be read ({reason}). Delete it to resume from the one before it.") from error
-    lacking = sorted(CONTENT - set(state)) if isinstance(state, dict) else sorted(CONTENT)
-    if lacking:
-        raise ValueError(
-            f"{path} lacks {', '.join(lacking)}: another version of this program wrote it. Go on with that one, or "
-            "start again from the run's best/ with --model."
-        )
+    strange = [name for name, kind in CONTENT.items() if not isinstance(_entry(state, name), kind)]
+    if strange:
+        raise _of_another_version(path, ", ".join(strange))
     return state
+
+
+def _entry(state: Any, name: str) -> Any:
+    return state.get(name, ...) if isinstance(state, dict) else ...
+
+
+@contextmanager
+def taking_over(path: Path) -> Iterator[None]:
+    """What a checkpoint's content raises where another version, or somebody else, has written it: a ValueError."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        raise _of_another_version(path, f"what is needed ({_first_line(error)})") from error
+
+
+def _of_another_version(path: Path, what: str) -> ValueError:
+    return ValueError(
+        f"{path} lacks {what}: another version of this program wrote it. Go on with that one, or start again from the "
+        "run's best/ with --model."
+    )
 
 
 def changed_settings(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
