@@ -161,7 +161,7 @@ def test_a_reader_ahead_hands_on_errors_and_stops_when_nobody_listens():
 def write(path, tag, size):
     import datasets
 
-    from nanovlm.data.thimble.tables import png
+    from nanovlm.data.thimble.hub_datasets import png
 
     rows = [{**row, "images": [png(row["images"][0])]} for row in samples(size)]
     for number, row in enumerate(rows):

@@ -114,7 +114,7 @@ def examine(run: Run, options: TrainOptions) -> None:
     """Score the best model on pictures it never saw, show it, and write it into the run's directory."""
     from pathlib import Path
 
-    from nanovlm.commands import report
+    from nanovlm.commands import score_report
     from nanovlm.commands.models import find_model, load_model
     from nanovlm.data.thimble import SUBSETS
     from nanovlm.device import processor
@@ -123,9 +123,9 @@ def examine(run: Run, options: TrainOptions) -> None:
     names = options.recipe.dataset_names
     subsets = [name for name in SUBSETS if name in names or names == ("all",)]
     model = load_model(str(run.directory / "best"))
-    test, unseen = (report.score_thimble(model, subsets, split, TEST_IMAGES) for split in ("test", "unseen"))
-    extra = report.score_extras(model, names, "test", TEST_IMAGES)
-    print("\n" + "\n\n".join(report.tables({**test, **extra}, "test") + report.tables(unseen, "unseen")))
+    test, unseen = (score_report.score_thimble(model, subsets, split, TEST_IMAGES) for split in ("test", "unseen"))
+    extra = score_report.score_extras(model, names, "test", TEST_IMAGES)
+    print("\n" + "\n\n".join(score_report.tables({**test, **extra}, "test") + score_report.tables(unseen, "unseen")))
     print("\nblind: the same questions about another sample's picture. unseen: what no training picture shows.")
     results = {
         split: {subset: result.to_dict() for subset, result in scores.items()}
@@ -146,7 +146,7 @@ def examine(run: Run, options: TrainOptions) -> None:
     print(f"\nscores     {run.directory / 'results.json'}")
     if test:
         title = f"{', '.join(subsets)}: trained in {run.seconds / 60:.1f} minutes"
-        report.write_sheet(run.directory / "answers.png", title, test)
+        score_report.write_sheet(run.directory / "answers.png", title, test)
         print(f"pictures   {run.directory / 'answers.png'}")
 
 

@@ -12,6 +12,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -39,6 +40,38 @@ class Source:
     stream: Iterable[Any]
     weight: float = 1.0
     limit: int | None = None  # samples of a pass; None: all
+    files: Sequence[Path] = ()  # in which to look for the one that is damaged
+
+    def first(self, count: int) -> list[Any]:
+        """The samples that a pass begins with."""
+        try:
+            return list(itertools.islice(self.stream, count))
+        except (OSError, ValueError) as error:
+            raise self.broken(error, "") from error
+
+    def broken(self, error: Exception, where: str) -> ValueError:
+        return ValueError(f"The subset {self.name} cannot be read{where}: {what_went_wrong(error, self.files)}")
+
+
+def what_went_wrong(error: BaseException, files: Sequence[Path] = ()) -> str:
+    """In one line, without a full stop: the damaged parquet file, if one is found, and what was wrong at first
+    (`datasets` wraps that in "an error occurred")."""
+    while error.__cause__ is not None and type(error) is not ValueError:  # which is a sentence of ours
+        error = error.__cause__
+    reason = first_line(error).rstrip(" .:")
+    damaged = next(filter(_is_damaged, files), None)
+    return reason if damaged is None else f"{damaged} is damaged ({reason})"
+
+
+def _is_damaged(file: Path) -> bool:
+    import pyarrow.parquet
+
+    try:
+        for _ in pyarrow.parquet.ParquetFile(file).iter_batches():
+            pass
+    except (OSError, ValueError):
+        return True
+    return False
 
 
 class _Passes:
@@ -95,10 +128,7 @@ class _Passes:
         except StopIteration:
             pass
         except (OSError, ValueError) as error:
-            raise ValueError(
-                f"The subset {self.source.name} cannot be read on behind {self._seen} samples of pass "
-                f"{self.passes + 1}: {first_line(error)}"
-            ) from error
+            raise self.source.broken(error, f" on behind {self._seen} samples of pass {self.passes + 1}") from error
         self.go_to({"passes": self.passes + 1, "read": 0, "stream": None})
 
 
@@ -226,7 +256,8 @@ def read_ahead(items: Iterator[Any], depth: int = 2) -> Iterator[Any]:
         except BaseException as error:  # raised again where the item was wanted
             put(None, error)
 
-    threading.Thread(target=read, daemon=True).start()
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
     try:
         while True:
             item, error = ready.get()
@@ -237,6 +268,7 @@ def read_ahead(items: Iterator[Any], depth: int = 2) -> Iterator[Any]:
             yield item
     finally:
         done.set()
+        thread.join(timeout=5)  # one that Python's end meets within a library's code takes the process down
 
 
 def num_bytes(sample: Any) -> int:

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from nanovlm.adapt.freeze import choose_trained
+from nanovlm.adapt.lora import save_adapter
 from nanovlm.config import TrainConfig
 from nanovlm.data.loading import get_dataloaders
 from nanovlm.device import choose_precision, find_device
@@ -84,6 +86,8 @@ def _train(config: TrainConfig, model: VisionLanguageModel, watch: Watch | None,
         put_back(directory / "best")
     log(f"run        {directory}")
     log(f"precision  {precision.name}: {precision.reason}")
+    if config.lora_rank or config.freeze:
+        log(f"trained    {choose_trained(model, config)}")
 
     model.to(device, precision.weights).train()
     model.gradient_checkpointing(config.gradient_checkpointing)
@@ -172,6 +176,8 @@ def _train(config: TrainConfig, model: VisionLanguageModel, watch: Watch | None,
                         if rank == 0:
                             best = model.save_pretrained(directory / "best.new", weights)
                             replace_directory(best, directory / "best")
+                            if config.lora_rank:
+                                save_adapter(model, directory / "adapter", weights)
                 if step % config.save_every == 0 or last or stopping:
                     save()
     except FloatingPointError as error:

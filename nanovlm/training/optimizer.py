@@ -63,8 +63,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def param_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Every parameter once, by what it is. The projector starts from nothing, so it learns faster than the backbones;
-    vectors (norms, biases) and embeddings are not decayed."""
+    """Every parameter once, by what it is. Projector and adapters start from nothing, so they learn faster than the
+    backbones; vectors (norms, biases) and embeddings are not decayed."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups: dict[str, dict[str, Any]] = {
         "muon": {"lr": config.lr_muon, "weight_decay": config.weight_decay},
@@ -78,7 +78,9 @@ def param_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     members: dict[str, list[Tensor]] = {name: [] for name in groups}
     for name, p in named:
         matrix = p.ndim == 2 and ("blocks." in name or name.startswith("projector."))
-        if config.optimizer == "muon" and matrix:
+        if name.endswith((".lora_a", ".lora_b")):
+            members["projector"].append(p)
+        elif config.optimizer == "muon" and matrix:
             members["muon"].append(p)
         elif name.startswith("projector."):
             members["projector"].append(p)

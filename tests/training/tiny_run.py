@@ -14,7 +14,7 @@ from nanovlm.data.collators import VQACollator
 from nanovlm.data.datasets import VQADataset
 from nanovlm.data.processors import ImageProcessor
 from nanovlm.data.thimble import thimble_sample
-from nanovlm.data.thimble.tables import png
+from nanovlm.data.thimble.hub_datasets import png
 from nanovlm.device import choose_precision
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.loop import Run, train
