@@ -22,6 +22,7 @@ from nanovlm.training.checkpoint import (
     Background,
     changed_settings,
     checkpoints,
+    drop_old,
     find_run,
     get_run_name,
     load_checkpoint,
@@ -116,7 +117,7 @@ def _train(config: TrainConfig, model: VisionLanguageModel, watch: Watch | None,
             log(f"changed    {', '.join(changed)}")
 
     dealt = world > 1 and config.parallel == "fsdp"
-    save_in_parts = ShardedSaver(background=device.type == "cuda") if dealt else None
+    save_in_parts = ShardedSaver(device.type == "cuda", drop_old) if dealt else None
     in_background = Background(device)
 
     def save() -> None:
