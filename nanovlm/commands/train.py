@@ -82,6 +82,8 @@ def pinned(options: TrainOptions) -> Preset:
 
 
 def estimate(options: TrainOptions) -> int:
+    from pathlib import Path
+
     from nanovlm.commands.models import find_model
     from nanovlm.config import VLMConfig
     from nanovlm.files import read_json
