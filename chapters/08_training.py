@@ -880,7 +880,8 @@ for seed, pair in enumerate(zip(with_positions, without, strict=True)):
 # %%
 difference, low, high = paired_difference(with_positions, without)
 print(f"{difference:+.1%}, with 95 % confidence between {low:+.1%} and {high:+.1%}")
-print(f"the recipe alone moves by {max(with_positions) - min(with_positions):.1%} from seed to seed")
+spread = max(with_positions) - min(with_positions)
+print(f"the recipe alone moves by {spread:.1%} from seed to seed")
 
 # %% [markdown]
 # The pairs do not agree on the sign, and the recipe alone moves by as much from seed to seed as the change does. So
@@ -951,10 +952,11 @@ for name, numbers in {"weights": n, "gradients": n, "AdamW's two moments": 2 * n
 # %%
 stages, offset = {}, 0
 for stage, name in enumerate(("train_log_1", "train_log_2", "train_log_3", "train_log"), start=1):
-    rows = map(json.loads, asset_path(f"pocket/{name}.jsonl").read_text().splitlines())
-    rows = [row for row in rows if "val_loss" in row]
-    stages[f"stage {stage}"] = [(offset + row["step"], row["val_loss"]) for row in rows]
-    steps, minutes, ends = rows[-1]["step"], rows[-1]["seconds"] / 60, rows[-1]["val_loss"]
+    rows = [json.loads(line) for line in asset_path(f"pocket/{name}.jsonl").open()]
+    losses = [(row["step"], row["val_loss"]) for row in rows if "val_loss" in row]
+    stages[f"stage {stage}"] = [(offset + step, loss) for step, loss in losses]
+    minutes = max(row.get("seconds", 0) for row in rows) / 60
+    steps, ends = losses[-1]
     print(f"stage {stage}: {steps:5,} steps, {minutes:4.0f} minutes, last loss {ends:.5f}")
     offset += steps
 curves_figure("Validation loss of the run that shipped", stages, log=True)
