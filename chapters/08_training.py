@@ -329,9 +329,9 @@ rates_figure("Validation loss after 40 steps", "projector", "backbones", table)
 #
 # Nobody has the time to sweep for every new model. An **LR-range test** ([Smith
 # 2015](https://arxiv.org/abs/1506.01186)) is one run of some dozen steps, in which the rate grows by the same factor at
-# every step, from one that is far too low to one that is far too high. Where the loss is lowest the rate is nearly too
-# high already, because the next few steps blow it up. A common choice for the peak of a schedule is a third to a tenth
-# of that rate. Predict the shape of the curve before you run it.
+# every step, from one that is far too low to one that is far too high. While it is too low, nothing happens; then the
+# loss falls; then it stops falling, or explodes. Choose the peak of a schedule where the loss falls most steeply.
+# Predict that place before you run it.
 
 
 # %%
@@ -358,6 +358,12 @@ print(f"at the highest rate the loss is {tried[-1][1]:.1f}")
 curves_figure("LR-range test", {"AdamW": tried}, x_label="log10 of the learning rate", log=True)
 
 # %% [markdown]
+# With the 40 steps of the `ci` budget the fall is steepest between -2.8 and -2.3, that is between about 0.0015 and 0.005,
+# and the recipe's 0.002 lies there. From 0.03 on the curve is flat. Nothing explodes, although a rate of 1 is absurd,
+# because AdamW divides the gradient by its size and the blocks normalise their inputs. So the lowest point of the curve,
+# which the line above names, is noise in its flat part: read the slope and not the minimum. And at each rate the model
+# has made a single step, so that the test tells what a rate does at the beginning, and nothing about the end.
+#
 # ## A schedule: up in a line, down in a curve
 #
 # At first the optimizer knows nothing of the typical size of a gradient, and a full step could throw the weights far
