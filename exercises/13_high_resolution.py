@@ -8,7 +8,8 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [the chapter](../chapters/13_high_resolution.ipynb) ·
-# [the solutions](../solutions/13_high_resolution.ipynb)
+# [the solutions](../solutions/13_high_resolution.ipynb) ·
+# [notation and terms](../chapters/notation.md)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/13_high_resolution.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/exercises/13_high_resolution.ipynb

@@ -8,7 +8,8 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [the chapter](../chapters/13_high_resolution.ipynb) ·
-# [the exercises](../exercises/13_high_resolution.ipynb)
+# [the exercises](../exercises/13_high_resolution.ipynb) ·
+# [notation and terms](../chapters/notation.md)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/solutions/13_high_resolution.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/solutions/13_high_resolution.ipynb
@@ -257,7 +258,7 @@ check("tiles.tokens", image_text)
 # know beforehand that they do not fit.
 
 # %% [markdown] tags=["exercise"]
-# A prompt holds several pictures. `grids` lists the rows and columns of each, `[(3, 4), (1, 1)]` for two pictures. How
+# **Measure it.** A prompt holds several pictures. `grids` lists the rows and columns of each, `[(3, 4), (1, 1)]` for two pictures. How
 # many tokens do they cost together? Count the image tokens and the special ones of the layout above; each of
 # `<fake_token_around_image>`, `<row_1_col_1>` and `<global-img>` is one token. Leave out the line breaks: how many
 # tokens those are depends on the tokenizer. Remember that a picture of one tile is not cut.
@@ -357,3 +358,60 @@ def rejoin(features: Tensor, rows: int, columns: int) -> Tensor:
 
 # %%
 check("tiles.rejoin", rejoin)
+
+# %% [markdown] tags=["exercise"]
+# **Mend it.** This counts the views of a picture by SmolVLM's rule:
+#
+# ```python
+# def views(width, height, tile=512, longest=2048):
+#     size = scale_to_longest((width, height), longest)      # step 1 of exercise 13.1
+#     wide, high = fill_tiles(size, tile)                    # step 2
+#     return (wide // tile) * (high // tile) + 1             # and the whole
+# ```
+#
+# The symptom: an icon of 64 x 64 pixels costs 17 views. Mend it, so that a picture whose longer side is at most
+# `longest` skips step 1, and a picture of one tile has one view. `scale_to_longest` and `fill_tiles` are the package's,
+# and right.
+
+# %%
+from nanovlm.data.tiling import fill_tiles, scale_to_longest
+
+
+# %%
+def views(width: int, height: int, tile: int = 512, longest: int = 2048) -> int:
+    """How many views of tile x tile pixels the encoder gets."""
+    # SOLUTION
+    size = (width, height)
+    if max(size) > longest:
+        size = scale_to_longest(size, longest)
+    wide, high = fill_tiles(size, tile)
+    tiles = (wide // tile) * (high // tile)
+    return tiles + 1 if tiles > 1 else 1
+    # END SOLUTION
+
+
+# %%
+check("tiles.views", views)
+
+# %% [markdown] tags=["exercise"]
+# **Write the test.** The check runs your test on a `split_image` that is right, where it has to pass, and on eight that
+# are wrong in eight ways, where it has to fail. It tells you how many you catch. You may ask for what exercise 13.2
+# promises. A test calls the function that it is given, compares by `assert`, and returns nothing.
+
+
+# %%
+def test_split(split_image) -> None:
+    """Raises AssertionError if split_image is wrong."""
+    # SOLUTION
+    image = torch.arange(24.0).reshape(1, 4, 6)
+    seen = split_image(image, 2)
+    assert seen.shape == (7, 1, 2, 2), "six tiles and the whole"
+    assert seen[1].flatten().tolist() == [2, 3, 8, 9], "the second tile of the first row"
+    assert seen[3].flatten().tolist() == [12, 13, 18, 19], "the first tile of the second row"
+    assert torch.equal(seen[6], F.adaptive_avg_pool2d(image, 2)), "the whole"
+    assert len(split_image(image[:, :, :4], 4)) == 1, "a picture of one tile"
+    # END SOLUTION
+
+
+# %%
+check("tiles.test_split", test_split)
