@@ -1,15 +1,16 @@
 # %% [markdown]
 # # 12 Shape tracing
 #
-# Record every step of a model's run: find the statement that a shape error comes from, read shapes and FLOPs of any model, claim them in
-# tests, and see which faults no shape shows. About fifty minutes; the code runs in one.
+# Record every step of a model's run: find the statement that a shape error comes from, read shapes and FLOPs of any
+# model, claim them in tests, and see which faults no shape shows. About fifty minutes; the code runs in one.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [← 11 Full training](11_full_training.ipynb) ·
 # [13 High resolution and many pictures →](13_high_resolution.ipynb) ·
-# [exercises](../exercises/12_shape_tracing.ipynb)
+# [exercises](../exercises/12_shape_tracing.ipynb) ·
+# [notation and terms](notation.md)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/12_shape_tracing.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/12_shape_tracing.ipynb
@@ -98,8 +99,8 @@ trace(Fusion(), patches, ids)
 # 6. and what torch itself said.
 #
 # The bug is `dim=-1`, because the two sequences should follow each other along dim 1. The error is still a
-# `RuntimeError`, so code that catches it still does. Python's usual list of calls comes above it; `%xmode Minimal` makes
-# Jupyter leave that out.
+# `RuntimeError`, so code that catches it still does. Python's usual list of calls comes above it; `%xmode Minimal`
+# makes Jupyter leave that out.
 
 # %% [markdown]
 # ## A trace has one row for each step
@@ -131,11 +132,11 @@ t
 print(t.stages())
 
 # %% [markdown]
-# From top to bottom: a picture of 64 x 64 pixels in three colours becomes 64 vectors of 128 numbers, one for each patch.
-# Pixel shuffle joins every group of 2 x 2 of them into one token, four times as wide (chapter 03), and a linear layer
-# brings these 16 tokens to the decoder's width. The prompt has 16 placeholders among its 24 tokens, and the image tokens
-# take their places (`combined`). At the end each position has logits for 444 tokens. Tutorials print such a list by hand,
-# from inside the model; here nobody has changed the model.
+# From top to bottom: a picture of 64 x 64 pixels in three colours becomes 64 vectors of 128 numbers, one for each
+# patch. Pixel shuffle joins every group of 2 x 2 of them into one token, four times as wide (chapter 03), and a linear
+# layer brings these 16 tokens to the decoder's width. The prompt has 16 placeholders among its 24 tokens, and the image
+# tokens take their places (`combined`). At the end each position has logits for 444 tokens. Tutorials print such a list
+# by hand, from inside the model; here nobody has changed the model.
 #
 # Look at `pixel_shuffle`, which is a *function* in the package. Most tools of this kind put a hook on every module and
 # record what comes out. Predict:
@@ -165,9 +166,9 @@ with Listening():
     model.projector(vectors)
 
 # %% [markdown]
-# Pixel shuffle is a reshape, a transpose and a reshape, and then comes the linear layer. The real tracer adds what makes
-# this readable: hooks for the tree of modules, rows for the functions that *you* wrote, the source, folding, and what
-# happens when a step fails. It keeps shapes and never a tensor, so that it needs next to no memory.
+# Pixel shuffle is a reshape, a transpose and a reshape, and then comes the linear layer. The real tracer adds what
+# makes this readable: hooks for the tree of modules, rows for the functions that *you* wrote, the source, folding, and
+# what happens when a step fails. It keeps shapes and never a tensor, so that it needs next to no memory.
 #
 # ### A trace is an object that a test can ask
 #
@@ -203,9 +204,9 @@ print(t.table(depth=1))
 # %% [markdown]
 # The two need not go together. The decoder contains the head, so its 844 k parameters include the head's 56.8 k (which
 # are the token embedding's, since the two are tied). But the head runs behind the decoder and not in it, so that its
-# 2.73 M FLOPs are in its own row. You can check the numbers by hand: each weight of the projector costs a multiplication
-# and an addition for each of the 16 tokens, and in attention each position meets every other twice, for the scores and
-# for the weighted sum.
+# 2.73 M FLOPs are in its own row. You can check the numbers by hand: each weight of the projector costs a
+# multiplication and an addition for each of the 16 tokens, and in attention each position meets every other twice, for
+# the scores and for the weighted sum.
 
 # %% tags=["nbval-check-output"]
 parts = ("vision_encoder", "projector", "decoder")
@@ -218,8 +219,8 @@ assert t.find("attend")[-1].flops == 2 * (2 * heads * length * length * head_dim
 print(f"{t['projector'].flops:,} in the projector, {t.find('attend')[-1].flops:,} in one attention of the decoder")
 
 # %% [markdown]
-# For the 222M model you do not need the weights, because shapes are enough. On the device `meta` tensors have shapes and
-# no numbers, and a model of any size takes no memory. Predict first:
+# For the 222M model you do not need the weights, because shapes are enough. On the device `meta` tensors have shapes
+# and no numbers, and a model of any size takes no memory. Predict first:
 
 # %%
 quiz("ch12.work")
@@ -250,8 +251,8 @@ lever(work, text_tokens=[1, 20, 79, 400, 1600], start={"text_tokens": 79})
 # %% [markdown]
 # The encoder has 38.6 % of the parameters and does half of the work, because it runs on 196 patches and the decoder on
 # 49 + 79 positions. With longer texts, which the lever shows, it is the other way round. The head is *one* matrix and a
-# tenth of the work. In training it is needed only where a token is supervised, which is why the package runs it on those
-# alone (chapter 06).
+# tenth of the work. In training it is needed only where a token is supervised, which is why the package runs it on
+# those alone (chapter 06).
 
 # %% tags=["nbval-check-output"]
 t222 = trace(large, torch.zeros(1, 79, dtype=torch.long), torch.zeros(1, 3, 224, 224), device="meta")
@@ -262,8 +263,8 @@ print(
 print(f"{t222.flops / 1e9:.1f} billion in all")
 
 # %% [markdown]
-# Exercise 12.6 calculates the same shares from the config alone, without any model. The cell takes your formula if it has
-# passed, and compares it with the trace.
+# Exercise 12.7 calculates the same shares from the config alone, without any model. The cell takes your formula if it
+# has passed, and compares it with the trace.
 
 # %%
 flops_shares = use("trace.flops")
@@ -304,8 +305,8 @@ print(named.stages())
 
 # %% [markdown]
 # The shape `[B, 49+T, 576]` shows 49 image tokens and then the text. The heads keep their number, which is a 12 that is
-# no batch. A claim like the last one holds in a test for every batch and every question, and not only for those that you
-# happened to try.
+# no batch. A claim like the last one holds in a test for every batch and every question, and not only for those that
+# you happened to try.
 
 # %% tags=["nbval-check-output"]
 print(named.find("attend")[0].inputs[0], "are the queries in the encoder")
@@ -314,8 +315,8 @@ named.expect({"cat": "B 49+T 576", "decoder.head": "B 49+T 49152"})
 # %% [markdown]
 # ## The first NaN shows where a fault began
 #
-# When the loss is `nan`, everything else soon is, because a NaN makes NaN of whatever it meets. The question is in which
-# step it began. Here is attention with a mask for padding on the left, written as in many tutorials.
+# When the loss is `nan`, everything else soon is, because a NaN makes NaN of whatever it meets. The question is in
+# which step it began. Here is attention with a mask for padding on the left, written as in many tutorials.
 
 
 # %%
@@ -367,15 +368,15 @@ for name, y in (("one layer", one_layer), ("two layers", two_layers)):
 
 # %% [markdown]
 # In the second layer the padding has the attention weight 0 everywhere. But 0 times NaN is NaN, and now all positions
-# are. A trace with values shows how it spreads: mean ± standard deviation beside each shape, and a count where there are
-# NaN.
+# are. A trace with values shows how it spreads: mean ± standard deviation beside each shape, and a count where there
+# are NaN.
 
 # %%
 watched
 
 # %% [markdown]
-# There are two remedies. Every token may attend at least to itself, or a row that attends to nothing gives zero, which is
-# what `F.scaled_dot_product_attention` does.
+# There are two remedies. Every token may attend at least to itself, or a row that attends to nothing gives zero, which
+# is what `F.scaled_dot_product_attention` does.
 
 # %%
 allowed = torch.ones(5, 5, dtype=torch.bool).tril() & real[:, None, :]
@@ -437,8 +438,8 @@ print(f"as it was: {as_it_was:.0%} right; tidied up: {tidied_up:.0%} right")
 quiz("ch12.finds")
 
 # %% [markdown]
-# Push each patch's own number through the suspect, and see where it comes out. `patch_map` does that. It must not meet the
-# linear layer, which would mix the numbers, so an `Identity` takes its place:
+# Push each patch's own number through the suspect, and see where it comes out. `patch_map` does that. It must not meet
+# the linear layer, which would mix the numbers, so an `Identity` takes its place:
 
 
 # %% tags=["nbval-check-output"]
@@ -454,8 +455,8 @@ print(patch_map(without_linear(tidy.projector), grid=8))
 
 # %% [markdown]
 # One gives groups of 2 x 2, and the other strips of 1 x 4. Each weight of the projector was trained for one corner of a
-# group and now meets another patch; chapter 03 shows what this does to a picture. A step that rearranges therefore needs
-# two kinds of test: one of its shape, and one of its map.
+# group and now meets another patch; chapter 03 shows what this does to a picture. A step that rearranges therefore
+# needs two kinds of test: one of its shape, and one of its map.
 
 # %% [markdown]
 # ## Two more errors, of kinds that everybody meets
@@ -498,9 +499,10 @@ print(expect_shape(wrong, "batch 8 8"), "and not one number is right")
 trace(Fusion(vocab_size=20), torch.randn(1, 4, 12), torch.tensor([[3, 1, 4, 20]]))
 
 # %% [markdown]
-# On a CPU torch says *index out of range in self*, and nothing else. On a GPU it is a `device-side assert`, in some later
-# line that has nothing to do with it. The tracer looks at the ids before the call, so that it can say which id it was and
-# how many rows there are. The error also carries the trace, up to the step that failed and with the shapes that went in:
+# On a CPU torch says *index out of range in self*, and nothing else. On a GPU it is a `device-side assert`, in some
+# later line that has nothing to do with it. The tracer looks at the ids before the call, so that it can say which id it
+# was and how many rows there are. The error also carries the trace, up to the step that failed and with the shapes that
+# went in:
 
 # %%
 try:
@@ -516,8 +518,8 @@ failed
 # %% [markdown]
 # ## Attention weights are a question, and an experiment answers it
 #
-# Attention weights say which share each position took from every other. But `F.scaled_dot_product_attention`, which most
-# models in PyTorch use, never returns them. The tracer computes them once more from its arguments
+# Attention weights say which share each position took from every other. But `F.scaled_dot_product_attention`, which
+# most models in PyTorch use, never returns them. The tracer computes them once more from its arguments
 # (`attention_weights` in `nanovlm/trace/record/watchers.py`). Name the modules whose attention you want:
 
 # %% tags=["nbval-check-output"]
@@ -563,9 +565,9 @@ lever(
 
 # %% [markdown]
 # This head puts most of its weight on the red star, which makes a convincing picture. It was chosen by the code above,
-# however, as the head with the largest share on the star's quarter, and among 4 blocks of 4 heads there is nearly always
-# one that attends to what you hope for. Here are all sixteen: how much of its weight each spends on the picture, how much
-# of that on the star's quarter, and where its largest weight is.
+# however, as the head with the largest share on the star's quarter, and among 4 blocks of 4 heads there is nearly
+# always one that attends to what you hope for. Here are all sixteen: how much of its weight each spends on the picture,
+# how much of that on the star's quarter, and where its largest weight is.
 
 
 # %%
@@ -589,15 +591,16 @@ for i in range(4):
 # %% [markdown]
 # Go down the list, and move the levers to what surprises you.
 #
-# - **Some heads spend next to nothing on the picture.** They attend to a word of the question, such as *Where* or *red*.
+# - **Some heads spend next to nothing on the picture.** They attend to a word of the question, such as *Where* or
+#   *red*.
 # - **Some attend to the picture, and mostly to its other three quarters.**
 # - **Few** put more than half of their weight on the star.
-# - **The mean of heads**, which many demonstrations draw, mixes heads that do different things into a map that belongs to
-#   none of them.
+# - **The mean of heads**, which many demonstrations draw, mixes heads that do different things into a map that belongs
+#   to none of them.
 #
-# The list does not say which of these *is* where the model looks. If the picture showed where the answer comes from, the
-# answer should suffer without the tokens that this head attends to. Replace them by the mean of all image tokens, and
-# predict:
+# The list does not say which of these *is* where the model looks. If the picture showed where the answer comes from,
+# the answer should suffer without the tokens that this head attends to. Replace them by the mean of all image tokens,
+# and predict:
 
 # %%
 reads = [most(row)[1] for row in last[image_shares < 0.05]]  # what heads read that hardly look at the picture
@@ -636,8 +639,8 @@ for name, removed in {"nothing": [], f"{sorted(looked_at)}, which the head looks
 assert len(looked_at) <= 2 and probability > 0.9
 
 # %% [markdown]
-# What was lit can go, and the answer stays. Which tokens does it depend on, then? Take away each of the sixteen alone, and
-# each quarter:
+# What was lit can go, and the answer stays. Which tokens does it depend on, then? Take away each of the sixteen alone,
+# and each quarter:
 
 # %%
 at_worst = min(answer_without([token])[0] for token in range(16))
@@ -650,9 +653,9 @@ for name, removed in quarters.items():
 assert at_worst > 0.9 and remains.pop("the star's") < 0.5 and min(remains.values()) > 0.9
 
 # %% [markdown]
-# No single token matters, and no quarter but the star's. The likely reason is that the patches have attended to each other
-# in the encoder, so that what one token knows of the star, its neighbour knows too. Be as careful with the experiment:
-# the mean of all tokens is nothing that the model was trained on, and this is one picture and one question.
+# No single token matters, and no quarter but the star's. The likely reason is that the patches have attended to each
+# other in the encoder, so that what one token knows of the star, its neighbour knows too. Be as careful with the
+# experiment: the mean of all tokens is nothing that the model was trained on, and this is one picture and one question.
 #
 # | the weights show | they do not show |
 # |---|---|
@@ -661,8 +664,8 @@ assert at_worst > 0.9 and remains.pop("the star's") < 0.5 and min(remains.values
 # | whether a head used the picture at all | whether the answer depends on it: that takes an experiment |
 #
 # How much attention explains is disputed with good arguments on both sides
-# ([arXiv:1902.10186](https://arxiv.org/abs/1902.10186), [arXiv:1908.04626](https://arxiv.org/abs/1908.04626)). Use a map
-# to get an idea; then remove something, and measure.
+# ([arXiv:1902.10186](https://arxiv.org/abs/1902.10186), [arXiv:1908.04626](https://arxiv.org/abs/1908.04626)). Use a
+# map to get an idea; then remove something, and measure.
 
 # %% [markdown]
 # ## The tracer works on models that nobody here wrote
@@ -749,8 +752,8 @@ assert not any(module._forward_hooks or module._forward_pre_hooks for module in 
 #
 # Somebody hands you a model and says that it is "just a Llama". Write a function that decides from *one* trace on the
 # device `meta` whether a decoder has grouped-query attention, a gated MLP, and a tied head, whatever its modules are
-# called. Your score is the number of right answers over the models below, three answers each; the function that is given
-# says yes to everything. Add models from transformers to the list, and see when your rules fail.
+# called. Your score is the number of right answers over the models below, three answers each; the function that is
+# given says yes to everything. Add models from transformers to the list, and see when your rules fail.
 
 # %%
 from nanovlm.course.chapter_12 import decoders
@@ -772,7 +775,7 @@ print(f"{right} of {3 * len(decoders())} answers right")
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/12_shape_tracing.ipynb) ([in Colab][exercises]): 7 of them, about 67 minutes.
+# [Open the exercises](../exercises/12_shape_tracing.ipynb) ([in Colab][exercises]): 8 of them, about 82 minutes.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/12_shape_tracing.ipynb
 #
@@ -782,8 +785,9 @@ print(f"{right} of {3 * len(decoders())} answers right")
 # | 12.2 | Bug 1: the projector (`trace.bug_projector`) | ●○○ | 6 |
 # | 12.3 | Bug 2: shared heads (`trace.bug_heads`) | ●●○ | 8 |
 # | 12.4 | Bug 3: positions (`trace.bug_positions`) | ●●○ | 8 |
-# | 12.5 | Shapes as formulas (`trace.symbolic_shapes`) | ●●○ | 10 |
-# | 12.6 | Where do the FLOPs go? (`trace.flops`) | ●●● | 15 |
-# | 12.7 | Where does this word look? (`trace.word_attention`) | ●●○ | 12 |
+# | 12.5 | Mend it: three bugs in a model from elsewhere (`trace.elsewhere`) | ●●● | 15 |
+# | 12.6 | Shapes as formulas (`trace.symbolic_shapes`) | ●●○ | 10 |
+# | 12.7 | Where do the FLOPs go? (`trace.flops`) | ●●● | 15 |
+# | 12.8 | Where does this word look? (`trace.word_attention`) | ●●○ | 12 |
 #
 # Next: [13 High resolution and many pictures](13_high_resolution.ipynb)

@@ -62,10 +62,10 @@ from nanovlm.viz.tiles import image_figure, shrunk_row
 # %% [markdown]
 # ## An encoder of one size loses small print
 #
-# An encoder takes pictures of one size: 64 x 64 pixels for the pocket model, 224 x 224 for the 222M model, 512 x 512 for
-# SmolVLM-256M. Whatever you send is resized to that first. For a cat on a sofa this is enough, but what happens to a page
-# of text? Here is one: 64 signs of the Thimble, each 64 pixels wide, so that the page measures 512 x 512 and a letter is
-# 12 or 13 pixels tall.
+# An encoder takes pictures of one size: 64 x 64 pixels for the pocket model, 224 x 224 for the 222M model, 512 x 512
+# for SmolVLM-256M. Whatever you send is resized to that first. For a cat on a sofa this is enough, but what happens to
+# a page of text? Here is one: 64 signs of the Thimble, each 64 pixels wide, so that the page measures 512 x 512 and a
+# letter is 12 or 13 pixels tall.
 
 # %%
 signs = [thimble_sample("glyphs", "test", i)["images"][0] for i in range(64)]
@@ -75,8 +75,8 @@ for i, sign in enumerate(signs):
 image_figure(page, "A page of 8 x 8 coloured signs with two to four characters each, all easy to read.")
 
 # %% [markdown]
-# Shrink the page, and look at its top left corner, which shows four signs of the 64. The last picture is what an encoder
-# of 64 pixels receives.
+# Shrink the page, and look at its top left corner, which shows four signs of the 64. The last picture is what an
+# encoder of 64 pixels receives.
 
 
 # %%
@@ -93,8 +93,8 @@ quiz("ch13.read")
 # ## Measure what is lost, because an impression misleads
 #
 # At 64 pixels you can read nothing. But grey levels between the strokes still carry information, and a network may read
-# what you cannot, so measure it. The pocket model reads signs of 64 pixels. Give it the same signs shrunk by 2, by 4 and
-# by 8. The processor enlarges them to 64 again, so that a letter keeps its size and its place in the view, and only
+# what you cannot, so measure it. The pocket model reads signs of 64 pixels. Give it the same signs shrunk by 2, by 4
+# and by 8. The processor enlarges them to 64 again, so that a letter keeps its size and its place in the view, and only
 # detail is gone. Write down a share for each before you run the cell.
 
 # %%
@@ -128,11 +128,11 @@ for shrink, share in read.items():
 
 # %% [markdown]
 # Shrinking by 2 costs little, by 4 more than half of the signs, and by 8 nearly all. But two causes are mixed in this
-# result: the letter may be *gone* from the pixels, or the pocket model may never have learnt from blurred ones. A network
-# that is made for the question separates them. A **probe** is a small network that receives one letter and says which of
-# the Thimble's 33 characters it is. There is one probe for each resolution, all of the same size and with the same number
-# of steps, and each learns at its own resolution, so that none is surprised by blur. (The letters and the probe, forty
-# lines, are in `nanovlm/course/chapter_13.py`.)
+# result: the letter may be *gone* from the pixels, or the pocket model may never have learnt from blurred ones. A
+# network that is made for the question separates them. A **probe** is a small network that receives one letter and says
+# which of the Thimble's 33 characters it is. There is one probe for each resolution, all of the same size and with the
+# same number of steps, and each learns at its own resolution, so that none is surprised by blur. (The letters and the
+# probe, forty lines, are in `nanovlm/course/chapter_13.py`.)
 
 # %%
 from nanovlm.data.thimble.glyphs import CHARACTERS
@@ -164,8 +164,8 @@ names = {1: "full size, 12 px tall", 2: "1/2, 6 px", 4: "1/4, 3 px", 8: "1/8, 1.
 share_bars({name: reads[shrink] for shrink, name in names.items()}, chance=1 / 33, margin=660**-0.5)
 
 # %% [markdown]
-# A letter three pixels tall cannot be read by eye, and the probe still reads most of them. The step from a quarter to an
-# eighth costs most. How much it costs depends on how long the probe has trained:
+# A letter three pixels tall cannot be read by eye, and the probe still reads most of them. The step from a quarter to
+# an eighth costs most. How much it costs depends on how long the probe has trained:
 #
 # | steps | shrunk by 4 | shrunk by 8 | where |
 # |---|---|---|---|
@@ -173,11 +173,12 @@ share_bars({name: reads[shrink] for shrink, name in names.items()}, chance=1 / 3
 # | 400 | 95 % | 28 % | your machine |
 # | 1,500 | 98 % | 56 % | once, with the same seed, 0 |
 #
-# The pixels are the same in each row of the table. So a bar does not say how much information is *left* in few pixels; it
-# says how much this probe has learnt to get out of them, and what is left is at least that. The pocket model, which never
-# saw a shrunk sign, reads fewer signs than the probe's letters would give it (a sign has three letters on average, so the
-# cell cubes the share). Part of its loss is lost detail and part is unfamiliar blur, and this experiment cannot say how
-# much of each. The thin line at a bar's end is the interval: with 660 letters, a share is certain to four points.
+# The pixels are the same in each row of the table. So a bar does not say how much information is *left* in few pixels;
+# it says how much this probe has learnt to get out of them, and what is left is at least that. The pocket model, which
+# never saw a shrunk sign, reads fewer signs than the probe's letters would give it (a sign has three letters on
+# average, so the cell cubes the share). Part of its loss is lost detail and part is unfamiliar blur, and this
+# experiment cannot say how much of each. The thin line at a bar's end is the interval: with 660 letters, a share is
+# certain to four points.
 
 # %% [markdown]
 # ## Two ways out: a larger input, or tiles
@@ -211,18 +212,18 @@ print(f"TFLOP: {flops[1]:.1f} as a whole, {flops[16]:.1f} in tiles, {flops[1] / 
 #
 # **Tiles.** Cut the picture into squares of the encoder's own size. To the encoder each is an ordinary picture, with no
 # new positions. The decoder receives one tile after the other, and learns in training what that means. SmolVLM and
-# nanoVLM do this, and under the name **AnyRes** so does LLaVA-NeXT, which chooses the grid that fits the picture's shape
-# best from a short list ([arXiv:2407.07895](https://arxiv.org/abs/2407.07895)).
+# nanoVLM do this, and under the name **AnyRes** so does LLaVA-NeXT, which chooses the grid that fits the picture's
+# shape best from a short list ([arXiv:2407.07895](https://arxiv.org/abs/2407.07895)).
 #
 # There is a third way, **native resolution**: an encoder that was trained on pictures of any size, with RoPE in two
-# dimensions in place of a table of positions. Qwen2-VL ([arXiv:2409.12191](https://arxiv.org/abs/2409.12191)) does this,
-# and NaViT ([arXiv:2307.06304](https://arxiv.org/abs/2307.06304)) packs pictures of several sizes into one sequence. It
-# has no seams and wastes no pixels. Its price is a trained encoder that SigLIP is not, and attention over the whole
-# picture at once.
+# dimensions in place of a table of positions. Qwen2-VL ([arXiv:2409.12191](https://arxiv.org/abs/2409.12191)) does
+# this, and NaViT ([arXiv:2307.06304](https://arxiv.org/abs/2307.06304)) packs pictures of several sizes into one
+# sequence. It has no seams and wastes no pixels. Its price is a trained encoder that SigLIP is not, and attention over
+# the whole picture at once.
 #
-# Do tiles help? Take 16 pages of 2 x 2 signs, 128 pixels wide, and read them in two ways. **Squashed**: the page becomes
-# one view of 64 pixels, you ask once, and a sign counts as read if the answer is its text. **Tiles**: four views of 64
-# pixels, each with the question "What does the sign say?".
+# Do tiles help? Take 16 pages of 2 x 2 signs, 128 pixels wide, and read them in two ways. **Squashed**: the page
+# becomes one view of 64 pixels, you ask once, and a sign counts as read if the answer is its text. **Tiles**: four
+# views of 64 pixels, each with the question "What does the sign say?".
 
 # %%
 from nanovlm.config import TilingConfig
@@ -251,11 +252,11 @@ print(f"squashed: {by_page:4.0%} of 64 signs read, {tokens:2} image tokens a pag
 print(f"tiles:    {by_tile:4.0%} of 64 signs read, {4 * tokens:2} image tokens a page, {end - between:.2f} s")
 
 # %% [markdown]
-# The tiles are read nearly all, for four times the tokens, and the squashed pages are not. Is that because of the pixels?
-# There is a reason to doubt it: most signs shrunk by 2 were read above, and squashing a page of 128 to 64 shrinks by 2 as
-# well, so the detail is there. To find out, cut each quarter out of the squashed page and enlarge it to 64: the same few
-# pixels, in the size of a tile. To make sure that the question is not ambiguous, put *one* sign on a page. Then repeat
-# both with pages of 4 x 4 places, which lose more.
+# The tiles are read nearly all, for four times the tokens, and the squashed pages are not. Is that because of the
+# pixels? There is a reason to doubt it: most signs shrunk by 2 were read above, and squashing a page of 128 to 64
+# shrinks by 2 as well, so the detail is there. To find out, cut each quarter out of the squashed page and enlarge it to
+# 64: the same few pixels, in the size of a tile. To make sure that the question is not ambiguous, put *one* sign on a
+# page. Then repeat both with pages of 4 x 4 places, which lose more.
 
 
 # %%
@@ -286,8 +287,8 @@ share_bars(by_view, chance("glyphs")["read"])
 # - On a page of 2 x 2 the pixels suffice for most signs, which are read once they are enlarged. In the squashed view a
 #   letter is half as tall as any that the model learnt from, and the sign has a quarter of the image tokens. What is
 #   missing is **size and tokens**.
-# - On a page of 4 x 4, fewer than half of the signs come back when they are enlarged. Here **detail** is missing too, and
-#   what is left is blur that the model never learnt from.
+# - On a page of 4 x 4, fewer than half of the signs come back when they are enlarged. Here **detail** is missing too,
+#   and what is left is blur that the model never learnt from.
 #
 # A tile gives all three: detail, a size that the encoder knows, and tokens of its own.
 
@@ -316,13 +317,13 @@ sure_to = len(turns) ** -0.5  # about 95 % of such samples lie no further off
 share_bars({"the top left tile alone": one_tile, "the view of the whole": the_whole}, guessing, sure_to)
 
 # %% [markdown]
-# For this reason both are shown: **tiles** for what is small, and **the whole**, shrunk, for what is large. Four tiles and
-# the whole are the five views in the shape above.
+# For this reason both are shown: **tiles** for what is small, and **the whole**, shrunk, for what is large. Four tiles
+# and the whole are the five views in the shape above.
 #
 # ## How many tiles? SmolVLM's rule resizes twice
 #
-# A picture can have any shape. SmolVLM's processor resizes it twice before it cuts
-# ([transformers v5.0.0](https://github.com/huggingface/transformers/blob/v5.0.0/src/transformers/models/smolvlm/image_processing_smolvlm.py)).
+# A picture can have any shape. SmolVLM's processor resizes it twice before it cuts ([transformers
+# v5.0.0](https://github.com/huggingface/transformers/blob/v5.0.0/src/transformers/models/smolvlm/image_processing_smolvlm.py)).
 # First the longer side becomes `longest`, and the shorter side keeps the shape and is made even. Then both sides become
 # multiples of the tile, which stretches the picture a little instead of cutting off a rest or padding it.
 
@@ -424,10 +425,10 @@ lever(draw_plan, width=(64, 4096, 64), height=(64, 4096, 64), rule=list(RULES))
 # %% [markdown]
 # ## An icon in 17 views
 #
-# Both published rules *always* enlarge. An icon of 64 x 64 becomes 2,048 x 2,048, which gives 16 tiles and the whole, and
-# no view shows anything that was not in the 4,096 pixels before. The cheapest picture is therefore not a small one but a
-# thin one: a strip that is at least four times as long as wide is one row of four tiles and the whole. Under the course's
-# default it is any picture up to 512 x 512, which is one view.
+# Both published rules *always* enlarge. An icon of 64 x 64 becomes 2,048 x 2,048, which gives 16 tiles and the whole,
+# and no view shows anything that was not in the 4,096 pixels before. The cheapest picture is therefore not a small one
+# but a thin one: a strip that is at least four times as long as wide is one row of four tiles and the whole. Under the
+# course's default it is any picture up to 512 x 512, which is one view.
 
 # %% tags=["nbval-check-output"]
 print("views of a square picture")
@@ -452,13 +453,13 @@ cost_figure(
 )
 
 # %% [markdown]
-# The setting is called `upscale`, and it must be what the model was trained with. If you load SmolVLM, it is on, because
-# that is what these weights know.
+# The setting is called `upscale`, and it must be what the model was trained with. If you load SmolVLM, it is on,
+# because that is what these weights know.
 #
 # ## Cutting is pixel shuffle's first half
 #
-# Cutting unfolds height and width as chapter 03 did, with pixels in place of patches. You write it in exercise 13.2, with
-# the view of the whole behind.
+# Cutting unfolds height and width as chapter 03 did, with pixels in place of patches. You write it in exercise 13.2,
+# with the view of the whole behind.
 
 # %% [markdown] tags=["stamped"]
 # **The next cell is folded, because it answers this exercise:** [exercise 13.2, Cut a picture into
@@ -486,8 +487,8 @@ small_smolvlm = TiledImageProcessor(64, tiling=TilingConfig("smolvlm", max_side=
 tiles_figure(small_smolvlm(page), *small_smolvlm.grid(page.size))
 
 # %% [markdown]
-# Shrunk from 512 to 256, a letter in a tile has half its size, and in the whole it has an eighth. So the probe's two bars
-# for 1/2 and 1/8 are what it gets from a tile and from the whole.
+# Shrunk from 512 to 256, a letter in a tile has half its size, and in the whole it has an eighth. So the probe's two
+# bars for 1/2 and 1/8 are what it gets from a tile and from the whole.
 #
 # ### What cutting costs: a seam
 #
@@ -505,9 +506,9 @@ print(f"whole letters: {reads[2]:.0%}; left halves alone: {half:.0%}")
 assert 0.6 < half < reads[2] - 0.05
 
 # %% [markdown]
-# Half a letter is worse than a whole one, and far better than chance. B and E have the same left half here, as have F and
-# P, and 9 and S, so no training tells those apart. The view of the whole has no seams, which is one more reason to keep
-# it.
+# Half a letter is worse than a whole one, and far better than chance. B and E have the same left half here, as have F
+# and P, and 9 and S, so no training tells those apart. The view of the whole has no seams, which is one more reason to
+# keep it.
 #
 # ### Back to one map
 #
@@ -532,8 +533,8 @@ expect_shape(one_map, "32 32 3")
 # %% [markdown]
 # ## The text says where a tile was
 #
-# The encoder gets a batch of squares and cannot tell them apart, because each has the same positions, 1 to 1,024. So *the
-# text* says where a tile was. SmolVLM writes a token for the place in front of each tile, and puts the whole last.
+# The encoder gets a batch of squares and cannot tell them apart, because each has the same positions, 1 to 1,024. So
+# *the text* says where a tile was. SmolVLM writes a token for the place in front of each tile, and puts the whole last.
 
 # %% [markdown] tags=["stamped"]
 # **The next cell is folded, because it answers this exercise:** [exercise 13.3, What stands for a picture in
@@ -560,18 +561,18 @@ image_text = use("tiles.tokens")
 print(image_text(2, 2, 3))
 
 # %% [markdown]
-# There are three image tokens to a tile here, and 64 in SmolVLM-256M. `<fake_token_around_image>` marks the beginning of
-# a tile; the name is inherited from the Idefics models. Each `<row_1_col_1>` is *one* token of the vocabulary, with a
-# learned embedding. Spelled out as text it would be several tokens, and the authors of SmolVLM report that their small
-# models then got stuck in learning to read text, which the learned tokens cured
+# There are three image tokens to a tile here, and 64 in SmolVLM-256M. `<fake_token_around_image>` marks the beginning
+# of a tile; the name is inherited from the Idefics models. Each `<row_1_col_1>` is *one* token of the vocabulary, with
+# a learned embedding. Spelled out as text it would be several tokens, and the authors of SmolVLM report that their
+# small models then got stuck in learning to read text, which the learned tokens cured
 # ([arXiv:2504.05299](https://arxiv.org/abs/2504.05299), on learned positional tokens).
 #
 # ### nanoVLM puts the whole first
 #
 # nanoVLM's tiled models, 230M-8k and 460M-8k, write another text ([its
 # code](https://github.com/huggingface/nanoVLM/blob/4e0c0961846135c2217f95e54cb4c2d66eb55e42/data/processors.py)): **the
-# whole first**, no fake tokens, and no line breaks. (The 450M model, which came before, shows one view of 256 pixels and
-# no tiles.)
+# whole first**, no fake tokens, and no line breaks. (The 450M model, which came before, shows one view of 256 pixels
+# and no tiles.)
 
 # %% tags=["nbval-check-output"]
 nanovlm_style = TiledImageProcessor(64, tiling=TilingConfig("nanovlm", max_side=256))
@@ -584,9 +585,9 @@ print(nanovlm_style.image_texts([Image.new("RGB", (128, 70))], "<|image|>", 3)[0
 quiz("ch13.order")
 
 # %% [markdown]
-# SmolVLM itself can answer that. The order does not depend on the weights, so its *code* is enough: a small SmolVLM with
-# random weights, saved as transformers saves it, with a processor of the same rules and tiles of 32 pixels. (It needs
-# transformers 5; `random_smolvlm` is in `nanovlm/course/chapter_13.py`.)
+# SmolVLM itself can answer that. The order does not depend on the weights, so its *code* is enough: a small SmolVLM
+# with random weights, saved as transformers saves it, with a processor of the same rules and tiles of 32 pixels. (It
+# needs transformers 5; `random_smolvlm` is in `nanovlm/course/chapter_13.py`.)
 #
 # ## Is this SmolVLM? Compare the logits
 #
@@ -615,13 +616,13 @@ print(f"{len(our_inputs['images'])} views of {expect_shape(our_inputs['images'][
 print(f"equal pixels, equal ids, equal logits, {expect_shape(logits, '1 tokens vocabulary')}")
 
 # %% [markdown]
-# Tiles, text, encoder, pixel shuffle, projector and decoder: all of it is SmolVLM's computation, so that nothing is left
-# to trust but the weights.
+# Tiles, text, encoder, pixel shuffle, projector and decoder: all of it is SmolVLM's computation, so that nothing is
+# left to trust but the weights.
 #
 # ## What breaks: the right tiles in the wrong order
 #
-# This is the quiz's question. Put the pixels of the whole first, and leave the text as it is. Then swap two neighbouring
-# tiles.
+# This is the quiz's question. Put the pixels of the whole first, and leave the text as it is. Then swap two
+# neighbouring tiles.
 
 # %% tags=["nbval-check-output"]
 right_order = our_inputs["images"]
@@ -639,8 +640,8 @@ with torch.no_grad():
 #
 # ## What a picture costs
 #
-# Tokens first. SmolVLM-256M has 64 image tokens for each view, two special tokens for each tile and three for the whole.
-# Exercise 13.4 counts a whole prompt. SmolLM2-135M has 8,192 positions, which limits how many pictures fit.
+# Tokens first. SmolVLM-256M has 64 image tokens for each view, two special tokens for each tile and three for the
+# whole. Exercise 13.4 counts a whole prompt. SmolLM2-135M has 8,192 positions, which limits how many pictures fit.
 
 # %% tags=["nbval-check-output"]
 for rows, columns in ((1, 1), (2, 2), (3, 4), (4, 4)):
@@ -649,8 +650,8 @@ for rows, columns in ((1, 1), (2, 2), (3, 4), (4, 4)):
     print(f"{rows} x {columns}: {text.count('<image>'):5,} image tokens, {special:2} special, {8192 // one:3} fit")
 
 # %% [markdown]
-# A line break is counted as one token here. Then the work: with SmolVLM-256M's sizes, on the device `meta`, for 64 tokens
-# of text.
+# A line break is counted as one token here. Then the work: with SmolVLM-256M's sizes, on the device `meta`, for 64
+# tokens of text.
 
 # %% tags=["nbval-check-output"]
 from nanovlm.config import LMConfig
@@ -663,8 +664,8 @@ for num_views in (1, 5, 17):
     print(f"{num_views:2} views: encoder {encoder_tflops(num_views, 512):.1f} TFLOP, decoder {decoder_tflops:.1f}")
 
 # %% [markdown]
-# Before the first word of the answer, the encoder costs far more than the decoder. Tokens are what people count, because
-# they fill the context; the encoder's work is what you wait for, and an icon in 17 views pays it 17 times.
+# Before the first word of the answer, the encoder costs far more than the decoder. Tokens are what people count,
+# because they fill the context; the encoder's work is what you wait for, and an icon in 17 views pays it 17 times.
 #
 # ## Several pictures need nothing new
 #
@@ -684,8 +685,8 @@ print(
 
 # %% [markdown]
 # The sign costs more, again because of SmolVLM's rule. To compare ten icons, switch the splitting off (`split=False`;
-# transformers calls it `do_image_splitting`). nanoVLM also numbers the pictures in the text, so that a question can name
-# them:
+# transformers calls it `do_image_splitting`). nanoVLM also numbers the pictures in the text, so that a question can
+# name them:
 
 # %% tags=["nbval-check-output"]
 print(nanovlm_style.image_texts([Image.new("RGB", (64, 64))] * 2, "<|image|>", 2))
@@ -737,17 +738,17 @@ connector = theirs.model.connector.modality_projection
 print("projector:         ", type(connector).__name__, "=", [type(m).__name__ for m in list(connector.modules())[1:]])
 
 # %% [markdown]
-# There is no Swin block, no pooling and no cross-attention. The projector is *called* an MLP, in the paper's figure and in
-# the code, and contains a single linear layer. Names of classes could mislead once more, but the comparison of logits
-# cannot: our model has no such parts, and gives the same numbers.
+# There is no Swin block, no pooling and no cross-attention. The projector is *called* an MLP, in the paper's figure and
+# in the code, and contains a single linear layer. Names of classes could mislead once more, but the comparison of
+# logits cannot: our model has no such parts, and gives the same numbers.
 #
 # Training is another matter, because a file of weights does not say which of them were trained. And scores need their
-# baseline. MMMU, on which such models are often compared, is mostly multiple choice: random choice reaches 22.1 % of its
-# validation questions and always choosing the most frequent answer 26.8 %
+# baseline. MMMU, on which such models are often compared, is mostly multiple choice: random choice reaches 22.1 % of
+# its validation questions and always choosing the most frequent answer 26.8 %
 # ([arXiv:2311.16502](https://arxiv.org/abs/2311.16502v4), table 2). So the 29 to 42 % that are reported for the three
-# sizes of SmolVLM ([arXiv:2504.05299](https://arxiv.org/abs/2504.05299)) mean 2 to 15 points above counting letters. For
-# the **architecture**, then, list the modules and compare logits; for **defaults**, print them; for **training**, look for
-# the authors' words; and beside every **score**, write what chance reaches.
+# sizes of SmolVLM ([arXiv:2504.05299](https://arxiv.org/abs/2504.05299)) mean 2 to 15 points above counting letters.
+# For the **architecture**, then, list the modules and compare logits; for **defaults**, print them; for **training**,
+# look for the authors' words; and beside every **score**, write what chance reaches.
 
 # %% [markdown]
 # ## What you take along
@@ -765,10 +766,10 @@ print("projector:         ", type(connector).__name__, "=", [type(m).__name__ fo
 # %% [markdown]
 # ## Challenge: the best grids under a budget of tokens
 #
-# Four pictures have to share 2,000 tokens. Which grid should each get? A view costs 66 tokens, and a picture that is cut
-# has a view of the whole besides. The score is the detail that is kept: for each picture the share of its pixels that its
-# grid has room for, divided by how far the grid stretches it, averaged over the four. The function below gives each a
-# quarter of the budget and takes the largest square grid that fits. Beat it; a score of 0.69 is possible.
+# Four pictures have to share 2,000 tokens. Which grid should each get? A view costs 66 tokens, and a picture that is
+# cut has a view of the whole besides. The score is the detail that is kept: for each picture the share of its pixels
+# that its grid has room for, divided by how far the grid stretches it, averaged over the four. The function below gives
+# each a quarter of the budget and takes the largest square grid that fits. Beat it; a score of 0.69 is possible.
 
 # %%
 SIZES = [(1920, 1080), (600, 2400), (3000, 2000), (320, 240)]  # a screenshot, a receipt, a photograph, an icon
@@ -801,7 +802,7 @@ print(f"{score:.3f} with {used:,} tokens of 2,000" if used <= 2000 else f"too ma
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/13_high_resolution.ipynb) ([in Colab][exercises]): 5 of them, about 48 minutes.
+# [Open the exercises](../exercises/13_high_resolution.ipynb) ([in Colab][exercises]): 7 of them, about 68 minutes.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/13_high_resolution.ipynb
 #
@@ -812,3 +813,5 @@ print(f"{score:.3f} with {used:,} tokens of 2,000" if used <= 2000 else f"too ma
 # | 13.3 | What stands for a picture in the text (`tiles.tokens`) | ●●○ | 12 |
 # | 13.4 | What the pictures of a prompt cost (`tiles.cost`) | ●○○ | 6 |
 # | 13.5 | One map from many tiles (`tiles.rejoin`) | ●●○ | 10 |
+# | 13.6 | Mend it: an icon in 17 views (`tiles.views`) | ●●○ | 10 |
+# | 13.7 | Write the test that no shape can replace (`tiles.test_split`) | ●●○ | 10 |

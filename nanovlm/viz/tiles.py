@@ -57,7 +57,7 @@ def shrunk_row(
 
 
 def tiles_figure(views: Tensor, rows: int, columns: int, whole_first: bool = False) -> Figure:
-    """The views of one picture, [views, 3, side, side] in [-1, 1], in their places and with their turn in the sequence."""
+    """The views of one picture, [views, 3, side, side] in [-1, 1], in their places, numbered in their order."""
     num_tiles = rows * columns
     if len(views) != num_tiles + (num_tiles > 1):
         raise ValueError(f"{rows} x {columns} tiles and a view of the whole are not {len(views)} views.")

@@ -162,7 +162,7 @@ def tokens_by_product(rows, columns, num_image_tokens):
     text = ""
     if rows * columns != 1:
         for r, c in product(range(1, rows + 1), range(1, columns + 1)):
-            text += FAKE + "<row_%d_col_%d>" % (r, c) + IMAGE * num_image_tokens + ("\n" if c == columns else "")
+            text += FAKE + "<row_%d_col_%d>" % (r, c) + IMAGE * num_image_tokens + ("\n" if c == columns else "")  # noqa: UP031
         text += "\n"
     return text + FAKE + GLOBAL + IMAGE * num_image_tokens + FAKE
 

@@ -276,8 +276,8 @@ def _(merge):
 
 
 @TEST_MERGE.mistake(
-    "Your test refuses a total that does not fit. A total can fit while one row holds a picture and a half: try 3 and 1 "
-    "placeholders for two pictures of two tokens."
+    "Your test refuses a total that does not fit. A total can fit while one row holds a picture and a half: try 3 and "
+    "1 placeholders for two pictures of two tokens."
 )
 def _(merge):
     _example(merge)
