@@ -216,12 +216,29 @@ class _Builder:
             rows.append((place, _about(cells[0], self._name(path)) if cells else ""))
         return rows
 
+    def _offers(self, present: list[Chapter]) -> list[tuple[Chapter, str]]:
+        """The rows with what a reader of the README wants to know before: the exercises' time, and a way in."""
+        rows = []
+        for place, about in self._rows(present):
+            exercises = self.in_chapter.get(place.number, [])
+            if exercises:
+                minutes = 5 * round(sum(exercise.minutes for exercise in exercises) / 5)
+                length = f"{minutes} minutes" if minutes < 60 else f"{minutes / 60:.1f} hours".replace(".0 ", " ")
+                about += (
+                    f" {len(exercises)} exercises, about {length}."
+                    if len(exercises) > 1
+                    else f" One exercise, {length}."
+                )
+            badge = f"[![Open in Colab][badge]]({self.project.colab(f'chapters/{place.stem}.ipynb')})"
+            rows.append((place, f"{about} {badge}"))
+        return rows
+
     def _readme(self, present: list[Chapter]) -> None:
         path = self.root / "README.md"
         if not path.is_file():
             return
         try:
-            text = stamp_index(self._read(path), self._rows(present), "chapters/", "README.md")
+            text = stamp_index(self._read(path), self._offers(present), "chapters/", "README.md")
             self._put(path, stamp_clone(text, self.project))
         except AuthoringError as error:
             self._problems([str(error)])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nanovlm.course.builder import find_root
 from nanovlm.course.outline import CHAPTERS
-from nanovlm.course.percent import Cell, parse
+from nanovlm.course.percent import CLAIM_TAG, Cell, parse
 
 SHORT = 5  # words
 WORDS_A_MINUTE, LINES_A_MINUTE = 180, 12
@@ -81,7 +81,7 @@ class Measure:
 def measure(number: str, cells: list[Cell]) -> Measure:
     own = [cell for cell in cells if not cell.stamped]
     words = [plain(cell.words()) for cell in own if cell.markdown]
-    code = "\n".join(cell.words() for cell in own if not cell.markdown)
+    code = "\n".join(cell.words() for cell in own if not cell.markdown and CLAIM_TAG not in cell.tags)
     everything = "\n".join(words)
     return Measure(
         number,
@@ -98,7 +98,7 @@ def measure(number: str, cells: list[Cell]) -> Measure:
 
 
 def plain(markdown: str) -> str:
-    """Without what is not read as sentences: code, tables, headings, pictures, addresses. A list item is a paragraph."""
+    """Without code, tables, headings, pictures and addresses, which are no sentences; list items are paragraphs."""
     text = re.sub(r"^```.*?^```", "", markdown, flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r"<!--.*?-->|\$\$.*?\$\$", "", text, flags=re.DOTALL)
     text = re.sub(r"^\s*(?:[|#]|\[[^\]]+\]:|<[/!\w]).*$", "", text, flags=re.MULTILINE)

@@ -232,7 +232,7 @@ def test_a_file_that_the_outline_does_not_know_is_an_error(course: Path) -> None
 def test_percent_text_survives_parsing(course: Path) -> None:
     import jupytext
 
-    for path in [path for folder in ("chapters", "solutions", "exercises") for path in (ROOT / folder).glob("*.py")]:
+    for path in [path for folder in ("chapters", "solutions") for path in (ROOT / folder).glob("*.py")]:
         text = path.read_text()
         assert render(parse(text, path)) == text
         notebook = jupytext.reads(text, "py:percent")

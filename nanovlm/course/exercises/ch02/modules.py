@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nanovlm.config import ViTConfig
 from nanovlm.course.exercises.ch02.attention import WRONG_ATTENTION, WRONG_SPLIT, attend, split_heads
-from nanovlm.course.exercises.common import expect_gradients, noise
+from nanovlm.course.exercises.common import expect_same_gradients, noise
 from nanovlm.course.judge.exercise import Case, Exercise, expect, with_weights
 from nanovlm.models.vision_transformer import ViTAttention, ViTMLP
 
@@ -61,7 +61,7 @@ def _(cls) -> None:
 
 @MODULE.property("gradients reach the input and every parameter")
 def _(cls) -> None:
-    expect_gradients(with_weights(cls(WIDER)), with_weights(ViTAttention(WIDER)), noise(2, 5, 12))
+    expect_same_gradients(with_weights(cls(WIDER)), with_weights(ViTAttention(WIDER)), noise(2, 5, 12))
 
 
 class _Attention(nn.Module):
@@ -189,7 +189,7 @@ def _(cls) -> None:
 
 @MLP.property("gradients reach the input and every parameter")
 def _(cls) -> None:
-    expect_gradients(with_weights(cls(SMALL)), with_weights(ViTMLP(SMALL)), noise(1, 3, 4))
+    expect_same_gradients(with_weights(cls(SMALL)), with_weights(ViTMLP(SMALL)), noise(1, 3, 4))
 
 
 def _gelu(x: Tensor) -> Tensor:

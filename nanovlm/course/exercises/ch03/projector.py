@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from nanovlm.config import ProjectorConfig
 from nanovlm.course.exercises.ch03.pixel_shuffle import WRONG_SHUFFLE, numbered
-from nanovlm.course.exercises.common import expect_gradients, noise
+from nanovlm.course.exercises.common import expect_same_gradients, noise
 from nanovlm.course.judge.exercise import Case, Exercise, expect, with_weights
 from nanovlm.models.modality_projector import ModalityProjector, pixel_shuffle
 
@@ -197,7 +197,7 @@ def _(cls) -> None:
 
 @PROJECTOR.property("gradients reach the encoder's vectors and every weight")
 def _(cls) -> None:
-    expect_gradients(with_weights(cls(SMALL)), with_weights(ModalityProjector(SMALL)), noise(2, 16, 3))
+    expect_same_gradients(with_weights(cls(SMALL)), with_weights(ModalityProjector(SMALL)), noise(2, 16, 3))
 
 
 class _Projector(nn.Module):
