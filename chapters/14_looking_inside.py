@@ -2,7 +2,8 @@
 # # 14 Looking inside
 #
 # What happens inside the model: attention over the picture, experiments that pull explanations apart, heads taken away,
-# attention followed through all blocks, and a decoder whose layers are read as words. An hour; the code runs in a minute.
+# attention followed through all blocks, and a decoder whose layers are read as words. Three quarters of an hour; the code
+# runs in a minute.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
@@ -51,7 +52,7 @@ from nanovlm.viz.pixel_shuffle import images_row
 # 2. find out by ablation whether a model needs a part, and say why a map alone cannot tell,
 # 3. read the vectors in the middle of a decoder with the logit lens.
 #
-# You need chapters 02, 04 and 06. Of the hour, about twenty-five minutes are reading and twenty-five are code.
+# You need chapters 02, 04 and 06. Of that time, about half is reading and half is code; the exercises come on top.
 
 # %% [markdown]
 # ## Attention over the picture
