@@ -37,6 +37,7 @@ import math
 
 import torch
 from PIL import Image, ImageOps
+from torch import nn
 
 from nanovlm import VisionLanguageModel
 from nanovlm.assets import asset_path
@@ -618,8 +619,8 @@ for name, table in (("block 1 alone, mean over heads", maps[1, 0].mean(dim=0)), 
     print(f"{name:32} patch 17 takes {table[17, 17]:5.1%} from itself, at most {table[17].max():5.1%} from one patch")
 
 # %% [markdown]
-# By this account most of what patch 17 holds at the end is still its own. The numbers are only as good as their
-# assumptions, though: that all heads count equally, that values and MLPs change nothing about who contributes, and that
+# By this account at least a quarter of what patch 17 holds at the end is its own, because each of the two blocks keeps
+# half. The numbers are only as good as their assumptions, though: that all heads count equally, that values and MLPs change nothing about who contributes, and that
 # exactly half comes through the residual connection. Exercise 2.8 measures that last share, and it is not a half
 # everywhere.
 #

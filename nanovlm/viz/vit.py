@@ -150,7 +150,7 @@ def patch_attention(image: Image.Image, maps: Tensor, block: int, head: int, pat
                 body.append(rect(x - 2.5, y - 2.5, small + 5, small + 5, "none", "blue", stroke_width=2, rx=2))
     row, column = divmod(best, grid)
     alt = (
-        f"What patch {patch} attends to in block {block}, head {head}: most of all, with {float(weights[best]):.0%}, at "
+        f"What patch {patch} attends to in block {block}, head {head}: most, with {float(weights[best]):.0%}, to "
         f"patch {best}, in row {row} and column {column}. Beside it the same for all {num_blocks * num_heads} heads."
     )
     return svg_figure(WIDTH, top + side + 52, body, alt)
