@@ -5,6 +5,7 @@ A subcommand is a module of nanovlm.commands with `main(arguments)`, imported wh
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
@@ -39,6 +40,7 @@ EXTRAS = {
     "nbformat": "lab",
     "nbclient": "lab",
     "wandb": "wandb",
+    "peft": "adapt",
     "transformers": "dev",
 }
 
@@ -49,6 +51,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # an old Windows console cannot show every character a model may write
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            status = _run(arguments)
+        sys.stdout.flush()  # or a full disk shows only when Python ends
+        return status
+    except KeyboardInterrupt:
+        print("\nnanovlm: stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `nanovlm … | head`: the reader has seen enough
+        _forget_output()
+        return 1
+    except (ValueError, OSError, ImportError, FloatingPointError, MemoryError, RuntimeError) as error:
+        if os.environ.get("NANOVLM_DEBUG") == "1" or not _is_told(error):
+            raise
+        print(f"nanovlm: {sentence(error)}", file=sys.stderr)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            _forget_output()
+        return 2
+
+
+def _run(arguments: Sequence[str]) -> int:
     usage = USAGE.format(commands="\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items()))
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage, end="")
@@ -62,21 +86,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"nanovlm: there is no command {name!r}. Choose from {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
-            return import_module(f"nanovlm.commands.{name}").main(rest) or 0
-    except KeyboardInterrupt:
-        print("\nnanovlm: stopped.", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `nanovlm … | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at the end
-        return 1
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        if os.environ.get("NANOVLM_DEBUG") == "1":
-            raise
-        print(f"nanovlm: {sentence(error)}", file=sys.stderr)
-        return 2
+    return import_module(f"nanovlm.commands.{name}").main(rest) or 0
+
+
+def _forget_output() -> None:
+    """What standard output still holds cannot be written: Python would complain when it flushes at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _is_told(error: Exception) -> bool:
+    """Of RuntimeErrors only those of an allocator are for people; any other is a mistake of ours."""
+    return not isinstance(error, RuntimeError) or "memory" in str(error)
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:
@@ -91,6 +111,8 @@ def sentence(error: Exception) -> str:
         return f'This needs the package {module}, which is not installed: pip install "{extra}"'
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+    if isinstance(error, (MemoryError, RuntimeError)):
+        return "This does not fit into the memory: ask for fewer rows at once, shorter ones, or a smaller model."
     return str(error) or type(error).__name__
 
 

@@ -221,6 +221,21 @@ class VLMConfig:
         return config_from_dict(cls, {k: v for k, v in values.items() if k != "model_type"})
 
 
+Part = Literal["vision_encoder", "projector", "decoder"]
+SAMPLE_COUNTS = ("dataset_size", "val_size", "max_val_samples", "data_cutoff_idx", "max_steps")
+MOST_SAMPLES = 2**28  # an order of so many samples takes 2 GB
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether a name stands for one file in its directory, on every system."""
+    return (
+        name.strip(" .") == name != ""
+        and len(name.encode(errors="replace")) <= 200
+        and name.isprintable()
+        and (not set(name) & set('/\\:*?"<>|'))
+    )
+
+
 @dataclass
 class TrainConfig:
     """One training run. A preset says what differs from these values."""
@@ -240,6 +255,7 @@ class TrainConfig:
     max_length: int = 128  # tokens per row, image tokens included
     packing: bool = False  # several samples per row, with document boundaries
     max_images: int | None = None  # pictures (tiles) per sample; one with more is skipped. None: as fit into a row
+    min_ratings: dict[str, int] = field(default_factory=dict)  # FineVision's: name -> lowest to keep; see `messages_of`
     num_workers: int = 0
     # optimisation
     batch_size: int = 32  # rows per forward
@@ -254,6 +270,12 @@ class TrainConfig:
     warmup_fraction: float = 0.03
     min_lr_fraction: float = 0.1  # the cosine ends at this share of the peak
     max_grad_norm: float = 1.0
+    # what is trained (adapt/): all, unless it says otherwise
+    freeze: tuple[Part, ...] = ()  # parts whose weights stay
+    lora_rank: int = 0  # more than 0: only low-rank adapters are trained, at lr_projector, since they are new
+    lora_alpha: float | None = None  # the adapters' difference counts alpha / rank; None: alpha is twice the rank
+    lora_modules: tuple[str, ...] = ("q_proj", "v_proj")  # the linear layers that get one
+    lora_4bit: bool = False  # keep the matrices below the adapters in four bits (QLoRA)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"  # under torchrun: all weights in each process, or dealt out to them
@@ -282,14 +304,31 @@ class TrainConfig:
             "dataset_weights needs one number for each of dataset_names, which are then named one by one.",
         )
         _require(all(weight > 0 for weight in self.dataset_weights), "dataset_weights are all more than 0.")
+        _require(
+            self.run_name is None or _is_file_name(self.run_name),
+            f"run_name {shown(self.run_name)} names no directory in output_dir: leave out slashes, dots alone and odd "
+            "characters.",
+        )
         counts = ("batch_size", "gradient_accumulation_steps", "max_steps", "max_length", "max_val_samples")
         for name in (*counts, "log_every", "eval_every", "save_every", "shuffle_buffer_mb"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1; it is {getattr(self, name)}.")
+        for name, kind in get_type_hints(TrainConfig).items():
+            if kind in (int, int | None) and name != "seed":
+                value, most = getattr(self, name), MOST_SAMPLES if name in SAMPLE_COUNTS else LARGEST
+                _require(value is None or value <= most, f"{name} is {most:,} at most; it is {value}.")
+        _require(0 <= self.seed < 2**62, f"seed is a whole number from 0 to 2^62 - 1; it is {self.seed}.")
         _require(self.accuracy_images >= 0, f"accuracy_images is 0 or more; it is {self.accuracy_images}.")
         for name in ("warmup_fraction", "min_lr_fraction", "val_ratio"):
             _require(0 <= getattr(self, name) <= 1, f"{name} is a share between 0 and 1; it is {getattr(self, name)}.")
-        for name in ("lr_projector", "lr_backbones", "lr_muon", "weight_decay", "num_workers"):
-            _require(getattr(self, name) >= 0, f"{name} is 0 or more; it is {getattr(self, name)}.")
+        self.freeze, self.lora_modules = tuple(self.freeze), tuple(self.lora_modules)
+        _require(self.lora_rank >= 0, f"lora_rank is 0 or more; it is {self.lora_rank}.")
+        _require(
+            not self.lora_4bit or self.lora_rank > 0, "lora_4bit keeps a base in four bits: set lora_rank as well."
+        )
+        for name in ("lr_projector", "lr_backbones", "lr_vision", "lr_muon", "weight_decay"):
+            rate = getattr(self, name)
+            _require(rate is None or 0 <= rate <= 1e6, f"{name} is 0 or more, and 1e6 at most; it is {rate}.")
+        _require(self.num_workers >= 0, f"num_workers is 0 or more; it is {self.num_workers}.")
         _require(self.max_grad_norm > 0, f"max_grad_norm must be more than 0; it is {self.max_grad_norm}.")
         _require(
             self.parallel == "ddp" or self.optimizer == "adamw",

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import get_args, get_type_hints
+from unittest.mock import Mock
 
 import pytest
 import safetensors.torch
@@ -123,7 +124,24 @@ def test_every_preset_is_offered(run: Run) -> None:
         (("evaluate", "--split", "train"), "invalid choice 'train'"),
         (("evaluate", "--size", "1"), "size of at least 2"),
         (("generate", "--stream", "--generations", "2"), "--stream writes one answer"),
+        (("generate", "--draft-blocks", "1", "--top-k", "3"), "leave the filters out"),
+        (("generate", "--draft-blocks", "1", "--choices", "yes"), "leave --stream, --batch, --num-beams, --choices"),
         (("export",), "--out"),
+        (("train", "--run-name", "../../escape"), "names no directory in output_dir"),
+        (("train", "--run-name", ""), "names no directory in output_dir"),
+        (("train", "--run-name", ".."), "names no directory in output_dir"),
+        (("train", "--run-name", "a\0b"), "names no directory in output_dir"),
+        (("train", "--batch-size", 10**12), "batch_size is 16,777,216 at most"),
+        (("train", "--dataset-size", 10**12), "dataset_size is 268,435,456 at most"),
+        (("train", "--seed", 10**30), "seed is a whole number"),
+        (("train", "--lr-muon", "1e300"), "lr_muon is 0 or more, and 1e6 at most"),
+        (("train", "--weight-decay", "inf"), "weight_decay must be a number"),
+        (("generate", "--batch", ""), "--batch is empty"),
+        (("evaluate", "--size", 10**12), "at most 1,000,000"),
+        (("trace", "--batch", 10**12), "a batch and a text of 1 to"),
+        (("bench", "--sizes"), "--sizes is empty"),
+        (("bench", "--steps", "-1"), "--steps is 1 to"),
+        (("plan", "--price", "nan"), "--price is a number of dollars"),
     ],
 )
 def test_an_option_that_does_not_fit(run: Run, words: tuple[str, ...], sentence: str) -> None:
@@ -157,6 +175,7 @@ def test_images_and_prompts_that_cannot_be_used(run: Run, directory: Path, image
     (tmp_path / "half.png").write_bytes(image.read_bytes()[:60])
     assert "cut short or damaged" in complaint(run(*ask, tmp_path / "half.png"))
     assert "is a directory" in complaint(run(*ask, tmp_path))
+    assert "is a web address" in complaint(run(*ask, "https://example.org/a.jpg"))
     assert "prompt is empty" in complaint(run(*ask, image, "--prompt", " "))
     assert "exceed the model's 512 positions" in complaint(run(*ask, image, "--prompt", "circle " * 600))
 
@@ -170,6 +189,11 @@ def test_images_and_prompts_that_cannot_be_used(run: Run, directory: Path, image
         (("--generations", "0"), "must be at least 1"),
         (("--max-new-tokens", "0"), "must be at least 1"),
         (("--num-beams", "2", "--temperature", "1"), "Beam search is deterministic"),
+        (("--temperature", "inf"), "and finite"),
+        (("--generations", 10**12), "more than the 65,536 rows"),
+        (("--num-beams", 10**12), "more than the 65,536 rows"),
+        (("--seed", 10**30), "A seed is a whole number"),
+        (("--repetition-penalty", "inf"), "and finite"),
     ],
 )
 def test_settings_that_make_no_sense(
@@ -246,6 +270,33 @@ def test_a_reader_that_has_seen_enough() -> None:
         assert process.stderr.read() == b""
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+@pytest.mark.parametrize("words", [["--help"], ["plan"], ["train", "--help"]])
+def test_a_full_device_is_one_sentence(words: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "nanovlm", *words], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr.strip()) == (2, "nanovlm: No space left on device")
+
+
+def test_memory_that_runs_out_is_a_sentence_and_a_mistake_of_ours_is_not(run: Run, monkeypatch) -> None:
+    for error, told in (
+        (MemoryError(), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."), True),
+        (RuntimeError("size mismatch"), False),
+    ):
+        monkeypatch.setattr("nanovlm.commands.plan.main", Mock(side_effect=error))
+        if told:
+            assert "does not fit into the memory" in complaint(run("plan"))
+        else:
+            with pytest.raises(RuntimeError, match="size mismatch"):
+                run("plan")
+
+
+def test_more_workers_than_a_machine_can_feed_are_not_started(run: Run, tmp_path: Path) -> None:
+    words = ("train", "--output-dir", tmp_path, "--dataset-size", 8, "--val-size", 4, "--num-workers", 10**5)
+    assert "num_workers 100,000 is more than this machine can feed" in complaint(run(*words))
+
+
 def test_the_traceback_on_request(run: Run, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NANOVLM_DEBUG", "1")
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
@@ -298,6 +349,27 @@ def test_generate_gives_the_most_likely_answer(run: Run, directory: Path, image:
     assert answers(run(*ask, "--generations", 1)[1]) == greedy
     assert len(answers(run(*ask, "--num-beams", 3)[1])) == 1
     assert run(*ask, "--stream")[1].splitlines()[-1].strip() == greedy[0]
+
+
+def test_generate_filters_and_constrains_what_is_written(run: Run, directory: Path, image: Path) -> None:
+    ask = ("generate", "--model", directory, "--image", image, "--max-new-tokens", 8)
+    greedy = answers(run(*ask, "--temperature", 0)[1])[0]
+    drawn = answers(run(*ask, "--temperature", 1, "--min-p", 1.0, "--seed", 3)[1])
+    assert drawn == [greedy] * 5, "with min-p 1 only the likeliest token is left to draw"
+    assert answers(run(*ask, "--temperature", 0, "--repetition-penalty", 1e6)[1]) != [greedy]
+    allowed = ("--choices", "yes", "--choices", "no", "--temperature", 1, "--generations", 9, "--seed", 3)
+    assert set(answers(run(*ask, *allowed)[1])) == {"yes", "no"}
+    middle = greedy[len(greedy) // 2 :][:3]
+    assert answers(run(*ask, "--temperature", 0, "--stop", middle)[1]) == [greedy[: greedy.index(middle)].strip()]
+
+
+def test_generate_speculates(run: Run, directory: Path) -> None:
+    ask = ("generate", "--prompt", "How many shapes are there?", "--max-new-tokens", 8)
+    status, out, err = run(*ask, "--draft-blocks", 1)
+    assert status == 0 and answers(out) == answers(run(*ask, "--temperature", 0)[1])
+    tokens, passes, accepted, proposed = map(int, re.findall(r"\d+", err))
+    assert tokens <= 8 and 1 <= passes <= tokens and accepted <= proposed
+    assert "fewer than the decoder" in complaint(run("generate", "--model", directory, "--draft-blocks", 1))
 
 
 def test_generate_takes_several_images_and_brings_one_of_its_own(run: Run, directory: Path, image: Path) -> None:

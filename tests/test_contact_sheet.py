@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
-from nanovlm.commands.report import in_turns
+from nanovlm.commands import score_report
+from nanovlm.commands.score_report import in_turns
+from nanovlm.evaluation.answers import same_answer
 from nanovlm.evaluation.scores import Evaluation, Question, Score
 from nanovlm.viz.contact_sheet import ANSWER, CARD, AnsweredImage, _Sheet, contact_sheet
 
@@ -53,6 +57,17 @@ def test_nothing_to_show() -> None:
 def evaluation(kinds: str, images: int) -> Evaluation:
     answers = [(Question(i, [RED], "?", "yes", kind), "no") for i in range(images) for kind in kinds]
     return Evaluation({kind: Score(0, images) for kind in kinds}, {}, answers)
+
+
+def test_the_marks_follow_the_rule_that_the_scores_were_counted_by(tmp_path: Path, monkeypatch) -> None:
+    drawn = []
+    monkeypatch.setattr(score_report, "contact_sheet", lambda title, note, cards, columns: drawn.extend(cards) or RED)
+    by_vqa = Evaluation(
+        {"a": Score(1, 2)}, {}, [(Question(i, [RED], "?", "2", "a"), said) for i, said in enumerate(("Two.", "5"))]
+    )
+    by_vqa.right = same_answer
+    score_report.write_sheet(tmp_path / "sheet.png", "", {"shapes": by_vqa})
+    assert [card.right for card in drawn] == [True, False]
 
 
 def test_subsets_and_kinds_take_turns_and_no_image_comes_twice() -> None:

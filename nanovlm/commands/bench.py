@@ -32,17 +32,23 @@ class BenchOptions:
     gpu_report: Path | None = None  # instead: all that a GPU has to show, in this file, within seven minutes
     small: bool = False  # of these three: a tiny model and few steps, to see them work
 
+    def __post_init__(self) -> None:
+        if not self.sizes:
+            raise ValueError("--sizes is empty: name pocket, quarter or both.")
+        if not 1 <= self.steps <= 1_000_000:
+            raise ValueError(f"--steps is 1 to 1,000,000; it is {self.steps}.")
+
 
 def main(arguments: Sequence[str]) -> None:
     options = parse(BenchOptions, "bench", arguments)
     if options.gpu_report or options.loader or options.preset:
         return full_run(options)
-    from nanovlm.bench.report import table
-    from nanovlm.bench.run import run_bench
-    from nanovlm.commands import report
+    from nanovlm.bench.contest import run_bench
+    from nanovlm.bench.results_table import table
+    from nanovlm.commands import score_report
     from nanovlm.files import write_json
 
-    report.check_output(options.json, ".json")
+    score_report.check_output(options.json, ".json")
     results = run_bench(options.sizes, options.quick, options.compile, options.growth)
     print("\n" + table(results))
     if options.json:
@@ -54,12 +60,12 @@ def full_run(options: BenchOptions) -> None:
     """The measurements of `nanovlm.bench.full_run`: they are of this package alone, on whatever device is there."""
     from nanovlm.bench.full_run import ladder, measure_loader, measure_steps, table
     from nanovlm.bench.gpu_report import gpu_report
-    from nanovlm.commands import report
+    from nanovlm.commands import score_report
     from nanovlm.config import presets
     from nanovlm.files import write_json
 
     file = options.gpu_report or options.json
-    report.check_output(file, ".json")
+    score_report.check_output(file, ".json")
     if options.gpu_report:
         results = gpu_report(options.small)
         print("\n" + table(results["ladder"]))

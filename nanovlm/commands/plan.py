@@ -23,6 +23,10 @@ class Options:
     utilisation: float = 0.25  # share of the peak that training reaches; 0.08: as published
     price: float | None = None  # dollars a GPU and hour; None: a rough one
 
+    def __post_init__(self) -> None:
+        if self.price is not None and not 0 <= self.price < float("inf"):
+            raise ValueError(f"--price is a number of dollars; it is {self.price}.")
+
 
 def main(arguments: Sequence[str]) -> None:
     options = parse(Options, "plan", arguments)
@@ -30,9 +34,9 @@ def main(arguments: Sequence[str]) -> None:
     from nanovlm.training.plan import MACHINES, UTILISATIONS, find_machine, hours_in_words, plan
 
     preset = presets()[options.preset]
-    some = [find_machine(options.machine)] if options.machine else list(MACHINES.values())
+    some = [find_machine(options.machine)] if options.machine is not None else list(MACHINES.values())
     plans = [plan(preset.vlm, preset.train, one, options.gpus, options.utilisation, options.price) for one in some]
-    if options.machine:
+    if options.machine is not None:
         print(plans[0])
     else:
         print(f"{options.preset}: {plans[0].samples:,} samples at {options.utilisation:.0%} of the peak\n")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from nanovlm.commands.options import parse
+from nanovlm.settings import LARGEST
 
 
 @dataclass
@@ -25,15 +26,15 @@ class TraceOptions:
     html: Path | None = None  # write the whole trace, foldable, to this file
 
     def __post_init__(self) -> None:
-        if min(self.batch, self.text) < 1 or self.depth < 0:
-            raise ValueError("A trace needs a batch and a text of at least 1, and a depth of 0 or more.")
+        if not 1 <= min(self.batch, self.text) <= max(self.batch, self.text) <= LARGEST or self.depth < 0:
+            raise ValueError(f"A trace needs a batch and a text of 1 to {LARGEST:,}, and a depth of 0 or more.")
 
 
 def main(arguments: Sequence[str]) -> None:
     options = parse(TraceOptions, "trace", arguments)
     import torch
 
-    from nanovlm.commands.report import check_output
+    from nanovlm.commands.score_report import check_output
     from nanovlm.config import VLMConfig, pocket_vlm
     from nanovlm.models.vision_language_model import VisionLanguageModel
     from nanovlm.trace import trace

@@ -19,6 +19,7 @@ from nanovlm.data.datasets import Skipped, VQADataset
 from nanovlm.data.streaming import Position, RawBatch, StreamReader, read_ahead
 
 Collate = Callable[[Sequence[Any]], Batch]
+MAX_WORKERS = 64  # on any machine; more where there are more cores
 MAX_TRIES = 1000  # samples that may fail one after the other before the data are called unusable
 
 
@@ -159,6 +160,9 @@ class Loader:
     """
 
     def __init__(self, batches: MapBatches | StreamBatches, num_workers: int = 0) -> None:
+        most = max(MAX_WORKERS, 4 * (os.cpu_count() or 1))
+        if num_workers > most:
+            raise ValueError(f"num_workers {num_workers:,} is more than this machine can feed: at most {most}.")
         self.batches = batches
         self.num_workers = num_workers
         self.skipped: list[Skipped] = []

@@ -145,7 +145,7 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
 def _check_path(path: str | os.PathLike) -> None:
     """A stranger's path may name a pipe or a device: reading those hangs, or never ends."""
     name = os.fspath(path)
-    if name.startswith(("http://", "https://")):
+    if name.startswith(("http:/", "https:/")):  # a Path keeps one slash of the two
         raise ValueError(f"{name} is a web address: download the picture first and pass the file.")
     try:
         status = os.stat(path)

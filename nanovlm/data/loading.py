@@ -52,6 +52,7 @@ def get_dataloaders(
         image_processor=image_processor,
         vlm_cfg=vlm_cfg,
         max_length=train_cfg.max_length,
+        min_ratings=train_cfg.min_ratings,
         raw_pixels=raw_pixels,
         max_images=train_cfg.max_images,
     )
@@ -60,6 +61,8 @@ def get_dataloaders(
     else:
         collate = VQACollator(tokenizer.pad_token_id)
     own = is_own_data(Path(train_cfg.dataset_path).expanduser())
+    if train_cfg.min_ratings and (own or train_cfg.dataset_path == "thimble"):
+        raise ValueError("min_ratings is for data sets with FineVision's columns of ratings: leave it out here.")
     if train_cfg.stream and train_cfg.dataset_path != "thimble" and not own:
         return _stream_loaders(train_cfg, prepare, collate)
 
@@ -137,11 +140,11 @@ def _stream_loaders(train_cfg: TrainConfig, prepare: Any, collate: Any) -> tuple
     subsets = open_subsets(train_cfg)
     weights = shares(subsets)
     per_subset = -(-min(size, train_cfg.max_val_samples) // len(subsets))
-    val = [sample for subset in subsets for sample in subset.data.take(per_subset)]
-    sources = [
-        Source(subset.name, subset.data, weight, cutoff and max(1, math.ceil(cutoff * weight / sum(weights))))
-        for subset, weight in zip(subsets, weights, strict=True)
-    ]
+    sources = []
+    for subset, weight in zip(subsets, weights, strict=True):
+        limit = cutoff and max(1, math.ceil(cutoff * weight / sum(weights)))
+        sources.append(Source(subset.name, subset.data, weight, limit, subset.files))
+    val = [sample for source in sources for sample in source.first(per_subset)]
     reader = StreamReader(Mixture(sources, NotAmong(val)), train_cfg.seed, train_cfg.shuffle_buffer_mb * 1e6)
     batches = StreamBatches(reader, prepare([]).encode, collate, train_cfg.batch_size)
     val_order = BatchOrder(torch.arange(len(val)), train_cfg.batch_size, train_cfg.seed, shuffle=False)

@@ -10,12 +10,16 @@ import hashlib
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
+
+from nanovlm.data.datasets import images_of
+from nanovlm.settings import first_line
 
 Position = dict[str, Any]  # plain numbers, texts, lists and dicts: what a checkpoint may hold
 
@@ -36,6 +40,38 @@ class Source:
     stream: Iterable[Any]
     weight: float = 1.0
     limit: int | None = None  # samples of a pass; None: all
+    files: Sequence[Path] = ()  # in which to look for the one that is damaged
+
+    def first(self, count: int) -> list[Any]:
+        """The samples that a pass begins with."""
+        try:
+            return list(itertools.islice(self.stream, count))
+        except (OSError, ValueError) as error:
+            raise self.broken(error, "") from error
+
+    def broken(self, error: Exception, where: str) -> ValueError:
+        return ValueError(f"The subset {self.name} cannot be read{where}: {what_went_wrong(error, self.files)}")
+
+
+def what_went_wrong(error: BaseException, files: Sequence[Path] = ()) -> str:
+    """In one line, without a full stop: the damaged parquet file, if one is found, and what was wrong at first
+    (`datasets` wraps that in "an error occurred")."""
+    while error.__cause__ is not None and type(error) is not ValueError:  # which is a sentence of ours
+        error = error.__cause__
+    reason = first_line(error).rstrip(" .:")
+    damaged = next(filter(_is_damaged, files), None)
+    return reason if damaged is None else f"{damaged} is damaged ({reason})"
+
+
+def _is_damaged(file: Path) -> bool:
+    import pyarrow.parquet
+
+    try:
+        for _ in pyarrow.parquet.ParquetFile(file).iter_batches():
+            pass
+    except (OSError, ValueError):
+        return True
+    return False
 
 
 class _Passes:
@@ -92,11 +128,7 @@ class _Passes:
         except StopIteration:
             pass
         except (OSError, ValueError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(
-                f"The subset {self.source.name} cannot be read on behind {self._seen} samples of pass "
-                f"{self.passes + 1}: {reason}"
-            ) from error
+            raise self.source.broken(error, f" on behind {self._seen} samples of pass {self.passes + 1}") from error
         self.go_to({"passes": self.passes + 1, "read": 0, "stream": None})
 
 
@@ -224,7 +256,8 @@ def read_ahead(items: Iterator[Any], depth: int = 2) -> Iterator[Any]:
         except BaseException as error:  # raised again where the item was wanted
             put(None, error)
 
-    threading.Thread(target=read, daemon=True).start()
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
     try:
         while True:
             item, error = ready.get()
@@ -235,19 +268,29 @@ def read_ahead(items: Iterator[Any], depth: int = 2) -> Iterator[Any]:
             yield item
     finally:
         done.set()
+        thread.join(timeout=5)  # one that Python's end meets within a library's code takes the process down
 
 
 def num_bytes(sample: Any) -> int:
     """About what an undecoded sample takes in memory."""
     size = 1_000
-    for image in (sample.get("images") or ()) if isinstance(sample, dict) else ():
-        if isinstance(image, dict):
+    for image in _images(sample):
+        if isinstance(image, Mapping):
             size += len(image.get("bytes") or b"")
         elif isinstance(image, Image.Image):
             size += image.width * image.height * len(image.getbands())
         elif isinstance(image, bytes):
             size += len(image)
     return size
+
+
+def _images(sample: Any) -> list[Any]:
+    """The pictures of a sample, in whichever of the ways its data set holds them; what is none of them, as it is."""
+    column = sample.get("images") if isinstance(sample, Mapping) else None
+    try:
+        return images_of(column)
+    except ValueError:  # the data set will say so
+        return [repr(column)]
 
 
 class NotAmong:
@@ -263,11 +306,11 @@ class NotAmong:
 def fingerprint(sample: Any) -> bytes:
     """16 bytes that tell a stream's samples apart by their texts and pictures (undecoded, or PIL)."""
     digest = hashlib.blake2b(repr(sample.get("texts")).encode(), digest_size=16)
-    for image in sample.get("images") or ():
-        if isinstance(image, dict):
+    for image in _images(sample):
+        if isinstance(image, Mapping):
             digest.update(image.get("bytes") or str(image.get("path")).encode())
         elif isinstance(image, Image.Image):
             digest.update(image.tobytes())
-        else:  # no picture: the data set will say so
-            digest.update(repr(image).encode())
+        else:
+            digest.update(image if isinstance(image, bytes) else repr(image).encode())
     return digest.digest()

@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 
 from nanovlm.config import TrainConfig
 from nanovlm.data.datasets import VQADataset, check_columns
+from nanovlm.data.streaming import what_went_wrong
+from nanovlm.files import check_disk
+from nanovlm.settings import first_line
 
 TRAINING = {"train", "training"}
 OTHER_SPLITS = {"validation", "valid", "val", "dev", "test", "testing", "eval"}
@@ -24,6 +27,7 @@ class Subset(NamedTuple):
     data: Any
     size: int | None
     weight: float | None  # as the recipe gives it
+    files: Sequence[Path] = ()  # of a directory
 
 
 def open_subsets(config: TrainConfig) -> list[Subset]:
@@ -41,27 +45,30 @@ def open_subsets(config: TrainConfig) -> list[Subset]:
         raise ValueError('dataset_names is empty: name a subset, or "all".')
     directory = Path(path).expanduser()
     if directory.is_dir():
-        files = partial(_parquet_files, directory, names == ("all",))
+        find = partial(_parquet_files, directory, names == ("all",))
         found = _folders(directory) if names == ("all",) else names
-        load = [(name, partial(_load_parquet, files, name)) for name in found]
+        load = [(name, partial(_load_parquet, find, name)) for name in found]
     elif path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise FileNotFoundError(f"There is no directory {path}, and it is no Hub id (owner/name).")
     else:
         if names == ("all",):
             names = _from_hub(path, partial(datasets.get_dataset_config_names, path, revision=config.revision))
         load = [(name, partial(_load_hub, path, name, config.revision)) for name in names]
+        if not config.stream:
+            _check_room(path, names, config.revision)
+    wanted = (*VQADataset.columns, *(f"{rating}_ratings" for rating in config.min_ratings))
     weights = config.dataset_weights or [None] * len(load)
     opened, left_out = [], []
     for (name, open_one), weight in zip(load, weights, strict=True):
         try:
-            data, size = _from_hub(path, partial(open_one, split="train", streaming=config.stream))
-            check_columns(data, VQADataset.columns)
+            data, size, files = _from_hub(path, partial(open_one, split="train", streaming=config.stream))
+            check_columns(data, wanted)
         except (ValueError, FileNotFoundError) as error:
             if len(load) == 1:
                 raise
             left_out.append((name, error))
             continue
-        opened.append(Subset(name or directory.name, _as_it_travels(data), size, weight))
+        opened.append(Subset(name or directory.name, _as_it_travels(data, wanted), size, weight, files))
     if not opened:
         raise left_out[0][1]
     if left_out:
@@ -88,37 +95,65 @@ def shares(subsets: Sequence[Subset]) -> list[float]:
     return [1.0 if unknown else float(subset.size) for subset in subsets]
 
 
-def _as_it_travels(data: Any) -> Any:
+def _as_it_travels(data: Any, wanted: Sequence[str]) -> Any:
     columns = getattr(data, "column_names", None)  # a stream may not know them
     if columns is not None:
-        data = data.select_columns([name for name in columns if name in VQADataset.columns])
+        data = data.select_columns([name for name in columns if name in wanted])
     if data.features is not None:
         data = data.cast_column("images", undecoded(data.features["images"]))
     return data
 
 
-def _load_hub(path: str, name: str, revision: str | None, **options: Any) -> tuple[Any, int | None]:
+def _check_room(path: str, names: Sequence[str], revision: str | None) -> None:
+    """Raises: OSError where the disk is too small for the subsets that are not here yet."""
+    import datasets
+
+    needed = 0
+    for name in names:
+        try:
+            builder = datasets.load_dataset_builder(path, name, revision=revision)
+        except Exception:  # opening it comes next, and says what is wrong
+            continue
+        if not Path(builder.cache_dir).is_dir():  # the files, and the tables that are made of them
+            needed += (builder.info.download_size or 0) + (builder.info.dataset_size or 0)
+    check_disk(needed, Path(datasets.config.HF_DATASETS_CACHE), path, "read it with --stream")
+
+
+def _load_hub(path: str, name: str, revision: str | None, **options: Any) -> tuple[Any, int | None, tuple[()]]:
     import datasets
 
     data = datasets.load_dataset(path, name, revision=revision, **options)
     told = (data.info.splits or {}).get("train")
-    return data, told.num_examples or None if told else None
+    return data, told.num_examples or None if told else None, ()
 
 
-def _load_parquet(files: Callable[[str], list[Path]], name: str, **options: Any) -> tuple[Any, int]:
+def _load_parquet(find: Callable[[str], list[Path]], name: str, **options: Any) -> tuple[Any, int, list[Path]]:
     import datasets
     import pyarrow.parquet
 
-    paths, size = files(name), 0
+    paths, rows, columns = find(name), [], []
     for path in paths:
         if not path.is_file():
             raise ValueError(f"{path} is no regular file")
         try:
-            size += pyarrow.parquet.read_metadata(path).num_rows
+            file = pyarrow.parquet.ParquetFile(path)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{path} is no whole parquet file: {str(error).splitlines()[0]}") from error
-    data = datasets.load_dataset("parquet", data_files=[glob.escape(str(path)) for path in paths], **options)
-    return data, size
+            raise ValueError(f"{path} is no whole parquet file: {first_line(error)}") from error
+        rows.append(file.metadata.num_rows)
+        columns.append(set(file.schema_arrow.names))
+    if not any(rows):
+        raise ValueError(f"{paths[0]} holds no rows" if len(paths) == 1 else f"its {len(paths)} files hold no rows")
+    for path, own in zip(paths, columns, strict=True):  # of unequal files only what is wanted is read
+        if not set(VQADataset.columns) <= own and any(set(VQADataset.columns) <= other for other in columns):
+            raise ValueError(f"{path} lacks {', '.join(sorted(set(VQADataset.columns) - own))}, which other files have")
+    if any(own != columns[0] for own in columns):
+        options["columns"] = [name for name in VQADataset.columns if name in columns[0]]
+    full = [path for path, number in zip(paths, rows, strict=True) if number]
+    try:
+        data = datasets.load_dataset("parquet", data_files=[glob.escape(str(path)) for path in full], **options)
+    except Exception as error:  # the library has a type for each of its formats
+        raise ValueError(what_went_wrong(error, full)) from error
+    return data, sum(rows), full
 
 
 def _words(path: Path) -> set[str]:
@@ -178,8 +213,7 @@ def _from_hub(path: str, call: Any) -> Any:
             raise
         raise FileNotFoundError(f"There is no directory {path}, and the Hub has no data set of that name.") from error
     except Exception as error:  # the library has an exception type for each of its formats
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} cannot be read as a data set: {reason}") from error
+        raise ValueError(f"{path} cannot be read as a data set: {what_went_wrong(error)}") from error
 
 
 def undecoded(feature: Any) -> Any:

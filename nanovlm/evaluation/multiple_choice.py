@@ -83,7 +83,7 @@ def evaluate_choice(
     stems, options = zip(*(split_options(sample["question"]) for sample in samples), strict=True)
     images = [[sample["image"]] for sample in samples]
     scores = score_options(model, stems, images, [list(each.values()) for each in options], normalise, batch_size)
-    result = Evaluation()
+    result = Evaluation(right=strict_letter)
     for i, (sample, letters, score) in enumerate(zip(samples, options, scores, strict=True)):
         question, answer = _question(i, sample), list(letters)[int(score.argmax())]
         result.scores.setdefault(question.kind, Score()).add(strict_letter(answer, question.answer))

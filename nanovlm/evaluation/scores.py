@@ -72,6 +72,7 @@ class Evaluation:
     scores: dict[str, Score] = field(default_factory=dict)
     blind: dict[str, Score] = field(default_factory=dict)
     answers: list[tuple[Question, str]] = field(default_factory=list)
+    right: Callable[[str, str], bool] = exact  # (answer, expected): the rule that the scores were counted by
 
     @staticmethod
     def _mean(scores: dict[str, Score]) -> float:
@@ -206,7 +207,7 @@ def _score(
         raise ValueError("There is nothing to evaluate: the samples hold no question.")
     if blind and len(images) < 2:
         raise ValueError("The blind baseline deals out other pictures, so it needs at least two samples.")
-    result = Evaluation()
+    result = Evaluation(right=right)
     for question, answer in zip(questions, answer_all(model, questions, batch_size), strict=True):
         result.scores.setdefault(question.kind, Score()).add(right(answer, question.answer))
         result.answers.append((question, answer))

@@ -15,6 +15,8 @@ from nanovlm.inference.streaming import TextStream
 from nanovlm.models.language_model import KVCache
 from nanovlm.models.vision_language_model import VisionLanguageModel
 
+MOST_ROWS = 2**16
+
 
 def decode(
     logits: Tensor,
@@ -100,6 +102,11 @@ def generate_ids(
         )
     if num_beams < 1 or num_generations < 1 or max_new_tokens < 1:
         raise ValueError("num_beams, num_generations and max_new_tokens must be at least 1.")
+    if input_ids.shape[0] * num_beams * num_generations > MOST_ROWS:
+        raise ValueError(
+            f"{input_ids.shape[0]} prompts, {num_beams} beams and {num_generations} generations are more than the "
+            f"{MOST_ROWS:,} rows that are decoded together: ask for fewer, and again."
+        )
     if num_beams > 1 and (temperature != 0 or num_generations > 1):
         raise ValueError("Beam search is deterministic: use temperature 0 and num_generations 1 with num_beams.")
     if num_beams > 1 and (logits_processors or repetition_penalty != 1):
@@ -108,13 +115,13 @@ def generate_ids(
         raise ValueError(
             "The prompts are padded on the right. Pad on the left, so that each row ends in its last token."
         )
-    x, attention_mask, _ = model.embed(input_ids, images, attention_mask)
-    longest = model.config.language.max_positions
-    if x.shape[1] + max_new_tokens > longest:
+    longest, length = model.config.language.max_positions, _prompt_length(model, input_ids, images)
+    if length + max_new_tokens > longest:  # before the encoder works for nothing
         raise ValueError(
-            f"A prompt of {x.shape[1]} tokens and max_new_tokens={max_new_tokens} exceed the model's {longest} "
+            f"A prompt of {length} tokens and max_new_tokens={max_new_tokens} exceed the model's {longest} "
             "positions. Shorten the prompt or ask for fewer tokens."
         )
+    x, attention_mask, _ = model.embed(input_ids, images, attention_mask)
     generators = None if seed is None else _generators(seed, x.shape[0], num_generations, x.device)
     sampler = Sampler(temperature, top_k, top_p, min_p, generators)
     processors = list(logits_processors)
@@ -150,6 +157,13 @@ def generate_ids(
     return decode(logits, step, choose, ends, max_new_tokens, on_tokens)
 
 
+def _prompt_length(model: VisionLanguageModel, input_ids: Tensor, images: Tensor | None) -> int:
+    """Tokens of a row, those of a picture in front of it included."""
+    placeholder = model.config.image_token_id
+    in_front = images is not None and (placeholder is None or not bool((input_ids == placeholder).any()))
+    return input_ids.shape[1] + model.config.num_image_tokens * (in_front and len(images) > 0)
+
+
 def _generators(
     seed: int | Sequence[int], num_prompts: int, num_generations: int, device: torch.device
 ) -> list[torch.Generator]:
@@ -157,6 +171,8 @@ def _generators(
     seeds = [seed + row * num_generations for row in range(num_prompts)] if isinstance(seed, int) else list(seed)
     if len(seeds) != num_prompts:
         raise ValueError(f"{num_prompts} prompts need {num_prompts} seeds, or a single one; got {len(seeds)}.")
+    if not all(abs(seed) < 2**62 for seed in seeds):
+        raise ValueError("A seed is a whole number below 2^62.")
     return [torch.Generator(device).manual_seed(first + g) for first in seeds for g in range(num_generations)]
 
 

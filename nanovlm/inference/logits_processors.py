@@ -25,8 +25,8 @@ class RepetitionPenalty:
     repeat the question's words."""
 
     def __init__(self, penalty: float) -> None:
-        if not penalty > 0:
-            raise ValueError(f"repetition_penalty must be above 0 (1 changes nothing); it is {penalty}.")
+        if not 0 < penalty < float("inf"):
+            raise ValueError(f"repetition_penalty must be above 0 (1 changes nothing), and finite; it is {penalty}.")
         self.penalty = penalty
         self.said: list[Tensor] = []  # one [R] a step
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+COLDEST = torch.finfo(torch.float32).tiny
+
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
     """Rule out (-inf) all but the k largest logits of each row. [R, vocab_size], same out"""
@@ -40,7 +42,8 @@ def sample(
     if temperature == 0:
         return logits.argmax(dim=-1)
     # Temperature comes first: what top-p keeps depends on it. The largest logit becomes 0, so that none overflows.
-    logits = keep((logits - logits.amax(dim=-1, keepdim=True)) / temperature)
+    # A temperature too small for a float32 would divide it by 0.
+    logits = keep((logits - logits.amax(dim=-1, keepdim=True)) / max(temperature, COLDEST))
     return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator).squeeze(1)
 
 
@@ -56,8 +59,8 @@ class Sampler:
         min_p: float | None = None,
         generators: Sequence[torch.Generator] | None = None,
     ) -> None:
-        if not temperature >= 0:  # so that NaN is refused too
-            raise ValueError(f"temperature must be 0 (greedy) or more; it is {temperature}.")
+        if not 0 <= temperature < float("inf"):  # so that NaN is refused too
+            raise ValueError(f"temperature must be 0 (greedy) or more, and finite; it is {temperature}.")
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k must be at least 1; it is {top_k}.")
         for name, p in (("top_p", top_p), ("min_p", min_p)):

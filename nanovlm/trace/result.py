@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+from html import escape
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from nanovlm.trace.measure.flops import count_flops
 from nanovlm.trace.names import near
 from nanovlm.trace.rows import Row
-from nanovlm.trace.show.compare import Diff, diff, expect
+from nanovlm.trace.show.diff import Diff, diff, expect
 from nanovlm.trace.show.flow import finish
 from nanovlm.trace.show.graph import mermaid, svg
 from nanovlm.trace.show.html import render_html
@@ -107,7 +108,7 @@ class Trace:
     def html(self) -> str:
         """A whole page, to be written to a file."""
         title = self.root.cls or self.root.name
-        return f'<!doctype html><meta charset="utf-8"><title>{title}</title>{self._repr_html_()}'
+        return f'<!doctype html><meta charset="utf-8"><title>{escape(title)}</title>{self._repr_html_()}'
 
     def table(self, depth: int | None = None) -> Table:
         """One line a module: shapes in and out, parameters, FLOPs, bytes. depth: levels below the model."""

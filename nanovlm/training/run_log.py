@@ -35,14 +35,21 @@ class MetricsLog:
             known = directory / "wandb_id"  # so that a resumed run is the same run there
             if not known.exists():
                 known.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
-            self.wandb = wandb.init(
-                project="nanovlm",
-                name=directory.name,
-                id=known.read_text(encoding="utf-8").strip(),
-                resume="allow",
-                config=asdict(config),
-                dir=str(directory),
-            )
+            try:
+                self.wandb = wandb.init(
+                    project="nanovlm",
+                    name=directory.name,
+                    id=known.read_text(encoding="utf-8").strip(),
+                    resume="allow",
+                    config=asdict(config),
+                    dir=str(directory),
+                )
+            except Exception as error:  # the library's own types: no login, no network, a project of somebody else
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+                raise ConnectionError(
+                    f"wandb cannot log this run ({reason}). `wandb login` first, set WANDB_MODE=offline, or leave "
+                    "--wandb out."
+                ) from error
 
     def _step(self, number: int, line: str) -> int:
         try:

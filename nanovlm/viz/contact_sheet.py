@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
@@ -24,10 +25,11 @@ class AnsweredImage:
     question: str
     answer: str  # the model's
     expected: str
+    rule: Callable[[str, str], bool] = operator.eq  # (answer, expected): what the answer was scored by
 
     @property
     def right(self) -> bool:
-        return self.answer == self.expected.strip()
+        return self.rule(self.answer, self.expected.strip())
 
 
 def contact_sheet(

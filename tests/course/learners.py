@@ -14,7 +14,7 @@ from unittest import mock
 
 from nanovlm.course import checking
 from nanovlm.course.judge.exercise import Exercise
-from nanovlm.course.judge.result import Result
+from nanovlm.course.judge.verdict import Result
 from nanovlm.course.outline import chapter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,12 +47,26 @@ def handed_in(folder: str, number: str) -> dict[str, Any]:
 @cache
 def second_versions(number: str) -> dict[str, tuple[Any, ...]]:
     """Exercise id -> its other right versions: one of them, or a tuple, in the file."""
-    path = FOLDER / "second_versions" / f"{number}.py"
-    spec = importlib.util.spec_from_file_location(f"second_versions_{number}", path)
+    versions = _recorded("second_versions", number)["VERSIONS"]
+    return {name: v if isinstance(v, tuple) else (v,) for name, v in versions.items()}
+
+
+@cache
+def wrong_answers(number: str) -> dict[str, list[tuple[Any, str]]]:
+    """Exercise id -> wrong answers, each with a part of the sentence that it should be told."""
+    return _recorded("wrong_answers", number)["WRONG"]
+
+
+def _recorded(folder: str, number: str) -> dict[str, Any]:
+    """What a file of answers defines; a chapter without the file has none."""
+    path = FOLDER / folder / f"{number}.py"
+    if not path.exists():
+        return {"VERSIONS": {}, "WRONG": {}}
+    spec = importlib.util.spec_from_file_location(f"{folder}_{number}", path)
     assert spec is not None and spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return {name: v if isinstance(v, tuple) else (v,) for name, v in module.VERSIONS.items()}
+    return vars(module)
 
 
 def solution(exercise: Exercise) -> Any:

@@ -260,6 +260,17 @@ def test_html_is_escaped():
     assert t.html().startswith("<!doctype html>")
 
 
+def test_names_that_are_markup_stay_words():
+    name = '<img src=x onerror="alert(1)">\n```'
+    parts = {"forward": lambda self, x: self[name](x) + 1}
+    model = type(name, (nn.ModuleDict,), parts)({name: nn.Linear(3, 3)})
+    t = trace(model, torch.zeros(2, 3))
+    page, drawing, chart = t.html(), t.svg(), t.mermaid()
+    assert "<title>&lt;img" in page
+    assert "<img" not in page + drawing + chart
+    assert "&lt;img" in chart and "```" not in chart and len(chart.splitlines()) == 4
+
+
 def test_loops_of_growing_shapes_fold():
     def generate(x):
         for _ in range(6):

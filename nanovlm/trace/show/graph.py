@@ -45,10 +45,14 @@ def mermaid(root: Row, inputs: dict) -> str:
     boxes, edges = graph(root, inputs)
     lines = ["flowchart TD"]
     for i, (name, shape) in enumerate(boxes):
-        label = f"{name}<br/>{shape}".replace('"', "'")
-        lines.append(f'    n{i}["{label}"]')
-    lines += [f'    n{a} -- "{shape}" --> n{b}' for a, b, shape in edges]
+        lines.append(f'    n{i}["{_label(name)}<br/>{_label(shape)}"]')
+    lines += [f'    n{a} -- "{_label(shape)}" --> n{b}' for a, b, shape in edges]
     return "\n".join(lines)
+
+
+def _label(text: str) -> str:
+    """As words in a chart: Mermaid puts labels into the page as HTML, and a line's end or ``` would end the chart."""
+    return " ".join(escape(text).split()).replace("`", "&#96;")
 
 
 def svg(root: Row, inputs: dict, width: int = 560) -> str:

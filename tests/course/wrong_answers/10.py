@@ -483,8 +483,8 @@ def added_references(candidates, references, max_n=4):
 
 WRONG = {
     "evaluation.normalise_answer": [
-        (only_lower_and_strip, ""),
-        (with_string_punctuation, ""),
+        (only_lower_and_strip, "Only the capitals"),
+        (with_string_punctuation, "SQuAD"),
         (articles_by_replace, "inside words"),
         (no_number_words, "Number words stay"),
         (none_forgotten, "none"),

@@ -102,14 +102,16 @@ def write_sheet(path: Path, title: str, scores: Mapping[str, Evaluation], count:
     """A PNG of `count` answered pictures, not chosen by how they were answered, and then of some mistakes."""
     shown = in_turns(scores, count)
     known = set(map(id, shown))
-    wrong = [a for result in scores.values() for a in result.answers if not _right(a) and id(a) not in known]
+    rule = {id(answer): result.right for result in scores.values() for answer in result.answers}
+    answered = [answer for result in scores.values() for answer in result.answers if id(answer) not in known]
+    wrong = [answer for answer in answered if not rule[id(answer)](answer[1], answer[0].answer)]
     mistakes = wrong[:: max(1, len(wrong) // MISTAKES)][:MISTAKES]
     total = sum(score.total for result in scores.values() for score in result.scores.values())
     right = sum(score.correct for result in scores.values() for score in result.scores.values())
     note = f"{right:,} of {total:,} answers about pictures that it never saw are right."
     if mistakes:
         note += f" The first {len(shown)} are as they came; then come some mistakes."
-    cards = [AnsweredImage(q.images[0], q.text, given, q.answer) for q, given in [*shown, *mistakes]]
+    cards = [AnsweredImage(a[0].images[0], a[0].text, a[1], a[0].answer, rule[id(a)]) for a in [*shown, *mistakes]]
     contact_sheet(title, note, cards, COLUMNS).save(path)
 
 
@@ -123,7 +125,3 @@ def in_turns(scores: Mapping[str, Evaluation], count: int) -> list[tuple[Questio
         queues.append([kinds[names[i % len(names)]][i] for i in range(min(map(len, kinds.values())))])
     turns = [answer for group in zip_longest(*queues) for answer in group if answer is not None]
     return turns[:count]
-
-
-def _right(answer: tuple[Question, str]) -> bool:
-    return answer[1] == answer[0].answer.strip()
