@@ -98,8 +98,8 @@ def write_card(
         *training(results, [*earlier_logs, log]),
         f"All runs used {results['machine']}, which did other work at the same time, so the minutes are an upper "
         "bound. The checkpoints were chosen by the validation loss alone. Another machine or another version of torch "
-        "gives slightly different weights. A short answer has at most 8 tokens, and the column counts the right ones to "
-        f"the questions about {recipe['accuracy_images']} validation pictures. `captions` are descriptions "
+        "gives slightly different weights. A short answer has at most 8 tokens, and the column counts the right ones "
+        f"to the questions about {recipe['accuracy_images']} validation pictures. `captions` are descriptions "
         "without questions before them.",
         "## What it gets right",
         "Each question was asked on its own, with greedy decoding, and an answer counts as right if it matches "
