@@ -11,7 +11,8 @@
 # [on GitHub][github] ·
 # [← 07 Data](07_data.ipynb) ·
 # [09 Generation →](09_generation.ipynb) ·
-# [exercises](../exercises/08_training.ipynb)
+# [exercises](../exercises/08_training.ipynb) ·
+# [notation and terms](notation.md)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/08_training.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/08_training.ipynb

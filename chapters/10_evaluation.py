@@ -10,7 +10,8 @@
 # [on GitHub][github] ·
 # [← 09 Generation](09_generation.ipynb) ·
 # [11 Full training →](11_full_training.ipynb) ·
-# [exercises](../exercises/10_evaluation.ipynb)
+# [exercises](../exercises/10_evaluation.ipynb) ·
+# [notation and terms](notation.md)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/10_evaluation.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/10_evaluation.ipynb
