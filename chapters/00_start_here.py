@@ -1,14 +1,17 @@
 # %% [markdown]
 # # 00 Start here
 #
-# Ask a tiny vision-language model about a picture, see whether it really looks, follow one question from pixels to
-# answer, and learn how this course works. Twenty minutes of reading and trying; the code runs in half a minute.
+# You ask a tiny vision-language model about a picture, test whether it really uses the picture, and follow one
+# question from its pixels to its answer. Afterwards you can (1) tell a model that sees from one that guesses, (2)
+# name the parts of a vision-language model, and (3) use the checks, hints and quizzes of this course. You need a
+# little PyTorch. About twenty-five minutes; the code runs in half a minute.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [01 From pixels to patches →](01_patch_embedding.ipynb) ·
-# [exercises](../exercises/00_start_here.ipynb)
+# [exercises](../exercises/00_start_here.ipynb) ·
+# [notation and terms](notation.md)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/00_start_here.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/00_start_here.ipynb
@@ -31,13 +34,14 @@ except ImportError:
     import_module("nanovlm.course")
 
 # %% [markdown]
-# ## A model that you will build
+# ## You will build this model yourself
 #
-# This course ships with a small vision-language model, a **VLM**: a picture and a question go in, an answer comes out.
-# In the chapters that follow you write every part of it with your own hands.
+# This course comes with a small vision-language model, a **VLM**, which takes a picture and a question and returns an
+# answer in words. In the chapters that follow you write every part of it with your own hands, and from chapter 06 on
+# your parts run the weights that the course ships.
 #
-# Today you only use it. Everything here runs on a laptop's CPU, with no network. Bring some PyTorch: tensors,
-# `nn.Module`, a training loop seen once. Everything else is explained where it is needed.
+# In this chapter you only use the model. Everything runs on a laptop's CPU without a network. You should have met
+# tensors, `nn.Module` and a training loop before; the chapters explain everything else where you need it.
 
 # %%
 import torch
@@ -50,16 +54,18 @@ from nanovlm.inference.prompts import prepare_prompt
 model = VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
 
 # %% [markdown]
-# We call it the pocket model. How large is it? The smallest SmolVLM, which is made for phones and other small devices,
-# has 256 million parameters ([Marafioti et al. 2025](https://arxiv.org/abs/2504.05299)). This one has:
+# We call it the *pocket model*, because it is very small. For comparison, the smallest SmolVLM has 256 million
+# parameters and is made for phones and other small devices ([Marafioti et al.
+# 2025](https://arxiv.org/abs/2504.05299)). The next cell counts the parameters of ours.
 
 # %% tags=["nbval-check-output"]
 print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
 
 # %% [markdown]
-# ## Ask it
+# ## One line of code asks it
 #
-# Here is a picture that the model did not see in training. Answer for yourself first: where is the red star?
+# Here is a picture that the model did not see in training. Before you ask the model, answer for yourself where the
+# red star is.
 
 # %%
 from nanovlm.viz.start_here import sample_card
@@ -70,17 +76,17 @@ sample_card(
 )
 
 # %% [markdown]
-# Now the model. One line is enough.
+# Now ask the model the same question. The method `generate` takes the picture and the question, and returns the
+# answer.
 
 # %%
 question = "Where is the red star?"
 model.generate(image=image, prompt=question)
 
 # %% [markdown]
-# Do you agree with it?
-#
-# The answer does not come in one go. The model writes one token after the other, and you can watch it write. Here it
-# reads a sign, of which each character is a token. (A bar between the pieces shows where one ends.)
+# Compare its answer with yours. The model does not produce the answer all at once: it writes one **token** after the
+# other, where a token is a word or a piece of a word. You can watch it do so. In the next cell it reads a sign, each
+# character of which is a token, and a bar marks where a token ends.
 
 # %%
 sign = Image.open(asset_path("images/glyphs.png"))
@@ -90,9 +96,9 @@ written = model.generate(
 sample_card(sign, alt="A sign with a few letters and digits.")
 
 # %% [markdown]
-# Your turn. Run the next cell, choose a picture, type a question and press Enter. "Describe the picture." works as well.
-# You can also upload a picture of your own. (On a page without a kernel, such as GitHub, you see the first question and
-# its answer, and nothing moves.)
+# Now it is your turn: run the next cell, choose a picture, type a question and press Enter. "Describe the picture."
+# works as well, and you can upload a picture of your own. On a page without a kernel, such as GitHub, you see the
+# first question with its answer, and the controls are missing.
 
 # %%
 from nanovlm.course.asking import ask
@@ -100,33 +106,35 @@ from nanovlm.course.asking import ask
 ask(model)
 
 # %% [markdown]
-# ### What it cannot do
+# ### Four limits that you should know
 #
-# Did you upload a photo? Then you probably got an answer about coloured shapes, bars or signs, whatever it shows. The
-# model has four limits. You should know them:
+# If you uploaded a photo, you probably got an answer about coloured shapes, bars or signs, whatever the photo shows.
+# The model has four limits that explain this:
 #
-# - **It knows nothing else.** It was trained on the *Thimble*: pictures that this package draws itself, with questions
-#   and answers that go with them. No photo was among them.
-# - **It sees little.** Every picture is squashed to the small square on the card before it goes in.
-# - **It answers what it was asked in training, as it was asked.** It knows which bar is the tallest. Ask which one is the
-#   *second* tallest, and it names the tallest again. It knows what colour a star is. Ask "What color is the star?", in
-#   American spelling, and most of its answers are no colour at all.
-# - **It never says "I don't know".** Nobody taught it to. It always finds some next word more likely than the others,
-#   and says it.
+# - **It knows one small world.** It was trained on the *Thimble*: pictures that this package draws itself, with
+#   questions and answers that belong to them. There was no photo among them.
+# - **Its resolution is low.** Every picture is scaled down to the small square on the card before it enters the
+#   model.
+# - **It answers questions as they were asked in training.** It can name the tallest bar, but if you ask for the
+#   *second* tallest, it names the tallest again.
+# - **It never says "I don't know".** No training example contained that answer, and generation always picks some
+#   token, even when all of them are unlikely.
 #
-# The same code builds a model of real size, nanoVLM's 222M (chapter 06). That one learns from photos and sees more of
-# them. The last two limits do not go away by themselves.
+# The same code also builds a model of realistic size, the one with 222 million parameters that you meet in chapter
+# 06. That model learns from photos at a higher resolution, so the first two limits become weaker, but the last two do
+# not disappear with size alone.
 
 # %% [markdown]
-# ## What a vision-language model is
+# ## A VLM is a language model with image vectors in its sequence
 #
-# A language model reads a line of tokens and says which token comes next. (A token is a word, or a piece of one.) That
-# is all that it does. It cannot read a picture, because a picture is not made of tokens.
+# A language model reads a **sequence** of tokens and predicts which token comes next. It cannot read a picture,
+# because a picture does not consist of tokens.
 #
-# A VLM is a language model with an eye. The eye turns the picture into a few vectors, as wide as the ones that words
-# become inside the model. They stand in the line among the words. From there on, nothing is special about them.
+# A VLM adds a **vision encoder**, which turns the picture into a few vectors. These vectors have the same width as
+# the **embeddings**, the vectors that stand for tokens inside the model. So they can be placed in the sequence
+# between the embeddings of the text, and from there on the language model treats all of them alike.
 #
-# The next cell draws that path for your question, with the pocket model's own numbers and tokens.
+# The next cell draws this path for your question, with the pocket model's own sizes and tokens.
 
 # %%
 from nanovlm.viz.question_path import path_figure
@@ -141,6 +149,7 @@ first = ids.index(model.config.image_token_id)
 last = first + model.config.num_image_tokens
 written = model.generate(torch.tensor([ids]), pixels, max_new_tokens=12)[0].tolist()
 
+# %%
 path_figure(
     image,
     before=spell(ids[:first]),
@@ -151,32 +160,37 @@ path_figure(
 )
 
 # %% [markdown]
-# Walk along the arrows:
+# Follow the arrows of the figure, which lead through the parts of the course:
 #
-# 1. **Patches.** The picture is cut into squares. Each becomes one vector, as each word of a sentence does
-#    ([Dosovitskiy et al. 2020](https://arxiv.org/abs/2010.11929)). You build this in chapter 01.
-# 2. **Vision encoder.** The patches look at each other, so that a patch of red can find out that it belongs to a star.
-#    Ours is SigLIP's encoder ([Zhai et al. 2023](https://arxiv.org/abs/2303.15343)) with fewer and narrower layers.
-#    Chapter 02.
-# 3. **Projector.** Neighbouring vectors are joined into one (*pixel shuffle*), which makes the line shorter. One linear
-#    layer then brings them to the width of the word vectors. Chapter 03.
-# 4. **Decoder.** A language model of the Llama kind, as SmolLM2 is ([Ben Allal et al.
-#    2025](https://arxiv.org/abs/2502.02737)). It reads the line from left to right: image tokens, question, and what it
-#    has written so far. Chapter 04.
-# 5. **The line itself.** Who writes `<|user|>`? Where do the image tokens go? Which tokens does the model learn from?
-#    Chapters 05 and 06.
+# 1. **Patches.** The picture is cut into squares, and each square becomes one vector, just as each token of a text
+#    does ([Dosovitskiy et al. 2020](https://arxiv.org/abs/2010.11929)). You build this in chapter 01.
+# 2. **Vision encoder.** The patches attend to each other, so that a red patch can take up the information that it
+#    belongs to a star. Ours has the design of SigLIP's encoder ([Zhai et al.
+#    2023](https://arxiv.org/abs/2303.15343)), with fewer and narrower layers. You build it in chapter 02.
+# 3. **Projector.** Neighbouring vectors are joined into one by a *pixel shuffle*, which makes the sequence shorter,
+#    and a linear layer brings them to the width of the token embeddings. You build it in chapter 03.
 #
-# There is no sixth part. nanoVLM and SmolVLM are made of the same parts, only larger. (SmolVLM and later versions of
-# nanoVLM also cut large pictures into tiles: chapter 13.)
+# The second half of the path is the language model.
 
 # %% [markdown]
-# ## Does it look?
+# 4. **Decoder.** This is a language model of the Llama kind, as SmolLM2 is ([Ben Allal et al.
+#    2025](https://arxiv.org/abs/2502.02737)). It reads the sequence from left to right: the image tokens, the
+#    question, and the part of the answer that it has written so far. You build it in chapter 04.
+# 5. **The sequence itself.** Somebody has to write `<|user|>`, to put placeholders where the image tokens go, and to
+#    decide which tokens the model learns from. This is the subject of chapters 05 and 06.
 #
-# One right answer proves little, because much can be answered *without* looking. On MMMU, an exam for VLMs, GeminiPro
-# reached more than 42 % without being shown a single picture ([Chen et al. 2024](https://arxiv.org/abs/2403.20330)).
+# There is no sixth part: nanoVLM and SmolVLM consist of the same parts, with larger sizes. SmolVLM and later versions
+# of nanoVLM also cut large pictures into tiles, which is the subject of chapter 13.
+
+# %% [markdown]
+# ## One right answer does not prove that it sees
 #
-# So we test it. We ask the same question about three pictures, in which the red star stands in three places. Predict
-# first:
+# Many questions about pictures can be answered *without* the picture. On MMMU, an exam for VLMs, GeminiPro answered
+# 42.9 % of the questions without any picture ([Chen et al. 2024](https://arxiv.org/abs/2403.20330)), where choosing
+# at random reaches 22.1 % ([Yue et al. 2023](https://arxiv.org/abs/2311.16502)).
+#
+# So we test ours. We ask one question about three pictures, in which the red star is in three different places.
+# Predict first what a model would do that ignores the picture:
 
 # %%
 from nanovlm.course import quiz
@@ -184,10 +198,10 @@ from nanovlm.course import quiz
 quiz("ch00.looks")
 
 # %% [markdown]
-# Open a choice to see what speaks for it. Or answer in a cell, as in `quiz("ch00.looks", "a")`: then it is kept with
-# your progress.
+# Choose an answer, and the explanation appears below it; your choice is recorded with your progress. In a script you
+# can write `quiz("ch00.looks", "a")` instead, and without a kernel each choice unfolds.
 #
-# Now the experiment. `truth` is what a person sees. Check it against the pictures.
+# Now run the experiment. The list `truth` contains what a person sees, so check it against the pictures.
 
 # %%
 from nanovlm.viz.start_here import answers_row
@@ -199,24 +213,20 @@ answers = [model.generate(image=each, prompt=question) for each in images]
 answers_row(question, images, answers, truth)
 
 # %% [markdown]
-# Read it like this. The question was the same each time, and our model, too, always takes the most likely token. If the
-# answers differ, the difference came in through the picture: there is no other way in. And suppose that you meant the
-# first picture, but by mistake the model was shown the second: then what it says is the answer in the middle.
+# The question was the same each time, and the model always picked its most likely token, so nothing was random. If
+# the answers differ, the difference can only have come from the picture, because nothing else was different.
 #
-# Three pictures can be luck. So we ask hundreds of questions, and each of them twice:
-#
-# - once with **its own picture**,
-# - once with **another one's picture**, picked at random.
-#
-# The second is the *blind baseline*. What a model still gets right there, it got from the question alone, or by luck.
-# Predict:
+# Three pictures could still be luck. So we now ask hundreds of questions, and ask each of them twice: once with **its
+# own picture**, and once with **the picture of another question**, picked at random. The second score is called a
+# *blind baseline*: what the model still gets right there came from the question alone, or from luck. Predict it:
 
 # %%
 quiz("ch00.blind")
 
 # %% [markdown]
-# Where do hundreds of questions with true answers come from? The Thimble draws each picture from a list of objects, so
-# it knows what is there. Here is one sample of its test split. Training never shows a scene of the test split.
+# Hundreds of questions need hundreds of true answers. The Thimble has them, because it draws each picture from a list
+# of objects and therefore knows what the picture contains. The next cell shows one sample of its test split, whose
+# scenes never occur in training.
 
 # %%
 from nanovlm.data.thimble import chance, thimble_sample
@@ -227,7 +237,8 @@ turns = [(turn["user"], turn["assistant"]) for turn in sample["texts"]]
 sample_card(sample["images"][0], turns, alt="An orange triangle and a blue square; below, a red star.")
 
 # %% [markdown]
-# Now the measurement, on all three subsets: shapes, charts, and signs ("glyphs"). It takes some seconds.
+# Now measure both scores on all three subsets of the Thimble: shapes, charts, and signs, which are called "glyphs".
+# This takes a few seconds.
 
 # %%
 from nanovlm.course import budget
@@ -240,6 +251,7 @@ for subset in ("shapes", "charts", "glyphs"):
     samples = [thimble_sample(subset, "test", i, image_size=size) for i in range(num_images)]
     results[subset] = evaluate(model, samples)
 
+# %%
 seeing_bars(
     {
         subset: [
@@ -251,32 +263,39 @@ seeing_bars(
 )
 
 # %% [markdown]
-# How to read it, one line for each kind of question:
+# Each row of the figure shows one kind of question:
 #
-# - The **filled bar** is the score with the right picture. The **black tick** is what the best guesser reaches who
-#   reads the question and sees nothing.
-# - A filled bar far beyond its tick: the model knows.
-# - The **outlined bar** is the same model with the wrong picture. If it ends near the tick, the answers came from the
-#   picture: with the wrong one, the model is back to guessing.
-# - Two bars of equal length: the answers came from the question, and the picture was decoration.
+# - The **filled bar** is the accuracy with the right picture, and the **black tick** is the accuracy of the best
+#   guesser, who knows the question but not the picture. Where the bar ends far to the right of the tick, the model
+#   knows something.
+# - The **outlined bar** is the accuracy of the same model with a wrong picture. Where it ends near the tick, the
+#   right answers came from the picture, because without the right picture the model is back at guessing.
+# - Two bars of the same length would mean that the answers came from the question, and that the picture changed
+#   nothing.
 #
-# Nearly every filled bar reaches the end, or almost. The outlined ones end around their ticks, some beyond, some short of
-# them. So it looks. Each line stands on few questions, so a few points mean nothing. Here are the means in numbers:
+# In most rows the filled bar reaches the right end or comes close to it, and the outlined bars end around their
+# ticks. So the model uses the picture. Each row rests on few questions, so differences of a few points mean nothing.
 
 # %%
 for subset, result in results.items():
     guessing = sum(chance(subset).values()) / len(chance(subset))
     total = sum(score.total for score in result.scores.values())
-    assert result.accuracy > 0.9 and abs(result.blind_accuracy - guessing) < 0.15
     print(
         f"{subset:8} {result.accuracy:6.1%} with its own picture, {result.blind_accuracy:6.1%} with another one's, "
         f"{guessing:6.1%} by guessing ({total} questions)"
     )
 
+# %% tags=["claim"]
+for subset, result in results.items():
+    guessing = sum(chance(subset).values()) / len(chance(subset))
+    assert result.accuracy > 0.9 and abs(result.blind_accuracy - guessing) < 0.15
+
 # %% [markdown]
-# How often is it wrong, then? Careful: a slip that is rare enough seldom shows up among few questions. The model comes
-# with a record of a longer test, 500 questions of each kind. Here are the kinds in which it did worst, and how often a
-# test as short as ours would have shown *no* mistake in them:
+# ### A short test does not find rare mistakes
+#
+# If you see no mistake among sixty questions, the model may still make one in a hundred. The model comes with the
+# record of a longer test, which asked 500 questions of each kind. The next cell shows the kinds with the lowest
+# accuracy, and how often a test as short as ours would have shown *no* mistake at all.
 
 # %%
 import json
@@ -290,26 +309,29 @@ for name in worst[:3]:
         f"{name:16} {kinds[name]['correct']} of {kinds[name]['total']} right; "
         f"{num_images} questions without a mistake: {share**num_images:.0%} of the time"
     )
+
+# %% tags=["claim"]
 assert "shapes count" in worst[:3] and kinds["shapes count"]["accuracy"] < 1
 
 # %% [markdown]
-# Find the `count` of the shapes among them. It asks how many shapes there are, or how many red ones, or how many
-# hearts. To count *all* shapes is easy for the model. To pick some of them out and count those is two things at once,
-# and there it is off by one now and then.
+# The kind `shapes count` is among them. Such a question asks how many shapes there are, how many red ones, or how
+# many hearts. Counting *all* shapes is easy for the model, but selecting some of them and counting only those
+# combines two tasks, and there its answer is sometimes off by one.
 #
-# Chapter 10 will be about such numbers, and about the ways in which they mislead.
+# Chapter 10 is about numbers like these and about the ways in which they mislead.
 
 # %% [markdown]
-# ## From pixels to answer, in shapes
+# ## Every step has a shape, and you can predict it
 #
-# Now look inside. Why shapes? Most errors that you will meet in this course are errors of shape. And if you know why
-# each number stands where it stands, you know the model. Predict one of them:
+# Now look inside the model. We begin with shapes, because most errors that you will meet in this course are errors of
+# shape, and because you understand a model once you can say why each size has the value that it has. Predict one of
+# them:
 
 # %%
 quiz("ch00.tokens")
 
 # %% [markdown]
-# `trace` runs the model once and writes down every step. `stages` are the few lines that matter.
+# The function `trace` runs the model once and records every step, and `stages` prints the few steps that matter most.
 
 # %% tags=["nbval-check-output"]
 from nanovlm.trace import trace
@@ -318,18 +340,21 @@ steps = trace(model, torch.tensor([ids]), pixels)
 print(steps.stages())
 
 # %% [markdown]
-# Read it from the top, beside the drawing:
+# Read the list from the top and compare it with the figure above:
 #
-# - **image**: one picture, three colours, height, width.
-# - **after vision_encoder**: one vector for each patch. The last number is the width of a vector.
-# - **before and after pixel_shuffle**: a quarter as many vectors, each four times as wide. No number was lost.
-# - **after proj**: as many vectors, now as wide as a word.
-# - **token embeddings**: the prompt as vectors, with placeholders where the picture belongs.
-# - **combined**: the image tokens have taken the placeholders' places. The shape stays what it was.
-# - **after decoder**: each place has read everything to its left.
-# - **logits**: at each place, a score for every token of the vocabulary. The last place says what comes next.
-#
-# In this course, code makes such claims, so that they stay true. The next cell would fail if one of them were wrong.
+# - **image** has one picture, three colour channels, a height and a width.
+# - **after vision_encoder** there is one vector for each patch; the last number is the width of a vector.
+# - **before and after pixel_shuffle** the number of vectors falls to a quarter while each becomes four times as wide,
+#   so no number is lost.
+# - **after proj** there are as many vectors as before, and each is as wide as a token embedding.
+# - **combined** is the sequence in which the image tokens have replaced the placeholders, so its shape is that of the
+#   token embeddings.
+# - **logits** contains one number for each token of the vocabulary, at each position. The last position predicts the
+#   next token.
+
+# %% [markdown]
+# In this course, code states such claims, so that they stay true when the code changes. The next cell would fail if
+# one of these shapes were wrong.
 
 # %%
 steps.expect(
@@ -337,22 +362,22 @@ steps.expect(
         "vision_encoder": "1 64 128",
         "pixel_shuffle": "1 16 512",
         "projector.proj": "1 16 128",
-        "token_embedding": "1 T 128",  # T: any number, but the same wherever it stands
+        "token_embedding": "1 T 128",  # T: any number, but the same wherever it occurs
         "decoder": "1 T 128",
     }
 )
 
 # %% [markdown]
-# And here is every step. Open what you are curious about. On the right stands the code that made the step. You are not
-# supposed to understand it yet: in chapter 06 it will be your own.
+# The next cell shows every step. Open the ones that you are curious about; the code that made each step appears on
+# the right. You do not have to understand this code yet, since by chapter 06 you will have written your own.
 
 # %%
 steps
 
 # %% [markdown]
-# Is all this a toy? Here is the first nanoVLM, with 222 million parameters, built by the *same code* with larger
-# numbers: SigLIP-B/16 as its eye, SmolLM2-135M as its decoder. On the device `meta` tensors have shapes and no numbers.
-# Nothing is downloaded, nothing is computed, and it takes a second.
+# You may wonder whether all this is a toy. The next cell builds the first nanoVLM, with 222 million parameters, by
+# the *same code* with larger sizes: its encoder is SigLIP-B/16 and its decoder SmolLM2-135M. On the device `meta`,
+# tensors have shapes but no values, so nothing is downloaded or computed.
 
 # %% tags=["nbval-check-output"]
 from nanovlm import VLMConfig
@@ -364,14 +389,16 @@ large_steps = trace(large, question_ids, photo, device="meta")
 print(f"{large_steps.num_params:,} parameters\n\n{large_steps.stages()}")
 
 # %% [markdown]
-# Compare the two lists, line by line. The steps are the same. Only the fusion differs: this model puts its image tokens
-# in front of the text, where ours has them between the words.
+# Compare the two lists line by line: the steps are the same. Only the fusion differs, because this model puts its
+# image tokens in front of the text, while ours has them between the tokens of the text.
 
 # %% [markdown]
 # ## How this course works
 #
-# Each chapter builds one part. You meet the question, predict, build, look, and break it on purpose. At its end stand a
-# few exercises: short functions that are the part. Here is the map, with what you have solved.
+# Each chapter builds one part. You start from a question, predict what will happen, build the part, look at what it
+# does, and break it on purpose. Each chapter ends with exercises, most of which are short functions that become parts
+# of your model. Here is the map, with the exercises that you have solved. [Notation and terms](notation.md) lists the
+# symbols and words that all chapters share.
 
 # %%
 from nanovlm.course import course_map
@@ -379,10 +406,11 @@ from nanovlm.course import course_map
 course_map()
 
 # %% [markdown]
-# ### Checks
+# ### A check tells you what is wrong
 #
-# You write a function and hand it to `check`. It tells you not only *that* something is wrong, but *what*. Try it with
-# this chapter's exercise: the share of answers that are right. The answer below is wrong. Do you see how?
+# You write a function and pass it to `check`, which tells you not only *that* something is wrong but also *what*. Try
+# it with this chapter's exercise, the share of answers that are right. The answer below is wrong; try to see why
+# before you run the cell.
 
 # %%
 from nanovlm.course import check
@@ -395,10 +423,10 @@ def score(answers, expected):
 check("start.score", score)
 
 # %% [markdown]
-# First comes what you probably thought. Then what came out, what should have, and for which example. A check never
-# stops your notebook, and you may be wrong as often as you like.
+# The first line names the thought that probably led to the mistake. Below it you see the result, the expected result,
+# and the example for which they differ. A check never stops your notebook, and you can run it as often as you like.
 #
-# Stuck? `hint` gives you a nudge, then a plan, then almost the code. You get one more each time you ask.
+# If you are stuck, `hint` gives you a nudge, then a plan, and then almost the code: each call shows one more.
 
 # %%
 from nanovlm.course import hint
@@ -406,15 +434,15 @@ from nanovlm.course import hint
 hint("start.score")
 
 # %% [markdown]
-# Now mend `score` in the cell above until it passes. Or open the [exercise notebook](../exercises/00_start_here.ipynb),
-# which tells the exercise in full. The [solutions](../solutions/00_start_here.ipynb) are there too; they help most
-# after you have tried.
+# Now mend `score` in the cell above until the check passes, or open the [exercise
+# notebook](../exercises/00_start_here.ipynb), which contains the exercise in full. There are
+# [solutions](../solutions/00_start_here.ipynb) too, which help most after you have tried.
 #
-# ### Your own parts
+# ### Your answers become your own package
 #
-# What passes its check is kept, each answer as a file of a small package that is yours: `my_vlm`, beside your progress.
-# You can read these files, change them, and put them under git. `use` brings an answer back, in any later notebook. Until
-# then the reference stands in, and a line says so:
+# Each answer that passes its check is kept as a file of a small package, `my_vlm`, in the same folder as your
+# progress. You can read and edit these files and put them under version control. In any later notebook, `use` returns
+# your answer. As long as there is none, `use` returns the reference and prints a line that says so:
 
 # %%
 from nanovlm.course import use
@@ -423,25 +451,29 @@ my_score = use("start.score")
 print(f"{my_score(answers, truth):.0%} of the three answers above are right")
 
 # %% [markdown]
-# The parts of the model go the same way. From chapter 06 on, `yours()` builds the pocket model out of *your* functions,
-# loads the shipped weights into them, and answers with them.
+# Later chapters work in the same way: where a chapter has to show the answer to an exercise, that cell is folded, and
+# the next cell continues with your version if you have one. From chapter 06 on, `yours()` builds the pocket model out
+# of *your* functions and loads the shipped weights into them.
 #
-# ### Progress, and how much your machine is asked for
+# ### Your progress, and the size of the computations
 #
-# Your progress is the folder `.nanovlm` in your home folder. On Colab it is in your Drive, if you mount it. Set
-# `NANOVLM_HOME` to keep it elsewhere. Code that comes with a folder from another machine is not run before you have said
-# `nanovlm course trust`.
-#
-# The same notebooks run in a test, on a laptop and on a large GPU. One word sets how much they do: `NANOVLM_BUDGET` is
-# `ci`, `laptop`, `t4` or `h100`. If you set nothing, the course looks at your machine and picks one.
+# Your progress is in the folder `.nanovlm` of your home folder or, on Colab, in your Drive if you mount it; the
+# environment variable `NANOVLM_HOME` chooses another folder. Code in a folder from another machine is not run before
+# you have called `nanovlm course trust`.
+
+# %% [markdown]
+# The same notebooks run in a test, on a laptop and on a large GPU. The environment variable `NANOVLM_BUDGET` sets how
+# much they compute: it is `ci`, `laptop`, `t4` or `h100`, and if you do not set it, the course chooses one for your
+# machine.
 
 # %%
 budget()
 
 # %% [markdown]
-# ## Is your machine ready?
+# ## Check your machine
 #
-# One call looks. In a terminal it is `nanovlm doctor`. A line with `!!` needs mending, and says how.
+# One call examines your installation; in a terminal, the same check is `nanovlm doctor`. A line that begins with `!!`
+# names a problem and says how to solve it.
 
 # %%
 from nanovlm.commands.environment import examine, report
@@ -449,13 +481,20 @@ from nanovlm.commands.environment import examine, report
 print(report(examine()))
 
 # %% [markdown]
-# ## What next
+# ## What you take along
 #
-# - **Five minutes**: the [exercise](../exercises/00_start_here.ipynb) of this chapter.
-# - **The way through**: chapter 01, in which a picture becomes a row of patches. If you know vision transformers well,
-#   begin with chapter 03; if you know decoders too, skip 04 as well. The checks will tell you whether you were right.
-# - **In a terminal**: `nanovlm generate --prompt "How many shapes are there?"` asks the pocket
-#   model. `nanovlm train` trains one of your own on the Thimble, in minutes.
+# - A VLM is a language model whose sequence also contains vectors that were made from a picture.
+# - A right answer proves nothing by itself. Compare with a blind baseline: the same questions with the wrong
+#   pictures.
+# - Few questions cannot show rare mistakes.
+#
+# Two links lead further: [nanoVLM](https://github.com/huggingface/nanoVLM), whose design this course follows, and
+# [Chen et al. 2024](https://arxiv.org/abs/2403.20330) on benchmarks that can be solved without looking.
+#
+# From here you can go to the [exercises](../exercises/00_start_here.ipynb) of this chapter and then to chapter 01,
+# which turns a picture into a sequence of patches. If you know vision transformers well, begin with chapter 03, and
+# if you also know decoders, skip chapter 04: the checks will show you whether you were right. In a terminal, `nanovlm
+# generate --prompt "How many shapes are there?"` asks the pocket model, and `nanovlm train` trains one of your own.
 
 # %% [markdown] tags=["stamped"]
 # ## Your turn

@@ -1,16 +1,18 @@
 # %% [markdown]
 # # 01 From pixels to patches
 #
-# The first part of your own model: a picture becomes a line of vectors that know where they came from. You cut it by
-# hand, find that a convolution does the same, and see what is left of a model that does not know its places.
-# Forty minutes; the code runs in half a minute.
+# You build the first part of your own model, which turns a picture into a sequence of vectors that know their places.
+# Afterwards you can (1) cut a picture into patches and undo it, (2) say why the same operation is written as a
+# convolution in code and as a linear layer in papers, and (3) predict what a model loses when its pixel range or its
+# positions are wrong. You need chapter 00. About fifty minutes of reading; the code runs in half a minute.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [← 00 Start here](00_start_here.ipynb) ·
 # [02 The vision transformer →](02_vision_transformer.ipynb) ·
-# [exercises](../exercises/01_patch_embedding.ipynb)
+# [exercises](../exercises/01_patch_embedding.ipynb) ·
+# [notation and terms](notation.md)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/01_patch_embedding.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/01_patch_embedding.ipynb
@@ -50,20 +52,20 @@ from nanovlm.viz.patches import numbers_figure, patch_grid_figure, similarity, s
 from nanovlm.viz.pixel_shuffle import images_row
 
 # %% [markdown]
-# ## The question: how does one read a picture?
+# ## The question: how can a transformer read a picture?
 #
-# A transformer reads a *line of vectors*. A sentence makes such a line by itself: one word after the other, each looked
-# up in a table of vectors.
+# A transformer reads a *sequence* of vectors. A text becomes such a sequence in a natural way, because its tokens
+# already have an order and each of them is looked up in a table of vectors.
 #
-# A picture does not. It has no words, no first and no last, and far more numbers than a sentence has letters. This
-# chapter makes a line of vectors out of it. Everything that the model will ever know of the picture goes through that
-# line.
+# A picture has no words and no first or last element, and it contains far more numbers than a sentence contains
+# letters. In this chapter you make a sequence of vectors out of it. Everything that the model can know about a
+# picture has to pass through this sequence, so its construction matters.
 
 # %% [markdown]
-# ## A picture is numbers
+# ## A picture is an array of numbers
 #
-# Here is the picture of chapter 00, made as small as the pocket model gets it. A small window is marked. Next to it
-# stand the numbers that the window is made of.
+# Here is the picture of chapter 00, scaled down to the size that the pocket model receives. The figure marks a small
+# window in the picture and shows, beside it, the numbers that the window consists of.
 
 # %%
 image = Image.open(asset_path("images/shapes.png")).convert("RGB")
@@ -72,10 +74,10 @@ small = image.resize((64, 64), Image.Resampling.BICUBIC)
 numbers_figure(small, row=14, column=22)
 
 # %% [markdown]
-# Three numbers for each pixel: how much red, green and blue, as bytes from 0 to 255. Where the star ends, the numbers
-# jump.
+# Each pixel has three numbers, which say how much red, green and blue it contains, as bytes from 0 to 255. At the
+# edge of the star the numbers jump.
 #
-# There is nothing else. No star, no edge: 3 x 64 x 64 numbers.
+# The picture contains nothing else: the model does not receive a star or an edge, but 3 × 64 × 64 numbers.
 
 # %% tags=["nbval-check-output"]
 colour_last = torch.from_numpy(np.array(small))  # [row, column, channel], as PIL and NumPy have it
@@ -84,8 +86,9 @@ print(pixels.dtype, expect_shape(pixels, "3 64 64"))
 print("the pixel in row 14, column 22:", pixels[:, 14, 22].tolist())
 
 # %% [markdown]
-# Note the `permute`. PIL stores a picture pixel by pixel: red, green, blue, and on to the next pixel. PyTorch wants
-# all of red, then all of green, then all of blue. `reshape(3, 64, 64)` has the same shape. Look at what it makes:
+# The `permute` in this cell is needed because PIL stores a picture pixel by pixel, each with its red, green and blue,
+# while PyTorch wants all red values first, then all green and then all blue ones. Instead of `permute`, you could
+# write `reshape(3, 64, 64)`, which returns the same shape. The next cell shows what it makes of the picture.
 
 
 # %%
@@ -97,42 +100,47 @@ def to_image(x):
 images_row([to_image(pixels), to_image(colour_last.reshape(3, 64, 64))], ["permute(2, 0, 1)", "reshape(3, 64, 64)"])
 
 # %% [markdown]
-# The right picture has the right shape, the right type, and every number of the original. Only their places are wrong.
-# **`permute` moves axes. `reshape` moves nothing: it cuts the same line of numbers anew.** You will meet this pair in
-# every chapter.
+# The second picture has the right shape, the right dtype and every number of the original, but the numbers are in the
+# wrong places. **`permute` reorders the axes, while `reshape` keeps the numbers in their order in memory and only
+# cuts this order into new rows.** You will meet this pair in every chapter, because a shape alone does not prove the
+# contents.
 
 # %% [markdown]
-# ## The range
+# ## The weights belong to one range of pixel values
 #
-# Bytes run from 0 to 255. SigLIP, whose encoder we build, was trained on numbers from -1 to 1: its [settings
-# file](https://huggingface.co/google/siglip-base-patch16-224/blob/main/preprocessor_config.json) says mean 0.5 and
-# standard deviation 0.5, after a division by 255. This is called **normalising**.
+# Bytes run from 0 to 255. SigLIP, whose encoder we build, was trained on numbers from -1 to 1: its [image
+# processor](https://github.com/huggingface/transformers/blob/15ea02a2add1672acbeee158a9448720d6093de1/src/transformers/models/siglip/image_processing_siglip.py)
+# divides by 255, subtracts the mean 0.5 and divides by the standard deviation 0.5. This step is called
+# **normalising**.
 #
-# Why? A layer multiplies and adds. Numbers around zero, of about size one, are what its random weights are made for
-# at the start: neither too loud nor all of one sign. After training there is a stronger reason: *the weights belong to
-# the range*.
-#
-# (It is one line, and it is [exercise 1.1](../exercises/01_patch_embedding.ipynb). Try it before you read on.)
+# At the start of training it helps because random weights are scaled for inputs around zero with a size of about one.
+# After training there is a stronger reason: the weights have adapted to the range that they were trained on.
+
+# %% [markdown] tags=["stamped"]
+# **The next cell is folded, because it answers this exercise:** [exercise 1.1, From bytes to the model's
+# range](../exercises/01_patch_embedding.ipynb). Write yours first, or unfold it.
 
 
-# %% tags=["nbval-check-output"]
+# %% tags=["answer:patches.normalize"]
 def normalize(pixels: Tensor) -> Tensor:
     """Bytes 0..255 -> float32 from -1 to 1, of the same shape."""
     return pixels / 127.5 - 1
 
 
+# %%
+normalize = use("patches.normalize", normalize)
 normalize(torch.tensor([0, 51, 204, 255], dtype=torch.uint8))
 
 # %% [markdown]
-# Now break it. What happens if somebody forgets? Say what you think:
+# Now break it. Before you run the experiment, predict what happens if somebody forgets this step:
 
 # %%
 quiz("ch01.range")
 
 # %% [markdown]
-# The pocket model can tell. We ask it about test pictures of the Thimble, the drawn pictures of chapter 00: which
-# colour, which shape, how many, is there one, where is it, are there more of these than of those. The next cell says
-# how to measure. The one after it does so, with other pixels each time, and takes some seconds.
+# We measure it with the pocket model. We ask it about test pictures of the Thimble: which colour, which shape, how
+# many, whether there is one, where it is, and of which there are more. The first cell measures the accuracy for each
+# kind of question; the second does the same while another function makes the model's input out of the bytes.
 
 # %%
 from nanovlm.data.processors import ImageProcessor
@@ -151,6 +159,7 @@ def accuracies(model: VisionLanguageModel, count: int = num_images) -> dict[str,
     return {kind: score.accuracy for kind, score in evaluate(model, samples, blind=False).scores.items()}
 
 
+# %%
 def with_pixels(scale) -> dict[str, float]:
     """The same, but `scale` makes the model's numbers out of bytes."""
     processor, model.image_processor = model.image_processor, ImageProcessor(64)
@@ -159,6 +168,10 @@ def with_pixels(scale) -> dict[str, float]:
     model.image_processor = processor
     return scores
 
+
+# %% [markdown]
+# The experiment uses four ranges: the one of the training, two that forget a part of the normalisation, and the means
+# and standard deviations of ImageNet, which many other vision models use. It takes some seconds.
 
 # %%
 imagenet_mean = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1)
@@ -169,59 +182,63 @@ by_range = {
     "0 to 255": with_pixels(lambda pixels: pixels),
     "ImageNet's mean and std": with_pixels(lambda pixels: (pixels / 255 - imagenet_mean) / imagenet_std),
 }
+score_table(by_range, chance("shapes"))
+
+# %% [markdown]
+# The row *by guessing* gives the accuracy of somebody who reads the question and cannot see the picture. Which kinds
+# of question lost most, and which least?
 
 
+# %%
 def mean(scores: dict[str, float]) -> float:
     return sum(scores.values()) / len(scores)
 
 
-def hardest_hit(before: dict[str, float], after: dict[str, float]) -> str:
-    """The kind of question that loses most."""
-    return max(before, key=lambda kind: before[kind] - after[kind])
-
-
-def least_hit(before: dict[str, float], after: dict[str, float]) -> str:
-    return min(before, key=lambda kind: before[kind] - after[kind])
+def by_loss(before: dict[str, float], after: dict[str, float]) -> list[str]:
+    """The kinds of question, from the one that lost least to the one that lost most."""
+    return sorted(before, key=lambda kind: before[kind] - after[kind])
 
 
 as_trained, zero_to_one, raw_bytes, imagenet = by_range.values()
-assert mean(raw_bytes) < mean(chance("shapes")) + 0.1  # guessing
 for name, scores in (("0 to 1", zero_to_one), ("ImageNet's", imagenet)):
-    assert mean(raw_bytes) + 0.2 < mean(scores) < mean(as_trained) - 0.04
-    kept, hit = least_hit(as_trained, scores), hardest_hit(as_trained, scores)
-    for kind in (kept, hit):
+    for kind in (by_loss(as_trained, scores)[0], by_loss(as_trained, scores)[-1]):
         print(f"{name:11} {kind:8} {as_trained[kind]:4.0%} before, {scores[kind]:4.0%} now")
+
+# %% tags=["claim"]
+assert mean(raw_bytes) < mean(chance("shapes")) + 0.1  # guessing
+for scores in (zero_to_one, imagenet):
+    assert mean(raw_bytes) + 0.2 < mean(scores) < mean(as_trained) - 0.04
+    kept, hit = by_loss(as_trained, scores)[0], by_loss(as_trained, scores)[-1]
     assert scores[kept] > as_trained[kept] - 0.1 and scores[hit] < as_trained[hit] - 0.1
 
-score_table(by_range, chance("shapes"))
+# %% [markdown]
+# With raw bytes the model only guesses. The two other wrong ranges are more dangerous, because most answers are still
+# right and the loss is uneven: one kind of question is answered as well as before, while another loses many points.
+# Nothing raises an error, and a demonstration that happens to ask the first kind looks fine. ImageNet's numbers are
+# also centred around zero, but they are wider, and that is enough to cost accuracy.
 
 # %% [markdown]
-# (*By guessing* is what one reaches who reads the question and never looks. Each number stands on few questions, so do
-# not read much into a few points.)
+# This also happens in well-known code. [nanoVLM's
+# processor](https://github.com/huggingface/nanoVLM/blob/fc71839aa2c3483ba3f16aa03d7c901534c868c1/data/processors.py)
+# resizes the picture and converts it to numbers from 0 to 1, but it does not normalise, although its encoder comes
+# from SigLIP. The encoder then has to adapt during nanoVLM's own training.
 #
-# Bytes leave nothing: the model guesses. But look at the two rows around it. Most answers are still right, and the
-# loss is uneven. The printed lines say how: one kind of question is answered as well as before, or nearly so, and
-# another pays for it. *Those* are the dangerous rows. Nothing raises, and a demo that asks the first kind looks fine.
-# ImageNet's numbers belong to another model's processor. They lie around zero as well, only wider, and they cost all the
-# same.
-#
-# It happens to the best. [nanoVLM's processor](https://github.com/huggingface/nanoVLM/blob/main/data/processors.py)
-# resizes and makes tensors from 0 to 1, and never normalises, though its encoder comes from SigLIP. Its training then
-# had to get the encoder used to that. So nanoVLM's published weights want 0 to 1, and SigLIP's want -1 to 1. There is
-# no right range, only the one that *these* weights have seen. That is why it is stored with the model:
+# So nanoVLM's published weights expect 0 to 1, and SigLIP's expect -1 to 1. No range is right in itself; what counts
+# is the range that *these* weights have seen, which is why the range is stored with the model:
 
 # %% tags=["nbval-check-output"]
 print(model.image_processor)
 torch.testing.assert_close(normalize(pixels), model.image_processor(small)[0])
 
 # %% [markdown]
-# "Signed" is the package's word for -1 to 1.
+# In the package's configuration, the word for the range from -1 to 1 is "signed".
 
 # %% [markdown]
-# ## Why not pixel by pixel?
+# ## A token for each pixel would be too expensive
 #
-# We have numbers in the right range. To make a line of them, the simplest way is one token for each pixel. What would
-# that cost? In attention (chapter 02) each token meets each other one. Predict:
+# The numbers are in the right range now. The simplest way to make a sequence of them is one token for each pixel. In
+# attention, which you build in chapter 02, each token is compared with each other one, so the cost grows with the
+# number of pairs. Predict how large the difference is:
 
 # %%
 quiz("ch01.pairs")
@@ -232,11 +249,12 @@ for patch_size in (1, 16):
     print(f"patches of {patch_size:2} x {patch_size:2}: {tokens:6,} tokens, {tokens**2:13,} pairs")
 
 # %% [markdown]
-# Two and a half billion pairs, in every layer, several times over, for one small picture. So a token has to be more than a
-# pixel. The vision transformer takes squares, **patches**: "An image is worth 16x16 words" ([Dosovitskiy et al.
-# 2020](https://arxiv.org/abs/2010.11929)). SigLIP-B/16 does the same with 224 pixels.
+# With a token for each pixel, every layer would compare two and a half billion pairs for one small picture. A token
+# therefore has to cover more than a pixel. The vision transformer uses squares, which are called **patches**: "An
+# image is worth 16x16 words" ([Dosovitskiy et al. 2020](https://arxiv.org/abs/2010.11929)). SigLIP-B/16 does the same
+# with pictures of 224 pixels.
 #
-# Move the lever and watch the three numbers. (Without a kernel you see patches of 16.)
+# Move the lever and watch the three numbers. Without a kernel you see patches of 16 pixels.
 
 # %%
 large = image.resize((224, 224), Image.Resampling.BICUBIC)
@@ -249,18 +267,18 @@ def cut_into(patch_size):
 lever(cut_into, patch_size=[4, 8, 16, 32, 56, 112], start={"patch_size": 16})
 
 # %% [markdown]
-# Small patches: many tokens, and the pairs explode. Large patches: few tokens, and a great deal in each. All that one
-# patch holds goes through a single linear layer, as you will see. Patches can look at each other. What is inside one
-# patch cannot look at anything.
+# The lever shows a trade-off. Small patches give many tokens, and the number of pairs grows with the fourth power of
+# the grid's side. Large patches give few tokens, but then one linear layer has to summarise everything inside a
+# patch, because patches can attend to each other while the pixels inside a patch cannot.
 #
-# Note one thing about 16: 16 x 16 x 3 = 768, and 768 is also the width of SigLIP-B's vectors. A patch goes in and a
-# vector of as many numbers comes out.
+# The size 16 has a simple consequence in SigLIP-B/16: a patch consists of 16 × 16 × 3 = 768 numbers, and 768 is also
+# the width of the encoder's vectors.
 
 # %% [markdown]
-# ## Cut by hand
+# ## Two reshapes and a permute cut the picture into patches
 #
-# One patch is easy. It is a slice. The pocket model has patches of 8 pixels, so patch 1, the second of the top row, is
-# this. Flattened, it is a vector:
+# A single patch is a slice of the picture. The pocket model uses patches of 8 pixels, so patch 1, the second patch of
+# the top row, is the slice in the next cell. Flattened, it becomes a vector:
 
 # %% tags=["nbval-check-output"]
 x = normalize(pixels)[None]  # [1, 3, 64, 64]: a batch of one
@@ -268,22 +286,26 @@ patch_1 = x[0, :, 0:8, 8:16]
 print(expect_shape(patch_1, "3 8 8"), " -> ", expect_shape(patch_1.flatten(), "192"))
 
 # %% [markdown]
-# Now all of them at once, without a loop. We do it on sixteen numbers first, with patches of 2 x 2:
+# Next we cut all patches at once and without a loop. To see what happens, we first do it with sixteen numbers and
+# patches of 2 × 2:
 
 # %% tags=["nbval-check-output"]
 numbers = torch.arange(16).reshape(4, 4)
 numbers
 
 # %% [markdown]
-# A row number from 0 to 3 is two things: *which row of patches* (0 or 1), and *which row inside the patch* (0 or 1).
-# The same holds for columns. `reshape` gives each of the four its own axis. No number moves:
+# A row index from 0 to 3 contains two pieces of information: the *row of patches* (0 or 1) and the *row inside the
+# patch* (0 or 1). The same holds for the columns. A `reshape` gives each of the four its own axis, and no number
+# moves:
 
 # %% tags=["nbval-check-output"]
 unfolded = numbers.reshape(2, 2, 2, 2)
 expect_shape(unfolded, "patch_row inner_row patch_column inner_column")
 
 # %% [markdown]
-# Now `permute` moves: what counts patches to the front, what counts pixels inside to the back. Then merge two and two.
+# Then `permute` brings the two axes that count patches to the front and the two that count pixels to the end, and a
+# second `reshape` merges them in pairs. In the result each row is a patch; compare row 1 with the square at the top
+# right of the sixteen numbers.
 
 # %% tags=["nbval-check-output"]
 patches = unfolded.permute(0, 2, 1, 3).reshape(4, 4)
@@ -291,13 +313,14 @@ assert patches[1].equal(numbers[0:2, 2:4].flatten())
 patches
 
 # %% [markdown]
-# Each line is a patch. Compare line 1 with the square at the top right above.
-#
-# A real picture has a channel axis and a batch axis more. The idea is the same. If you want to write it yourself, now is
-# the time: [exercise 1.2](../exercises/01_patch_embedding.ipynb). What follows is the answer.
+# A real picture also has an axis for the channels and one for the batch, but the idea is the same.
+
+# %% [markdown] tags=["stamped"]
+# **The next cell is folded, because it answers this exercise:** [exercise 1.2, Cut a picture into
+# patches](../exercises/01_patch_embedding.ipynb). Write yours first, or unfold it.
 
 
-# %%
+# %% tags=["answer:patches.patchify"]
 def patchify(images: Tensor, patch_size: int) -> Tensor:
     """[B, channels, H, W] -> [B, H / p * W / p, channels * p * p], with p = patch_size"""
     batch, channels, height, width = images.shape
@@ -307,20 +330,18 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
     return x.reshape(batch, rows * columns, channels * patch_size**2)
 
 
+# %%
+patchify = use("patches.patchify", patchify)
+
 # %% tags=["nbval-check-output"]
 patches = patchify(x, 8)
 assert patches[0, 1].equal(patch_1.flatten())
 print(expect_shape(patches, "1 64 192"))
+print("SigLIP-B/16:", expect_shape(patchify(torch.zeros(2, 3, 224, 224), 16), "batch 196 768"))
 
 # %% [markdown]
-# And at the size of SigLIP-B/16, two pictures of 224 pixels:
-
-# %% tags=["nbval-check-output"]
-expect_shape(patchify(torch.zeros(2, 3, 224, 224), 16), "batch 196 768")
-
-# %% [markdown]
-# Is anything lost? The proof that nothing is lost is a way back. It is [exercise
-# 1.3](../exercises/01_patch_embedding.ipynb). If you have solved it, this cell takes yours.
+# Does this step lose anything? It does not, and the proof is a function that undoes it. Writing it is an
+# [exercise](../exercises/01_patch_embedding.ipynb), and the next cell uses your version if you have solved it.
 
 # %%
 unpatchify = use("patches.unpatchify")
@@ -328,10 +349,10 @@ unpatchify = use("patches.unpatchify")
 assert unpatchify(patchify(x, 8), 8).equal(x)
 
 # %% [markdown]
-# ### What breaks: one reshape
+# ### What breaks: a single reshape has the right shape and the wrong contents
 #
-# From `[1, 3, 64, 64]` to `[1, 64, 192]`: would a plain `reshape` not do? It has the right shape. To see what it puts
-# into a patch, put the patches where they belong, with the way back:
+# You could go from `[1, 3, 64, 64]` to `[1, 64, 192]` with a single `reshape`, which returns the right shape. To see
+# what it puts into a patch, we put its patches back into a picture:
 
 # %%
 wrong = x.reshape(1, 64, 192)
@@ -346,15 +367,15 @@ seen = [to_image(to_bytes(unpatchify(p, 8)[0])) for p in (patchify(x, 8), wrong)
 images_row(seen, ["patchify, put back", "reshape, put back"])
 
 # %% [markdown]
-# The same thing as with colours: the numbers are all there, in a shape that fits, in places that mean nothing. A wrong
-# patch here is three rows of one colour.
+# The result is the same as with the colours above: all numbers are present, in a shape that fits, but in meaningless
+# places. A "patch" of the second kind consists of three rows of a single colour channel.
 
 # %% [markdown]
-# ## One linear layer for all patches
+# ## One linear layer embeds all patches, and a convolution is the same layer
 #
-# A patch is 192 raw numbers. The encoder wants vectors as wide as its layers, 128 in the pocket model. One linear layer
-# makes the one of the other: **each patch goes through the same weights**. A star's tip looks the same wherever it is,
-# so what is learned about it in one place should hold in all.
+# A patch consists of 192 raw numbers, while the pocket model's encoder works with vectors of 128. A linear layer
+# converts one into the other, and **every patch passes through the same weights**. The reason is that a corner of a
+# star looks the same wherever it is, so what the layer learns about it in one place should hold in all places.
 
 # %% tags=["nbval-check-output"]
 torch.manual_seed(0)
@@ -362,15 +383,17 @@ linear = nn.Linear(192, 128)
 expect_shape(linear(patchify(x, 8)), "1 64 128")
 
 # %% [markdown]
-# That is how papers draw it. But open any code, such as transformers' SigLIP or nanoVLM's, and you find a convolution:
-# `nn.Conv2d(3, 128, kernel_size=8, stride=8)`. Why?
+# Papers draw this step as a linear layer. In code, such as transformers' SigLIP or nanoVLM, you find a convolution
+# instead: `nn.Conv2d(3, 128, kernel_size=8, stride=8)`.
 #
-# A convolution lays a small window on the picture, multiplies, adds up, and moves the window on. Here the window is as
-# large as a patch, and it moves on by a whole patch (that is the *stride*). So it looks at patch 0, then at patch 1, and
-# so on: every patch once, none twice. For each it multiplies and adds up. That *is* the linear layer.
-#
-# Is it? Then the numbers can be carried over. A convolution's weight is `[dim, 3, 8, 8]`, for each output number one
-# small colour picture. The linear layer's is `[dim, 192]`. Here are the pocket model's trained ones:
+# A convolution places a small window on the picture, multiplies the pixels in it by its weights, adds the products
+# up, and moves the window on. Here the window is as large as a patch and moves by a whole patch, which is called the
+# *stride*. So it processes every patch exactly once, and for each it computes the same sum as the linear layer.
+
+# %% [markdown]
+# If this is true, the weights can be copied from one to the other. A convolution's weight has the shape `[dim, 3, 8,
+# 8]`: a small colour picture for each output number. The linear layer's weight has the shape `[dim, 192]`. Here is
+# the trained convolution of the pocket model:
 
 # %% tags=["nbval-check-output"]
 conv = model.vision_encoder.patch_embedding.conv
@@ -378,50 +401,50 @@ print(conv)
 print("conv:  ", expect_shape(conv.weight, "dim 3 8 8"))
 print("linear:", expect_shape(linear.weight, "dim 192"))
 
-# %% [markdown]
-# From the convolution into the linear layer: flatten all axes but the first. (This is [exercise
-# 1.4](../exercises/01_patch_embedding.ipynb).)
+# %% [markdown] tags=["stamped"]
+# **The next cell is folded, because it answers this exercise:** [exercise 1.4, A convolution that is a linear
+# layer](../exercises/01_patch_embedding.ipynb). Write yours first, or unfold it.
+
+
+# %% tags=["answer:patches.conv_equals_linear"]
+def linear_from_conv(conv: nn.Conv2d) -> nn.Linear:
+    """Conv2d(3, dim, p, stride=p) -> Linear(3 * p * p, dim) with the same weights."""
+    dim, channels, p, _ = conv.weight.shape
+    linear = nn.Linear(channels * p * p, dim, bias=conv.bias is not None)
+    with torch.no_grad():
+        linear.weight.copy_(conv.weight.reshape(dim, channels * p * p))
+        if conv.bias is not None:
+            linear.bias.copy_(conv.bias)
+    return linear
+
+
+# %%
+linear_from_conv = use("patches.conv_equals_linear", linear_from_conv)
 
 # %% tags=["nbval-check-output"]
-with torch.no_grad():
-    linear.weight.copy_(conv.weight.flatten(1))
-    linear.bias.copy_(conv.bias)
-
-by_linear = linear(patchify(x, 8))  # [1, 64, 128]
+by_linear = linear_from_conv(conv)(patchify(x, 8))  # [1, 64, 128]
 by_conv = conv(x)  # [1, 128, 8, 8]: dim comes second, and the patches are a grid
 print(expect_shape(by_linear, "1 64 128"), "and", expect_shape(by_conv, "1 128 8 8"))
 
 torch.testing.assert_close(by_linear, by_conv.flatten(2).transpose(1, 2), rtol=1e-4, atol=1e-4)
 
 # %% [markdown]
-# The same numbers, up to rounding. Note what the convolution leaves to do: merge its grid into a line (`flatten(2)`), and
-# bring dim to the end (`transpose(1, 2)`). Both steps are needed. `reshape(1, 64, 128)` would be the old trap.
+# Both give the same numbers, up to rounding. After the convolution two steps remain: `flatten(2)` merges its grid
+# into a sequence, and `transpose(1, 2)` brings the width to the end. A `reshape(1, 64, 128)` instead of them would be
+# the old mistake again.
 #
-# And the other way round, from a linear layer into a convolution:
-
-# %%
-back = nn.Conv2d(3, 128, kernel_size=8, stride=8)
-with torch.no_grad():
-    back.weight.copy_(linear.weight.unflatten(1, (3, 8, 8)))
-    back.bias.copy_(linear.bias)
-
-assert back.weight.equal(conv.weight) and back(x).equal(conv(x))
+# The copy only works because `patchify` arranges a patch in the order of the weight: channel, row, column. With the
+# colours last, all shapes would fit as well, and the results would be meaningless. From here on we use the
+# convolution, because it does the cutting and the projection in one call and makes no copy of the picture.
 
 # %% [markdown]
-# This works because `patchify` lays a patch out as the weight is laid out: channel, row, column. Had we put the colour
-# last, the shapes would fit as well, and the numbers would be nonsense.
+# ## Without positions, the encoder cannot tell where a patch was
 #
-# So the convolution is no second idea. It is the same layer with the cutting built in: one call, and no copy of the
-# picture in between. From here on, we use it.
-
-# %% [markdown]
-# ## Where was it?
+# The picture is a sequence of vectors now, but one thing got lost on the way, and it is easy to overlook.
 #
-# Now the picture is a line of vectors. Are we done? One thing got lost on the way, and it is easy to overlook.
-#
-# Attention is what lets vectors look at each other. Each vector comes out as a weighted sum of all of them, and the
-# weights say how well two of them match. You build it in chapter 02; for now, PyTorch has it. (It takes the vectors
-# three times, in three roles. Here they are the same.) Predict:
+# Attention makes each vector a weighted mean of all vectors, where the weights express how well two vectors match.
+# You build it in chapter 02, and here we use PyTorch's function. It expects the vectors three times, in three roles,
+# and for this experiment all three are the same. Predict:
 
 # %%
 quiz("ch01.order")
@@ -436,18 +459,19 @@ torch.testing.assert_close(shuffled, straight[:, order])
 print("shuffle, then attend = attend, then shuffle")
 
 # %% [markdown]
-# Attention is blind to order. Everything else in an encoder works on each vector alone, so *the whole encoder* is blind
-# to order. What does that mean for a picture? Take the patches of ours and deal them out anew:
+# Attention is **permutation-equivariant**: if you permute its inputs, its outputs are permuted in the same way and
+# are otherwise unchanged. All other parts of an encoder work on each vector by itself, so the whole encoder has this
+# property. To see what it means for a picture, we put the patches of ours into a random order:
 
 # %%
 deal = torch.randperm(64, generator=torch.Generator().manual_seed(0))
 dealt = unpatchify(patchify(x, 8)[:, deal], 8)
 
-images_row([small, to_image(to_bytes(dealt[0]))], ["the picture", "the same patches, dealt out anew"])
+images_row([small, to_image(to_bytes(dealt[0]))], ["the picture", "the same patches in another order"])
 
 # %% [markdown]
-# For you these are two pictures. For an encoder that gets nothing but the patches' contents they are one: the same
-# bag of patches. We try it with the pocket model's encoder and put zeros where its knowledge of places is stored:
+# For you these are two different pictures. For an encoder that only receives the contents of the patches they are the
+# same set of patches. We test this with the pocket model's encoder, after replacing its position embeddings by zeros:
 
 # %% tags=["nbval-check-output"]
 without = copy.deepcopy(model.vision_encoder)
@@ -456,23 +480,25 @@ with torch.no_grad():
     torch.testing.assert_close(without(dealt), without(x)[:, deal], rtol=1e-3, atol=1e-3)
     moved = (model.vision_encoder(dealt) - model.vision_encoder(x)[:, deal]).abs().max()
 
-print("without positions: each patch comes out as before, wherever it was")
-print("with positions: does it notice?", bool(moved > 1))
+print("without positions: each patch has the same output, wherever it was")
+print("with positions: does the output change?", bool(moved > 1))
 
 # %% [markdown]
-# ## A vector for each place
+# ## A learned vector for each place tells it
 #
-# The remedy is simple: give each place of the grid a vector of its own, and add it to whatever patch stands there. These
-# **position embeddings** are weights like all others. They start as random numbers, and training shapes them.
+# The remedy is to give each place of the grid a vector of its own and to add it to whatever patch is there. These
+# **position embeddings** are weights like all others: they start as random numbers and are learned.
 #
-# Add, not append? Adding keeps the vector as wide as it was. There is room: in 128 or 768 dimensions, *what* and *where*
-# can share a vector without getting into each other's way, and the next layer can learn to tell them apart.
-#
-# With that, the part is complete: cut, project, add. Stop here if you want to write it yourself: [exercise
-# 1.5](../exercises/01_patch_embedding.ipynb) becomes part of *your* model.
+# Adding keeps the vectors as wide as they were, whereas appending would make them wider. It works because a space of
+# 128 or 768 dimensions has enough room for *what* and *where* in the same vector, and the next layer can learn to
+# separate them. With this, the part is complete: it cuts, projects and adds.
+
+# %% [markdown] tags=["stamped"]
+# **The next cell is folded, because it answers this exercise:** [exercise 1.5, The whole patch
+# embedding](../exercises/01_patch_embedding.ipynb). Write yours first, or unfold it.
 
 
-# %% tags=["package:nanovlm.models.vision_transformer.PatchEmbedding"]
+# %% tags=["package:nanovlm.models.vision_transformer.PatchEmbedding", "answer:patches.add_positions"]
 class PatchEmbedding(nn.Module):
     """Cut the picture into patches, project each one, add its position. [B, 3, H, W] -> [B, num_patches, dim]"""
 
@@ -493,12 +519,16 @@ class PatchEmbedding(nn.Module):
 
 
 # %% [markdown]
-# Load the pocket model's weights into it and compare. Then the real size:
+# The next cell loads the pocket model's weights into this class and compares the outputs. Then it builds the same
+# class in the size of SigLIP-B/16 and lists its weights.
+
+# %%
+PatchEmbedding = use("patches.add_positions", PatchEmbedding)
 
 # %% tags=["nbval-check-output"]
 embedding = PatchEmbedding(model.config.vision)
 embedding.load_state_dict(model.vision_encoder.patch_embedding.state_dict())
-assert embedding(x).equal(model.vision_encoder.patch_embedding(x))
+torch.testing.assert_close(embedding(x), model.vision_encoder.patch_embedding(x))
 print("pocket model:", expect_shape(embedding(x), "1 64 128"))
 
 siglip = PatchEmbedding(ViTConfig())  # the defaults are SigLIP-B/16's sizes
@@ -507,9 +537,9 @@ for name, weight in siglip.named_parameters():
     print(f"{name:20} {list(weight.shape)!s:18} {weight.numel():7,}")
 
 # %% [markdown]
-# ### What breaks without it
+# ### What breaks: "where" falls to guessing, "is there" does not
 #
-# The pocket model learned with positions. Take them away, and ask it everything once more. Which kind of question
+# The pocket model learned with positions. We take them away and ask it everything once more. Which kind of question
 # suffers most?
 
 # %%
@@ -527,90 +557,97 @@ def with_positions(positions: Tensor) -> dict[str, float]:
     return scores
 
 
+# %%
 by_place = {
     "as trained": by_range["-1 to 1, as trained"],
     "no positions (zeros)": with_positions(torch.zeros_like(trained)),
     "shuffled positions": with_positions(trained[:, deal]),
 }
+score_table(by_place, chance("shapes"))
+
+# %% tags=["claim"]
 for condition in ("no positions (zeros)", "shuffled positions"):
-    assert hardest_hit(by_place["as trained"], by_place[condition]) == "where"
+    assert by_loss(by_place["as trained"], by_place[condition])[-1] == "where"
     assert by_place[condition]["where"] < chance("shapes")["where"] + 0.2  # not far from guessing
     assert by_place[condition]["exists"] > 0.85
 assert mean(by_place["shuffled positions"]) < mean(by_place["no positions (zeros)"]) + 0.02
 
-score_table(by_place, chance("shapes"))
+# %% [markdown]
+# Read the table by columns:
+#
+# - **where** loses most and falls to guessing among four answers. If an accuracy is clearly *below* guessing, the
+#   model does not lack information: it receives wrong positions and relies on them.
+# - **exists** loses little, because "Is there a star?" needs no places: a set of patches contains a star or it does
+#   not.
+# - The other kinds are in between. To say which colour the star has, the patches of the star have to find each other,
+#   and being neighbours is a matter of place.
+# - Shuffled positions are no better than none.
 
 # %% [markdown]
-# Read it by columns:
-#
-# - **where** falls furthest, down to guessing. There are four answers, and the model picks one. If a share lies well
-#   *below* guessing, the model is not blind: it is told a wrong place, and believes it.
-# - **exists** hardly notices. "Is there a star?" needs no places. A bag of patches holds a star or does not.
-# - The others are in between. To say what colour the star is, the patches of the star must find each other, and "next to
-#   me" is a matter of place.
-# - Wrong positions are no better than none.
-#
-# One more thing is worth a thought. The decoder gets the image tokens in order, and it knows order by its own means
-# (chapter 04). It could have used that to say where things are. This model hardly does: it relies on what the encoder
-# tells it.
+# The decoder receives the image tokens in order, and it knows that order by its own means, which you meet in chapter
+# 04. It could have used the order to say where things are. The table shows that this model did not learn to: it
+# relies on the positions that the encoder adds.
 
 # %% [markdown]
-# ### How loud?
+# ### A position needs the right scale beside the patch
 #
-# A position is *added* to a patch. So one can drown the other. How large are they beside each other? Not the vectors
-# themselves count, but how much they *differ* from patch to patch. What is the same everywhere tells nothing.
+# Since a position is *added* to a patch, one can drown the other. What matters is not the size of the vectors but how
+# much they *differ* from patch to patch, because what is the same everywhere carries no information. We measure this
+# as the average distance of the vectors from their mean, which generalises the standard deviation to vectors.
 
 # %%
 images = [thimble_sample("shapes", "test", i, image_size=64)["images"][0] for i in range(40)]
 batch = model.image_processor(images)  # [40, 3, 64, 64]
 
 
-def loudness(vectors: Tensor) -> float:
-    """How far the vectors lie from their mean, on average. [..., dim]"""
+def spread(vectors: Tensor) -> float:
+    """Average distance of the vectors from their mean. [..., dim]"""
     vectors = vectors.detach().flatten(0, -2)
     return float((vectors - vectors.mean(0)).norm(dim=-1).mean())
 
 
+# %% [markdown]
+# We compare four embeddings: the class above as it starts, the start of the pocket model's own training with
+# positions at a standard deviation of 0.02 and of 0.5, and the end of that training.
+
+# %%
 torch.manual_seed(0)
 plain = PatchEmbedding(model.config.vision)
 recipe = VisionLanguageModel(model.config).vision_encoder.patch_embedding  # the whole model sets its weights anew
-quiet = copy.deepcopy(recipe)
-quiet.position_embedding.data *= 0.02 / 0.5
-parts = {
-    "PatchEmbedding as it is": plain,
-    "the recipe, but 0.02": quiet,
-    "the pocket recipe: 0.5": recipe,
-    "after training": embedding,
-}
-loud = {}
-for name, part in parts.items():
+small_positions = copy.deepcopy(recipe)
+small_positions.position_embedding.data *= 0.02 / 0.5
+starts = {"the class as it starts": plain, "the recipe, but 0.02": small_positions, "the pocket recipe: 0.5": recipe}
+spreads = {}
+for name, part in {**starts, "after training": embedding}.items():
     what = part.conv(batch).flatten(2).transpose(1, 2)  # [40, 64, 128]
-    loud[name] = loudness(what), loudness(part.position_embedding)
-    print(f"{name:24} what: {loud[name][0]:5.2f}   where: {loud[name][1]:5.2f}")
-assert all(loud[name][0] > 4 * loud[name][1] for name in ("PatchEmbedding as it is", "the recipe, but 0.02"))
-assert loud["the pocket recipe: 0.5"][1] > 2 * loud["the pocket recipe: 0.5"][0]
-assert loud["after training"][0] > 2 * loud["after training"][1]
+    spreads[name] = spread(what), spread(part.position_embedding)
+    print(f"{name:23} what: {spreads[name][0]:5.2f}   where: {spreads[name][1]:5.2f}")
+
+# %% tags=["claim"]
+assert all(spreads[name][0] > 4 * spreads[name][1] for name in ("the class as it starts", "the recipe, but 0.02"))
+assert spreads["the pocket recipe: 0.5"][1] > 2 * spreads["the pocket recipe: 0.5"][0]
+assert spreads["after training"][0] > 2 * spreads["after training"][1]
 
 # %% [markdown]
-# The first line is the class above as it starts: positions with a standard deviation of 0.02. *Where* is hardly there,
-# beside *what*. The third line is how the pocket model really started: its positions begin at 0.5, and *where* is the
-# louder one. The second differs from it in the positions alone. (The last is where training ended. There *what* is the
-# louder one again; what follows is about the start.)
+# In the first two rows, positions start with a standard deviation of 0.02, and *what* varies more than four times as
+# much as *where*. The third row is how the pocket model really started: its positions begin at 0.5, and *where*
+# varies more than twice as much as *what*. In the last row, at the end of training, *what* is larger again.
 #
-# That is no detail. This project's own log ([LOG.md](../LOG.md), "The pocket recipe") records what was tried. With
-# positions at 0.02, as in the second line, "where" questions stayed at chance for 700 steps, with every other setting
-# that was tried. With positions at 0.5, the same recipe reached 96 % over all kinds after 600 steps. One seed each.
-#
-# The log knows one way round it: fold the picture into four image tokens, one for each quarter. Then the order of the
-# tokens alone tells where a thing is, and quiet positions were enough for 97 % after 900 steps (loud ones, without the
-# folding, reached 99 %). Otherwise a patch has to know where it is not much more quietly than what it shows.
+# This detail decided whether the model learned. The course's log ([LOG.md](../LOG.md), "The pocket recipe") records
+# that with positions at 0.02, "where" questions stayed at chance for 700 steps, whatever else was tried, while with
+# 0.5 the same recipe reached 96 % over all kinds after 600 steps. Each is a single seed.
 
 # %% [markdown]
-# ## What do positions look like?
+# The log also knows one way around it. If the picture is folded into four image tokens, one for each quarter, the
+# order of the tokens alone says where a thing is, and positions at 0.02 were enough for 97 % after 900 steps. Without
+# this folding, a patch has to carry its place at about the same scale as its content.
+
+# %% [markdown]
+# ## Learned positions need not look like a map
 #
-# 64 places, a vector of 128 numbers for each. One cannot look at 128 dimensions, but one can ask how *alike* two of the
-# vectors are: the cosine of the angle between them. 1 is the same direction, 0 a right angle, -1 the opposite. (We take
-# their common mean off first.) Predict:
+# The pocket model has 64 places with a vector of 128 numbers for each. You cannot look at 128 dimensions, but you can
+# ask how *similar* two of the vectors are, by the cosine of the angle between them: 1 means the same direction, 0 a
+# right angle and -1 the opposite direction. We subtract the mean of all positions first. Predict:
 
 # %%
 quiz("ch01.neighbours")
@@ -619,9 +656,9 @@ quiz("ch01.neighbours")
 similarity_figure(trained, row=3, column=3, title="pocket model")
 
 # %% [markdown]
-# On the left: how alike the marked place is to each of the others. On the right: the same little map for all 64 places.
-#
-# There is *nothing to see*. Each place is like itself and like no other, neighbours included. We count:
+# The left side shows how similar the marked place is to each other place, and the right side shows the same small map
+# for all 64 places. There is no pattern: each place is similar to itself and to no other, not even to its neighbours.
+# The next cell confirms this with numbers and compares with random vectors.
 
 # %%
 rows, columns = torch.arange(64) // 8, torch.arange(64) % 8
@@ -636,26 +673,28 @@ def by_distance(positions: Tensor) -> list[float]:
 
 print("pocket model:  ", by_distance(trained[0]))
 print("random numbers:", by_distance(torch.randn(64, 128, generator=torch.Generator().manual_seed(0))))
+
+# %% tags=["claim"]
 assert max(map(abs, by_distance(trained[0]))) < 0.1
 
 # %% [markdown]
-# The pocket model's positions are like random numbers. They have learned no map of the picture. They are *names*: 64
-# names that are easy to tell apart, and its layers have learned what each name means. For 64 places that do not change,
-# this is enough to be right almost always, as you measured.
+# The pocket model's positions are like random vectors. They are not a map of the picture but *names*: 64 vectors that
+# are easy to tell apart, and the layers have learned what each of them means. For 64 places that never change, names
+# are enough.
 #
-# In large vision transformers it is different. Neighbours become alike there, rows and columns show in the maps: see
-# Figure 7 of [Dosovitskiy et al. 2020](https://arxiv.org/abs/2010.11929). Nobody told those models that patch 15 lies
-# below patch 1. How do they find out?
+# In large vision transformers, the position embeddings of neighbours are similar, and rows and columns become visible
+# (see Figure 7 of [Dosovitskiy et al. 2020](https://arxiv.org/abs/2010.11929)). These models were not told that patch
+# 15 is below patch 1, so how do they find out?
 
 # %% [markdown]
-# ### A map that draws itself
+# ### A map emerges where neighbours help to predict each other
 #
-# Here is the smallest model that has a reason to. It gets pictures with holes, and must fill the holes. Its *only*
-# weights are position embeddings. To fill a hole, it looks at the patches that it can see, and looks most at those whose
-# position is most like the hole's. That is attention, reduced to places.
+# Here is the smallest model that has a reason to learn a map. It receives pictures with holes and has to fill the
+# holes, and its *only* weights are position embeddings. To fill a hole, it attends to the patches that are visible,
+# with large weights where the position is similar to that of the hole. That is attention reduced to places.
 #
-# The pictures are soft clouds of colour, 8 x 8 patches of one colour each. What makes them like photos is one thing only:
-# neighbours have similar colours.
+# The pictures are soft clouds of colour, with one colour for each of 8 × 8 patches. They share one property with
+# photos: neighbouring patches have similar colours.
 
 
 # %%
@@ -668,10 +707,11 @@ def clouds(count: int, grid: int = 8, seed: int | None = None) -> Tensor:
     return soft[:, :, edge : edge + grid, edge : edge + grid].flatten(2).transpose(1, 2)
 
 
+# %%
 def fill(positions: Tensor, colours: Tensor, hidden: Tensor) -> Tensor:
-    """Guess every patch from those that can be seen. positions [N, dim], colours [B, N, 3], hidden [B, N]"""
-    scores = positions @ positions.T  # [N, N]: how alike two places are
-    scores = scores.expand(len(colours), -1, -1).masked_fill(hidden[:, None], float("-inf"))  # holes show nothing
+    """Guess every patch from the visible ones. positions [N, dim], colours [B, N, 3], hidden [B, N]"""
+    scores = positions @ positions.T  # [N, N]: how similar two places are
+    scores = scores.expand(len(colours), -1, -1).masked_fill(hidden[:, None], float("-inf"))  # holes are not visible
     return scores.softmax(dim=-1) @ colours
 
 
@@ -693,15 +733,19 @@ for _ in range(budget().pick(ci=150, laptop=300)):
     optimizer.step()
 learned = learned.detach()
 
+# %%
 test, hidden = clouds(200, seed=1), torch.rand(200, 64, generator=torch.Generator().manual_seed(1)) < 0.5
 print(f"error before: {error(untrained, test, hidden):.2f}, after: {error(learned, test, hidden):.2f}")
 print("similarity by distance:", by_distance(learned))
+
+# %% tags=["claim"]
 assert error(learned, test, hidden) < error(untrained, test, hidden) / 2
 assert by_distance(learned)[0] > 0.5
 
 # %% [markdown]
-# Before training, all places look alike to the model, so its guess is the mean colour of what it sees. After training it
-# does far better. And look at its map. Move the levers over the patches, and compare.
+# Before training, all places are alike to the model, so it predicts the mean colour of the visible patches. After
+# training its error is less than half as large, and its positions form a map. Move the levers over the patches and
+# compare the three sets of positions.
 
 # %%
 maps = {"filled holes": learned, "pocket model": trained[0], "before training": untrained}
@@ -714,28 +758,31 @@ def alike(positions, row, column):
 lever(alike, positions=list(maps), row=(0, 7), column=(0, 7), start={"row": 3, "column": 3})
 
 # %% [markdown]
-# The grid is there, and nobody put it in. To the model, the 64 places came as a list without order. It found out which
-# of them are neighbours because neighbours *look alike*, and it was paid for knowing.
+# The grid appears although nothing in the code contains it: to the model, the 64 places came as a list without order.
+# It found out which places are neighbours because neighbours have similar colours, and because this knowledge lowers
+# the loss.
 #
-# That is the whole secret of those maps: they mirror what is worth knowing about places in the pictures that a model
-# saw. (Far corners may come out alike too. Whatever helps to fill holes, or does no harm, is allowed.)
+# Position maps therefore reflect what is worth knowing about places in the pictures that a model was trained on.
+# Distant corners may also come out as similar, since anything that helps to fill holes, or does no harm, is allowed.
 
 # %% [markdown]
-# ## Another size, another grid
+# ## A learned map can be resized to another grid
 #
-# The encoder of the 222M nanoVLM reads pictures of 224 pixels: a grid of 14 x 14, with 196 positions. That of
-# SmolVLM-256M reads 512 pixels: 32 x 32, that is 1,024 ([Marafioti et al. 2025](https://arxiv.org/abs/2504.05299)).
-# Suppose you have the first and want the second. The convolution does not care, it cuts what comes. But 196 vectors are
-# not enough for 1,024 places. Where do you get the others?
+# The encoder of the 222M nanoVLM reads pictures of 224 pixels, with a grid of 14 × 14 and 196 positions. That of
+# SmolVLM-256M reads 512 pixels, with a grid of 32 × 32 and 1,024 positions ([Marafioti et al.
+# 2025](https://arxiv.org/abs/2504.05299)). If you have the first and want the second, the convolution needs no
+# change, but 828 positions are missing.
 #
-# The positions you have are a grid of vectors. Read that as a *picture* with dim channels, and resize it as one resizes
-# pictures. The vision transformer's authors did so ([Dosovitskiy et al. 2020](https://arxiv.org/abs/2010.11929),
-# section 3.2).
-#
-# To write it yourself first: [exercise 1.6](../exercises/01_patch_embedding.ipynb).
+# The positions that you have are a grid of vectors. Read it as a *picture* with dim channels, and resize it as one
+# resizes pictures; the authors of the vision transformer did so ([Dosovitskiy et al.
+# 2020](https://arxiv.org/abs/2010.11929), section 3.2).
+
+# %% [markdown] tags=["stamped"]
+# **The next cell is folded, because it answers this exercise:** [exercise 1.6, Positions for another
+# grid](../exercises/01_patch_embedding.ipynb). Write yours first, or unfold it.
 
 
-# %% tags=["package:nanovlm.models.vision_transformer.resize_positions"]
+# %% tags=["package:nanovlm.models.vision_transformer.resize_positions", "answer:patches.resize_positions"]
 def resize_positions(positions: Tensor, grid_size: int) -> Tensor:
     """Stretch learned positions to another grid: [1, old * old, dim] -> [1, grid_size * grid_size, dim]."""
     _, num_patches, dim = positions.shape
@@ -747,38 +794,44 @@ def resize_positions(positions: Tensor, grid_size: int) -> Tensor:
     return grid.flatten(2).transpose(1, 2)  # [1, grid_size * grid_size, dim]
 
 
+# %%
+resize_positions = use("patches.resize_positions", resize_positions)
+
 # %% tags=["nbval-check-output"]
 expect_shape(resize_positions(siglip.position_embedding, 32), "1 1024 768")
 
 # %% [markdown]
-# Does it work? Ask the model that filled holes. It was trained on 8 x 8 patches. We give it the same kind of pictures in
-# 16 x 16, and make its 64 positions into 256 in several ways:
+# To test it, we use the model that filled holes. It was trained on 8 × 8 patches; now it receives the same kind of
+# pictures with 16 × 16 patches, and its 64 positions become 256 in several ways:
 
 # %%
 finer, holes = clouds(200, grid=16, seed=2), torch.rand(200, 256, generator=torch.Generator().manual_seed(2)) < 0.5
+plane = learned.reshape(1, 32, 8, 8)  # the wrong reshape again
 ways = {
     "resized as a grid": resize_positions(learned[None], 16)[0],
-    "stretched as a line": F.interpolate(learned.T[None], size=256, mode="linear").transpose(1, 2)[0],
+    "resized as a sequence": F.interpolate(learned.T[None], size=256, mode="linear").transpose(1, 2)[0],
     "each used four times": learned.repeat(4, 1),
-    "reshape for permute": F.interpolate(learned.reshape(1, 32, 8, 8), size=(16, 16), mode="bicubic").flatten(2)[0].T,
+    "reshape for permute": F.interpolate(plane, size=(16, 16), mode="bicubic").flatten(2)[0].T,
     "all places alike": torch.zeros(256, 32),
 }
 errors = {name: float(error(positions, finer, holes)) for name, positions in ways.items()}
 for name, value in errors.items():
     print(f"{name:22} {value:5.2f}")
+
+# %% tags=["claim"]
 assert errors["resized as a grid"] < min(value for name, value in errors.items() if name != "resized as a grid") / 2
 
 # %% [markdown]
-# Resized as a grid, the positions work on a grid that they have never seen. All the other ways give the right shape and
-# a much larger error. (Compare within this table only. In finer pictures neighbours are more alike, so holes are easier
-# to fill than before.)
+# Resized as a grid, the positions work for a grid that the model has never seen. All other ways return the right
+# shape and at least twice the error. Compare the numbers of this table only with each other, because in finer
+# pictures neighbours are more similar, so holes are easier to fill.
+
+# %% [markdown]
+# ### What breaks: positions that are names cannot be interpolated
 #
-# ### What breaks: names cannot be stretched
-#
-# Why does it work? A new place lies between old ones, and gets a blend of their vectors. That is a good guess *if
-# neighbours are alike*. Now remember the pocket model. Its neighbours have nothing in common. A blend of two names is
-# no name. So what will become of it at 96 pixels, a grid of 12 x 12? The function runs, the weights load, the model
-# answers:
+# A new place lies between old ones and receives a blend of their vectors, which is a good guess *if the vectors of
+# neighbours are similar*. In the pocket model they are not, and a blend of two names is not a name. So what happens
+# to it at 96 pixels, with a grid of 12 × 12? The function runs, the weights load, and the model answers:
 
 # %%
 wider = VisionLanguageModel(replace(model.config, vision=replace(model.config.vision, image_size=96)))
@@ -788,24 +841,26 @@ wider.load_state_dict(weights)
 wider.tokenizer, wider.image_processor = model.tokenizer, ImageProcessor(96)
 
 at_96 = accuracies(wider.eval(), num_images // 2)  # more patches take longer
+score_table({"64 pixels": by_place["as trained"], "96 pixels, resized": at_96}, chance("shapes"))
+
+# %% tags=["claim"]
 assert mean(chance("shapes")) + 0.05 < mean(at_96) < 0.65
 assert (model.config.num_image_tokens, wider.config.num_image_tokens) == (16, 36)
 
-score_table({"64 pixels": by_place["as trained"], "96 pixels, resized": at_96}, chance("shapes"))
+# %% [markdown]
+# About half of the answers are right, where almost all were before. Two other things have changed as well: shapes now
+# cover more patches than any shape in training, and the decoder receives 36 image tokens instead of 16. This table
+# cannot say which of the three matters most.
+#
+# It does show how resizing is meant to be used: **it is a start for further training, not a replacement for it.** The
+# authors of the vision transformer also continued training after they had changed the size.
 
 # %% [markdown]
-# About half of the answers are right now, where nearly all were. To be fair, positions are not the only thing that
-# has changed. Shapes now cover more patches than any in training, and the decoder gets 36 image tokens where it was used
-# to 16. This table cannot say which of them weighs most.
+# ## The result equals SigLIP's
 #
-# But it says what to take from this: **resizing is where training goes on from, not a replacement for it.** Whoever
-# takes an encoder to a larger size resizes its positions and then trains on, as the vision transformer's authors did.
-
-# %% [markdown]
-# ## Is this SigLIP's?
-#
-# The next cell asks transformers' own code: same weights, same answer, also at another size. (It needs transformers,
-# which the course itself does not: `pip install transformers`. Skip the cell if you have none; nothing below needs it.)
+# The next cell compares with transformers' own code: the same weights give the same output, also at another size. It
+# needs transformers, which the course itself does not (`pip install transformers`). If you do not have it, skip the
+# cell, since nothing below depends on it.
 
 # %%
 from transformers import SiglipVisionConfig
@@ -813,13 +868,8 @@ from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
 
 theirs = SiglipVisionEmbeddings(SiglipVisionConfig(hidden_size=32, image_size=64, patch_size=8)).eval()
 ours = PatchEmbedding(ViTConfig(hidden_dim=32, num_heads=4, image_size=64, patch_size=8))
-ours.load_state_dict(
-    {
-        "conv.weight": theirs.patch_embedding.weight,
-        "conv.bias": theirs.patch_embedding.bias,
-        "position_embedding": theirs.position_embedding.weight[None],
-    }
-)
+names = {"conv.weight": theirs.patch_embedding.weight, "conv.bias": theirs.patch_embedding.bias}
+ours.load_state_dict({**names, "position_embedding": theirs.position_embedding.weight[None]})
 torch.testing.assert_close(ours(x), theirs(x))
 
 at_96_pixels = torch.randn(1, 3, 96, 96)
@@ -827,13 +877,13 @@ resized = ours.conv(at_96_pixels).flatten(2).transpose(1, 2) + resize_positions(
 torch.testing.assert_close(resized, theirs(at_96_pixels, interpolate_pos_encoding=True))
 
 # %% [markdown]
-# ## Where this lives in the package
+# ## Where this is in the package
 #
-# `PatchEmbedding` and `resize_positions` are the package's own, in `nanovlm/models/vision_transformer.py`. The builder of
-# this notebook compares them with that file and fails if they differ. Normalising is in `nanovlm/data/processors.py`.
-# `resize_positions` is called when a SigLIP encoder is loaded for another picture size (`nanovlm/weights/backbones.py`).
+# `PatchEmbedding` and `resize_positions` are defined in `nanovlm/models/vision_transformer.py`, and the builder of
+# this notebook fails if the folded cells differ from that file. Normalising is in `nanovlm/data/processors.py`. When
+# a SigLIP encoder is loaded for another picture size, `nanovlm/weights/backbones.py` calls `resize_positions`.
 #
-# In the 222M model it is the first step:
+# In the model with 222 million parameters, the patch embedding is the first step:
 
 # %% tags=["nbval-check-output"]
 from nanovlm.trace import trace
@@ -847,18 +897,22 @@ held = sum(p.numel() for p in nanovlm_222m.vision_encoder.patch_embedding.parame
 print(f"{held:,} weights, {held / sum(p.numel() for p in nanovlm_222m.parameters()):.1%} of the model")
 
 # %% [markdown]
-# What you take along:
+# ## What you take along
 #
-# - A model belongs to the range of its pixels. The wrong one raises nothing and costs much.
-# - `permute` moves axes, `reshape` cuts the same line of numbers anew. The shape does not prove the contents.
-# - A convolution with stride = kernel is one linear layer for all patches.
-# - A transformer does not know where a patch was unless you tell it, loudly enough.
-# - Positions can be stretched as far as neighbours are alike.
+# - A model belongs to the range of pixel values that it was trained on. A wrong range raises no error and costs
+#   accuracy.
+# - `permute` reorders axes, while `reshape` cuts the same order of numbers into new rows. A shape does not prove the
+#   contents.
+# - A convolution whose stride equals its kernel size is one linear layer that is applied to every patch.
+# - An encoder is permutation-equivariant unless you add positions, at a scale that the next layers can use.
+# - Positions can be interpolated if, and only if, neighbours have similar vectors.
 #
-# What the patches do not do yet is look at each other. That is chapter 02.
+# Two links lead further: the paper on the vision transformer ([Dosovitskiy et al.
+# 2020](https://arxiv.org/abs/2010.11929)) and one on [convolutional stems](https://arxiv.org/abs/2106.14881), which
+# replace the single convolution by several and are the subject of this chapter's challenge.
 #
-# Now close this page and write it yourself. The answers to some of the exercises stand above, and they are worth more if
-# they come out of your own head.
+# So far the patches do not exchange information, which is the subject of chapter 02. Before you go on, write the
+# folded answers yourself in the exercises, because you will remember what you have written.
 
 # %% [markdown] tags=["stamped"]
 # ## Your turn

@@ -67,7 +67,8 @@ from nanovlm.data.thimble import Thimble
 
 # %%
 stored = json.loads(asset_path("runs/07_data_runs.json").read_text(encoding="utf-8"))
-runs = {name: [(p["step"], p["accuracy"]) for p in points] for name, points in stored["runs"].items()}
+curves = stored["runs"].items()
+runs = {name: [(p["step"], p["accuracy"]) for p in points] for name, points in curves}
 print("made by", stored["command"])
 print("on     ", stored["machine"])
 print("model  ", stored["model"])
@@ -92,7 +93,8 @@ curves_figure(
 
 # %%
 a, b = runs["right"][-1][1], runs["first turn only"][-1][1]
-print(f"run A ends at {a:.0%}, run B at {b:.0%}; the bars are 95 % intervals over {stored['questions']} questions")
+print(f"run A ends at {a:.0%}, run B at {b:.0%}")
+print(f"the bars are 95 % intervals over {stored['questions']} questions")
 reached = next(step for step, accuracy in runs["right"] if accuracy >= b)
 print(f"run A had passed run B's last result at step {reached} of {runs['right'][-1][0]}")
 
@@ -116,7 +118,10 @@ print(f"run A had passed run B's last result at step {reached} of {runs['right']
 the_cauldron = parquet.read_table(asset_path("samples/the_cauldron.parquet")).to_pylist()
 sample = the_cauldron[0]
 print(len(the_cauldron), "samples, with the columns", ", ".join(sample))
-print("images:", [{key: type(value).__name__ for key, value in image.items()} for image in sample["images"]])
+print(
+    "images:",
+    [{key: type(value).__name__ for key, value in image.items()} for image in sample["images"]],
+)
 for turn in sample["texts"][:3]:
     print("texts: ", turn)
 
@@ -135,7 +140,8 @@ from nanovlm.viz.data import sample_card
 def card(number):
     sample = the_cauldron[number]
     turns = [(turn["user"], turn["assistant"], turn["source"], True) for turn in sample["texts"]]
-    return sample_card(open_image(sample["images"][0]), turns, f"sample {number} of the_cauldron.parquet")
+    image = open_image(sample["images"][0])
+    return sample_card(image, turns, f"sample {number} of the_cauldron.parquet")
 
 
 lever(card, number=[0, 1, 2])
@@ -162,7 +168,7 @@ def count_tokens(turns: int | None) -> tuple[int, int]:
 # %%
 for name, turns in (("all turns", None), ("first turn", 1)):
     length, supervised = count_tokens(turns)
-    print(f"{name:11} {length:4} tokens, of which {image_tokens} are of the picture and {supervised} supervised")
+    print(f"{name:11} {length:4} tokens, {image_tokens} of the picture, {supervised} supervised")
 
 # %% [markdown]
 # The picture costs the same in both cases: it is decoded, resized and encoded once. With all turns it teaches many
@@ -210,8 +216,9 @@ finevision = parquet.read_table(asset_path("samples/finevision.parquet")).to_pyl
 rated = finevision[0]
 print("columns:", ", ".join(rated))
 for number in (0, 1, 2):
-    ratings = {name.removesuffix("_ratings"): rated[name][number] for name in rated if name.endswith("_ratings")}
-    print(rated["texts"][number]["user"], rated["texts"][number]["assistant"], ratings)
+    turn = rated["texts"][number]
+    print(turn["user"], turn["assistant"])
+    print("   ", {name: rated[name][number] for name in rated if name.endswith("_ratings")})
 
 # %% [markdown]
 # (The samples are the Thimble's again. We added turns of the kinds that automatic pipelines leave behind, and gave the
@@ -228,25 +235,39 @@ quiz("ch07.unrated")
 messages_of = use("data.messages_of")
 
 
+def ratings_of(sample: dict, number: int) -> str:
+    names = ("visual_dependency", "image_correspondence")
+    return ", ".join(f"{name} {sample[f'{name}_ratings'][number]}" for name in names)
+
+
+# %%
 def filtered(number, visual_dependency, image_correspondence):
     sample = finevision[number]
     low = {"visual_dependency": visual_dependency, "image_correspondence": image_correspondence}
     said = [message["content"] for message in messages_of(sample, low)]
     kept = list(zip(said[::2], said[1::2], strict=True))  # question and answer
-    notes = [", ".join(f"{name} {sample[f'{name}_ratings'][i]}" for name in low) for i in range(len(sample["texts"]))]
     pairs = [(turn["user"], turn["assistant"]) for turn in sample["texts"]]
-    turns = [(*pair, note, pair in kept) for pair, note in zip(pairs, notes, strict=True)]
-    return sample_card(open_image(sample["images"][0]), turns, f"{len(kept)} of {len(turns)} turns are kept")
+    turns = [(*pair, ratings_of(sample, i), pair in kept) for i, pair in enumerate(pairs)]
+    image = open_image(sample["images"][0])
+    return sample_card(image, turns, f"{len(kept)} of {len(turns)} turns are kept")
 
 
-lever(filtered, {"visual_dependency": 3}, number=[0, 1, 2], visual_dependency=(1, 5), image_correspondence=(1, 5))
+# %%
+lever(
+    filtered,
+    {"visual_dependency": 3},
+    number=[0, 1, 2],
+    visual_dependency=(1, 5),
+    image_correspondence=(1, 5),
+)
 
 # %% [markdown]
 # Does filtering help? The authors trained models on what is left at each minimum, and report that removing samples
 # hurt more than training on them, even where they had been judged to be of low quality. Others chose samples from
 # another collection by a whole pipeline of curation, and gained 11.7 points on average over 20 benchmarks
 # ([arXiv:2605.11405](https://arxiv.org/abs/2605.11405v2)). So neither *more* nor *cleaner* is a law. A rating is the
-# opinion of a model: use it to look at data, and measure before you throw any away.
+# opinion of a model: use it to look at data, and measure before you throw any away. (`nanovlm train --min-ratings
+# visual_dependency 3` is how you would measure it.)
 #
 # The same authors compared the pictures of training sets with those of 66 benchmarks: about 1 % of FineVision's were
 # found there, and about 3 % of the_cauldron's. We come back to that under *splits*.
@@ -262,7 +283,10 @@ from nanovlm.viz.data import samples_figure
 
 train = Thimble("shapes", "train")
 seen = [train[i] for i in range(10)]
-samples_figure([s["images"][0] for s in seen], [(t["user"], t["assistant"]) for t in (s["texts"][0] for s in seen)])
+samples_figure(
+    [s["images"][0] for s in seen],
+    [(t["user"], t["assistant"]) for t in (s["texts"][0] for s in seen)],
+)
 
 # %% [markdown]
 # The pictures look harmless. Now count the *answers*. A model can learn which answer is frequent for which question
@@ -277,7 +301,8 @@ samples_figure([s["images"][0] for s in seen], [(t["user"], t["assistant"]) for 
 def turns_of(data: Thimble, count: int, lopsided: bool = False) -> list[tuple[str, str]]:
     """(question, answer) of the short turns; lopsided: nine of ten of some answers are lost."""
     pairs = [(t["user"], t["assistant"]) for i in range(count) for t in data[i]["texts"][:-1]]
-    return [(q, a) for i, (q, a) in enumerate(pairs) if not (lopsided and i % 10 and a in ("no", "1", "2"))]
+    lost = ("no", "1", "2") if lopsided else ()
+    return [(q, a) for i, (q, a) in enumerate(pairs) if i % 10 == 0 or a not in lost]
 
 
 num_samples = budget().pick(ci=400, laptop=1500)
@@ -346,7 +371,8 @@ def tried(open_it, content: bytes) -> Image.Image | None:
 
 # %%
 odd = odd_images()
-gallery_figure([(o.name, o.trouble, tried(plain_convert, o.content), tried(open_image, o.content)) for o in odd])
+both = [(tried(plain_convert, o.content), tried(open_image, o.content)) for o in odd]
+gallery_figure([(o.name, o.trouble, *sides) for o, sides in zip(odd, both, strict=True)])
 
 # %% [markdown]
 # The dangerous files are those where both sides show a picture and the pictures differ. Telephones store a picture as
@@ -426,16 +452,15 @@ texts = {
     "a mark in the text": [{"user": "Say <|end|>", "assistant": "no"}],
     "endless": [{"user": "Describe the picture.", "assistant": "very " * 30_000 + "large"}],
 }
-data = VQADataset(
-    [{"images": sample["images"], "texts": turns} for turns in texts.values()],
-    tokenizer,
-    pocket.image_processor,
-    pocket.config,
-    128,
-)
+
+# %%
+odd_texts = [{"images": sample["images"], "texts": turns} for turns in texts.values()]
+data = VQADataset(odd_texts, tokenizer, pocket.image_processor, pocket.config, max_length=128)
 for name, item in zip(texts, (data[i] for i in range(len(data))), strict=True):
-    what = str(item) if isinstance(item, Skipped) else f"{len(item['input_ids'])} tokens, cut: {item['truncated']}"
-    print(f"{name:20}{what}")
+    if isinstance(item, Skipped):
+        print(f"{name:20}{item}")
+    else:
+        print(f"{name:20}{len(item['input_ids'])} tokens, cut: {item['truncated']}")
 
 # %% [markdown]
 # ## Split by picture, or the validation score measures memory
@@ -451,7 +476,8 @@ turns = [(image, turn) for image in range(500) for turn in range(7)]
 order = torch.randperm(len(turns), generator=torch.Generator().manual_seed(0)).tolist()
 validation = {turns[i][0] for i in order[:350]}  # a tenth of the turns
 training = {turns[i][0] for i in order[350:]}
-print(f"{len(validation & training) / len(validation):.1%} of the validation pictures are in training as well")
+share = len(validation & training) / len(validation)
+print(f"{share:.1%} of the validation pictures are in training as well")
 
 # %% [markdown]
 # So the model is asked about pictures that it was trained on, and part of its score is memory. Splitting by *row* is
@@ -461,15 +487,21 @@ print(f"{len(validation & training) / len(validation):.1%} of the validation pic
 # The remedy is to let the **content of the picture decide**: hash its bytes together with a seed, read the hash as a
 # number between 0 and 1, and hold the sample out if that is small. Equal pictures land on one side, the split is the
 # same in every process, and a picture keeps its side when the data grow ([exercise 7.4](../exercises/07_data.ipynb)).
+# The package's loader holds out whole *rows* of a data set on a disk, because reading a hundred gigabytes to hash them
+# takes longer than a short run: where rows share pictures, split with this function first.
 
 # %%
 split_by_image = use("data.split_by_image")
 contents = [b"picture %d" % image for image, _ in turns]
 train_indices, val_indices = split_by_image(contents, 0.1, 0)
 both = {contents[i] for i in train_indices} & {contents[i] for i in val_indices}
-print(f"{len(val_indices)} of {len(turns)} turns are held out, {len(both)} pictures are on both sides")
+print(f"{len(val_indices)} of {len(turns)} turns are held out")
+print(f"{len(both)} pictures are on both sides")
 more = split_by_image(contents + [b"new %d" % i for i in range(500)], 0.1, 0)[1]
-print("those held out stay held out when data are added:", [i for i in more if i < len(contents)] == list(val_indices))
+print(
+    "those held out stay held out when data are added:",
+    [i for i in more if i < len(contents)] == list(val_indices),
+)
 
 # %% [markdown]
 # ### Near duplicates need a hash of what one sees
@@ -587,7 +619,8 @@ print("out of step, loss:", ", ".join(f"{loss:.2f}" for loss in losses))
 from nanovlm.viz.data import rows_figure
 
 generator = torch.Generator().manual_seed(0)
-lengths = (torch.randn(256, generator=generator).mul(0.8).add(4.6).exp().clamp(20, 1024)).round().int().tolist()
+drawn = torch.randn(256, generator=generator).mul(0.8).add(4.6).exp()
+lengths = drawn.clamp(20, 1024).round().int().tolist()
 print(f"256 samples: the median has {sorted(lengths)[128]} tokens, the longest {max(lengths)}")
 
 
@@ -602,7 +635,10 @@ def waste(batches: list[list[int]]) -> float:
 
 # %%
 for order in ("as they come", "sorted by length"):
-    print(f"{order:18}", ", ".join(f"{size} a batch: {waste(batches_of(size, order)):.0%}" for size in (4, 16, 64)))
+    print(
+        f"{order:18}",
+        ", ".join(f"{size} a batch: {waste(batches_of(size, order)):.0%}" for size in (4, 16, 64)),
+    )
 
 
 # %%
@@ -613,7 +649,12 @@ def padded(batch_size, order):
     return rows_figure(title, [[length] for length in one], max(one))
 
 
-lever(padded, {"batch_size": 16}, batch_size=[4, 8, 16, 32, 64], order=["as they come", "sorted by length"])
+lever(
+    padded,
+    {"batch_size": 16},
+    batch_size=[4, 8, 16, 32, 64],
+    order=["as they come", "sorted by length"],
+)
 
 # %% [markdown]
 # Larger batches waste more, because the longest of many is longer. Sorting by length helps, but it also decides which
@@ -637,7 +678,8 @@ pack = use("data.pack")
 
 def packed(row_length):
     rows = pack(lengths, row_length)
-    return rows_figure("The same 256 samples, packed", [[lengths[i] for i in row] for row in rows], row_length)
+    filled = [[lengths[i] for i in row] for row in rows]
+    return rows_figure("The same 256 samples, packed", filled, row_length)
 
 
 lever(packed, row_length=[1024, 2048, 4096])
@@ -664,16 +706,24 @@ pair = [{**train[i], "texts": train[i]["texts"][:3]} for i in (0, 1)]
 items = VQADataset(pair, tokenizer, pocket.image_processor, pocket.config)
 row = PackingCollator(tokenizer.pad_token_id, 128)([items[0], items[1]])
 documents = row["document_ids"]
+
+# %%
 place = (documents[0] == 0).nonzero().flatten()[-6]  # a token of document 0, near its end
 changed = row["input_ids"].clone()
 changed[0, place] = 40 if changed[0, place] != 40 else 41
-print("document_ids:", expect_shape(documents, "1 128"), "·", {d: int((documents == d).sum()) for d in (0, 1, -1)})
+print(
+    "document_ids:",
+    expect_shape(documents, "1 128"),
+    "·",
+    {d: int((documents == d).sum()) for d in (0, 1, -1)},
+)
 
 
 # %%
 def logits_of(ids: torch.Tensor, document_ids: torch.Tensor | None) -> torch.Tensor:
     with torch.no_grad():
-        return pocket(ids, row["images"], document_ids=document_ids).logits[0]  # [length, vocab_size]
+        # [length, vocab_size]
+        return pocket(ids, row["images"], document_ids=document_ids).logits[0]
 
 
 moved = {}
@@ -682,7 +732,8 @@ for name, boundaries in (("no boundaries", None), ("boundaries", documents)):
     moved[name] = difference.abs().amax(dim=-1).tolist()
 others = documents[0] == 1
 for name, values in moved.items():
-    print(f"{name:14} the logits of document 1 move by up to {torch.tensor(values)[others].max():.2g}")
+    largest = torch.tensor(values)[others].max()
+    print(f"{name:14} the logits of document 1 move by up to {largest:.2g}")
 
 # %%
 from nanovlm.viz.data import leak_figure
@@ -742,12 +793,22 @@ print(f"one word of sample 0 changed: the logits of sample 1 move by up to {diff
 # beginning, twice more, with several samples in each row of 512 tokens. One run has boundaries, the other has none.
 
 # %%
-names = {"right": "padded", "packed, with boundaries": "packed, boundaries", "packed, no boundaries": "packed, none"}
+names = {
+    "right": "padded",
+    "packed, with boundaries": "packed, boundaries",
+    "packed, no boundaries": "packed, none",
+}
 if_packed = {names[name]: curve for name, curve in runs.items() if name in names}
-curves_figure("Right answers about unseen charts, padded and packed", if_packed, chance=blind, half=(high - low) / 2)
+curves_figure(
+    "Right answers about unseen charts, padded and packed",
+    if_packed,
+    chance=blind,
+    half=(high - low) / 2,
+)
 
 # %%
-with_boundaries, without = (runs[f"packed, {what}"][-1][1] for what in ("with boundaries", "no boundaries"))
+packed_runs = runs["packed, with boundaries"], runs["packed, no boundaries"]
+with_boundaries, without = (curve[-1][1] for curve in packed_runs)
 print(f"padded {a:.1%}, packed with boundaries {with_boundaries:.1%}, without {without:.1%}")
 
 # %% [markdown]
@@ -772,7 +833,10 @@ steps = 1_000_000  # samples drawn
 for power in (1.0, 0.5, 0.0):
     weights = {name: size**power for name, size in sizes.items()}
     drawn = {name: steps * weight / sum(weights.values()) for name, weight in weights.items()}
-    print(f"power {power}:", ", ".join(f"{n} {d / steps:.1%} ({d / sizes[n]:.2f} epochs)" for n, d in drawn.items()))
+    print(
+        f"power {power}:",
+        ", ".join(f"{n} {d / steps:.1%} ({d / sizes[n]:.2f} epochs)" for n, d in drawn.items()),
+    )
 
 # %% [markdown]
 # The number of epochs is the one to watch: a source that is seen a hundred times is memorised. There is no formula
@@ -796,7 +860,8 @@ order = BatchOrder(torch.arange(10), batch_size=4, seed=0)
 batches = [order.batch_indices(n) for n in range(5)]
 print("batches 0 to 4, two epochs:", batches)
 print("each sample twice:", sorted(i for b in batches for i in b) == sorted([*range(10)] * 2))
-print("batch 3 alone, anew:", BatchOrder(torch.arange(10), 4, seed=0).batch_indices(3) == batches[3])
+again = BatchOrder(torch.arange(10), batch_size=4, seed=0)
+print("batch 3 alone, anew:", again.batch_indices(3) == batches[3])
 
 # %% [markdown]
 # The epochs lie end to end, so batch 2 takes its last samples from the second epoch. Workers do not change anything:
@@ -836,7 +901,8 @@ lever(buffered, {"buffer": 100}, buffer=[1, 10, 100, 300, 999])
 # %%
 content = the_cauldron[0]["images"][0]["bytes"]
 photo = io.BytesIO()
-Image.effect_noise((200, 150), 60).resize((3200, 2400)).convert("RGB").save(photo, "JPEG", quality=85)
+noise = Image.effect_noise((200, 150), 60).resize((3200, 2400))
+noise.convert("RGB").save(photo, "JPEG", quality=85)
 
 
 def seconds(work, repeats: int = budget().pick(ci=3, laptop=10)) -> float:
@@ -850,13 +916,17 @@ def seconds(work, repeats: int = budget().pick(ci=3, laptop=10)) -> float:
 # %%
 item = VQADataset(the_cauldron, tokenizer, pocket.image_processor, pocket.config)[0]
 one = {"images": item["images"], "targets": item["targets"][None]}
-times = {
-    "a Thimble PNG: decode and resize": seconds(lambda: pocket.image_processor([content])),
-    "a photograph: decode in full": seconds(lambda: open_image(photo.getvalue())),
-    "a photograph: decode at a reduced size": seconds(lambda: open_image(photo.getvalue(), target_size=224)),
-    "tokenise the conversation": seconds(lambda: tokenizer.encode_chat(package_messages_of(sample), 1, image_tokens)),
-    "forward and backward, pocket model": seconds(lambda: pocket(item["input_ids"][None], **one).loss.backward()),
+messages, ids = package_messages_of(sample), item["input_ids"][None]
+
+# %%
+work = {
+    "a Thimble PNG: decode and resize": lambda: pocket.image_processor([content]),
+    "a photograph: decode in full": lambda: open_image(photo.getvalue()),
+    "a photograph: at a reduced size": lambda: open_image(photo.getvalue(), target_size=224),
+    "tokenise the conversation": lambda: tokenizer.encode_chat(messages, 1, image_tokens),
+    "the model, forward and backward": lambda: pocket(ids, **one).loss.backward(),
 }
+times = {name: seconds(run) for name, run in work.items()}
 for name, took in times.items():
     print(f"{name:40}{1000 * took:8.2f} ms")
 
@@ -871,7 +941,8 @@ for name, took in times.items():
 flops_per_sample = 3 * 70.7e9  # forward and backward, from chapter 12's count
 rate = 32_700 * 256 / (6 * 3600)
 print(f"{rate:.0f} samples a second, {rate * flops_per_sample / 1e12:.0f} TFLOP/s")
-print(f"{rate * flops_per_sample / 800e12:.0%} of the 800 TFLOP/s that an H100 reaches in large bfloat16 products")
+share = rate * flops_per_sample / 800e12
+print(f"{share:.0%} of the 800 TFLOP/s that an H100 reaches in large bfloat16 products")
 
 # %% [markdown]
 # A tenth of what the chip can do. Some of the rest is small matrices and some is Python, but a machine that spends 2.6
@@ -911,16 +982,25 @@ print(f"{rate * flops_per_sample / 800e12:.0%} of the 800 TFLOP/s that an H100 r
 # %%
 def clock(index: int) -> dict:
     """Replace this: it is always noon, so anybody can guess."""
-    turns = [("What hour does the clock show?", "12"), ("How many minutes past?", "0"), ("Is it before six?", "no")]
-    return {"images": [Image.new("RGB", (64, 64), "white")], "texts": [{"user": q, "assistant": a} for q, a in turns]}
+    turns = [
+        ("What hour does the clock show?", "12"),
+        ("How many minutes past?", "0"),
+        ("Is it before six?", "no"),
+    ]
+    return {
+        "images": [Image.new("RGB", (64, 64), "white")],
+        "texts": [{"user": q, "assistant": a} for q, a in turns],
+    }
 
 
+# %%
 def guessable(make, choices=(12, 12, 2)) -> float:
     """Points of accuracy above chance that closed eyes get, averaged over the kinds of question."""
     train, test = ([make(i) for i in numbers] for numbers in (range(1000, 1600), range(200)))
     gaps = []
     for kind, number in enumerate(choices):
-        sides = [[(s["texts"][kind]["user"], s["texts"][kind]["assistant"]) for s in side] for side in (train, test)]
+        turns = ([sample["texts"][kind] for sample in side] for side in (train, test))
+        sides = ([(turn["user"], turn["assistant"]) for turn in side] for side in turns)
         gaps.append(100 * (blind_score(*sides) - 1 / number))
     return sum(gaps) / len(gaps)
 

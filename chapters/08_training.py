@@ -35,7 +35,10 @@ except ImportError:
 
 # %%
 import copy
+import json
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -45,10 +48,18 @@ from nanovlm.assets import asset_path
 from nanovlm.bench.training_runs import all_small, small_recipe, small_vlm
 from nanovlm.course import budget, lever, quiz, use, yours
 from nanovlm.course.runs import stored_runs
+
+# %%
 from nanovlm.data.loading import get_dataloaders
 from nanovlm.training.probe import mean
 from nanovlm.viz.start_here import sample_card
-from nanovlm.viz.training import curves_figure, gallery_figure, intervals_figure, rates_figure, smooth
+from nanovlm.viz.training import (
+    curves_figure,
+    gallery_figure,
+    intervals_figure,
+    rates_figure,
+    smooth,
+)
 from nanovlm.weights.from_preset import from_scratch
 
 # %% [markdown]
@@ -62,7 +73,8 @@ from nanovlm.weights.from_preset import from_scratch
 # %%
 gallery = stored_runs("08_gallery")
 some_run = gallery["pictures_shuffled"]
-print(f"{some_run['parameters']:,} parameters; {some_run['machine']}; {some_run['evaluations'][-1]['seconds']:.0f} s")
+seconds = some_run["evaluations"][-1]["seconds"]
+print(f"{some_run['parameters']:,} parameters; {some_run['machine']}; {seconds:.0f} s")
 curves_figure(
     "A run",
     {
@@ -84,7 +96,8 @@ quiz("ch08.does_it_see")
 # %%
 def right_and_blind(run: dict) -> dict[str, list[tuple[float, float]]]:
     """The two curves of a stored run, as means over the kinds of questions."""
-    return {name: [(e["step"], mean(e[name])) for e in run["evaluations"]] for name in ("accuracy", "blind")}
+    names, evaluations = ("accuracy", "blind"), run["evaluations"]
+    return {name: [(e["step"], mean(e[name])) for e in evaluations] for name in names}
 
 
 healthy = gallery["healthy"]
@@ -104,11 +117,9 @@ curves_figure("Right answers", both, y_label="share", y_range=(0, 0.7))
 # %%
 for name, run in (("neighbour's pictures", some_run), ("right pictures", healthy)):
     last = run["evaluations"][-1]
-    kinds = ", ".join(f"{kind} {share:.0%}" for kind, share in last["accuracy"].items())
-    print(
-        f"{name:20} validation loss {last['val_loss']:.2f}, right {mean(last['accuracy']):.0%}, blind {mean(last['blind']):.0%}"
-    )
-    print(f"{'':20} {kinds}")
+    right, blind = mean(last["accuracy"]), mean(last["blind"])
+    print(f"{name:20} validation loss {last['val_loss']:.2f}, right {right:.0%}, blind {blind:.0%}")
+    print(" " * 20, ", ".join(f"{kind} {share:.0%}" for kind, share in last["accuracy"].items()))
 
 # %% [markdown]
 # Look at the kinds of the second run. What can be read off the objects one by one (colour, shape, count) is well above
@@ -122,12 +133,23 @@ for name, run in (("neighbour's pictures", some_run), ("right pictures", healthy
 # this chapter is about the other days.
 
 # %%
+from nanovlm.models.vision_language_model import VisionLanguageModel
+
+
+def loaders_for(model: VisionLanguageModel, **changes):
+    """The training and the validation batches of the small recipe."""
+    recipe = small_recipe(**changes)
+    return get_dataloaders(recipe, model.config, model.tokenizer, model.image_processor)
+
+
+# %%
 torch.manual_seed(0)
 model = from_scratch(small_vlm()).train()
-train_loader, val_loader = get_dataloaders(small_recipe(), model.config, model.tokenizer, model.image_processor)
+train_loader, val_loader = loaders_for(model)
 optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
 batches, losses = iter(train_loader), []
 
+# %%
 for _ in range(budget().pick(ci=15, laptop=60)):
     batch = next(batches)
     loss = model(batch["input_ids"], batch["images"], targets=batch["targets"]).loss
@@ -161,8 +183,8 @@ quiz("ch08.first_loss")
 # %%
 torch.manual_seed(0)
 fresh = from_scratch(small_vlm()).train()
-eight = next(iter(get_dataloaders(small_recipe(batch_size=8), fresh.config, fresh.tokenizer, fresh.image_processor)[0]))
-inputs = {"input_ids": eight["input_ids"], "images": eight["images"], "targets": eight["targets"]}
+eight = next(iter(loaders_for(fresh, batch_size=8)[0]))
+inputs = {name: eight[name] for name in ("input_ids", "images", "targets")}
 with torch.no_grad():
     first = fresh(**inputs)
 print(f"ln 444 = {math.log(444):.2f}, and the first loss is {first.loss:.2f}")
@@ -174,9 +196,8 @@ print(f"ln 444 = {math.log(444):.2f}, and the first loss is {first.loss:.2f}")
 # %%
 supervised = inputs["targets"] != -100
 guesses = first.logits.argmax(dim=-1)
-print(
-    f"{(guesses == inputs['input_ids'][supervised]).float().mean():.0%} of its guesses are the token that it has just read"
-)
+repeated = (guesses == inputs["input_ids"][supervised]).float().mean()
+print(f"{repeated:.0%} of its guesses are the token that it has just read")
 
 # %% [markdown]
 # The head is tied to the token embedding (chapter 04), the blocks add almost nothing at first, and our embeddings start
@@ -200,7 +221,8 @@ with torch.no_grad():
 # %%
 fresh(**inputs).loss.backward()
 without = [name for name, p in fresh.named_parameters() if p.grad is None or not p.grad.any()]
-print(f"{sum(1 for _ in fresh.parameters())} parameters, of which {len(without)} have no gradient {without or ''}")
+count = sum(1 for _ in fresh.parameters())
+print(f"{count} parameters, of which {len(without)} have no gradient {without or ''}")
 fresh.zero_grad()
 
 # %% [markdown]
@@ -239,7 +261,11 @@ by_heart = {
     "exchanged": memorise(inputs["images"].roll(1, dims=0), steps),
     "black": memorise(torch.full_like(inputs["images"], -1.0), steps),
 }
-curves_figure("One batch, learnt by heart", {name: list(enumerate(v)) for name, v in by_heart.items()}, log=True)
+curves_figure(
+    "One batch, learnt by heart",
+    {name: list(enumerate(v)) for name, v in by_heart.items()},
+    log=True,
+)
 
 # %% [markdown]
 # All three go down together. So the test finds weights that do not move and losses that are not connected, and it finds
@@ -256,7 +282,6 @@ curves_figure("One batch, learnt by heart", {name: list(enumerate(v)) for name, 
 
 # %%
 initialised = {"recipe": gallery["healthy"], "positions at 0.02": gallery["positions_quiet"]}
-initialised |= {"all at 0.02": gallery["init_small"]} if "init_small" in gallery else {}
 curves_figure(
     "Right answers by initialisation",
     {name: right_and_blind(run)["accuracy"] for name, run in initialised.items()},
@@ -300,6 +325,39 @@ rates_figure("Validation loss after 40 steps", "projector", "backbones", table)
 #
 # Sorting parameters into groups is [exercise 8.4](../exercises/08_training.ipynb).
 #
+# ### One short run can try all rates
+#
+# Nobody has the time to sweep for every new model. An **LR-range test** ([Smith
+# 2015](https://arxiv.org/abs/1506.01186)) is one run of some dozen steps, in which the rate grows by the same factor at
+# every step, from one that is far too low to one that is far too high. Where the loss is lowest the rate is nearly too
+# high already, because the next few steps blow it up. A common choice for the peak of a schedule is a third to a tenth
+# of that rate. Predict the shape of the curve before you run it.
+
+
+# %%
+def range_test(num_steps: int, first: float = 1e-5, last: float = 1.0) -> list[tuple[float, float]]:
+    """(logarithm of the rate, loss): the rate grows by the same factor at every step."""
+    torch.manual_seed(0)
+    model, found = from_scratch(small_vlm()).train(), []
+    optimizer = torch.optim.AdamW(model.parameters())
+    for step, batch in zip(range(num_steps), loaders_for(model, batch_size=16)[0], strict=False):
+        rate = optimizer.param_groups[0]["lr"] = first * (last / first) ** (step / (num_steps - 1))
+        loss = model(batch["input_ids"], batch["images"], targets=batch["targets"]).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append((math.log10(rate), loss.item()))
+    return found
+
+
+# %%
+tried = range_test(budget().pick(ci=40, laptop=100))
+lowest = min(tried, key=lambda point: point[1])
+print(f"lowest loss, {lowest[1]:.2f}, at a rate of {10 ** lowest[0]:.1g}")
+print(f"at the highest rate the loss is {tried[-1][1]:.1f}")
+curves_figure("LR-range test", {"AdamW": tried}, x_label="log10 of the learning rate", log=True)
+
+# %% [markdown]
 # ## A schedule: up in a line, down in a curve
 #
 # At first the optimizer knows nothing of the typical size of a gradient, and a full step could throw the weights far
@@ -315,17 +373,21 @@ get_lr = use("training.get_lr")
 
 
 def schedules(warmup, floor):
-    shapes = {
-        "cosine": [(s, get_lr(s, 1.0, 300, warmup, floor)) for s in range(300)],
-        "stable, then decay": [
-            (s, min((s + 1) / max(1, 300 * warmup), 1, floor + (1 - floor) * (300 - s) / 60)) for s in range(300)
-        ],
-        "constant": [(s, 1.0) for s in range(300)],
+    def down(step):
+        return floor + (1 - floor) * (300 - step) / 60
+
+    rules = {
+        "cosine": lambda s: get_lr(s, 1.0, 300, warmup, floor),
+        "stable, then decay": lambda s: min((s + 1) / (300 * warmup + 1), 1, down(s)),
+        "constant": lambda s: 1.0,
     }
+    shapes = {name: [(s, rule(s)) for s in range(300)] for name, rule in rules.items()}
     return curves_figure("Share of the peak rate", shapes, y_label="share", y_range=(0, 1.05))
 
 
-lever(schedules, warmup=(0.0, 0.3, 0.03), floor=(0.0, 0.5, 0.05), start={"warmup": 0.09, "floor": 0.1})
+# %%
+at_first = {"warmup": 0.09, "floor": 0.1}
+lever(schedules, warmup=(0.0, 0.3, 0.03), floor=(0.0, 0.5, 0.05), start=at_first)
 
 # %% [markdown]
 # How much does the warm-up matter here? The same model and data, once with nine steps of warm-up and once without, and
@@ -333,11 +395,13 @@ lever(schedules, warmup=(0.0, 0.3, 0.03), floor=(0.0, 0.5, 0.05), start={"warmup
 
 # %%
 warm = {"with warm-up": gallery["healthy"], "without": gallery["no_warmup"]}
-print(
-    "largest gradient norm of the first 40 steps:",
-    {name: round(max(run["norm"][:40]), 1) for name, run in warm.items()},
+for name, run in warm.items():
+    print(f"{name:12} largest gradient norm of the first 40 steps: {max(run['norm'][:40]):.1f}")
+curves_figure(
+    "The first steps",
+    {name: list(enumerate(run["loss"][:40])) for name, run in warm.items()},
+    log=True,
 )
-curves_figure("The first steps", {name: list(enumerate(run["loss"][:40])) for name, run in warm.items()}, log=True)
 
 # %% [markdown]
 # In this small model, whose blocks normalise their inputs (pre-norm) and whose steps are clipped, the warm-up is worth
@@ -401,16 +465,19 @@ gradient = fresh.decoder.blocks[1].mlp.up_proj.weight.grad
 before = torch.linalg.svdvals(gradient)
 after = torch.linalg.svdvals(orthogonalise(gradient[None])[0])
 fresh.zero_grad()
+
+# %%
+updates = {"gradient": before, "Muon": after}
 curves_figure(
     "Singular values of one update",
-    {name: [(i + 1, float(v)) for i, v in enumerate(s / s[0])] for name, s in (("gradient", before), ("Muon", after))},
+    {name: list(enumerate((s / s[0]).tolist(), start=1)) for name, s in updates.items()},
     x_label="singular value number",
     y_label="size beside the largest",
     y_range=(0, 1.05),
 )
 
 # %%
-for name, values in (("gradient", before), ("Muon", after)):
+for name, values in updates.items():
     loud = int((values > values[0] / 2).sum())
     print(f"{name:9} {loud:2} of {len(values)} singular values are above half of the largest")
 
@@ -430,7 +497,8 @@ weight, master = torch.tensor(1.0, dtype=torch.bfloat16), torch.tensor(1.0)
 for _ in range(1000):
     weight = weight + 0.001
     master = master + 0.001
-print(f"bfloat16: {weight.item()}, float32: {master.item():.3f}, and that in bfloat16: {master.bfloat16().item()}")
+print(f"bfloat16: {weight.item()}, float32: {master.item():.3f}")
+print(f"the float32 sum, rounded to bfloat16 once: {master.bfloat16().item()}")
 
 # %% [markdown]
 # So the model may compute in bfloat16, and the optimizer works on float32 copies, the **master weights**, which are
@@ -439,14 +507,13 @@ print(f"bfloat16: {weight.item()}, float32: {master.item():.3f}, and that in bfl
 # (a *gradient scaler*). What would be chosen here?
 
 # %%
-from nanovlm.device import choose_precision, find_device, processor
+from nanovlm.device import choose_precision, find_device
 
 precision = choose_precision("auto", find_device())
 print(f"{precision.name}: {precision.reason}")
 tiny = torch.tensor(1e-8)
-print(
-    f"a gradient of 1e-8 in float16: {tiny.half().item()}; scaled by 65,536 before and after: {(tiny * 65536).half().float().item() / 65536:.2e}"
-)
+scaled = (tiny * 65536).half().float() / 65536
+print(f"a gradient of 1e-8 in float16: {tiny.half().item()}; scaled by 65,536 first: {scaled:.2e}")
 
 # %% [markdown]
 # ## Accumulation counts tokens, not batches
@@ -460,7 +527,7 @@ quiz("ch08.accumulate")
 
 # %%
 torch.manual_seed(0)
-losses_of_5, losses_of_500 = 4 + torch.rand(5), 1 + torch.rand(500)  # five tokens of short answers, 500 of captions
+losses_of_5, losses_of_500 = 4 + torch.rand(5), 1 + torch.rand(500)  # short answers, captions
 all_tokens = torch.cat([losses_of_5, losses_of_500]).mean()
 mean_of_means = (losses_of_5.mean() + losses_of_500.mean()) / 2
 print(f"mean over all tokens {all_tokens:.2f}, mean of the two means {mean_of_means:.2f}")
@@ -493,11 +560,13 @@ def share_of_rows(first: int, last: int) -> dict:
 
 # %%
 parts = [share_of_rows(0, 1), share_of_rows(1, 8)]
-parts[0]["targets"] = parts[0]["targets"].where(supervised[:1].cumsum(dim=1) <= 2, -100)  # one short answer
+one_answer = supervised[:1].cumsum(dim=1) <= 2
+parts[0]["targets"] = parts[0]["targets"].where(one_answer, -100)
 together = {name: torch.cat([part[name] for part in parts]) for name in inputs}
 counts = [int((part["targets"] != -100).sum()) for part in parts]
 large = gradient_of([together], [1.0])
-for name, weights in (("mean of means", [0.5, 0.5]), ("by tokens", [count / sum(counts) for count in counts])):
+by_tokens = [count / sum(counts) for count in counts]
+for name, weights in (("mean of means", [0.5, 0.5]), ("by tokens", by_tokens)):
     off = (gradient_of(parts, weights) - large).norm() / large.norm()
     print(f"{name:14} {counts} tokens: the gradient is {off:.1%} away from the large batch's")
 
@@ -550,37 +619,40 @@ def random_again(model: nn.Module, seed: int = 0) -> nn.Module:
 pocket = random_again(yours())
 
 # %%
-from dataclasses import replace
-from time import perf_counter
-
 from nanovlm.config import presets
-from nanovlm.course.watching import train_and_watch
+from nanovlm.course.watching import minutes_needed, train_and_watch
+from nanovlm.device import processor
 
 recipe = presets()["pocket"].train
 short = replace(recipe, batch_size=8, max_steps=40, log_every=2, eval_every=20, val_size=16)
 config = budget().pick(ci=short, laptop=replace(recipe, log_every=5, eval_every=40))
-loader = get_dataloaders(config, pocket.config, pocket.tokenizer, pocket.image_processor)[0]
-batch, began = next(iter(loader)), perf_counter()
-pocket(batch["input_ids"], batch["images"], targets=batch["targets"]).loss.backward()
-pocket.zero_grad()
-minutes = (perf_counter() - began) * 1.3 * config.max_steps / 60
-print(f"{config.max_steps} steps of {config.batch_size} conversations: about {minutes:.1f} minutes on {processor()}")
+images = budget().pick(ci=12, laptop=40)
+minutes = minutes_needed(config, pocket)
+print(f"{config.max_steps} steps of {config.batch_size} conversations: about {minutes:.0f} minutes")
+print("on", processor())
 
 # %% [markdown]
+# The estimate comes from this processor: the fastest of three passes forward and backward over one batch, times the
+# number of steps, and a third more for the optimizer, the data and the evaluations. On a processor with two cores and
+# without bfloat16 arithmetic the whole run takes between ten and twenty-five minutes, on one with it about five
+# (`LOG.md`). If other programs use the machine, it takes longer.
+#
 # The figure below changes while the run goes on. On the left is the loss, on the right the share of right answers by
 # kind of question about pictures that are never trained on, and the blind baseline. Ctrl-C, or the stop button, ends the
 # run after the step in hand.
 
 # %%
-watched = train_and_watch(config, pocket, images=budget().pick(ci=12, laptop=40))
+watched = train_and_watch(config, pocket, images)
 
 # %%
 last, blind = watched.accuracy[-1][1], watched.blind[-1][1]
-print(f"step {watched.run.step}: {mean(last):.0%} right, {blind:.0%} blind, in {watched.run.seconds / 60:.1f} minutes")
+took = watched.run.seconds / 60
+print(f"step {watched.run.step}: {mean(last):.0%} right, {blind:.0%} blind, in {took:.1f} minutes")
 
 image = Image.open(asset_path("images/shapes.png")).convert("RGB")
 for question in ("How many shapes are there?", "Where is the red star?"):
-    print(f"{question:28} {pocket.eval().generate(prompt=[question], image=[[image]], max_new_tokens=8)[0]}")
+    answer = pocket.eval().generate(prompt=question, image=image, max_new_tokens=8)
+    print(f"{question:28} {answer}")
 
 # %% [markdown]
 # With the `ci` budget this stops after 40 small steps, where nothing is seen yet. The whole run, at the `laptop` budget or
@@ -654,10 +726,9 @@ quiz("ch08.which_train")
 # %%
 for letter, run in eight_runs.items():
     last = run["evaluations"][-1]
-    print(
-        f"{letter}  {run['about']:72} training {run['loss'][-1]:6.3f}  validation {last['val_loss']:6.3f}  "
-        f"right {mean(last['accuracy']):4.0%}  blind {mean(last['blind']):4.0%}"
-    )
+    right, blind = mean(last["accuracy"]), mean(last["blind"])
+    losses = f"training {run['loss'][-1]:6.3f}  validation {last['val_loss']:6.3f}"
+    print(f"{letter}  {run['about']}\n   {losses}  right {right:4.0%}  blind {blind:4.0%}")
 
 # %% [markdown]
 # ## The validation loss chooses the checkpoint, the accuracy tells what it is worth
@@ -681,40 +752,41 @@ quiz("ch08.resume")
 # step 4. Then the same command goes on with `resume=True`, and a third run is never interrupted.
 
 # %%
-import contextlib
-import io
 import tempfile
-from pathlib import Path
 
+from nanovlm.course.watching import quiet
 from nanovlm.training.checkpoint import checkpoints, load_checkpoint
 from nanovlm.training.loop import train
 
-folder = tempfile.mkdtemp()
-six_steps = small_recipe(
-    batch_size=4, max_steps=6, val_size=4, log_every=1, eval_every=100, save_every=2, accuracy_images=0
-)
-
-
-def short_run(name: str, resume: bool = False, watch=None) -> nn.Module:
-    torch.manual_seed(0)
-    model = from_scratch(small_vlm())
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        train(replace(six_steps, output_dir=folder, run_name=name, resume=resume), model, watch=watch)
-    return model
+folder = Path(tempfile.mkdtemp())
+sizes = {"batch_size": 4, "max_steps": 6, "val_size": 4, "accuracy_images": 0}
+six_steps = small_recipe(**sizes, log_every=1, eval_every=100, save_every=2)
 
 
 # %%
+def short_run(name: str, resume: bool = False, watch=None) -> nn.Module:
+    torch.manual_seed(0)
+    model = from_scratch(small_vlm())
+    recipe = replace(six_steps, output_dir=str(folder), run_name=name, resume=resume)
+    with quiet():
+        train(recipe, model, watch=watch)
+    return model
+
+
 def power_cut(step: int, values: dict) -> None:
     if step == 5:
         raise RuntimeError("the power is gone")
 
 
+# %%
 try:
     short_run("stopped", watch=power_cut)
 except RuntimeError as error:
-    print(f"step 5: {error}. There are {[path.name for path in checkpoints(Path(folder) / 'stopped/checkpoints')]}")
+    print(f"step 5: {error}")
+print("there are", [path.name for path in checkpoints(folder / "stopped/checkpoints")])
 resumed, whole = short_run("stopped", resume=True), short_run("whole")
-equal = all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
+pairs = zip(resumed.parameters(), whole.parameters(), strict=True)
+equal = all(torch.equal(a, b) for a, b in pairs)
 assert equal
 print("equal to the last bit:", equal)
 
@@ -722,15 +794,16 @@ print("equal to the last bit:", equal)
 # What was in the file?
 
 # %%
-saved = load_checkpoint(checkpoints(Path(folder) / "whole/checkpoints")[-1])
+saved = load_checkpoint(checkpoints(folder / "whole/checkpoints")[-1])
 
 
 def numbers_in(value) -> int:
     """How many numbers the tensors inside of nested dicts and lists hold."""
     if isinstance(value, Tensor):
         return value.numel()
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    return sum(numbers_in(part) for part in inner)
+    if isinstance(value, dict):
+        value = list(value.values())
+    return sum(map(numbers_in, value)) if isinstance(value, (list, tuple)) else 0
 
 
 for name, value in saved.items():
@@ -746,11 +819,10 @@ for name, value in saved.items():
 # %%
 wrong = gallery["resumed_wrongly"]
 for name, run in (("recipe", healthy), ("run E", wrong)):
-    around = [max(run["norm"][first : first + 20]) for first in (130, 150)]
-    print(f"{name:7} largest gradient norm in steps 131 to 150: {around[0]:.1f}, in steps 151 to 170: {around[1]:.1f}")
-print(
-    f"right after 300 steps: recipe {mean(healthy['evaluations'][-1]['accuracy']):.0%}, run E {mean(wrong['evaluations'][-1]['accuracy']):.0%}"
-)
+    before, after = (max(run["norm"][first : first + 20]) for first in (130, 150))
+    right = mean(run["evaluations"][-1]["accuracy"])
+    print(f"{name:7} largest norm in steps 131 to 150: {before:.1f}, in 151 to 170: {after:.1f}")
+    print(f"{'':7} right after 300 steps: {right:.0%}")
 
 # %% [markdown]
 # A bump in the gradient norm, and nothing else. And the wrong run ends *better*: its schedule began anew, so that its
@@ -774,7 +846,9 @@ def by_questions(run: dict, base: dict) -> tuple[float, float, float]:
     return p - q, p - q - half, p - q + half
 
 
-changes = ("pictures_shuffled", "lr_too_high", "no_warmup", "no_positions", "positions_quiet", "resumed_wrongly")
+changes = ("pictures_shuffled", "lr_too_high", "no_warmup", "no_positions", "positions_quiet")
+
+# %%
 intervals_figure(
     "Changed in one run, beside the recipe",
     {name.replace("_", " "): by_questions(gallery[name], healthy) for name in changes},
@@ -792,7 +866,10 @@ intervals_figure(
 
 # %%
 paired_difference = use("training.paired_difference")
-decay_001, decay_01 = [0.976, 0.966, 0.976], [0.978, 0.981, 0.985]  # LOG.md, "The pocket recipe", seeds 0, 1, 2
+decay_001, decay_01 = (
+    [0.976, 0.966, 0.976],
+    [0.978, 0.981, 0.985],
+)  # LOG.md, "The pocket recipe", seeds 0, 1, 2
 difference, low, high = paired_difference(decay_001, decay_01)
 print(f"{difference:+.1%}, with 95 % confidence between {low:+.1%} and {high:+.1%}")
 
@@ -809,28 +886,25 @@ print(f"{difference:+.1%}, with 95 % confidence between {low:+.1%} and {high:+.1
 # machine's peak that was used for the model.
 
 # %%
-from nanovlm.training.flops import training_flops
+from nanovlm.training.step_cost import training_flops
 
 small = small_vlm()
-real, answers = (
-    int(sum((b[key] != empty).sum() for b in val_loader)) for key, empty in (("attention_mask", 0), ("targets", -100))
-)
+real = int(sum(b["attention_mask"].sum() for b in val_loader))
+answers = int(sum((b["targets"] != -100).sum() for b in val_loader))
 samples = sum(len(b["sample_indices"]) for b in val_loader)
 flops = training_flops(small, 32, round(real / samples), round(32 * answers / samples))
 seconds = healthy["evaluations"][-1]["seconds"] / healthy["max_steps"]
-print(
-    f"small model: {flops / 1e9:.1f} GFLOP a step, {seconds:.2f} s, so {flops / seconds / 1e9:.0f} GFLOP/s on one thread"
-)
+speed = flops / seconds / 1e9
+print(f"small model: {flops / 1e9:.1f} GFLOP a step in {seconds:.2f} s: {speed:.0f} GFLOP/s")
 
 # %%
 from nanovlm.config import VLMConfig
 
-per_sample = training_flops(VLMConfig(), 1, 128, 128)  # 49 image tokens and 79 of text; the head runs on all of them
+per_sample = training_flops(VLMConfig(), 1, 128, 128)  # 49 image tokens, 79 of text
 print(f"the 222M model: {per_sample / 1e9:.0f} GFLOP a sample")
 rate = 32_700 * 256 / (6 * 3600)
-print(
-    f"{rate:.0f} samples/s on an H100, whose data sheet says 989 TFLOP/s: {rate * per_sample / 989e12:.0%} of its peak"
-)
+share = rate * per_sample / 989e12  # the peak of its data sheet
+print(f"{rate:.0f} samples/s on an H100: {share:.0%} of its 989 TFLOP/s")
 
 # %% [markdown]
 # The second line is about the published run of nanoVLM: its chart shows 32,700 steps of 256 samples, and its README says
@@ -842,9 +916,8 @@ print(
 # %%
 n = sum(p.numel() for p in pocket.parameters())
 for name, numbers in {"weights": n, "gradients": n, "AdamW's two moments": 2 * n}.items():
-    print(
-        f"{name:20} {numbers * 4 / 2**20:6.1f} MiB in float32, for the 222M model {222e6 * numbers / n * 4 / 2**20:6,.0f} MiB"
-    )
+    here, large = (4 * size / 2**20 for size in (numbers, 222e6 * numbers / n))
+    print(f"{name:20} {here:6.1f} MiB in float32, for the 222M model {large:6,.0f} MiB")
 
 # %% [markdown]
 # ## The run that shipped
@@ -854,17 +927,14 @@ for name, numbers in {"weights": n, "gradients": n, "AdamW's two moments": 2 * n
 # second raised the decay, the third went on with more shapes, and the fourth learnt to describe pictures, at a low rate.
 
 # %%
-import json
-
 stages, offset = {}, 0
 for stage, name in enumerate(("train_log_1", "train_log_2", "train_log_3", "train_log"), start=1):
-    lines = [json.loads(line) for line in asset_path(f"pocket/{name}.jsonl").read_text().splitlines()]
-    stages[f"stage {stage}"] = [(offset + row["step"], row["val_loss"]) for row in lines if "val_loss" in row]
-    seconds = max(row.get("seconds", 0) for row in lines)
-    print(
-        f"stage {stage}: {lines[-1]['step']:5,} steps, {seconds / 60:4.0f} minutes, ends at a validation loss of {stages[f'stage {stage}'][-1][1]:.5f}"
-    )
-    offset += lines[-1]["step"]
+    rows = map(json.loads, asset_path(f"pocket/{name}.jsonl").read_text().splitlines())
+    rows = [row for row in rows if "val_loss" in row]
+    stages[f"stage {stage}"] = [(offset + row["step"], row["val_loss"]) for row in rows]
+    steps, minutes, ends = rows[-1]["step"], rows[-1]["seconds"] / 60, rows[-1]["val_loss"]
+    print(f"stage {stage}: {steps:5,} steps, {minutes:4.0f} minutes, last loss {ends:.5f}")
+    offset += steps
 curves_figure("Validation loss of the run that shipped", stages, log=True)
 
 # %% [markdown]
@@ -914,11 +984,10 @@ def clock_face(hour: int, minute: int, size: int = 64) -> Image.Image:
     return image
 
 
-sample = {
-    "images": [clock_face(10, 30)],
-    "texts": [{"user": "What time is it?", "assistant": "10:30", "source": "clocks/time"}],
-}
-sample_card(sample["images"][0], alt="A clock face: the short hand between ten and eleven, the long one down.")
+# %%
+turn = {"user": "What time is it?", "assistant": "10:30", "source": "clocks/time"}
+sample = {"images": [clock_face(10, 30)], "texts": [turn]}
+sample_card(sample["images"][0], alt="A clock that shows half past ten.")
 
 # %% [markdown]
 # | | a start | solid | what a reviewer would publish |

@@ -53,6 +53,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
+# %%
 from nanovlm import VisionLanguageModel
 from nanovlm.assets import asset_path
 from nanovlm.course import budget, expect_shape, lever, quiz, use, yours
@@ -117,7 +118,7 @@ print("ids:", ids[0, length:].tolist())
 
 # %%
 where = ids[0, length:].tolist().index(end)
-print(f"The end token, {end}, is token {where} of the answer; the loop wrote {30 - where - 1} more behind it.")
+print(f"The end token, {end}, is token {where}; the loop wrote {30 - where - 1} more behind it.")
 
 # %% [markdown]
 # A loop therefore stops for one of three reasons:
@@ -155,9 +156,10 @@ from nanovlm.viz.generation import bars_figure, beams_figure, guesses_figure, li
 steps = list(range(1, 61))
 again = [sum(30 + i for i in range(step)) for step in steps]  # read 30, then 31, then 32, …
 once = [30 + step - 1 for step in steps]
-print(f"60 tokens: {again[-1]:,} read without a cache, {once[-1]} with one, {again[-1] / once[-1]:.0f} times")
+print(f"60 tokens: {again[-1]:,} read without a cache, {once[-1]} with one")
 reading = {"without a cache": again, "with a cache": once}
-lines_figure(steps, reading, "What a cache saves", "tokens of the answer", "tokens that the decoder has read")
+axes = "tokens of the answer", "tokens that the decoder has read"
+lines_figure(steps, reading, "What a cache saves", *axes)
 
 # %% [markdown]
 # One line grows with the square of the answer's length, the other with the length. What makes the second one possible?
@@ -196,7 +198,7 @@ with torch.no_grad():
     x, _, _ = pocket.embed(prompt["input_ids"], images, None)  # [1, length, dim]
     cache = KVCache(pocket.config.language, batch_size=1, max_length=length + 40, like=x)
     logits = pocket.decoder.head(pocket.decoder(x, cache=cache)[:, -1])  # the prefill
-print(f"{cache.length} tokens are in the cache; the logits behind the last of them are {expect_shape(logits, '1 444')}")
+print(f"{cache.length} tokens are in the cache; logits: {expect_shape(logits, '1 444')}")
 
 
 # %%
@@ -236,7 +238,8 @@ def without_cache(new_tokens: int) -> None:
 tokens = written.shape[1]
 slow = seconds(lambda: without_cache(tokens))
 fast = seconds(lambda: pocket.generate(prompt["input_ids"], images))
-print(f"{tokens} tokens: {slow * 1000:.0f} ms without a cache, {fast * 1000:.0f} ms with one, {slow / fast:.1f} times")
+print(f"{tokens} tokens: {slow * 1000:.0f} ms without a cache, {fast * 1000:.0f} ms with one")
+print(f"{slow / fast:.1f} times as fast")
 
 # %% [markdown]
 # The saving in time is smaller than the one in tokens, because a pass over one token costs far more than a fortieth of
@@ -249,14 +252,15 @@ print(f"{tokens} tokens: {slow * 1000:.0f} ms without a cache, {fast * 1000:.0f}
 
 
 # %% tags=["nbval-check-output"]
-def bytes_per_token(num_blocks: int, num_kv_heads: int, head_dim: int, bytes_per_number: int) -> int:
-    return 2 * num_blocks * num_kv_heads * head_dim * bytes_per_number
+def bytes_per_token(num_blocks: int, num_kv_heads: int, head_dim: int, number: int) -> int:
+    return 2 * num_blocks * num_kv_heads * head_dim * number  # bytes of one number
 
 
 small = pocket.config.language
-print(f"pocket, float32: {bytes_per_token(small.num_blocks, small.num_kv_heads, small.head_dim, 4):,} bytes a token")
+ours = bytes_per_token(small.num_blocks, small.num_kv_heads, small.head_dim, 4)
+print(f"pocket, float32: {ours:,} bytes a token")
 print(f"SmolLM2-135M, bfloat16: {bytes_per_token(30, 3, 64, 2):,} bytes a token")
-print(f"the same with one key/value head for each of its 9 heads: {bytes_per_token(30, 9, 64, 2):,}")
+print(f"the same with a key/value head for each of its 9 heads: {bytes_per_token(30, 9, 64, 2):,}")
 
 # %% [markdown]
 # ## A wrong cache answers in whole sentences
@@ -272,7 +276,7 @@ def faulty(q, k, v, rope, cache, mask=None, fault=""):
     q = apply_rope(q, *rope)
     old = cache.length
     k, v = cache.update(k if fault == "turned on every read" else apply_rope(k, *rope), v)
-    if fault == "turned on every read":  # by the new token's angle alone, whatever its own position was
+    if fault == "turned on every read":  # by the new token's angle, whatever its own position was
         k = apply_rope(k, *rope)
     if fault == "stores over the last":
         cache.length = max(old, length)
@@ -284,10 +288,17 @@ def faulty(q, k, v, rope, cache, mask=None, fault=""):
 # %%
 test = Thimble("shapes", "test")
 questions = questions_of([test[i] for i in range(budget().pick(ci=6, laptop=20))])
-for fault in ("none", "turned on every read", "is_causal with one query", "stores over the last", "no mask"):
+for fault in (
+    "none",
+    "turned on every read",
+    "is_causal with one query",
+    "stores over the last",
+    "no mask",
+):
     model = yours(replace={"generation.cached_attention": partial(faulty, fault=fault)})
     right = sum(a == q.answer for a, q in zip(answer_all(model, questions), questions, strict=True))
-    print(f"{fault.upper()}: {right} of {len(questions)} right. {model.generate(image=image, prompt=describe)[:90]}\n")
+    caption = model.generate(image=image, prompt=describe)
+    print(f"{fault.upper()}: {right} of {len(questions)} right. {caption[:90]}\n")
 
 # %% [markdown]
 # Compare the share of right answers with the captions. Most questions have an answer of one token, which comes
@@ -314,7 +325,8 @@ def next_logits(question: str, image: Image.Image | None = None, said: str = "")
     """The logits of the token that follows, [vocab_size]"""
     batch = prepare_prompts(pocket, [question], [image])
     begun = torch.tensor([pocket.tokenizer.encode(said)], dtype=torch.long)
-    return pocket(torch.cat([batch["input_ids"], begun], dim=1), batch["images"]).logits[0, -1].float()
+    ids = torch.cat([batch["input_ids"], begun], dim=1)
+    return pocket(ids, batch["images"]).logits[0, -1].float()
 
 
 guess = next_logits("Which bar is the shortest?")
@@ -356,12 +368,18 @@ def bars(logits: Tensor, temperature: float, rule: str, shown: int = 10):
     probabilities, order = scaled.softmax(dim=-1)[0].sort(descending=True)
     kept = FILTERS[rule](scaled)[0, order].isfinite()
     names = [name_of(token) for token in order[:shown]]
-    what = f"temperature {temperature:g}, {'no cut' if rule == 'none' else rule}: {int(kept.sum())} of {len(kept)} left"
-    return bars_figure(names, probabilities[:shown].tolist(), kept[:shown].tolist(), "The next token", what)
+    what = f"temperature {temperature:g}, cut: {rule}; {int(kept.sum())} of {len(kept)} left"
+    first = probabilities[:shown].tolist(), kept[:shown].tolist()
+    return bars_figure(names, *first, "The next token", what)
 
 
+# %%
 hot = [0.25, 0.5, 1.0, 1.5, 2.0, 4.0]
-lever(lambda temperature: bars(guess, temperature, "none"), temperature=hot, start={"temperature": 1.0})
+lever(
+    lambda temperature: bars(guess, temperature, "none"),
+    temperature=hot,
+    start={"temperature": 1.0},
+)
 
 # %% [markdown]
 # How undecided is such a distribution? Its **entropy**, in bits, is the number of yes-or-no questions that it takes to
@@ -371,7 +389,8 @@ lever(lambda temperature: bars(guess, temperature, "none"), temperature=hot, sta
 for temperature in (0.25, 0.5, 1.0, 2.0, 4.0):
     p = (guess / temperature).softmax(dim=-1)
     bits = -(p * p.clamp(min=1e-12).log2()).sum()
-    print(f"temperature {temperature:4}: {bits:5.2f} bits; no colour at all: {1 - p.topk(6).values.sum():6.1%}")
+    other = 1 - p.topk(6).values.sum()
+    print(f"temperature {temperature:4}: {bits:5.2f} bits; no colour at all: {other:6.1%}")
 
 # %% [markdown]
 # Look at the last column. At temperature 4 the answer is often not a colour: the vocabulary has hundreds of tokens that
@@ -405,10 +424,11 @@ lever(
 
 # %%
 sure = next_logits("Which shape is at the top left?", image)
-print(f"{'rule':12}" + "".join(f"{name:>12}" for name in ("sure", "colours", "sign", "sign, T = 2")))
+columns = ("rule", "sure", "colours", "sign", "sign, T = 2")
+print("".join(f"{name:>12}" for name in columns))
 for rule, keep in FILTERS.items():
     left = [int(keep(x[None]).isfinite().sum()) for x in (sure, guess, sign, sign / 2)]
-    print(f"{rule:12}" + "".join(f"{count:12}" for count in left))
+    print(f"{rule:>12}" + "".join(f"{count:12}" for count in left))
 
 # %% [markdown]
 # With the picture the model is sure of one token, and top-k lets two others in nevertheless. Top-p and min-p follow the
@@ -523,11 +543,14 @@ for agree in (5, 4, 3, 2, 1):
     if those:
         right = sum(answer == q.answer for answer, q in those)
         low, high = interval(right, len(those))
-        print(
-            f"{agree} of 5 agree: {len(those):3} questions, {right / len(those):4.0%} right ({low:.0%} to {high:.0%})"
-        )
+        share = right / len(those)
+        print(f"{agree} of 5 agree: {len(those):3} questions,", end=" ")
+        print(f"{share:4.0%} right ({low:.0%} to {high:.0%})")
+
+# %%
 vote = sum(answer == q.answer for (answer, _), q in zip(groups, hard, strict=True))
-print(f"the majority is right {vote} times, greedy decoding {right_share()[0]} times, of {len(hard)}")
+greedy, _ = right_share()
+print(f"the majority is right {vote} times, greedy decoding {greedy} times, of {len(hard)}")
 
 # %% [markdown]
 # Where all five agree, the model is right more often than where they differ, as far as the few others can tell (look at
@@ -553,7 +576,7 @@ print(pocket.generate(image=faint, prompt=question, max_new_tokens=14))
 nothing = pocket.tokenizer.encode(" nothing")[-1]
 for count in (0, 1, 2, 3, 5, 8, 12):
     p = next_logits(question, faint, " nothing" * count).softmax(dim=-1)
-    print(f"after {count:2} × nothing: {p[nothing]:6.1%} for another one, {p[end]:6.1%} for the end")
+    print(f"after {count:2} × nothing: {p[nothing]:6.1%} for one more, {p[end]:6.1%} for the end")
 
 # %% [markdown]
 # After the first *nothing* one more is the likeliest token at every length that we look at. In training every *nothing*
@@ -564,8 +587,9 @@ for count in (0, 1, 2, 3, 5, 8, 12):
 # negative ones multiplied ([Keskar et al. 2019](https://arxiv.org/abs/1909.05858)).
 
 # %%
+asked_again = {"image": faint, "prompt": question, "max_new_tokens": 14}
 for penalty in (1.0, 1.3, 2.0):
-    answer = pocket.generate(image=faint, prompt=question, repetition_penalty=penalty, max_new_tokens=14)
+    answer = pocket.generate(**asked_again, repetition_penalty=penalty)
     print(f"penalty {penalty}: {answer!r}")
 
 # %% [markdown]
@@ -606,19 +630,23 @@ print("the true caption:", glyphs["texts"][-1]["assistant"])
 # %%
 def log_probability(answer: str, image: Image.Image | None, question: str = describe) -> float:
     """Of this answer and its end, the sum over its tokens."""
-    batch, own = prepare_prompts(pocket, [question], [image]), [*pocket.tokenizer.encode(answer), end]
+    batch, own = (
+        prepare_prompts(pocket, [question], [image]),
+        [*pocket.tokenizer.encode(answer), end],
+    )
     whole = torch.cat([batch["input_ids"], torch.tensor([own])], dim=1)
     with torch.no_grad():
-        log_probs = pocket(whole, batch["images"]).logits[0].float().log_softmax(dim=-1)  # [length, vocab_size]
-    return sum(float(log_probs[batch["input_ids"].shape[1] - 1 + i, token]) for i, token in enumerate(own))
+        logits = pocket(whole, batch["images"]).logits[0].float()  # [length, vocab_size]
+    before = batch["input_ids"].shape[1] - 1  # the logits here are about the answer's first token
+    log_probs = logits[before:].log_softmax(dim=-1)
+    return sum(float(log_probs[i, token]) for i, token in enumerate(own))
 
 
 # %%
 for num_beams in (1, 2):
     answer = pocket.generate(image=dim, prompt=describe, num_beams=num_beams, length_penalty=0.0)
-    print(
-        f"{num_beams} beam{'s' if num_beams > 1 else ' '}: log-probability {log_probability(answer, dim):.2f}  {answer}"
-    )
+    total = log_probability(answer, dim)
+    print(f"beams: {num_beams}, log-probability {total:.2f}  {answer}")
 
 # %% [markdown]
 # On this faint picture of a sign greedy decoding begins with "2", as if it had been asked to count, and from there
@@ -630,7 +658,8 @@ for num_beams in (1, 2):
 def continuations(beam: int, said: list[int], total: float) -> list[tuple[float, int, list[int]]]:
     log_probs = next_logits(describe, dim, words(said)).log_softmax(dim=-1)
     best = log_probs.topk(2)
-    return [(total + float(p), beam, [*said, int(t)]) for p, t in zip(best.values, best.indices, strict=True)]
+    found = zip(best.values, best.indices, strict=True)
+    return [(total + float(p), beam, [*said, int(t)]) for p, t in found]
 
 
 # %%
@@ -639,7 +668,8 @@ drawing = []
 for _ in range(4):
     options = [option for i, beam in enumerate(beams) for option in continuations(i, *beam)]
     options.sort(key=lambda option: option[0], reverse=True)
-    drawing.append([(name_of(said[-1]), beam, total, i < 2) for i, (total, beam, said) in enumerate(options)])
+    ranked = enumerate(options)
+    drawing.append([(name_of(said[-1]), beam, total, i < 2) for i, (total, beam, said) in ranked])
     beams = [(said, total) for total, _, said in options[:2]]
 beams_figure(drawing, "Two beams, four tokens")
 
@@ -700,13 +730,15 @@ quiz("ch09.constrained")
 # %%
 colours = ["red", "blue", "green", "yellow", "purple", "orange"]
 about = [q for q in questions_of([test[i] for i in range(40)]) if q.kind == "colour"]
+texts = [q.text for q in about]
 for contrast in (1.0, 0.1):
     views = [pale(q.images[0], contrast) for q in about]
     for name, choices in (("free", ()), ("six colours", colours)):
-        answers = pocket.generate(prompt=[q.text for q in about], image=views, choices=choices, max_new_tokens=12)
+        answers = pocket.generate(prompt=texts, image=views, choices=choices, max_new_tokens=12)
         right = sum(a == q.answer for a, q in zip(answers, about, strict=True))
         outside = sum(a not in colours for a in answers)
-        print(f"contrast {contrast:4.0%}, {name:12} {right:2} of {len(about)} right, {outside} answers are no colour")
+        print(f"contrast {contrast:4.0%}, {name:12} {right:2} of {len(about)} right,", end=" ")
+        print(f"{outside} answers are no colour")
 
 # %% [markdown]
 # The constraint makes every answer usable by a program, and that is worth having. But look at the row of 10 % contrast:
@@ -721,9 +753,11 @@ for contrast in (1.0, 0.1):
 # padding goes to the **left**, so that every row ends in its last real token, behind which the first new one belongs.
 
 # %%
-two = prepare_prompts(pocket, ["How many?", "What colour is the shape at the top left?"], [None, None])
+asked_two = ["How many?", "What colour is the shape at the top left?"]
+two = prepare_prompts(pocket, asked_two, [None, None])
 for row, real in zip(two["input_ids"], two["attention_mask"], strict=True):
-    print(" ".join("·" if not r else repr(words([int(t)]))[1:-1] for t, r in zip(row, real, strict=True)))
+    tokens = [repr(words([int(t)]))[1:-1] if r else "·" for t, r in zip(row, real, strict=True)]
+    print(" ".join(tokens))
 
 # %% [markdown]
 # How much faster is a batch, and how much of its work goes to rows that have ended already?
@@ -733,14 +767,23 @@ sixteen = [test[i]["images"][0] for i in range(16)]
 mixed = [describe] + ["Which shape is at the top left?"] * 15  # one long answer among short ones
 pocket.generate(image=sixteen, prompt=mixed)
 together = seconds(lambda: pocket.generate(image=sixteen, prompt=mixed), times=2)
-alone = seconds(lambda: [pocket.generate(image=i, prompt=p) for i, p in zip(sixteen, mixed, strict=True)], times=2)
-print(f"16 prompts: {alone * 1000:.0f} ms one by one, {together * 1000:.0f} ms together, {alone / together:.1f} times")
+alone = seconds(
+    lambda: [pocket.generate(image=i, prompt=p) for i, p in zip(sixteen, mixed, strict=True)],
+    times=2,
+)
+print(f"16 prompts: {alone * 1000:.0f} ms one by one, {together * 1000:.0f} ms together")
+print(f"{alone / together:.1f} times as fast")
 
+# %%
 rows = pocket.generate(**prepare_prompts(pocket, mixed, sixteen))  # [16, new]
 lengths = (rows != end).sum(dim=1) + 1
-print(f"{rows.numel()} places in the batch, {1 - lengths.sum() / rows.numel():.0%} of them behind the row's end")
+idle = 1 - lengths.sum() / rows.numel()
+print(f"{rows.numel()} places in the batch, {idle:.0%} of them behind the row's end")
 
 # %% [markdown]
+# (Tokens a second is easily measured wrongly: which calls count, and which tokens? [Exercise
+# 9.10](../exercises/09_generation.ipynb) is to measure it.)
+#
 # The one long answer keeps all other rows waiting, which is the weakness of **static batching**. Servers such as vLLM
 # use **continuous batching**: a row that has ended gives its place to the next prompt in the queue at once ([Kwon et
 # al. 2023](https://arxiv.org/abs/2309.06180)). The package sorts prompts by their work instead, which is simpler and
@@ -811,14 +854,17 @@ while int(ids[0, -1]) != end:
     ahead = ids
     for _ in range(3):
         ahead = torch.cat([ahead, likeliest(exit_3, ahead)[None, -1:]], dim=1)
-    truth = likeliest(pocket.decoder, ahead)[ids.shape[1] - 1 :]  # the whole model, at four places in one pass
+    truth = likeliest(pocket.decoder, ahead)[ids.shape[1] - 1 :]  # four places in one pass
     guesses = ahead[0, ids.shape[1] :]
     kept = int((guesses == truth[:3]).long().cumprod(dim=0).sum())
-    fates = ["kept"] * kept + ["rejected"] * (3 - kept)
-    rounds.append([(name_of(g), fate) for g, fate in zip(guesses, fates, strict=True)])
-    rounds[-1].append((name_of(truth[kept]), "own"))
+    fates = ["kept"] * kept + ["rejected"] * (3 - kept) + ["own"]
+    shown = map(name_of, [*guesses, truth[kept]])
+    rounds.append(list(zip(shown, fates, strict=True)))
     ids = torch.cat([ids, guesses[None, :kept], truth[None, kept : kept + 1]], dim=1)
-guesses_figure(rounds, f"{ids.shape[1] - length} tokens in {len(rounds)} passes of the whole decoder")
+
+# %%
+told = f"{ids.shape[1] - length} tokens in {len(rounds)} passes of the whole decoder"
+guesses_figure(rounds, told)
 
 # %% [markdown]
 # The text is that of greedy decoding, token by token, because every token that stays is one that the whole model chose.
@@ -846,11 +892,12 @@ rest = (p - q).clamp(min=0)
 rest = rest / rest.sum()
 rejected = (q * (1 - stays)).sum()
 for name, kept, drawn in zip("ABC", q * stays, rejected * rest, strict=True):
-    print(f"{name}: {kept:.0%} from guesses that stay, {drawn:.0%} after a rejection, {kept + drawn:.0%} together")
+    print(f"{name}: {kept:.0%} from guesses that stay, {drawn:.0%} after a rejection,", end=" ")
+    print(f"{kept + drawn:.0%} together")
 torch.testing.assert_close(q * stays + rejected * rest, p)
 
 # %% [markdown]
-# The sum is exactly $p$, and it would be so for any draft. The last exercise, 9.9, asks for this rule over several
+# The sum is exactly $p$, and it would be so for any draft. Exercise 9.9 asks for this rule over several
 # guesses. The tests of the package check in the same way that the distribution is the model's own.
 
 # %% [markdown]
@@ -862,12 +909,17 @@ batches = [prepare_prompts(pocket, [describe], [view]) for view in views]
 plain = seconds(lambda: [pocket.generate(b["input_ids"], b["images"]) for b in batches], times=2)
 total = sum(pocket.generate(b["input_ids"], b["images"]).shape[1] for b in batches)
 print(f"plain: {total} tokens, {total} passes of the whole decoder, {plain:.2f} s")
+
+# %%
 for blocks in (1, 2, 3):
     run = partial(generate_speculatively, pocket, early_exit(pocket.decoder, blocks))
     results = [run(b["input_ids"], b["images"]) for b in batches]
-    passes, kept = sum(r.passes for r in results), sum(r.accepted for r in results) / sum(r.proposed for r in results)
+    passes, kept = (
+        sum(r.passes for r in results),
+        sum(r.accepted for r in results) / sum(r.proposed for r in results),
+    )
     took = seconds(lambda run=run: [run(b["input_ids"], b["images"]) for b in batches], times=2)
-    print(f"draft of {blocks} blocks: {passes} passes, {kept:.0%} of the guesses kept, {took:.2f} s")
+    print(f"draft of {blocks} blocks: {passes} passes, {kept:.0%} of guesses kept, {took:.2f} s")
 
 # %% [markdown]
 # The passes of the whole decoder fall, to about a third with the best draft. The time does not fall with them, because
@@ -883,10 +935,11 @@ def speed_up(kept: float, cost: float, guesses: int) -> float:
 
 def gain(guesses: int):
     drafts = [0.02, 0.1, 0.25, 0.5, 0.75]
-    curves = {f"{kept:.0%} kept": [speed_up(kept, cost, guesses) for cost in drafts] for kept in (0.9, 0.7, 0.5, 0.3)}
-    curves["no gain"] = [1.0] * len(drafts)
-    title = f"Speed-up with {guesses} guesses a round"
-    return lines_figure(drafts, curves, title, "cost of a draft token / cost of a pass", "times as fast")
+    curves = {"no gain": [1.0] * len(drafts)}
+    for kept in (0.9, 0.7, 0.5, 0.3):
+        curves[f"{kept:.0%} kept"] = [speed_up(kept, cost, guesses) for cost in drafts]
+    axes = "cost of a draft token / cost of a pass", "times as fast"
+    return lines_figure(drafts, curves, f"Speed-up with {guesses} guesses a round", *axes)
 
 
 lever(gain, guesses=[1, 2, 3, 5, 8], start={"guesses": 3})
@@ -904,8 +957,8 @@ lever(gain, guesses=[1, 2, 3, 5, 8], start={"guesses": 3})
 
 # %% tags=["nbval-check-output"]
 from nanovlm.config import VLMConfig
-from nanovlm.training.flops import generation_flops
 from nanovlm.training.formulas import decoder_flops, head_flops, projector_flops, vision_flops
+from nanovlm.training.step_cost import generation_flops
 
 large = VLMConfig()  # the defaults are the 222M model's sizes
 parts = {
@@ -914,6 +967,8 @@ parts = {
     "19 more tokens": sum(decoder_flops(large.language, 1, 128 + i) for i in range(1, 20)),
     "the head, 20 times": head_flops(large.language, 20),
 }
+
+# %% tags=["nbval-check-output"]
 whole = generation_flops(large, 1, 128, 20)
 for name, flops in parts.items():
     print(f"{name:36}{flops / 1e9:7.1f} GFLOP {flops / whole:6.0%}")
@@ -932,8 +987,8 @@ first = whole - parts["19 more tokens"] - parts["the head, 20 times"]
 print(f"the decoder has {weights / 1e6:.0f} M weights")
 for name, peak, bandwidth in (("T4", 65e12, 320e9), ("H100", 989e12, 3.35e12)):
     read, token = 1e3 * first / peak, 1e3 * weights * 2 / bandwidth
-    print(f"{name:5} picture and prompt {read:5.2f} ms at least, 19 tokens {19 * token:6.2f} ms at least")
-    print(f"      one row: at most {1e3 / token:6,.0f} tokens/s in 16 bits, {2e3 / token:6,.0f} in int8")
+    print(f"{name:5} at least {read:.2f} ms for the prompt, {19 * token:.2f} ms for 19 tokens")
+    print(f"      at most {1e3 / token:,.0f} tokens/s in 16 bits, {2e3 / token:,.0f} in int8, one row")
 
 # %% [markdown]
 # (The peaks are those of NVIDIA's data sheets for the T4 and the H100 SXM: 65 and 989 TFLOP/s in 16 bits without
@@ -997,7 +1052,7 @@ print(own.generate(image=image, prompt=describe, temperature=0.8, min_p=0.1, see
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/09_generation.ipynb) ([in Colab][exercises]): 9 of them, about 126 minutes.
+# [Open the exercises](../exercises/09_generation.ipynb) ([in Colab][exercises]): 10 of them, about 138 minutes.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/09_generation.ipynb
 #
@@ -1012,5 +1067,6 @@ print(own.generate(image=image, prompt=describe, temperature=0.8, min_p=0.1, see
 # | 9.7 | One step of beam search (`generation.beam_step`) | ●●● | 20 |
 # | 9.8 | What can be shown already? (`generation.stream_text`) | ●●○ | 12 |
 # | 9.9 | Which guesses may stay? (`generation.speculative_accept`) | ●●● | 20 |
+# | 9.10 | Measure it: how fast does it write? (`generation.tokens_per_second`) | ●●○ | 12 |
 #
 # Next: [10 Evaluation](10_evaluation.ipynb)

@@ -45,6 +45,7 @@ except ImportError:
 # %%
 import json
 import math
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,7 @@ from tempfile import mkdtemp
 import torch
 from torch import Tensor
 
+# %%
 from nanovlm import VisionLanguageModel
 from nanovlm.assets import asset_path
 from nanovlm.course import budget, lever, quiz, use
@@ -156,12 +158,14 @@ from nanovlm.viz.style import image, png_bytes, svg_figure
 
 failed = [(q, a) for q, a in zip(turned, turned_answers, strict=True) if a != q.answer]
 cards = [AnsweredImage(q.images[0], q.text, a, q.answer) for q, a in failed[:8]]
-print({kind: sum(q.kind == kind for q, _ in failed) for kind in dict.fromkeys(q.kind for q in questions)})
-sheet = contact_sheet(
-    "Turned by ten degrees", f"{len(failed)} failures; the first {len(cards)} of them.", cards, 4, scale=1
-)
+print(dict(Counter(q.kind for q, _ in failed)))
+
+# %%
+title = f"{len(failed)} failures; the first {len(cards)} of them."
+sheet = contact_sheet("Turned by ten degrees", title, cards, 4, scale=1)
 height = round(720 * sheet.height / sheet.width)
-svg_figure(720, height, [image(0, 0, 720, height, png_bytes(sheet))], "Turned pictures, each with a wrong answer.")
+drawn = image(0, 0, 720, height, png_bytes(sheet))
+svg_figure(720, height, [drawn], "Turned pictures, each with a wrong answer.")
 
 # %% [markdown]
 # ## Exact match counts spelling as an error
@@ -172,13 +176,21 @@ svg_figure(720, height, [image(0, 0, 720, height, png_bytes(sheet))], "Turned pi
 # %%
 SAID = ["Two.", "the red one", "A heart", "yes, there is", "top-left", "1,000", "Blue", "three"]
 WANTED = ["2", "red", "heart", "yes", "top left", "1000", "blue", "4"]
+
+
+def without_marks(text: str) -> str:
+    return " ".join(re.sub("[-.]", " ", text.lower()).replace(",", "").split())
+
+
+# %%
 RULES = {
     "as it is": lambda t: t,
     "lower case": lambda t: t.lower(),
-    "+ marks to spaces": lambda t: " ".join(t.lower().replace("-", " ").replace(".", " ").replace(",", "").split()),
+    "+ marks to spaces": without_marks,
 }
 for name, rule in RULES.items():
-    print(f"{name:20}{sum(rule(a) == rule(b) for a, b in zip(SAID, WANTED, strict=True))} of {len(SAID)}")
+    equal = [rule(a) == rule(b) for a, b in zip(SAID, WANTED, strict=True)]
+    print(f"{name:20}{sum(equal)} of {len(SAID)}")
 
 # %% [markdown]
 # Every rule moves the score, so a score belongs to its rules. VQA's script also removes articles, and turns number
@@ -190,7 +202,10 @@ from nanovlm.evaluation.answers import normalise_answer as packaged
 
 assert all(normalise_answer(text) == packaged(text) for text in SAID + WANTED)
 found = [normalise_answer(a) == normalise_answer(b) for a, b in zip(SAID, WANTED, strict=True)]
-print(f"all rules: {sum(found)} of {len(found)}; still wrong:", [a for a, f in zip(SAID, found, strict=True) if not f])
+print(
+    f"all rules: {sum(found)} of {len(found)}; still wrong:",
+    [a for a, f in zip(SAID, found, strict=True) if not f],
+)
 
 # %% [markdown]
 # Two of the three that remain are right answers in other words, and “three” is wrong. No list of rules will
@@ -206,9 +221,9 @@ print(f"all rules: {sum(found)} of {len(found)}; still wrong:", [a for a, f in z
 # %% tags=["nbval-check-output"]
 for agreeing in range(6):
     people = ["red"] * agreeing + ["orange"] * (10 - agreeing)
-    print(
-        f"{agreeing} of 10 say red: {vqa_accuracy('Red', people):.2f}, without leaving out {min(agreeing / 3, 1):.2f}"
-    )
+    simple = min(agreeing / 3, 1)
+    score = vqa_accuracy("Red", people)
+    print(f"{agreeing} of 10 say red: {score:.2f}, without leaving out {simple:.2f}")
 
 # %% [markdown]
 # ## Every share needs an interval that holds at the edge
@@ -231,7 +246,8 @@ def both_intervals(wrong, questions):
     share = max(questions - wrong, 0) / questions
     half = 1.96 * math.sqrt(share * (1 - share) / questions)
     correct = round(share * questions)
-    return two_intervals(correct, questions, (share - half, share + half), wilson(correct, questions))
+    wald = share - half, share + half
+    return two_intervals(correct, questions, wald, wilson(correct, questions))
 
 
 lever(both_intervals, wrong=(0, 20), questions=[20, 60, 240, 500])
@@ -294,9 +310,8 @@ for bits, right in few.items():
     gain, low, high = paired_bootstrap(tilted, right, drawn)
     differ = int((right != tilted).sum())
     p = mcnemar(tilted.bool().tolist(), right.bool().tolist())
-    print(
-        f"{bits} bits: {100 * gain:+5.1f} points ({100 * low:+.1f} to {100 * high:+.1f}), {differ} differ, p = {p:.3f}"
-    )
+    ends = f"{100 * low:+.1f} to {100 * high:+.1f}"
+    print(f"{bits} bits: {100 * gain:+5.1f} points ({ends}), {differ} differ, p = {p:.3f}")
 
 # %% [markdown]
 # Where the interval contains 0, this test does not show a loss. That is not the same as *no loss*: the interval
@@ -337,10 +352,24 @@ other = blind_pairing(["shapes"] * len(samples), order)
 exchanged = [replace(q, images=samples[other[q.sample]]["images"]) for q in questions]
 blind = right_of(answer_all(pocket, exchanged), expected)
 low, high = interval(int(blind.sum()), len(blind))
-print(f"exchanged pictures {blind.mean():.1%}, from {low:.1%} to {high:.1%}; own pictures {upright.mean():.1%}")
+print(f"own pictures       {upright.mean():.1%}")
+print(f"exchanged pictures {blind.mean():.1%}, from {low:.1%} to {high:.1%}")
 
 # %% [markdown]
-# The Thimble is drawn so that these three agree. Real benchmarks are not: the authors of MMStar found that
+# For the fourth, the small model of chapter 08 was trained for 300 steps with a black picture in every sample, by
+# `python -m nanovlm.bench.training_runs --only text_only`. It answered the questions about 40 validation pictures:
+
+# %%
+from nanovlm.course.runs import stored_runs
+from nanovlm.training.probe import mean
+
+text_only = stored_runs("08_gallery")["text_only"]
+share = mean(text_only["evaluations"][-1]["accuracy"])
+low, high = interval(round(share * text_only["questions"]), text_only["questions"])
+print(f"trained without pictures {share:.1%}, from {low:.1%} to {high:.1%}")
+
+# %% [markdown]
+# The Thimble is drawn so that these four agree, as far as their intervals tell. Real benchmarks are not: the authors of MMStar found that
 # GeminiPro answers 42.9 % of MMMU's questions *without any picture*, and made MMStar because of it ([Chen et al.
 # 2024](https://arxiv.org/abs/2403.20330)). On such a test 45 % may mean three points of seeing.
 
@@ -351,7 +380,12 @@ print(f"exchanged pictures {blind.mean():.1%}, from {low:.1%} to {high:.1%}; own
 # is one, and what the pocket model says when it is asked for the letter.
 
 # %%
-from nanovlm.evaluation.multiple_choice import evaluate_choice, lenient_letter, split_options, strict_letter
+from nanovlm.evaluation.multiple_choice import (
+    evaluate_choice,
+    lenient_letter,
+    split_options,
+    strict_letter,
+)
 
 choice = [multiple_choice_sample(i) for i in range(budget().pick(ci=24, laptop=90))]
 print(choice[0]["question"], "\n  right:", choice[0]["answer"], "\n")
@@ -359,7 +393,8 @@ by_letter = evaluate_choice(pocket, choice, "letter")
 correct = sum(score.correct for score in by_letter.scores.values())
 print(f"strict letter: {correct} of {len(choice)} right")
 for question, answer in by_letter.answers[:5]:
-    print(f"{answer!r:45} expected {question.answer}, strict: {strict_letter(answer, question.answer)}")
+    accepted = strict_letter(answer, question.answer)
+    print(f"{answer!r:45} expected {question.answer}, strict: {accepted}")
 
 # %% [markdown]
 # The letter protocol finds next to no right answer, although the same model answered every question above. It was
@@ -378,7 +413,8 @@ quiz("ch10.alphabet")
 
 # %% tags=["nbval-check-output"]
 for answer in ("B", "b", "(B)", "A cat", "A, B, C, D", "Not B", "I see (a Big dog)"):
-    print(f"{answer:20} for B: strict {strict_letter(answer, 'B')!s:6} lenient {lenient_letter(answer, 'B')}")
+    strict, lenient = strict_letter(answer, "B"), lenient_letter(answer, "B")
+    print(f"{answer:20} for B: strict {strict!s:6} lenient {lenient}")
 
 # %% [markdown]
 # The regex errs both ways: it takes sentences, and it refuses “b”. A short test would have shown it, and [exercise
@@ -388,15 +424,16 @@ for answer in ("B", "b", "(B)", "A cat", "A, B, C, D", "Not B", "I see (a Big do
 
 # %%
 described = pocket.generate(
-    prompt=["Describe the picture."] * len(choice), image=[c["image"] for c in choice], max_new_tokens=40
+    prompt=["Describe the picture."] * len(choice),
+    image=[c["image"] for c in choice],
+    max_new_tokens=40,
 )
 by_accident = [lenient_letter(text, c["answer"]) for text, c in zip(described, choice, strict=True)]
 hit = next((i for i, accident in enumerate(by_accident) if accident), 2)
 print(f"{described[hit]!r} counts as the answer {choice[hit]['answer']}: {by_accident[hit]}")
 signs = [hit for hit, c in zip(by_accident, choice, strict=True) if c["category"] == "glyphs"]
-print(
-    f"descriptions scored as answers: {sum(by_accident)} of {len(by_accident)}; of signs, {sum(signs)} of {len(signs)}"
-)
+for name, taken in (("descriptions", by_accident), ("those of signs", signs)):
+    print(f"{name:14} scored as answers: {sum(taken)} of {len(taken)}")
 
 # %% [markdown]
 # ## Multiple choice by likelihood asks what the model knows
@@ -452,7 +489,8 @@ share_rows("One model, one set of questions, six protocols", rows, chance=0.25)
 #
 # One check belongs to every letter protocol. A model that always says A gets 25 %. **Circular evaluation** asks
 # each question once for every rotation of its options and counts it only if all answers are right ([Liu et al.
-# 2023](https://arxiv.org/abs/2307.06281)), so that such a model gets 0.
+# 2023](https://arxiv.org/abs/2307.06281)), so that such a model gets 0. What is left of the descriptions that the regex
+# took for answers?
 
 # %% tags=["nbval-check-output"]
 from nanovlm.evaluation.multiple_choice import rotated
@@ -460,6 +498,17 @@ from nanovlm.evaluation.multiple_choice import rotated
 for by in range(4):
     turn = rotated(choice[0], by)
     print(turn["question"].split("\n")[1], "->", turn["answer"])
+
+# %%
+letters = [[rotated(c, by)["answer"] for by in range(4)] for c in choice]
+said = {"always A": ["A"] * len(choice), "descriptions": described}
+for name, texts in said.items():
+    found = [[lenient_letter(t, a) for a in row] for t, row in zip(texts, letters, strict=True)]
+    plain, circular = sum(row[0] for row in found), sum(map(all, found))
+    print(f"{name:13} plain {plain:2} of {len(found)}, circular {circular}")
+
+# %% [markdown]
+# A likelihood of option texts needs no such check, because it never sees the letters or their order.
 
 # %% [markdown]
 # ## The story of 35.3 %
@@ -487,9 +536,14 @@ asked = turned[:60]
 greedy = tilted[: len(asked)].mean()
 for seed in range(3):
     given = pocket.generate(
-        prompt=[q.text for q in asked], image=[q.images for q in asked], max_new_tokens=12, temperature=1.0, seed=seed
+        prompt=[q.text for q in asked],
+        image=[q.images for q in asked],
+        max_new_tokens=12,
+        temperature=1.0,
+        seed=seed,
     )
-    print(f"sampled, seed {seed}: {right_of(given, expected[: len(asked)]).mean():.1%}; greedy: {greedy:.1%}")
+    sampled = right_of(given, expected[: len(asked)]).mean()
+    print(f"sampled, seed {seed}: {sampled:.1%}; greedy: {greedy:.1%}")
 
 # %% [markdown]
 # What does choosing buy? The [published
@@ -510,7 +564,12 @@ def choosing(looks, true_share):
     return selection_figure(true_share, single.tolist(), best.tolist(), looks)
 
 
-lever(choosing, start={"looks": 131, "true_share": 0.33}, looks=[1, 5, 40, 131], true_share=[0.25, 0.33, 0.5])
+lever(
+    choosing,
+    start={"looks": 131, "true_share": 0.33},
+    looks=[1, 5, 40, 131],
+    true_share=[0.25, 0.33, 0.5],
+)
 
 # %%
 best_of_131 = best_of(0.33, 1500, 131)
@@ -584,8 +643,8 @@ references = [[caption] for caption in captions]
 for name, make in (("true, reworded", reworded), ("two shapes exchanged", exchanged_shapes)):
     made = [make(caption) for caption in captions]
     print(
-        f"{name:22} BLEU {bleu(made, references):.2f}   CIDEr {cider(made, references).mean():5.2f}   "
-        f"F1 of facts {fact_f1(made, captions):.2f}"
+        f"{name:22} BLEU {bleu(made, references):.2f}   "
+        f"CIDEr {cider(made, references).mean():5.2f}   F1 of facts {fact_f1(made, captions):.2f}"
     )
 
 # %% [markdown]
@@ -602,7 +661,7 @@ try:
     theirs = BLEU(tokenize="none", smooth_method="none").corpus_score(made, [captions]).score / 100
     print(f"sacrebleu {theirs:.4f}, ours {bleu(made, references):.4f}")
 except ImportError:
-    print("sacrebleu is not installed here (pip install sacrebleu). The package's tests compare with it where it is.")
+    print("sacrebleu is not installed here (pip install sacrebleu).")
 
 # %% [markdown]
 # ## Retrieval compares, and ties must cost
@@ -619,7 +678,8 @@ small = [q.images[0] for q in changed(questions, "three quarters of the size")][
 grid = caption_scores(pocket, small, captions[:many])  # [pictures, texts]
 for k in (1, 3):
     forth, back = recall_at_k(grid, k)
-    print(f"recall@{k}: picture to text {forth:.0%}, text to picture {back:.0%}, by chance {k / many:.0%}")
+    chances = f"by chance {k / many:.0%}"
+    print(f"recall@{k}: picture to text {forth:.0%}, text to picture {back:.0%}, {chances}")
 print("a model that scores everything equally:", tuple(recall_at_k(torch.zeros(many, many), 1)))
 
 # %% [markdown]
@@ -652,9 +712,10 @@ for name in ("as drawn", "turned by 5°", "turned by 10°"):
 # so where exact match does not.
 
 # %%
-counted = [(int(a), int(q.answer)) for q, a in zip(turned, turned_answers, strict=True) if q.kind == "count"]
-error = sum(abs(a - e) for a, e in counted) / len(counted)
-print(f"counts: exact {sum(a == e for a, e in counted) / len(counted):.0%}, mean absolute error {error:.2f}")
+answered = zip(turned, turned_answers, strict=True)
+errors = [abs(int(a) - int(q.answer)) for q, a in answered if q.kind == "count"]
+exact, absolute = errors.count(0) / len(errors), sum(errors) / len(errors)
+print(f"counts: exact {exact:.0%}, mean absolute error {absolute:.2f}")
 
 # %% [markdown]
 # ## Yes/no probes show bias before they show sight
@@ -671,10 +732,8 @@ for name in ("as drawn", "turned by 15°"):
     for negatives in NEGATIVES:
         asked = probes(negatives, budget().pick(ci=8, laptop=25))
         result = yes_no(answer_all(pocket, changed(asked, name)), [q.answer for q in asked])
-        print(
-            f"{name:14} {negatives:12} accuracy {result.accuracy:4.0%}   says yes {result.yes_share:4.0%}   "
-            f"finds {result.recall:4.0%} of what is there"
-        )
+        print(f"{name:14} {negatives:12} accuracy {result.accuracy:4.0%}", end="   ")
+        print(f"says yes {result.yes_share:4.0%}   finds {result.recall:4.0%} of what is there")
 
 # %% [markdown]
 # On turned pictures the pocket model falls back on *no*: it denies most of what is there, and its accuracy still
@@ -700,7 +759,8 @@ kinds = ["all kinds", *dict.fromkeys(q.kind for q in some)]
 def after_changes(kind):
     rows = []
     for name, given in answers.items():
-        kept = [a == q.answer for a, q in zip(given, some, strict=True) if kind in ("all kinds", q.kind)]
+        pairs = zip(given, some, strict=True)
+        kept = [a == q.answer for a, q in pairs if kind in ("all kinds", q.kind)]
         rows.append(share_of(name, sum(kept), len(kept)))
     return share_rows(f"The same questions after a change: {kind}", rows)
 
@@ -730,15 +790,16 @@ from nanovlm.viz.evaluation import calibration_figure
 def confidence_of(name: str) -> tuple[Tensor, Tensor]:
     """The probability of each given answer, and whether it is right. [questions] each"""
     asked = changed(some, name)
-    log_probs, _ = answer_log_probs(pocket, [q.text for q in asked], [q.images for q in asked], answers[name])
+    texts, images = [q.text for q in asked], [q.images for q in asked]
+    log_probs, _ = answer_log_probs(pocket, texts, images, answers[name])
     return log_probs.exp(), right_of(answers[name], truth)
 
 
+# %%
 measured = {name: confidence_of(name) for name in ("as drawn", "turned by 10°", "turned by 15°")}
 for name, (sure, right) in measured.items():
-    print(
-        f"{name:14} sure {sure.mean():.0%}, right {right.mean():.0%}, ECE {expected_calibration_error(sure, right):.2f}"
-    )
+    gap = expected_calibration_error(sure, right)
+    print(f"{name:14} sure {sure.mean():.0%}, right {right.mean():.0%}, ECE {gap:.2f}")
 
 
 # %%
@@ -768,6 +829,7 @@ from PIL import ImageEnhance
 
 from nanovlm.evaluation.contamination import near_copies, shared_ngrams
 
+# %%
 training = [train[i]["images"][0] for i in range(budget().pick(ci=60, laptop=400))]
 leaked = samples[3]["images"][0].resize((100, 100)).resize((64, 64))
 training[17] = ImageEnhance.Brightness(leaked).enhance(1.1)
@@ -775,7 +837,9 @@ print("pictures:", near_copies([sample["images"][0] for sample in samples], trai
 print(
     "texts:   ",
     shared_ngrams(
-        ["Which bar is the tallest of the four bars here?"], ["Look: which bar is the tallest of the four bars?"], n=6
+        ["Which bar is the tallest of the four bars here?"],
+        ["Look: which bar is the tallest of the four bars?"],
+        n=6,
     ),
 )
 
@@ -810,7 +874,8 @@ path.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
 again = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 rules = {"exact": lambda a, e: a == e, "first word": lambda a, e: a.split()[:1] == e.split()[:1]}
 for name, rule in rules.items():
-    print(f"{name:11}{sum(rule(line['answer'], line['expected']) for line in again)} of {len(again)}")
+    right = sum(rule(line["answer"], line["expected"]) for line in again)
+    print(f"{name:11}{right} of {len(again)}")
 
 # %% [markdown]
 # From a shell, one command runs the protocols of this chapter on any model directory:
@@ -854,7 +919,7 @@ for name, rule in rules.items():
 
 # %%
 items = [question for question, _ in failed[:2]]  # put your own here
-mine = [question.answer for question in items]  # what you say: look at the pictures and write it down
+mine = [question.answer for question in items]  # what you say: look, and write it down
 its = answer_all(pocket, items)
 wrong = sum(a != e for a, e in zip(its, mine, strict=True))
 low, high = interval(wrong, len(items))

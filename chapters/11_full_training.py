@@ -54,6 +54,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+# %%
 from nanovlm import VisionLanguageModel
 from nanovlm.assets import asset_path
 from nanovlm.config import Preset, TrainConfig, VLMConfig, presets
@@ -90,7 +91,8 @@ with torch.device("meta"):  # shapes without memory
 vision = trace(lambda x: whole.projector(whole.vision_encoder(x)), image).flops
 text = trace(lambda x: whole.decoder.head(whole.decoder(x)), tokens).flops
 sample_flops = vision + text
-print(f"picture {vision / 1e9:.1f} GFLOP, text {text / 1e9:.1f} GFLOP, forward {sample_flops / 1e9:.1f} GFLOP")
+for name, flops in (("picture", vision), ("text", text), ("forward", sample_flops)):
+    print(f"{name:8}{flops / 1e9:6.1f} GFLOP")
 
 # %% [markdown]
 # The backward pass computes two products for each one of the forward pass, one for the gradient of the input and one for
@@ -108,7 +110,8 @@ quiz("ch11.utilisation")
 published = 32_700 * 256  # steps times batch, from the published training curve
 six_hours = 6 * 3600 * 989e12  # what an H100 could have done, dense bfloat16
 share = 3 * sample_flops * published / six_hours
-print(f"{published / 1e6:.1f} M samples in 6 h: {published / 6 / 3600:.0f} samples/s, {share:.1%} of the peak")
+rate = published / 6 / 3600
+print(f"{published / 1e6:.1f} M samples in 6 h: {rate:.0f} samples/s, {share:.1%} of the peak")
 
 # %% [markdown]
 # The peaks below are the *dense* ones of NVIDIA's data sheets, in float16 on the T4, which has no bfloat16, and in
@@ -122,13 +125,18 @@ training_hours = use("full.flops_to_hours")
 
 def hours(samples: int, utilisation: float) -> dict[str, float]:
     token = text / 128
-    return {gpu: training_hours(vision, token, 128, samples, peak, False, utilisation) for gpu, peak in PEAK.items()}
+    sample = (vision, token, 128, samples)
+    return {gpu: training_hours(*sample, peak, False, utilisation) for gpu, peak in PEAK.items()}
 
 
 # %%
 from nanovlm.viz.full_training import hours_figure, logs_figure, memory_figure, ranks_figure
 
-AMOUNTS = {"256 k (a taste)": 256_000, "1.7 M (one epoch)": 1_700_000, "8.4 M (published)": published}
+AMOUNTS = {
+    "256 k (a taste)": 256_000,
+    "1.7 M (one epoch)": 1_700_000,
+    "8.4 M (published)": published,
+}
 
 
 def hours_image(samples: str, utilisation: float):
@@ -157,7 +165,8 @@ watts = {"T4": 70, "A100": 400, "H100": 700}
 for gpu, per_hour in price.items():
     time_needed = hours(published, 0.25)[gpu]
     energy = time_needed * watts[gpu] / 1000
-    print(f"{gpu:5} {time_needed:5.1f} h   {time_needed * per_hour:6.2f} $   {energy:5.1f} kWh at most")
+    cost = time_needed * per_hour
+    print(f"{gpu:5} {time_needed:5.1f} h   {cost:6.2f} $   {energy:5.1f} kWh at most")
 
 # %% [markdown]
 # The dearer card is the cheaper run, in money and in energy, as long as the utilisation is the same on both. On an H100
@@ -196,7 +205,8 @@ def plans(rows: int) -> dict[str, tuple[float, float, float, float]]:
 
 
 def memory_image(rows: int):
-    return memory_figure(plans(rows), "Training 222M with AdamW, by the plan", 15.0, "what a T4 leaves you")
+    title = "Training 222M with AdamW, by the plan"
+    return memory_figure(plans(rows), title, 15.0, "what a T4 leaves you")
 
 
 assert sum(plans(16)["float32, 16 rows"]) < 15 < sum(plans(48)["float32, 48 rows"])
@@ -214,7 +224,8 @@ lever(memory_image, rows=[16, 4, 32, 48, 64])
 
 # %%
 inputs = 4 * (12 * 196 * 768 + 30 * 128 * 576)  # bytes of the blocks' inputs, in a row of float32
-print(f"a row keeps about {inputs / 2**20:.0f} MiB and the block in hand, instead of {row['float32'] / 2**20:.0f} MiB")
+whole_row = row["float32"] / 2**20
+print(f"a row keeps about {inputs / 2**20:.0f} MiB and the block in hand, not {whole_row:.0f} MiB")
 print(f"its price: the forward pass once more, so {4 / 3 - 1:.0%} more work")
 
 # %% [markdown]
@@ -231,7 +242,8 @@ optimizer.step()
 state = [t for s in optimizer.state.values() for name, t in s.items() if name.startswith("exp_avg")]
 
 # %%
-counted = [sum(t.nbytes for t in ts) / 2**20 for ts in (parameters, [p.grad for p in parameters], state)]
+gradients = [p.grad for p in parameters]
+counted = [sum(t.nbytes for t in ts) / 2**20 for ts in (parameters, gradients, state)]
 planned = [1024 * part for part in memory_plan(one_step, 1, 0)[:3]]
 for part, a, b in zip(("weights", "gradients", "optimizer"), planned, counted, strict=True):
     print(f"{part:10} planned {a:6.2f} MiB, counted {b:6.2f} MiB")
@@ -248,8 +260,8 @@ for part, a, b in zip(("weights", "gradients", "optimizer"), planned, counted, s
 # %%
 million = sum(p.numel() for p in whole.parameters()) / 1e6
 checkpoint, best = 12 * million / 1000, 4 * million / 1000  # GB
-print(f"{million:.0f} M weights: three checkpoints of {checkpoint:.1f} GB and a best model of {best:.1f} GB")
-print(f"together {3 * checkpoint + best:.1f} GB")
+print(f"{million:.0f} M weights: checkpoints of {checkpoint:.1f} GB, a best model of {best:.1f} GB")
+print(f"three checkpoints and the best model: {3 * checkpoint + best:.1f} GB")
 
 # %% [markdown]
 # ## Trained parts come under other names
@@ -267,7 +279,10 @@ llama = budget().pick(ci=str(small_llama(folder / "llama")), t4="HuggingFaceTB/S
 # %%
 from nanovlm.files import find_directory, read_tensors
 
-stored = {"siglip": read_tensors(find_directory(siglip)), "llama": read_tensors(find_directory(llama))}
+stored = {
+    "siglip": read_tensors(find_directory(siglip)),
+    "llama": read_tensors(find_directory(llama)),
+}
 for kind, tensors in stored.items():
     shown = [name for name in tensors if "layers.0.self_attn" in name and "weight" in name]
     print(kind, len(tensors), "tensors, among them")
@@ -336,11 +351,17 @@ start = torch.randint(0, 400, (8, 24), generator=torch.Generator().manual_seed(1
 with torch.no_grad():
     x = language(language.token_embedding(start))[:, :-1].flatten(0, 1)  # [tokens, dim]
 wanted = start[:, 1:].flatten()
+
+# %%
 print(f"without new rows: loss {F.cross_entropy(x @ rows.T, wanted):.2f}")
-for name, new in (("the mean", rows.mean(dim=0, keepdim=True)), ("random, deviation 1", torch.randn(1, rows.shape[1]))):
+for name, new in (
+    ("the mean", rows.mean(dim=0, keepdim=True)),
+    ("random, deviation 1", torch.randn(1, rows.shape[1])),
+):
     logits = x @ torch.cat([rows, new]).T  # [tokens, vocab_size + 1]
     taken = logits.softmax(dim=-1)[:, -1]
-    print(f"{name:20} loss {F.cross_entropy(logits, wanted):6.2f}; the new token takes {taken.mean():.1%} on average")
+    loss = F.cross_entropy(logits, wanted)
+    print(f"{name:20} loss {loss:6.2f}; the new token takes {taken.mean():.1%} on average")
 
 # %% [markdown]
 # A token that nobody has asked for takes a share of the probability from all others, for no reason but the length of its
@@ -356,7 +377,10 @@ for name, new in (("the mean", rows.mean(dim=0, keepdim=True)), ("random, deviat
 # %%
 from nanovlm.weights.from_preset import build_model
 
-small = Preset(VLMConfig(tokenizer=str(asset_path("pocket"))), TrainConfig(dataset_size=200, val_size=16, batch_size=4))
+small = Preset(
+    VLMConfig(tokenizer=str(asset_path("pocket"))),
+    TrainConfig(dataset_size=200, val_size=16, batch_size=4),
+)
 small.vlm.vision.image_size = 64
 small.vision_backbone, small.language_backbone = siglip, llama
 preset = budget().pick(ci=small, t4=presets()["colab"])
@@ -375,12 +399,13 @@ from nanovlm.data.loading import get_dataloaders
 from nanovlm.device import choose_precision, find_device
 from nanovlm.training.step import forward
 
-sanity = TrainConfig(dataset_size=8, val_size=4, batch_size=4)  # the Thimble, at this model's picture size
+sanity = TrainConfig(dataset_size=8, val_size=4, batch_size=4)  # the Thimble, in this model's size
 loader, _ = get_dataloaders(sanity, model.config, model.tokenizer, model.image_processor)
 batch, device = next(iter(loader)), find_device()
 model.to(device)
 first = forward(model, batch, device).loss
-print(f"loss at step 0: {first.item():.2f}; ln V = {math.log(model.config.language.vocab_size):.2f}")
+expected = math.log(model.config.language.vocab_size)
+print(f"loss at step 0: {first.item():.2f}; ln V = {expected:.2f}")
 
 # %%
 first.backward()
@@ -615,7 +640,8 @@ for name, error in measure().items():
 
 # %%
 per_weight = 2 + 4 + 4 + 8  # bytes: bfloat16 weight, float32 copy, gradient, two moments
-print(f"one GPU of 80 GB holds weights, gradients and optimizer of {80e9 / per_weight / 1e9:.1f} G weights")
+most = 80e9 / per_weight / 1e9
+print(f"one GPU of 80 GB holds weights, gradients and optimizer of {most:.1f} G weights")
 
 # %% [markdown]
 # Below that, DDP is enough, and 222M is far below. Above it **FSDP** cuts weights, gradients and moments into as many
@@ -657,8 +683,8 @@ seen = list(islice(loader, budget().pick(ci=10, laptop=60)))
 
 @torch.no_grad()
 def held_out_loss(model) -> float:
-    losses = [model(b["input_ids"], b["images"], targets=b["targets"]).loss.item() for b in held_out]
-    return sum(losses) / len(losses)
+    outputs = (model(b["input_ids"], b["images"], targets=b["targets"]) for b in held_out)
+    return sum(output.loss.item() for output in outputs) / len(held_out)
 
 
 # %%
@@ -675,8 +701,13 @@ def adapt(prepare, lr: float) -> tuple[int, float]:
 
 
 # %%
-print(f"before: {held_out_loss(pocket.eval()):.2f} on held-out questions; then {len(seen)} steps each")
-for name, prepare, lr in (("projector", projector_only, 2e-3), ("LoRA", adapters, 2e-3), ("all", lambda m: None, 5e-4)):
+before = held_out_loss(pocket.eval())
+print(f"before: {before:.2f} on held-out questions; then {len(seen)} steps each")
+for name, prepare, lr in (
+    ("projector", projector_only, 2e-3),
+    ("LoRA", adapters, 2e-3),
+    ("all", lambda m: None, 5e-4),
+):
     count, loss = adapt(prepare, lr)
     print(f"{name:10} {count:9,} trained weights   {loss:5.2f}")
 
@@ -773,8 +804,15 @@ for name, share in (("published", 0.353), ("yours", 0.380), ("chance", 0.25)):
 # %%
 results = json.loads(asset_path("pocket/results.json").read_text(encoding="utf-8"))
 shapes = results["test"]["shapes"]
-counts = {name: {kind: (r["correct"], r["total"]) for kind, r in shapes[name].items()} for name in ("kinds", "blind")}
-numbers = use("full.model_card_numbers")(counts["kinds"], counts["blind"], "validation", "test")
+
+
+def pairs(name: str) -> dict[str, tuple[int, int]]:
+    return {kind: (r["correct"], r["total"]) for kind, r in shapes[name].items()}
+
+
+# %%
+own, blind = pairs("kinds"), pairs("blind")
+numbers = use("full.model_card_numbers")(own, blind, "validation", "test")
 print(f"{'kind':10}{'right':>9}{'95 % interval':>20}{'blind':>9}")
 for kind, (share, low, high, blind) in numbers.items():
     print(f"{kind:10}{share:9.1%}{low:12.1%} to {high:.1%}{blind:9.1%}")
@@ -803,7 +841,12 @@ pocket.push_to_hub("your-name/nanovlm-pocket", private=True)
 # 13). From there the tools of others lead on: llama.cpp's `mmproj` files, servers, browsers. How small can it be?
 
 # %%
-for name, size in (("float32", 4.0), ("bfloat16", 2.0), ("int8", 1.0), ("4 bits, with scales", 0.56)):
+for name, size in (
+    ("float32", 4.0),
+    ("bfloat16", 2.0),
+    ("int8", 1.0),
+    ("4 bits, with scales", 0.56),
+):
     print(f"{name:20} {million * size:6.0f} MB of weights")
 
 # %% [markdown]
@@ -826,7 +869,7 @@ for name, size in (("float32", 4.0), ("bfloat16", 2.0), ("int8", 1.0), ("4 bits,
 # ## Where this lives in the package
 #
 # `training/plan.py` is the plan, `training/loop.py` the run and `training/checkpoint.py` its files;
-# `weights/backbones.py` and `weights/from_preset.py` load trained parts; `training/flops.py` and `bench/memory.py` count;
+# `weights/backbones.py` and `weights/from_preset.py` load trained parts; `training/step_cost.py` and `bench/memory.py` count;
 # `device.py` chooses the precision; `config.py` has the presets. What you take along:
 #
 # - Do the sum before the run, and the check after it. A utilisation is a measurement or a hope; say which.

@@ -1,7 +1,8 @@
 # %% [markdown]
 # # 05 Exercises: text, tokens and labels
 #
-# Seven short ones. By the end you have written the way from a conversation to what a model trains on.
+# Eleven exercises, among them code to mend, something to measure and a test to write. Together they are the way from a
+# conversation to what a model trains on. A challenge without a solution is at the end.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
@@ -30,6 +31,7 @@ except ImportError:
     import_module("nanovlm.course")
 
 # %%
+import re
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
@@ -43,42 +45,43 @@ from nanovlm.course import check
 # ## Exercise 5.1 · One step of byte-pair encoding
 # `text.bpe_step` · difficulty ●●○ · about 12 minutes
 #
-# **Why it matters.** Repeat this step, and a vocabulary grows out of nothing but counting. The tokenizers of
-# GPT-2 and SmolLM2 were made in this way, and so was the pocket model's.
+# **Why it matters.** Repeating this step builds a vocabulary by counting alone. The tokenizers of GPT-2 and
+# SmolLM2 were made in this way, and so was the pocket model's.
 
 # %% [markdown] tags=["exercise"]
-# `words` is a text: a list of words, each of which is a list of tokens. A word that occurs three times stands in it
-# three times. Find the pair of neighbouring tokens that occurs most often inside the words. If several occur equally
-# often, take the one that you meet first, going through the words in order. Glue that pair together wherever it stands,
-# from left to right, and return the words with the longer tokens:
+# `words` is a text: a list of words, each of which is a list of tokens. A word that occurs three times is in the list three
+# times. Find the pair of neighbouring tokens that occurs most often inside the words. If several occur equally often, take
+# the one that comes first when you go through the words in order. Merge that pair wherever it occurs, from left to right,
+# and return the words with the longer tokens:
 #
 # ```
 # r e d,  r e d,  g r e e n      the pair r e occurs three times
 # re d,   re d,   g re e n
 # ```
 #
-# A token is used once: `a a a` becomes `aa a`. If there is no pair left, return the words as they are.
+# A token is used once, so `a a a` becomes `aa a`. If no pair is left, return the words as they are.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# Two jobs, one after the other. First find out which pair of neighbours occurs most often; then walk through
-# each word and glue.
+# There are two jobs. First find the pair of neighbours that occurs most often, then walk through each word and
+# merge it.
 #
 # </details>
 # <details><summary>Hint 2: a plan</summary>
 #
-# Count the pairs of each word into one dict. max with the counts as key gives the first of equal ones. Gluing
-# is a walk with an index: at the pair, write the two joined and go on by two; else copy and go on by one.
+# Count the pairs of all words into one dict. max with the counts as key gives the first of equal ones. Merging
+# is a walk with an index: at the pair, append the two joined and go on by two; otherwise copy one and go on by
+# one.
 #
 # </details>
 # <details><summary>Hint 3: almost code</summary>
 #
 # ```python
-# counts = Counter(pair for word in words for pair in pairwise(word))  # from itertools
+# counts = Counter(pair for word in words for pair in …)
 # best = max(counts, key=counts.get, default=None)
 # for each word: i = 0; while i < len(word):
-#     if (word[i], word[i + 1]) is the best pair (mind the end of the word): append both joined, i += 2
+#     if tuple(word[i : i + 2]) == best: append both joined, i += …
 #     else: append word[i], i += 1
 # ```
 #
@@ -87,7 +90,7 @@ from nanovlm.course import check
 
 # %%
 def bpe_step(words: list[list[str]]) -> list[list[str]]:
-    """Glue the most frequent pair of neighbours, everywhere."""
+    """Merge the most frequent pair of neighbours, everywhere."""
     raise NotImplementedError("text.bpe_step")
 
 
@@ -95,22 +98,111 @@ def bpe_step(words: list[list[str]]) -> list[list[str]]:
 check("text.bpe_step", bpe_step)
 
 # %% [markdown] tags=["stamped"]
-# ## Exercise 5.2 · The chat template by hand
-# `text.render_chat` · difficulty ●○○ · about 8 minutes
+# ## Exercise 5.2 · A pre-tokenizer that keeps digits apart
+# `text.split_digits` · difficulty ●●○ · about 10 minutes
 #
-# **Why it matters.** A model has only seen conversations in one spelling. One newline more than in training,
-# and the pocket model gets nearly every question wrong.
+# **Why it matters.** If 705 is one token, 706 is another one that has nothing in common with it. Small models
+# read and compute numbers better digit by digit, which is why SmolLM2's tokenizer splits them.
 
 # %% [markdown] tags=["exercise"]
-# Write a conversation in the form that the pocket model was trained on. A message is a dict with `"role"` (`"user"`,
+# Before any merge, a tokenizer cuts its text into pieces that merges never cross. Write such a **pre-tokenizer**, which
+# keeps the digits of a number apart. A piece is one of these:
+#
+# - letters that follow each other, of any script, with the space in front of them if there is one;
+# - one digit, or one other mark such as `?`, with the space in front of it if there is one;
+# - one white space that belongs to none of them, such as a newline or the first of two spaces.
+#
+# The pieces, joined, are the text again. `"Is it 705?"` becomes `["Is", " it", " 7", "0", "5", "?"]`.
+
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Describe one piece at a time: a run of letters, one digit, or one mark, each with at most one space before it.
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# re.findall with alternatives: an optional space and letters; an optional space and one digit; an optional
+# space and one other character; and white space that is left over. In Python [^\W\d_] is a letter of any
+# script.
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# re.findall(r" ?[^\W\d_]+| ?…| ?[^\w\s]| ?_|\s", text)
+#
+# </details>
+
+
+# %%
+def split_digits(text: str) -> list[str]:
+    """The pieces that no merge crosses; a number is as many pieces as it has digits."""
+    raise NotImplementedError("text.split_digits")
+
+
+# %%
+check("text.split_digits", split_digits)
+
+# %% [markdown] tags=["stamped"]
+# ## Exercise 5.3 · Measure it: what a language costs
+# `text.measure_fertility` · difficulty ●○○ · about 8 minutes
+#
+# **Why it matters.** A model's context is counted in tokens, and so is its price. Where a language needs four
+# times the tokens, its speakers get a quarter of the context, and nothing in the model says so.
+
+# %% [markdown] tags=["exercise"]
+# How much does a language cost? `texts` gives a list of texts for each language, and `encode` turns a text into ids. Return
+# a dict with, for each language, how many tokens one character costs: all tokens of its texts, divided by all characters of
+# its texts. A space is a character too.
+#
+# With a tokenizer of bytes, English is 1.0 and Chinese is 3.0.
+
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Count the tokens of all texts of a language, and the characters of the same texts.
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# Add up first and divide once, so that a long text counts more than a short one. len of a string counts
+# characters, not bytes.
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# return {name: sum(…) / sum(…) for name, some in texts.items()}
+#
+# </details>
+
+
+# %%
+def fertility(encode: Callable[[str], list[int]], texts: dict[str, list[str]]) -> dict[str, float]:
+    """Language -> tokens for each character."""
+    raise NotImplementedError("text.measure_fertility")
+
+
+# %%
+check("text.measure_fertility", fertility)
+
+# %% [markdown] tags=["stamped"]
+# ## Exercise 5.4 · The chat template by hand
+# `text.render_chat` · difficulty ●○○ · about 8 minutes
+#
+# **Why it matters.** A model has seen conversations in one form only. With one newline more than in training,
+# the pocket model gets more than nine of ten questions wrong.
+
+# %% [markdown] tags=["exercise"]
+# Write a conversation in the form on which the pocket model was trained. A message is a dict with `"role"` (`"user"`,
 # `"assistant"` or `"system"`) and `"content"`. One question and its answer become
 #
 # ```
 # <|user|>Where is the red star?<|assistant|>top left<|end|>
 # ```
 #
-# A system message is `<|system|>` and its content. With `add_generation_prompt` the text goes on to where the next
-# answer begins: `<|user|>Where is the red star?<|assistant|>`. The content is somebody's text: change nothing in it.
+# A system message is `<|system|>` and its content. With `add_generation_prompt` the text continues to the place where the
+# next answer begins: `<|user|>Where is the red star?<|assistant|>`. The content is somebody's text, so change nothing in
+# it.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -120,15 +212,17 @@ check("text.bpe_step", bpe_step)
 # </details>
 # <details><summary>Hint 2: a plan</summary>
 #
-# Each message is the token of its role, then its content as it is. Only an answer gets an end token: nobody
-# needs to be told that a question is over.
+# Each message is the token of its role and then its content, unchanged. Only an answer gets an end token,
+# because the model has to learn where its own answers end.
 #
 # </details>
 # <details><summary>Hint 3: almost code</summary>
 #
 # ```python
-# for message in messages: text += "<|" + role + "|>" + content, and "<|end|>" behind an assistant's
-# behind the loop: "<|assistant|>" if add_generation_prompt
+# for message in messages:
+#     text += f"<|{…}|>{…}"
+#     if …: text += "<|end|>"
+# after the loop: add "<|assistant|>" if add_generation_prompt
 # ```
 #
 # </details>
@@ -144,33 +238,33 @@ def render_chat(messages: list[dict[str, str]], add_generation_prompt: bool = Fa
 check("text.render_chat", render_chat)
 
 # %% [markdown] tags=["stamped"]
-# ## Exercise 5.3 · A place for each image token
+# ## Exercise 5.5 · A place for each image token
 # `text.image_placeholders` · difficulty ●○○ · about 6 minutes
 #
-# **Why it matters.** The model puts image tokens exactly where it finds this id. One place too few, and it
-# refuses the batch; a place elsewhere, and the question is read before the picture.
+# **Why it matters.** The model puts image tokens exactly where it finds this id. With one placeholder too few
+# it refuses the batch, and with placeholders elsewhere the question is read before the picture.
 
 # %% [markdown] tags=["exercise"]
-# In the text a picture is one token. The model needs a place for each of the picture's image tokens. Return the ids
-# with every `image_token_id` repeated `num_image_tokens` times, where it stands. With image token 4 and three image
+# In the text a picture is one placeholder. The model needs one for each of the picture's image tokens. Return the ids with
+# every `image_token_id` repeated `num_image_tokens` times, in the place where it is. With image token 4 and three image
 # tokens for a picture, `[2, 4, 93, 42, 3]` becomes `[2, 4, 4, 4, 93, 42, 3]`.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# Walk along the ids. All but the image tokens go on as they are.
+# Walk along the ids. All but the placeholders are copied as they are.
 #
 # </details>
 # <details><summary>Hint 2: a plan</summary>
 #
-# Build a new list: where the id is the image token's, add it num_image_tokens times, else once.
+# Build a new list: where the id is image_token_id, append it num_image_tokens times, otherwise once.
 #
 # </details>
 # <details><summary>Hint 3: almost code</summary>
 #
 # ```python
 # for token in ids:
-#     out += [token] * (how often?)
+#     out += [token] * (… if … else 1)
 # ```
 #
 # </details>
@@ -186,20 +280,20 @@ def expand_placeholders(ids: list[int], image_token_id: int, num_image_tokens: i
 check("text.image_placeholders", expand_placeholders)
 
 # %% [markdown] tags=["stamped"]
-# ## Exercise 5.4 · User text stays text
+# ## Exercise 5.6 · User text stays text
 # `text.safe_user_text` · difficulty ●●○ · about 10 minutes
 #
-# **Why it matters.** Whoever can type a special token can end your assistant's turn, speak in its name, or
-# claim a picture that is not there and stop the server. It is SQL injection once more, with the same cure:
-# never mix code and data.
+# **Why it matters.** Somebody who can type a special token can end the assistant's turn, speak in its name, or
+# claim a picture that is not there and stop the server. The cure is that of SQL injection: never mix code and
+# data.
 
 # %% [markdown] tags=["exercise"]
-# A conversation becomes ids, in the same format as in 5.2. But now somebody types `<|end|>` into a question, and it has
-# to stay seven characters of text.
+# Turn a conversation into ids, in the same format as in exercise 5.4. The difference is that somebody types `<|end|>` into
+# a question, and it has to remain seven characters of text.
 #
-# `special` is a table from a special token's spelling to its id, such as `{"<|end|>": 1, "<|user|>": 2, …}`. `encode`
-# turns text into ids and knows no special tokens: here a character is its UTF-8 bytes, each with 6 added, so that
-# `encode("a")` is `[103]`. So the message `{"role": "user", "content": "a<|end|>"}` becomes
+# `special` is a table from the spelling of a special token to its id, such as `{"<|end|>": 1, "<|user|>": 2, …}`. `encode`
+# turns text into ids and knows no special tokens: here it takes the UTF-8 bytes of the text and adds 6 to each, so that
+# `encode("a")` is `[103]`. The message `{"role": "user", "content": "a<|end|>"}` therefore becomes
 #
 # ```
 #  <|user|>    a   <    |    e    n    d    |   >
@@ -209,8 +303,8 @@ check("text.image_placeholders", expand_placeholders)
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# Where do special tokens come from, and where does text come from? Keep the two apart from the start, and
-# nothing needs to be searched or removed.
+# Where do special tokens come from, and where does text come from? If you keep the two apart from the start,
+# nothing needs to be searched for or removed.
 #
 # </details>
 # <details><summary>Hint 2: a plan</summary>
@@ -222,9 +316,10 @@ check("text.image_placeholders", expand_placeholders)
 # <details><summary>Hint 3: almost code</summary>
 #
 # ```python
-# ids.append(special["<|" + role + "|>"])
-# ids += encode(content)
-# for the assistant: also the id of <|end|>
+# for message in messages:
+#     ids.append(special[…])
+#     ids += …          # the content
+#     for the assistant: also the id of <|end|>
 # ```
 #
 # </details>
@@ -242,17 +337,18 @@ def encode_chat(
 check("text.safe_user_text", encode_chat)
 
 # %% [markdown] tags=["stamped"]
-# ## Exercise 5.5 · Which tokens are learned?
+# ## Exercise 5.7 · Which tokens are learned?
 # `text.build_labels` · difficulty ●●○ · about 10 minutes
 #
-# **Why it matters.** The loss is a mean over supervised tokens and nothing else. Leave out the end token, and
-# the model never stops; leave in the questions, and half of what it learns is to ask them.
+# **Why it matters.** The loss is the mean over the supervised tokens. Without the end token the model never
+# learns to stop, and with the questions among them, a large part of the loss is about asking instead of
+# answering.
 
 # %% [markdown] tags=["exercise"]
-# Which tokens of a conversation does the model learn to write? The answers, and the end token of each. Return a list
-# as long as `ids`: the token itself where it is learned, and -100, which the loss leaves out, where not.
-# `assistant_id` is the token that opens an answer. It is in the ids only where the template put it, and so is
-# `end_id`.
+# Which tokens of a conversation does the model learn to write? The answers, and the end token of each. Return a list as
+# long as `ids`, which holds the token itself where it is supervised and -100, which the loss leaves out, everywhere else.
+# `assistant_id` is the token that opens an answer, and `end_id` ends it. Both are in the ids only where the template has
+# put them.
 #
 # ```
 #   <|user|>  <|image|>  Where  ?     <|assistant|>  top   left  <|end|>
@@ -260,27 +356,28 @@ check("text.safe_user_text", encode_chat)
 # [-100,     -100,      -100,  -100, -100,           94,   95,   1    ]
 # ```
 #
-# There may be several turns. The last answer may be cut off: then it has no end token, and what is there is learned.
-# Nothing is shifted yet.
+# There may be several turns. The last answer may be cut off, so that it has no end token; then the tokens that are left are
+# supervised. Nothing is shifted yet.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# Read the line from left to right, as a person would, and keep in mind whether an answer is going on.
+# Read the sequence from left to right, and remember whether you are inside an answer.
 #
 # </details>
 # <details><summary>Hint 2: a plan</summary>
 #
 # One flag is enough. The assistant's token switches it on, for the tokens behind it; the end token switches it
-# off, and is itself still learned.
+# off, and is itself still supervised.
 #
 # </details>
 # <details><summary>Hint 3: almost code</summary>
 #
 # ```python
+# in_answer = False
 # for token in ids:
-#     labels.append(token if in_answer else -100)
-#     then look at token: does an answer begin behind it, or end with it?
+#     labels.append(… if … else -100)
+#     then change in_answer: does an answer begin after this token, or end with it?
 # ```
 #
 # </details>
@@ -288,7 +385,7 @@ check("text.safe_user_text", encode_chat)
 
 # %%
 def build_labels(ids: list[int], assistant_id: int, end_id: int) -> list[int]:
-    """The token itself where it is learned, -100 elsewhere."""
+    """The token itself where it is supervised, -100 elsewhere."""
     raise NotImplementedError("text.build_labels")
 
 
@@ -296,34 +393,80 @@ def build_labels(ids: list[int], assistant_id: int, end_id: int) -> list[int]:
 check("text.build_labels", build_labels)
 
 # %% [markdown] tags=["stamped"]
-# ## Exercise 5.6 · Shift once
-# `text.shift_once` · difficulty ●○○ · about 6 minutes
+# ## Exercise 5.8 · Write the test for the labels
+# `text.test_labels` · difficulty ●●○ · about 10 minutes
 #
-# **Why it matters.** At each place the model says what comes next. Never shifted, it learns to repeat what it
-# reads; shifted twice, it learns to leave out a word. In both cases the loss goes down nicely.
+# **Why it matters.** None of these nine mistakes raises an error, and the loss goes down with each of them. One
+# well chosen example tells them all.
 
 # %% [markdown] tags=["exercise"]
-# At place t the model says which token it expects at place t + 1. So what it is asked for at t is the label of t + 1.
-# `labels` is a tensor of whole numbers, `[batch, length]`, each label at its own token. Return the targets, of the same
-# shape: at each place the label of the next one. Behind the last place there is nothing, so it holds -100.
+# **Write the test.** `build` is a function like the one of the previous exercise, written by somebody else. Write a test
+# that returns nothing if `build` is right, and raises `AssertionError` if it is wrong.
+#
+# The check runs your test on a right version, on which it has to pass, and on nine wrong ones, and it counts how many it
+# catches. One example is enough, if it is chosen well: think of everything that a conversation may contain. Every whole
+# number from 0 is a token's id.
+
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Write down a short conversation as ids, and its labels by hand. What must the conversation contain, so that
+# each mistake shows?
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# It needs two turns, of which the second is cut off before its end token, an assistant_id and an end_id that
+# are not the usual 3 and 1, and an answer with a token whose id is 0.
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# assert build([2, 4, 9, 8, 0, 6, 2, 9, 8, 5], 8, 6) == [-100, …]      # 8 opens an answer, 6 ends it
+#
+# </details>
+
+
+# %%
+def test_labels(build) -> None:
+    """Raises AssertionError if build(ids, assistant_id, end_id) is wrong."""
+    raise NotImplementedError("text.test_labels")
+
+
+# %%
+check("text.test_labels", test_labels)
+
+# %% [markdown] tags=["stamped"]
+# ## Exercise 5.9 · Shift once
+# `text.shift_once` · difficulty ●○○ · about 6 minutes
+#
+# **Why it matters.** At each place the model predicts the next token. Without a shift it learns to repeat what
+# it reads, and with two shifts to leave out a word. In both cases the loss goes down smoothly.
+
+# %% [markdown] tags=["exercise"]
+# The decoder predicts at place t which token comes at place t + 1, so its target at t is the label of t + 1. `labels` is a
+# tensor of whole numbers, `[batch, length]`, with each label at its own token. Return the targets in the same shape: at
+# each place the label of the next one. Nothing follows the last place, so its target is -100.
 # `[-100, -100, 94, 1]` becomes `[-100, 94, 1, -100]`.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# Write the line of tokens on paper, and below each of them the token that should follow it.
+# Write the sequence of tokens on paper, and below each of them the token that should follow it.
 #
 # </details>
 # <details><summary>Hint 2: a plan</summary>
 #
-# Everything moves one place to the left, along the length. Nothing follows the last place, so it asks nothing.
+# Everything moves one place to the left, along the length. Nothing follows the last place, so its target is
+# -100.
 #
 # </details>
 # <details><summary>Hint 3: almost code</summary>
 #
 # ```python
-# targets = a tensor like labels, full of -100
-# targets[:, all but the last] = labels[:, all but the first]
+# targets = torch.full_like(labels, -100)
+# targets[:, …] = labels[:, …]
+# return targets
 # ```
 #
 # </details>
@@ -339,16 +482,73 @@ def shift_once(labels: Tensor) -> Tensor:
 check("text.shift_once", shift_once)
 
 # %% [markdown] tags=["stamped"]
-# ## Exercise 5.7 · Does this sample teach anything?
-# `text.count_supervised` · difficulty ●○○ · about 5 minutes
+# ## Exercise 5.10 · Mend it: the labels that vanished
+# `text.mend_supervised` · difficulty ●●○ · about 10 minutes
 #
-# **Why it matters.** A sample that is cut before its answer has no supervised token. Alone in a batch it makes
-# the loss NaN. In chapter 08 the same count makes gradient accumulation exact.
+# **Why it matters.** A library changed what one of its functions returns, and code that had worked for a year
+# trained on nothing: no error, and a loss of NaN.
 
 # %% [markdown] tags=["exercise"]
-# A long conversation is cut after `max_length` tokens. If its answer was cut off, it teaches nothing and has to go.
-# `labels` is `[batch, length]`, with -100 where nothing is learned. Return a list with one whole number for each
-# sample: how many of its tokens are learned if only the first `max_length` are kept. With `max_length=None` nothing is
+# **Mend it.** This code finds the answers of a conversation. It renders one message after the other, counts the tokens, and
+# supervises all tokens of an answer but the first `prefix`, with which every message begins:
+#
+# ```python
+# def supervised(messages, apply_template, prefix):
+#     flags = []
+#     for message in messages:
+#         length = len(apply_template([message]))
+#         learn = message["role"] == "assistant"
+#         flags += [learn and place >= prefix for place in range(length)]
+#     return flags
+# ```
+#
+# The symptom: since the library that provides `apply_template` was updated, the loss is NaN. The function used to return a
+# list of ids, and now it returns a dict with `input_ids` and `attention_mask`. Mend it, so that it works with both
+# versions. Return one flag for each token of the conversation, True where it is supervised.
+
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# What is the len of a dict?
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# Take the ids out of what apply_template returns, whether it is a list or a dict with input_ids, and count
+# those. The rest of the code is right.
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# ```python
+# out = apply_template([message])
+# ids = … if isinstance(out, dict) else out
+# length = len(ids)
+# ```
+#
+# </details>
+
+
+# %%
+def supervised(messages: list[dict[str, str]], apply_template: Callable, prefix: int) -> list[bool]:
+    """One flag for each token of the conversation."""
+    raise NotImplementedError("text.mend_supervised")
+
+
+# %%
+check("text.mend_supervised", supervised)
+
+# %% [markdown] tags=["stamped"]
+# ## Exercise 5.11 · Does this sample teach anything?
+# `text.count_supervised` · difficulty ●○○ · about 5 minutes
+#
+# **Why it matters.** A sample that is cut before its answer has no supervised token, and alone in a batch it
+# makes the loss NaN. In chapter 08 the same count makes gradient accumulation exact.
+
+# %% [markdown] tags=["exercise"]
+# A long conversation is cut after `max_length` tokens. If its answer was cut off, it teaches nothing and has to be left
+# out. `labels` is `[batch, length]`, with -100 where nothing is supervised. Return a list with one whole number for each
+# sample: how many of its tokens are supervised if only the first `max_length` are kept. With `max_length=None` nothing is
 # cut.
 
 # %% [markdown] tags=["stamped"]
@@ -364,14 +564,14 @@ check("text.shift_once", shift_once)
 # </details>
 # <details><summary>Hint 3: almost code</summary>
 #
-# (labels[:, :max_length] != -100) is True where something is learned; sum over dim 1, then .tolist()
+# (labels[:, …] != -100) is True where a token is supervised; sum over dim 1, then .tolist()
 #
 # </details>
 
 
 # %%
 def count_supervised(labels: Tensor, max_length: int | None = None) -> list[int]:
-    """How many tokens each sample teaches. [batch, length] -> batch numbers"""
+    """How many tokens of each sample are supervised. [batch, length] -> batch numbers"""
     raise NotImplementedError("text.count_supervised")
 
 

@@ -1,14 +1,16 @@
 # %% [markdown]
 # # 06 Exercises: the vision-language model
 #
-# Six steps from image tokens to a whole model: put pictures among words, both ways, learn from answers alone, and run
-# it all in one forward pass. With it you hold every part of the model.
+# Eight exercises from image tokens to a whole model: put pictures among words in both ways, learn from answers alone,
+# run it all in one forward pass, measure what an answer owes to the picture, mend a fault that was published, and write
+# the test that finds eight others.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [the chapter](../chapters/06_vision_language_model.ipynb) ·
-# [the solutions](../solutions/06_vision_language_model.ipynb)
+# [the solutions](../solutions/06_vision_language_model.ipynb) ·
+# [notation and terms](../chapters/notation.md)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/06_vision_language_model.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/exercises/06_vision_language_model.ipynb
@@ -84,7 +86,7 @@ from nanovlm.models.vision_language_model import VLMOutput
 # ```python
 # counts = is_placeholder.sum(dim=1).tolist()
 # raise ValueError if any count % num_image_tokens, or if the total is not num_images * num_image_tokens
-# return embeddings.masked_scatter(the mask with an axis more, the image tokens in the dtype of embeddings)
+# return embeddings.masked_scatter(…, the image tokens in the dtype of embeddings)
 # ```
 #
 # </details>
@@ -123,7 +125,7 @@ check("fusion.merge_image_tokens", merge_image_tokens)
 # | none (`None`, or a tensor of length 0) | no | the words as they are, the mask as it is, 0 |
 # | none | yes | raise `ValueError` |
 # | some | yes | words and pictures merged, the mask as it is, 0 |
-# | one for each row | no | `[image tokens, words]` in one line, the mask with as many ones in front, their number |
+# | one for each row | no | `[image tokens, words]` in one sequence, the mask with as many ones in front, their number |
 #
 # In a mask `[B, T]`, 1 is a real token and 0 is padding. The cell below takes your `merge_image_tokens` if it passes.
 
@@ -147,7 +149,7 @@ check("fusion.merge_image_tokens", merge_image_tokens)
 # embeddings = self.decoder.token_embedding(input_ids)
 # image_tokens = self.projector(self.vision_encoder(images))
 # placeholders: return merge_image_tokens(…), attention_mask, 0
-# none: the mask becomes F.pad(attention_mask, (num_image_tokens, 0), value=1)
+# none: the mask grows by …, if there is a mask
 #       return torch.cat([image_tokens, embeddings], dim=1), the mask, num_image_tokens
 # ```
 #
@@ -202,7 +204,7 @@ check("fusion.embed", embed)
 #
 # ```python
 # supervised = targets != -100
-# logits = head(the last T positions of x, at supervised)
+# logits = head(…)                       # of the last T positions, the supervised ones
 # raise ValueError if there is none
 # return logits, F.cross_entropy(logits, targets at the same places)
 # ```
@@ -221,20 +223,20 @@ check("fusion.answer_loss", answer_loss)
 
 # %% [markdown] tags=["stamped"]
 # ## Exercise 6.4 · From ids and pixels to a loss
-# `fusion.forward` · difficulty ●●● · about 15 minutes
+# `fusion.forward` · difficulty ●●○ · about 8 minutes
 #
 # **Why it matters.** With it the whole model is in your hands: this method runs the shipped weights at the end
 # of the chapter, and chapter 08 trains it.
 
 # %% [markdown] tags=["exercise"]
-# The forward pass of the whole model. `self` is the model again; `self.embed(input_ids, images, attention_mask)` is the
-# method of exercise 6.2, and the decoder is called as `self.decoder(x, attention_mask, document_ids, cache,
-# hidden_states)`: vectors `[B, S, dim]` in, vectors out. `self.decoder.head` makes logits.
+# The forward pass of the whole model, another method. What is plumbing is given: `embed` is called, a picture in front
+# of packed documents is refused (chapter 07), and `hidden_states` is a list that the decoder fills, or `None`. Write
+# what is left.
 #
-# - `document_ids` and `cache` are for chapters 07 and 09. Hand them on to the decoder. But if `document_ids` came and
-#   image tokens stand in front, raise `ValueError`: several documents share a row, so whose picture would it be?
-# - `output_hidden_states`: give the decoder an empty list, and it fills it. Otherwise give it `None`.
-# - Without targets: logits at every position, loss `None`. With targets: what `answer_loss` gives.
+# - Call the decoder, `self.decoder(x, attention_mask, document_ids, cache, hidden_states)`: vectors `[B, S, dim]` in,
+#   vectors out. Which of the two masks does it need, the one that came in or the one that `embed` returned?
+# - `self.decoder.head` makes logits. Without targets they are wanted at every position, and the loss is `None`. With
+#   targets, return what `answer_loss` gives.
 #
 # Return `VLMOutput(logits, loss, hidden_states)`, a tuple with names. The cell below takes your `answer_loss` if it
 # passes.
@@ -242,25 +244,21 @@ check("fusion.answer_loss", answer_loss)
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# Four steps, and you have written the first and the last already: embed, decoder, head, loss.
+# Three steps are left, and you have written the last one already: decoder, head, loss.
 #
 # </details>
 # <details><summary>Hint 2: a plan</summary>
 #
-# embed gives the vectors, the mask that goes with them (not the one that came in) and how many stand in front.
-# The decoder takes vectors, mask, document_ids, cache and the list for hidden states. Without targets the head
-# runs everywhere and the loss is None.
+# embed has returned the vectors and the mask that goes with them; the mask that came in may be too short.
+# Without targets the head runs at every position and the loss is None.
 #
 # </details>
 # <details><summary>Hint 3: almost code</summary>
 #
 # ```python
-# x, attention_mask, num_prefix = self.embed(…)
-# document_ids and num_prefix: ValueError
-# hidden_states = [] if asked for, else None
-# x = self.decoder(x, attention_mask, document_ids, cache, hidden_states)
+# x = self.decoder(x, the mask of the joint sequence, document_ids, cache, hidden_states)
 # no targets: VLMOutput(self.decoder.head(x), None, hidden_states)
-# else:       VLMOutput(*answer_loss(self.decoder.head, x, targets), hidden_states)
+# else:       VLMOutput(…, hidden_states), with what answer_loss gives
 # ```
 #
 # </details>
@@ -281,6 +279,10 @@ def forward(
     cache=None,
 ) -> VLMOutput:
     """ids, pictures, mask, targets -> logits, the mean loss over supervised tokens, hidden states"""
+    x, joint_mask, num_prefix = self.embed(input_ids, images, attention_mask)
+    if document_ids is not None and num_prefix:
+        raise ValueError("Packed rows need image placeholders: a picture as prefix would belong to every document.")
+    hidden_states: list[Tensor] | None = [] if output_hidden_states else None
     raise NotImplementedError("fusion.forward")
 
 
@@ -295,8 +297,8 @@ check("fusion.forward", forward)
 # changes says whether the model looked, even where the answer stays the same.
 
 # %% [markdown] tags=["exercise"]
-# Two rows of logits for the same questions, with two different pictures: `[batch, vocab_size]` each. How much
-# probability has moved? Return one number for each question, `[batch]`, between 0 (the same answer, just as sure) and 1
+# **Measure it.** You get two rows of logits for the same questions, with two different pictures: `[batch, vocab_size]` each. How
+# much probability has moved? Return one number for each question, `[batch]`, between 0 (the same answer, just as sure) and 1
 # (all the probability went elsewhere).
 #
 # With the probabilities 0.5, 0.3, 0.2 before and 0.2, 0.3, 0.5 after, 0.3 has moved from the first word to the last.
@@ -336,12 +338,12 @@ check("fusion.moved", moved)
 # ## Exercise 6.6 · 222 million, counted
 # `fusion.parameters_222m` · difficulty ●●○ · about 15 minutes
 #
-# **Why it matters.** Who can count a model knows it: every matrix, which of them have biases, what is shared.
-# It is also the first check of any checkpoint that you meet: a count that is off by one matrix shows a part
-# that you did not know.
+# **Why it matters.** If you can count a model, you know it: every matrix, which of them have biases, and what
+# is shared. It is also the first check of any checkpoint, because a count that is off by one matrix shows a
+# part that you did not know.
 
 # %% [markdown] tags=["exercise"]
-# How many parameters has a model of these sizes? Do not build it: calculate. Return a dict with the keys
+# How many parameters does a model of these sizes have? Calculate it, without building the model. Return a dict with the keys
 # `vision_encoder`, `projector` and `decoder`. For `VLMConfig()`, the 222M model, they add up to 222 million; the
 # formula must hold for any config.
 #
@@ -388,3 +390,108 @@ def parameters_by_part(config: VLMConfig) -> dict[str, int]:
 
 # %%
 check("fusion.parameters_222m", parameters_by_part)
+
+# %% [markdown] tags=["stamped"]
+# ## Exercise 6.7 · Mend it: an answer that depends on its neighbours
+# `fusion.batch_positions` · difficulty ●●○ · about 10 minutes
+#
+# **Why it matters.** A published VLM had this fault. Nothing fails and most answers stay right, but what a
+# model says to one question should not depend on the length of another.
+
+# %% [markdown] tags=["exercise"]
+# **Mend it.** This is how the first release of nanoVLM counted positions, where pictures stand in front:
+#
+# ```python
+# def joint_positions(attention_mask, num_image_tokens):        # [B, T]; 0 is padding
+#     mask = F.pad(attention_mask, (num_image_tokens, 0), value=1)
+#     positions = torch.arange(mask.shape[1]).expand_as(mask)
+#     return mask, positions
+# ```
+#
+# The symptom: a question gets other logits in a batch than alone, if the batch has a longer question. Mend it. Return
+# the mask of picture and text, `[B, num_image_tokens + T]`, and the position of each token, of the same shape: whole
+# numbers from 0. A token's position must not depend on how much padding its row has. Which position a padding token
+# gets does not matter.
+
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# The mask is right: no token attends to padding. What else does the decoder take from the place of a token in
+# the row?
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# A token's position is the number of real tokens in front of it. A running sum over the mask counts real tokens
+# up to and including each one.
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# ```python
+# mask = F.pad(attention_mask, (num_image_tokens, 0), value=1)
+# positions = the running sum of the mask along each row, less …
+# ```
+#
+# </details>
+
+
+# %%
+def joint_positions(attention_mask: Tensor, num_image_tokens: int) -> tuple[Tensor, Tensor]:
+    """The text's mask [B, T] -> the mask and the positions of picture and text, [B, num_image_tokens + T] each"""
+    raise NotImplementedError("fusion.batch_positions")
+
+
+# %%
+check("fusion.batch_positions", joint_positions)
+
+# %% [markdown] tags=["stamped"]
+# ## Exercise 6.8 · Write the test that counts
+# `fusion.test_merge` · difficulty ●●○ · about 12 minutes
+#
+# **Why it matters.** A fusion that mixes up two pictures has the right shapes and trains without an error. A
+# test of ten lines is all that stands between it and a run of several days.
+
+# %% [markdown] tags=["exercise"]
+# **Write the test.** The check runs your test on a `merge_image_tokens` that is right, where it has to pass, and on
+# eight that are wrong in eight ways, where it has to fail. It tells you how many you catch.
+#
+# The promises of exercise 6.1 are what you may ask for: image tokens stand in the places of placeholders, in reading
+# order, and a batch is refused with `ValueError` if a row's placeholders are not whole pictures, or if there are more or
+# fewer of them in all than image tokens. A test calls the function that it is given, compares by `assert`, and returns
+# nothing.
+
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Write an example small enough for the right answer by hand, in which every number says where it is from. Then
+# think of the batches that have to be refused.
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# Two rows with two pictures and with one, of two image tokens each, whose numbers are all different, and
+# embeddings that are not 0. Three batches must raise ValueError: a row with a picture and a half, a picture too
+# many, a picture too few.
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# ```python
+# out = merge_image_tokens(embeddings, image_tokens, is_placeholder)
+# assert out[:, :, 0].tolist() == [[1, 100, 101, …], […]]
+# for each batch that must be refused:
+#     try the call; else: raise AssertionError; except ValueError: pass
+# ```
+#
+# </details>
+
+
+# %%
+def test_merge(merge_image_tokens) -> None:
+    """Raises AssertionError if merge_image_tokens is wrong."""
+    raise NotImplementedError("fusion.test_merge")
+
+
+# %%
+check("fusion.test_merge", test_merge)

@@ -31,6 +31,8 @@ except ImportError:
     import_module("nanovlm.course")
 
 # %%
+import statistics
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -68,7 +70,7 @@ from nanovlm.models.language_model import apply_rope
 #
 # Keep a tensor finished [rows] of False. After each choice put ends[0] where a row was finished before, append,
 # then mark the rows that wrote an end token. Leave the loop before step when all are finished or the answer is
-# long enough. torch.isin(tokens, ends) knows several end tokens at once.
+# long enough. torch.isin(tokens, torch.tensor(ends)) knows several end tokens at once.
 #
 # </details>
 # <details><summary>Hint 3: almost code</summary>
@@ -175,7 +177,8 @@ check("generation.cached_attention", cached_attention)
 #
 # Here `q` is `[batch, num_heads, length, head_dim]`, `k` and `v` are `[batch, num_kv_heads, length, head_dim]`; take
 # random numbers, for example 4 heads that share 2 key/value heads, of 8 numbers each. The check runs your test on two
-# right versions and on six wrong ones, and tells you which one gets through.
+# right versions and on six wrong ones, and tells you which one gets through. Some wrong versions raise a `RuntimeError`
+# instead of returning something wrong: your test has to return False for those as well.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -412,7 +415,12 @@ check("generation.sample", sample)
 
 # %%
 def beam_step(
-    logits: Tensor, totals: Tensor, lengths: Tensor, finished: Tensor, end: int, length_penalty: float
+    logits: Tensor,
+    totals: Tensor,
+    lengths: Tensor,
+    finished: Tensor,
+    end: int,
+    length_penalty: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """logits [beams, vocab_size]; totals, lengths, finished [beams] -> tokens, beams, totals, lengths, each [beams]"""
     raise NotImplementedError("generation.beam_step")
@@ -525,6 +533,79 @@ def accept(draft: Tensor, target: Tensor, proposed: Tensor, coins: Tensor) -> tu
 # %%
 check("generation.speculative_accept", accept)
 
+# %% [markdown] tags=["stamped"]
+# ## Exercise 9.10 · Measure it: how fast does it write?
+# `generation.tokens_per_second` · difficulty ●●○ · about 12 minutes
+#
+# **Why it matters.** Tokens a second is the most quoted number about generation, and it can be doubled by
+# counting what nobody reads, or halved by counting the first call.
+
+# %% [markdown] tags=["exercise"]
+# **Measure it.** `generate()` runs one call of a model and returns its tokens `[rows, new]`; rows that have ended are
+# filled up with `end`. `clock()` returns the time in seconds. Return how many tokens a second the model writes:
+#
+# - the first call is not timed, because it reserves memory and may compile;
+# - then `repeats` calls are timed, each on its own, and the **median** of their times counts;
+# - a token counts if a row wrote it: all up to the row's first `end`, and that one too. What is filled in behind it does
+#   not count.
+#
+# All calls write the same tokens, and `repeats` is odd. In the check the clock is made up, so that a second is a second.
+
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Three decisions: which calls are timed, which of their times counts, and which tokens were written at all.
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# Call generate once without looking at the clock. Then, `repeats` times, look at the clock before and after,
+# and take the middle one of the sorted differences. Of each row count the tokens up to its first end, and that
+# end.
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# ```python
+# tokens = generate()                                       # to warm up
+# for _ in range(repeats):
+#     start = clock(); tokens = generate(); times.append(…)
+# ended = (tokens == end).long().cumsum(dim=1)              # 0 before the first end, 1 from it on, …
+# count the places where ended is 0, and one more for …
+# return count / statistics.median(times)
+# ```
+#
+# </details>
+
+
+# %%
+def tokens_per_second(generate, clock, end: int, repeats: int) -> float:
+    """Tokens that one call writes, divided by the median of its times."""
+    raise NotImplementedError("generation.tokens_per_second")
+
+
+# %%
+check("generation.tokens_per_second", tokens_per_second)
+
+# %% [markdown]
+# Now measure the pocket model, once with one prompt a call and once with sixteen. Predict how many times as many tokens
+# a second the batch writes. (On a GPU a clock must wait for the work: call `torch.cuda.synchronize()` before you look.)
+
+# %%
+from functools import partial
+from time import perf_counter
+
+from nanovlm import VisionLanguageModel
+from nanovlm.assets import asset_path
+from nanovlm.inference.prompts import prepare_prompts
+
+tokens_per_second = use("generation.tokens_per_second", tokens_per_second)
+pocket = VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
+for rows in (1, 16):
+    prompts = prepare_prompts(pocket, ["Describe the picture."] * rows, [asset_path("images/shapes.png")] * rows)
+    speed = tokens_per_second(partial(pocket.generate, **prompts), perf_counter, pocket.config.eos_token_id, 3)
+    print(f"{rows:2} rows: {speed:,.0f} tokens a second")
+
 # %% [markdown]
 # ## Your own sampler writes
 #
@@ -532,11 +613,17 @@ check("generation.speculative_accept", accept)
 # your filters and your draw.
 
 # %%
-from nanovlm.assets import asset_path
 from nanovlm.course import yours
 
 model = yours()
-print(model.generate(image=asset_path("images/shapes.png"), prompt="Describe the picture.", temperature=0.7, top_p=0.9))
+print(
+    model.generate(
+        image=asset_path("images/shapes.png"),
+        prompt="Describe the picture.",
+        temperature=0.7,
+        top_p=0.9,
+    )
+)
 
 # %%
 decode = use("generation.greedy", decode)  # your loop, or the reference until it passes

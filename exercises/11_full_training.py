@@ -88,7 +88,13 @@ from nanovlm.course import check
 
 # %%
 def training_hours(
-    vision_flops: float, token_flops: float, tokens: int, samples: int, tflops: float, sparse: bool, utilisation: float
+    vision_flops: float,
+    token_flops: float,
+    tokens: int,
+    samples: int,
+    tflops: float,
+    sparse: bool,
+    utilisation: float,
 ) -> float:
     """Hours on one GPU."""
     raise NotImplementedError("full.flops_to_hours")
@@ -416,7 +422,7 @@ check("full.extend_embeddings", extend_embeddings)
 
 
 # %%
-def rank_loss(means: Tensor, counts: Tensor, all_reduce: Callable[[Tensor], Tensor], world: int) -> Tensor:
+def rank_loss(means: Tensor, counts: Tensor, all_reduce: Callable, world: int) -> Tensor:
     """This rank's loss, a single number to call backward() on."""
     raise NotImplementedError("full.ddp_loss_scale")
 
@@ -577,7 +583,10 @@ check("full.resume_after_disconnect", newest_state)
 
 # %%
 def card_numbers(
-    scores: dict[str, tuple[int, int]], blind: dict[str, tuple[int, int]], chosen_on: str, scored_on: str
+    scores: dict[str, tuple[int, int]],
+    blind: dict[str, tuple[int, int]],
+    chosen_on: str,
+    scored_on: str,
 ) -> dict[str, tuple[float, float, float, float]]:
     """kind -> (share, low, high, blind share)"""
     raise NotImplementedError("full.model_card_numbers")

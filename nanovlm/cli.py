@@ -40,6 +40,7 @@ EXTRAS = {
     "nbformat": "lab",
     "nbclient": "lab",
     "wandb": "wandb",
+    "peft": "adapt",
     "transformers": "dev",
 }
 

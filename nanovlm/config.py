@@ -221,6 +221,7 @@ class VLMConfig:
         return config_from_dict(cls, {k: v for k, v in values.items() if k != "model_type"})
 
 
+Part = Literal["vision_encoder", "projector", "decoder"]
 SAMPLE_COUNTS = ("dataset_size", "val_size", "max_val_samples", "data_cutoff_idx", "max_steps")
 MOST_SAMPLES = 2**28  # an order of so many samples takes 2 GB
 
@@ -254,6 +255,7 @@ class TrainConfig:
     max_length: int = 128  # tokens per row, image tokens included
     packing: bool = False  # several samples per row, with document boundaries
     max_images: int | None = None  # pictures (tiles) per sample; one with more is skipped. None: as fit into a row
+    min_ratings: dict[str, int] = field(default_factory=dict)  # FineVision's: name -> lowest to keep; see `messages_of`
     num_workers: int = 0
     # optimisation
     batch_size: int = 32  # rows per forward
@@ -268,6 +270,12 @@ class TrainConfig:
     warmup_fraction: float = 0.03
     min_lr_fraction: float = 0.1  # the cosine ends at this share of the peak
     max_grad_norm: float = 1.0
+    # what is trained (adapt/): all, unless it says otherwise
+    freeze: tuple[Part, ...] = ()  # parts whose weights stay
+    lora_rank: int = 0  # more than 0: only low-rank adapters are trained, at lr_projector, since they are new
+    lora_alpha: float | None = None  # the adapters' difference counts alpha / rank; None: alpha is twice the rank
+    lora_modules: tuple[str, ...] = ("q_proj", "v_proj")  # the linear layers that get one
+    lora_4bit: bool = False  # keep the matrices below the adapters in four bits (QLoRA)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"  # under torchrun: all weights in each process, or dealt out to them
@@ -312,6 +320,11 @@ class TrainConfig:
         _require(self.accuracy_images >= 0, f"accuracy_images is 0 or more; it is {self.accuracy_images}.")
         for name in ("warmup_fraction", "min_lr_fraction", "val_ratio"):
             _require(0 <= getattr(self, name) <= 1, f"{name} is a share between 0 and 1; it is {getattr(self, name)}.")
+        self.freeze, self.lora_modules = tuple(self.freeze), tuple(self.lora_modules)
+        _require(self.lora_rank >= 0, f"lora_rank is 0 or more; it is {self.lora_rank}.")
+        _require(
+            not self.lora_4bit or self.lora_rank > 0, "lora_4bit keeps a base in four bits: set lora_rank as well."
+        )
         for name in ("lr_projector", "lr_backbones", "lr_vision", "lr_muon", "weight_decay"):
             rate = getattr(self, name)
             _require(rate is None or 0 <= rate <= 1e6, f"{name} is 0 or more, and 1e6 at most; it is {rate}.")

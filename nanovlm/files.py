@@ -6,8 +6,10 @@ import errno
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,20 +23,35 @@ FILES = ("*.json", "*.safetensors", "*.jinja", "README.md")
 
 
 def find_directory(path_or_hub_id: str | Path, files: Sequence[str] = FILES) -> Path:
-    """A local directory as it is; anything else is a Hub id, fetched (or found in the local cache)."""
+    """A local directory as it is; anything else is a Hub id, fetched (or found in the local cache).
+
+    An id may name a commit, tag or branch: owner/name@revision. The directory of what was fetched is called for its
+    commit.
+    """
     path = Path(path_or_hub_id).expanduser()
     if path.is_dir():
         return path
     name = str(path_or_hub_id)
     if path.is_file():
         raise NotADirectoryError(f"{name} is a file. Give the directory that holds config.json and model.safetensors.")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or "/" not in name:
+    repository, _, revision = name.partition("@")
+    if name.startswith((".", "/", "~")) or repository.count("/") != 1 or "\\" in name:
         raise FileNotFoundError(f"There is no directory {name}, and it does not look like a Hub id (owner/name).")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
+    needed = _download_size(repository, revision or None, files)
+    check_disk(needed, Path(HF_HUB_CACHE), repository, "take a smaller model")
     try:
-        return Path(snapshot_download(name, allow_patterns=list(files)))
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(files)))
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(f"The Hub's {repository} has no commit, tag or branch {revision}.") from error
     except GatedRepoError as error:
         raise PermissionError(
             f"The Hub shows {name} only to those who accepted its terms: do so on its page, then `hf auth login`."
@@ -48,8 +65,37 @@ def find_directory(path_or_hub_id: str | Path, files: Sequence[str] = FILES) -> 
             raise OSError(f"Cannot store {name}: {error}. Make room, or let HF_HOME name another place.") from error
         raise ConnectionError(
             f"{name} is neither a directory here nor in the local cache, and the Hub cannot be reached. "
-            "Connect to the network once, or give a model directory."
+            "Connect to the network once, name a mirror in the environment variable HF_ENDPOINT, or give a model "
+            "directory."
         ) from error
+
+
+def _download_size(repository: str, revision: str | None, files: Sequence[str]) -> int:
+    """Bytes that are not in the cache yet; 0 where nobody tells."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        return 0
+    try:
+        told = HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=10).siblings or ()
+    except Exception:  # of many kinds; snapshot_download comes next, and its errors become sentences
+        return 0
+    blobs = Path(HF_HUB_CACHE, f"models--{repository.replace('/', '--')}", "blobs")
+    have = {blob.name for blob in blobs.glob("*")}
+    wanted = [file for file in told if any(fnmatch(file.rfilename, pattern) for pattern in files)]
+    return sum(file.size or 0 for file in wanted if (file.lfs.sha256 if file.lfs else file.blob_id) not in have)
+
+
+def check_disk(needed: int, directory: Path, what: str, instead: str) -> None:
+    """Raises: OSError where a download would not fit, before it begins."""
+    place = next(path for path in (directory, *directory.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise OSError(
+            f"{what} takes {needed / 1e9:,.1f} GB, and the disk of {directory} has {free / 1e9:,.1f} GB left: make "
+            f"room, let HF_HOME name another place, or {instead}."
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -31,6 +31,11 @@ def shown(value: Any) -> str:
     return _short.repr(value)
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, on one line; some say nothing, and then their names do."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value is what an annotation says, as JSON means it: true is no number, and numbers are finite."""
     if get_origin(hint) in (Union, UnionType):
@@ -39,6 +44,9 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, str | int) and value in get_args(hint)
     if get_origin(hint) is tuple:
         return isinstance(value, list | tuple) and all(fits(entry, get_args(hint)[0]) for entry in value)
+    if get_origin(hint) is dict:
+        keys, values = get_args(hint)
+        return isinstance(value, Mapping) and all(fits(k, keys) and fits(v, values) for k, v in value.items())
     if dataclasses.is_dataclass(hint):
         return isinstance(value, hint)
     if hint is float and isinstance(value, Real):  # a JSON file can hold NaN, Infinity and 1e999
@@ -54,6 +62,9 @@ def words(hint: Any) -> str:
         return f"one of {', '.join(map(repr, get_args(hint)))}"
     if get_origin(hint) is tuple:
         return "a list"
+    if get_origin(hint) is dict:
+        keys, values = get_args(hint)
+        return f"an object that maps {words(keys)} to {words(values)}"
     if dataclasses.is_dataclass(hint):
         return f"the settings of a {hint.__name__}"
     return PLAIN[hint][1]

@@ -7,7 +7,8 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [the chapter](../chapters/00_start_here.ipynb) ·
-# [the exercises](../exercises/00_start_here.ipynb)
+# [the exercises](../exercises/00_start_here.ipynb) ·
+# [notation and terms](../chapters/notation.md)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/solutions/00_start_here.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/solutions/00_start_here.ipynb

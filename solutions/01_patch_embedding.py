@@ -8,7 +8,8 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [the chapter](../chapters/01_patch_embedding.ipynb) ·
-# [the exercises](../exercises/01_patch_embedding.ipynb)
+# [the exercises](../exercises/01_patch_embedding.ipynb) ·
+# [notation and terms](../chapters/notation.md)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/solutions/01_patch_embedding.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/solutions/01_patch_embedding.ipynb

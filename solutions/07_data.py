@@ -477,7 +477,7 @@ def pack(lengths: list[int], max_length: int) -> list[list[int]]:
     rows, room = [], []
     for sample in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if lengths[sample] > max_length:
-            raise ValueError(f"a sample of {lengths[sample]} tokens fits into no row of {max_length}")
+            raise ValueError(f"{lengths[sample]} tokens fit into no row of {max_length}")
         for r in range(len(rows)):
             if room[r] >= lengths[sample]:
                 break
@@ -634,4 +634,5 @@ lengths = [12, 48, 20, 35, 27, 40, 9, 17, 30, 22]
 for batch in range(3):
     chosen = batch_indices(batch, len(lengths), 4, seed=0)
     rows = pack([lengths[i] for i in chosen], 64)
-    print(f"batch {batch}: samples {chosen}, {sum(lengths[i] for i in chosen)} tokens in {len(rows)} rows of 64")
+    tokens = sum(lengths[i] for i in chosen)
+    print(f"batch {batch}: samples {chosen}, {tokens} tokens in {len(rows)} rows of 64")

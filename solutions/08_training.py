@@ -85,9 +85,13 @@ from nanovlm.course import check, use
 
 # %%
 def get_lr(
-    step: int, max_lr: float, max_steps: int, warmup_fraction: float = 0.03, min_lr_fraction: float = 0.1
+    step: int,
+    max_lr: float,
+    max_steps: int,
+    warmup_fraction: float = 0.03,
+    min_lr_fraction: float = 0.1,
 ) -> float:
-    """Learning rate of a step: a straight line up to max_lr, then a cosine down to a share of it."""
+    """Learning rate of a step: a line up to max_lr, then a cosine down to a share of it."""
     # SOLUTION
     warmup = max(1, round(warmup_fraction * max_steps))
     if step < warmup:
@@ -140,7 +144,7 @@ check("training.get_lr", get_lr)
 
 # %%
 def clip_by_norm(gradients: list[Tensor], max_norm: float) -> tuple[list[Tensor], Tensor]:
-    """Gradients, scaled down together where their common norm is above max_norm; and that norm before."""
+    """Gradients, scaled down together where their norm is above max_norm; and that norm before."""
     # SOLUTION
     norm = torch.sqrt(sum(g.float().pow(2).sum() for g in gradients))
     scale = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
@@ -196,7 +200,15 @@ check("training.clip_by_norm", clip_by_norm)
 
 # %%
 def adamw_step(
-    p: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: int, lr: float, betas: tuple, eps: float, weight_decay: float
+    p: Tensor,
+    grad: Tensor,
+    m: Tensor,
+    v: Tensor,
+    step: int,
+    lr: float,
+    betas: tuple,
+    eps: float,
+    weight_decay: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One step of AdamW. Returns the new weight and both new moments. step counts from 1."""
     # SOLUTION
@@ -259,7 +271,12 @@ check("training.adamw_step", adamw_step)
 
 
 # %%
-def param_groups(model: nn.Module, lr_projector: float, lr_backbones: float, weight_decay: float) -> list[dict]:
+def param_groups(
+    model: nn.Module,
+    lr_projector: float,
+    lr_backbones: float,
+    weight_decay: float,
+) -> list[dict]:
     """Groups for torch.optim.AdamW: every trained parameter once."""
     # SOLUTION
     groups: dict[tuple[float, float], list[Tensor]] = {}
@@ -270,7 +287,8 @@ def param_groups(model: nn.Module, lr_projector: float, lr_backbones: float, wei
         lr = lr_projector if is_projector else lr_backbones
         decayed = p.ndim == 2 and (is_projector or "blocks." in name)
         groups.setdefault((lr, weight_decay if decayed else 0.0), []).append(p)
-    return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
+    keys = ("lr", "weight_decay")
+    return [{"params": params, **dict(zip(keys, key, strict=True))} for key, params in groups.items()]
     # END SOLUTION
 
 
@@ -383,7 +401,10 @@ check("training.overfit_one_batch", overfits_one_batch)
 
 # %%
 def train_step(
-    model: nn.Module, batches: list[dict[str, Tensor]], optimizer: torch.optim.Optimizer, max_norm: float
+    model: nn.Module,
+    batches: list[dict[str, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    max_norm: float,
 ) -> float:
     """One step of the optimizer over several batches; the mean loss of their supervised tokens."""
     # SOLUTION
@@ -461,7 +482,12 @@ check("training.train_step", train_step)
 
 # %%
 def train_until(
-    stop: int, model: nn.Module, optimizer: torch.optim.Optimizer, batch_of, lr_of, saved: dict | None = None
+    stop: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch_of,
+    lr_of,
+    saved: dict | None = None,
 ) -> dict:
     """Train up to step `stop`, from the start or from what an earlier call returned."""
     # SOLUTION
@@ -479,7 +505,11 @@ def train_until(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    states = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
+    states = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "random": torch.get_rng_state(),
+    }
     return {"step": stop, **states}
     # END SOLUTION
 

@@ -88,7 +88,19 @@ from nanovlm.course import check, use
 
 # %%
 ARTICLES = {"a", "an", "the"}
-NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NUMBER_WORDS = (
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+)
 
 
 def normalise_answer(text: str) -> str:
@@ -257,7 +269,7 @@ check("evaluation.wilson", wilson)
 
 # %%
 def broken_pairing(subsets: list[str], order: list[int]) -> list[int]:
-    """order: a random permutation of the samples. Entry i of the result: whose picture sample i is shown."""
+    """order: a random permutation of the samples -> whose picture each sample is shown."""
     return [order[i] for i in range(len(subsets))]
 
 
@@ -277,7 +289,7 @@ def blind_pairing(subsets: list[str], order: list[int]) -> list[int]:
     for subset in dict.fromkeys(subsets):
         members = [sample for sample in order if subsets[sample] == subset]
         if len(members) < 2:
-            raise ValueError(f"The subset {subset!r} has one sample only: there is no other picture.")
+            raise ValueError(f"Subset {subset!r} has one sample only: there is no other picture.")
         for place, sample in enumerate(members):
             other[sample] = members[(place + 1) % len(members)]
     return other
@@ -334,7 +346,14 @@ def scorer_is_right(scorer: Callable[[str, str], bool]) -> bool:
     """Whether the scorer takes all that it should and refuses all that it should."""
     # SOLUTION
     right = [("B", "B"), ("b", "B"), ("(C)", "C"), ("D.", "D"), (" A ", "A")]
-    wrong = [("A cat", "A"), ("A, B, C, D", "C"), ("C", "B"), ("", "A"), ("Because", "B"), ("The answer is A", "A")]
+    wrong = [
+        ("A cat", "A"),
+        ("A, B, C, D", "C"),
+        ("C", "B"),
+        ("", "A"),
+        ("Because", "B"),
+        ("The answer is A", "A"),
+    ]
     takes = all(scorer(answer, letter) for answer, letter in right)
     return takes and not any(scorer(answer, letter) for answer, letter in wrong)
     # END SOLUTION
@@ -543,7 +562,12 @@ check("evaluation.paired_bootstrap", paired_bootstrap)
 
 
 # %%
-def pick_option(logits: Tensor, input_ids: Tensor, attention_mask: Tensor, prompt_length: int) -> tuple[Tensor, int]:
+def pick_option(
+    logits: Tensor,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    prompt_length: int,
+) -> tuple[Tensor, int]:
     """logits [options, T, vocab_size]; input_ids, attention_mask [options, T]."""
     # SOLUTION
     log_probs = logits[:, :-1].log_softmax(dim=-1)  # predicts the tokens 1 … T - 1

@@ -88,7 +88,13 @@ from nanovlm.course import check
 
 # %%
 def training_hours(
-    vision_flops: float, token_flops: float, tokens: int, samples: int, tflops: float, sparse: bool, utilisation: float
+    vision_flops: float,
+    token_flops: float,
+    tokens: int,
+    samples: int,
+    tflops: float,
+    sparse: bool,
+    utilisation: float,
 ) -> float:
     """Hours on one GPU."""
     # SOLUTION
@@ -295,14 +301,17 @@ def map_names(tensors: dict[str, Tensor], num_blocks: int) -> dict[str, Tensor]:
         pairs |= {f"{theirs}.layer_norm{j}": f"{block}.ln{j}" for j in (1, 2)}
         pairs |= {f"{theirs}.mlp.fc{j}": f"{block}.mlp.fc{j}" for j in (1, 2)}
         pairs[f"{theirs}.self_attn.out_proj"] = f"{block}.attn.out_proj"
-    ours = {"patch_embedding.position_embedding": left.pop("vision_model.embeddings.position_embedding.weight")[None]}
+    positions = left.pop("vision_model.embeddings.position_embedding.weight")
+    ours = {"patch_embedding.position_embedding": positions[None]}
     for part in ("weight", "bias"):
         for theirs, name in pairs.items():
             ours[f"{name}.{part}"] = left.pop(f"vision_model.{theirs}.{part}")
         for i in range(num_blocks):
-            three = [f"vision_model.encoder.layers.{i}.self_attn.{which}_proj.{part}" for which in "qkv"]
+            layer = f"vision_model.encoder.layers.{i}.self_attn"
+            three = [f"{layer}.{which}_proj.{part}" for which in "qkv"]
             if all(name in left for name in three):
-                ours[f"blocks.{i}.attn.qkv_proj.{part}"] = torch.cat([left.pop(name) for name in three])
+                joined = torch.cat([left.pop(name) for name in three])
+                ours[f"blocks.{i}.attn.qkv_proj.{part}"] = joined
     if left:
         raise ValueError(f"These tensors have no place in the encoder: {', '.join(left)}.")
     return ours
@@ -421,7 +430,8 @@ def extend_embeddings(
     rows = math.ceil((embedding.num_embeddings + new_tokens) / multiple) * multiple
     larger = nn.Embedding.from_pretrained(longer(embedding.weight), freeze=False)
     out = nn.Linear(head.in_features, rows, bias=False)
-    out.weight = larger.weight if head.weight is embedding.weight else nn.Parameter(longer(head.weight))
+    tied = head.weight is embedding.weight
+    out.weight = larger.weight if tied else nn.Parameter(longer(head.weight))
     return larger, out
     # END SOLUTION
 
@@ -474,7 +484,7 @@ check("full.extend_embeddings", extend_embeddings)
 
 
 # %%
-def rank_loss(means: Tensor, counts: Tensor, all_reduce: Callable[[Tensor], Tensor], world: int) -> Tensor:
+def rank_loss(means: Tensor, counts: Tensor, all_reduce: Callable, world: int) -> Tensor:
     """This rank's loss, a single number to call backward() on."""
     # SOLUTION
     total = all_reduce(counts.sum())
@@ -546,7 +556,8 @@ class LoRALinear(nn.Module):
     def merge(self) -> nn.Linear:
         """One Linear that computes the same."""
         # SOLUTION
-        merged = nn.Linear(self.base.in_features, self.base.out_features, bias=self.base.bias is not None)
+        has_bias = self.base.bias is not None
+        merged = nn.Linear(self.base.in_features, self.base.out_features, bias=has_bias)
         with torch.no_grad():
             merged.weight.copy_(self.base.weight + self.scale * self.B @ self.A)
             if self.base.bias is not None:
@@ -607,12 +618,14 @@ check("full.lora_linear", LoRALinear)
 def newest_state(folder: Path) -> dict | None:
     """The newest checkpoint that is whole."""
     # SOLUTION
-    found = {int(m[1]): path for path in folder.iterdir() if (m := re.fullmatch(r"step_(\d+)\.pt", path.name))}
+    names = {path: re.fullmatch(r"step_(\d+)\.pt", path.name) for path in folder.iterdir()}
+    found = {int(match[1]): path for path, match in names.items() if match}
     for step in sorted(found, reverse=True):
         try:
             return torch.load(found[step], map_location="cpu", weights_only=True)
         except Exception as error:
-            print(f"{found[step].name} cannot be read ({type(error).__name__}); trying the one before it")
+            kind = type(error).__name__
+            print(f"{found[step].name} cannot be read ({kind}); trying the one before it")
     return None
     # END SOLUTION
 
@@ -660,7 +673,10 @@ check("full.resume_after_disconnect", newest_state)
 
 # %%
 def card_numbers(
-    scores: dict[str, tuple[int, int]], blind: dict[str, tuple[int, int]], chosen_on: str, scored_on: str
+    scores: dict[str, tuple[int, int]],
+    blind: dict[str, tuple[int, int]],
+    chosen_on: str,
+    scored_on: str,
 ) -> dict[str, tuple[float, float, float, float]]:
     """kind -> (share, low, high, blind share)"""
     # SOLUTION
@@ -672,7 +688,8 @@ def card_numbers(
     for kind, (right, total) in scores.items():
         share = right / total
         centre = (share + z * z / (2 * total)) / (1 + z * z / total)
-        half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+        spread = math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+        half = z / (1 + z * z / total) * spread
         dark, asked = blind[kind]
         numbers[kind] = (share, max(0.0, centre - half), min(1.0, centre + half), dark / asked)
     return numbers

@@ -103,7 +103,7 @@ def read_trace(t: Trace) -> dict[str, int]:
     return {
         "patches": t["vision_encoder"].shape[1],
         "image_tokens": t["projector"].shape[1],
-        "line": t["decoder"].shape[1],
+        "sequence": t["decoder"].shape[1],
         "decoder_blocks": len(t.find("DecoderBlock")),
         "kv_heads": keys.shape[1],
     }
@@ -297,7 +297,7 @@ check("trace.bug_heads", SharedHeads)
 # decoder's input: the image tokens, then the words, and each gets its position, counted from 0 through the whole line.
 # So with two image tokens the first word stands at position 2. It fails.
 #
-# Write `Line`: copy the bodies and mend the bug. Keep the names `tokens` and `positions`.
+# Write `InputSequence`: copy the bodies and mend the bug. Keep the names `tokens` and `positions`.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -323,7 +323,7 @@ check("trace.bug_heads", SharedHeads)
 
 
 # %%
-class BrokenLine(nn.Module):
+class BrokenSequence(nn.Module):
     """image_tokens [B, N, dim], ids [B, T] -> [B, N + T, dim]"""
 
     def __init__(self, vocab_size: int, dim: int, max_positions: int) -> None:
@@ -338,13 +338,13 @@ class BrokenLine(nn.Module):
 
 
 try:
-    trace(BrokenLine(vocab_size=10, dim=8, max_positions=32), torch.randn(1, 4, 8), torch.tensor([[3, 1, 4]]))
+    trace(BrokenSequence(vocab_size=10, dim=8, max_positions=32), torch.randn(1, 4, 8), torch.tensor([[3, 1, 4]]))
 except RuntimeError as error:
     print(error)
 
 
 # %%
-class Line(nn.Module):
+class InputSequence(nn.Module):
     """image_tokens [B, N, dim], ids [B, T] -> [B, N + T, dim]"""
 
     def __init__(self, vocab_size: int, dim: int, max_positions: int) -> None:
@@ -362,7 +362,7 @@ class Line(nn.Module):
 
 
 # %%
-check("trace.bug_positions", Line)
+check("trace.bug_positions", InputSequence)
 
 # %% [markdown] tags=["stamped"]
 # ## Exercise 12.5 · Shapes as formulas

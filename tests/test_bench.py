@@ -13,8 +13,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from nanovlm.bench import run as bench_run
-from nanovlm.bench import search
+from nanovlm.bench import contest, search
 from nanovlm.bench.contenders import (
     Setting,
     our_generation,
@@ -22,15 +21,15 @@ from nanovlm.bench.contenders import (
     their_generation,
     their_training_step,
 )
+from nanovlm.bench.contest import check_equal, run_bench
 from nanovlm.bench.growth import growth, straightness
-from nanovlm.bench.report import table, verdict
-from nanovlm.bench.run import check_equal, run_bench
+from nanovlm.bench.results_table import table, verdict
 from nanovlm.bench.search import best, search_theirs, try_setting
 from nanovlm.bench.sizes import SUPERVISED, Size, make_batch, make_prompts, quarter_vlm, sizes
 from nanovlm.bench.timing import Timing, interleave, median_ratio
 from nanovlm.config import VLMConfig, pocket_vlm
 from nanovlm.models.vision_language_model import IGNORE, VisionLanguageModel
-from nanovlm.training.flops import generation_flops, training_flops
+from nanovlm.training.step_cost import generation_flops, training_flops
 from tests.tiny import tiny_config, tiny_model
 
 PLAIN = Setting("fp32", "eager", "sdpa")
@@ -138,8 +137,8 @@ def test_the_two_models_compute_the_same() -> None:
 
 def test_models_that_differ_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     other = tiny_model(seed=1)
-    build = bench_run.build_peer
-    monkeypatch.setattr(bench_run, "build_peer", lambda _, attention: build(other, attention))
+    build = contest.build_peer
+    monkeypatch.setattr(contest, "build_peer", lambda _, attention: build(other, attention))
     model = tiny_model()
     with pytest.raises(RuntimeError, match="disagree"):
         check_equal(model, make_batch(model.config, 2, 40))
@@ -236,9 +235,9 @@ def test_straightness() -> None:
 
 
 def test_a_run_reports_everything(tiny_size: Size, with_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_run, "sizes", lambda: {"tiny": tiny_size})
-    monkeypatch.setattr(bench_run, "growth", lambda size, setting, rounds: growth(size, setting, 1, steps=103))
-    monkeypatch.setattr(bench_run, "matmul_rate", lambda dtype: 1e9)
+    monkeypatch.setattr(contest, "sizes", lambda: {"tiny": tiny_size})
+    monkeypatch.setattr(contest, "growth", lambda size, setting, rounds: growth(size, setting, 1, steps=103))
+    monkeypatch.setattr(contest, "matmul_rate", lambda dtype: 1e9)
     said: list[str] = []
     results = run_bench(("tiny",), quick=True, compiled=False, with_growth=True, say=said.append)
     results = json.loads(json.dumps(results))  # nothing that JSON cannot hold

@@ -16,6 +16,7 @@ def test_the_report_runs_whole_on_a_cpu(tmp_path, capsys):
     report = json.loads(file.read_text())
     assert [entry["path"] for entry in report["attention"]][: len(PATHS)] == list(PATHS)
     assert all(entry["good"] for entry in report["attention"]) and report["packed_beside_padded"]["good"]
+    assert report["blocks_beside_mask"]["good"] and report["blocks_beside_mask"]["milliseconds"] is None
     assert [rung["rung"] for rung in report["ladder"]] == [rung.name for rung in RUNGS]
     assert all(rung["samples_per_second"] > 0 and 0 <= rung["share_waiting_for_data"] <= 1 for rung in report["ladder"])
     assert best_rung(report) in report["ladder"]
@@ -24,7 +25,7 @@ def test_the_report_runs_whole_on_a_cpu(tmp_path, capsys):
 
 def test_the_loaders_images_are_those_of_plain_pil():
     measured = measure_loader(presets()["h100"].vlm, count=4)
-    assert measured["levels_apart"] < 2 and measured["pictures_per_second"] > 0
+    assert measured["levels_apart"] < 0.1 and measured["pictures_per_second"] > 0
 
 
 def test_generated_samples_are_always_the_same():

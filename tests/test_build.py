@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from nanovlm.config import Preset, ProjectorConfig, TrainConfig, ViTConfig, VLMConfig, presets
+from nanovlm.commands.train import TrainOptions, pinned
+from nanovlm.config import Preset, TrainConfig, presets
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.weights.from_preset import ROWS_MULTIPLE, build_model
+from tests.small_backbones import small_backbones
 from tests.tiny import max_difference, tiny_config
-from tests.tiny_tokenizer import SETTINGS, raw_tokenizer
 
 
 @pytest.fixture
 def backbones(tmp_path: Path) -> Preset:
-    """A SigLIP and a Llama of random weights, and a tokenizer that knows no picture."""
-    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
-    SiglipVisionModel(SiglipVisionConfig(**vision, image_size=32, patch_size=8)).save_pretrained(tmp_path / "siglip")
-    tokenizer = raw_tokenizer("chatml")
-    llama = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
-    config = LlamaConfig(**llama, num_key_value_heads=2, vocab_size=tokenizer.get_vocab_size())
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
-    tokenizer.save(str(tmp_path / "llama" / "tokenizer.json"))
-    settings = {name: value for name, value in SETTINGS["chatml"].items() if name != "image_token"}
-    (tmp_path / "llama" / "tokenizer_config.json").write_text(json.dumps(settings))
-    vlm = VLMConfig(vision=ViTConfig(image_size=48, patch_size=8), projector=ProjectorConfig(pixel_shuffle_factor=3))
-    return Preset(vlm, TrainConfig(), str(tmp_path / "siglip"), str(tmp_path / "llama"))
+    return small_backbones(tmp_path)
 
 
 def test_the_pocket_preset_comes_with_its_tokenizer_and_answers() -> None:
@@ -43,6 +32,7 @@ def test_the_pocket_preset_comes_with_its_tokenizer_and_answers() -> None:
 
 def test_backbones_are_joined_as_they_are(backbones: Preset, tmp_path: Path) -> None:
     model = build_model(backbones)
+    assert model.started_from == {str(tmp_path / name): name for name in ("siglip", "llama")}
     config, rows = model.config, LlamaForCausalLM.from_pretrained(tmp_path / "llama").get_input_embeddings().weight
     assert (config.projector.vision_dim, config.projector.language_dim) == (32, 48)
     assert config.vision.image_size == 48, "the preset's picture size, with positions stretched to it"
@@ -84,3 +74,11 @@ def test_parts_that_do_not_fit_are_refused(backbones: Preset) -> None:
         build_model(backbones)
     with pytest.raises(ValueError, match="tokens, the model only 48 embeddings"):
         build_model(Preset(tiny_config(), TrainConfig()))
+
+
+def test_the_revisions_of_the_backbones_are_those_that_are_asked_for() -> None:
+    preset = pinned(TrainOptions(TrainConfig(), "h100", vision_revision="0a1b", language_revision="v1"))
+    assert preset.vision_backbone == "google/siglip-base-patch16-224@0a1b"
+    assert preset.language_backbone == "HuggingFaceTB/SmolLM2-135M@v1"
+    with pytest.raises(ValueError, match="starts from random weights"):
+        pinned(TrainOptions(TrainConfig(), "pocket", vision_revision="0a1b"))

@@ -124,6 +124,8 @@ def test_every_preset_is_offered(run: Run) -> None:
         (("evaluate", "--split", "train"), "invalid choice 'train'"),
         (("evaluate", "--size", "1"), "size of at least 2"),
         (("generate", "--stream", "--generations", "2"), "--stream writes one answer"),
+        (("generate", "--draft-blocks", "1", "--top-k", "3"), "leave the filters out"),
+        (("generate", "--draft-blocks", "1", "--choices", "yes"), "leave --stream, --batch, --num-beams, --choices"),
         (("export",), "--out"),
         (("train", "--run-name", "../../escape"), "names no directory in output_dir"),
         (("train", "--run-name", ""), "names no directory in output_dir"),
@@ -347,6 +349,27 @@ def test_generate_gives_the_most_likely_answer(run: Run, directory: Path, image:
     assert answers(run(*ask, "--generations", 1)[1]) == greedy
     assert len(answers(run(*ask, "--num-beams", 3)[1])) == 1
     assert run(*ask, "--stream")[1].splitlines()[-1].strip() == greedy[0]
+
+
+def test_generate_filters_and_constrains_what_is_written(run: Run, directory: Path, image: Path) -> None:
+    ask = ("generate", "--model", directory, "--image", image, "--max-new-tokens", 8)
+    greedy = answers(run(*ask, "--temperature", 0)[1])[0]
+    drawn = answers(run(*ask, "--temperature", 1, "--min-p", 1.0, "--seed", 3)[1])
+    assert drawn == [greedy] * 5, "with min-p 1 only the likeliest token is left to draw"
+    assert answers(run(*ask, "--temperature", 0, "--repetition-penalty", 1e6)[1]) != [greedy]
+    allowed = ("--choices", "yes", "--choices", "no", "--temperature", 1, "--generations", 9, "--seed", 3)
+    assert set(answers(run(*ask, *allowed)[1])) == {"yes", "no"}
+    middle = greedy[len(greedy) // 2 :][:3]
+    assert answers(run(*ask, "--temperature", 0, "--stop", middle)[1]) == [greedy[: greedy.index(middle)].strip()]
+
+
+def test_generate_speculates(run: Run, directory: Path) -> None:
+    ask = ("generate", "--prompt", "How many shapes are there?", "--max-new-tokens", 8)
+    status, out, err = run(*ask, "--draft-blocks", 1)
+    assert status == 0 and answers(out) == answers(run(*ask, "--temperature", 0)[1])
+    tokens, passes, accepted, proposed = map(int, re.findall(r"\d+", err))
+    assert tokens <= 8 and 1 <= passes <= tokens and accepted <= proposed
+    assert "fewer than the decoder" in complaint(run("generate", "--model", directory, "--draft-blocks", 1))
 
 
 def test_generate_takes_several_images_and_brings_one_of_its_own(run: Run, directory: Path, image: Path) -> None:

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
-from nanovlm.commands import report
-from nanovlm.commands.report import in_turns
+from nanovlm.commands import score_report
+from nanovlm.commands.score_report import in_turns
 from nanovlm.evaluation.answers import same_answer
 from nanovlm.evaluation.scores import Evaluation, Question, Score
 from nanovlm.viz.contact_sheet import ANSWER, CARD, AnsweredImage, _Sheet, contact_sheet
@@ -61,12 +61,12 @@ def evaluation(kinds: str, images: int) -> Evaluation:
 
 def test_the_marks_follow_the_rule_that_the_scores_were_counted_by(tmp_path: Path, monkeypatch) -> None:
     drawn = []
-    monkeypatch.setattr(report, "contact_sheet", lambda title, note, cards, columns: drawn.extend(cards) or RED)
+    monkeypatch.setattr(score_report, "contact_sheet", lambda title, note, cards, columns: drawn.extend(cards) or RED)
     by_vqa = Evaluation(
         {"a": Score(1, 2)}, {}, [(Question(i, [RED], "?", "2", "a"), said) for i, said in enumerate(("Two.", "5"))]
     )
     by_vqa.right = same_answer
-    report.write_sheet(tmp_path / "sheet.png", "", {"shapes": by_vqa})
+    score_report.write_sheet(tmp_path / "sheet.png", "", {"shapes": by_vqa})
     assert [card.right for card in drawn] == [True, False]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import shutil
 from collections import Counter
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from nanovlm.assets import asset_path
 from nanovlm.config import TrainConfig
 from nanovlm.data.batches import BatchOrder, Loader, MapBatches, StreamBatches
 from nanovlm.data.collators import VQACollator
@@ -19,7 +21,7 @@ from nanovlm.data.datasets import VQADataset
 from nanovlm.data.loading import get_dataloaders, split_indices
 from nanovlm.data.streaming import Mixture, Source, StreamReader
 from nanovlm.data.thimble import Thimble
-from nanovlm.data.thimble.tables import png
+from nanovlm.data.thimble.hub_datasets import png
 from tests.test_datasets import PROCESSOR, TOKENIZER, vlm_config
 
 CONFIG = vlm_config()
@@ -299,6 +301,24 @@ def test_a_directory_of_parquet(parquet, names, size):
     assert indices(first(again, 3)) == indices(first(train, 3))
     other, _ = loaders(dataset_path=str(parquet), dataset_names=names, val_ratio=0.2, seed=5)
     assert indices(first(other, 3)) != indices(first(train, 3))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_turns_below_a_rating_are_left_out(tmp_path, stream):
+    (tmp_path / "rated").mkdir()
+    shutil.copy(asset_path("samples/finevision.parquet"), tmp_path / "rated" / "train.parquet")
+    source = {"dataset_path": str(tmp_path), "dataset_names": ("rated",), "stream": stream, "val_size": 1}
+    supervised = []
+    for ratings in ({}, {"visual_dependency": 3}):
+        train, val = loaders(**source, min_ratings=ratings, batch_size=1, max_length=512)
+        supervised.append(sum(int((b["targets"] != -100).sum()) for b in [*first(train, 2), *val]))
+    assert 0 < supervised[1] < supervised[0]
+    with pytest.raises(ValueError, match="sharpness_ratings"):
+        loaders(**source, min_ratings={"sharpness": 3})
+    with pytest.raises(ValueError, match="columns of ratings"):
+        loaders(min_ratings={"relevance": 3})
+    with pytest.raises(ValueError, match="min_ratings must be an object that maps a text to a whole number"):
+        train_config(min_ratings={"relevance": "high"})
 
 
 @pytest.mark.filterwarnings("ignore:Skipped")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import errors
@@ -44,7 +45,7 @@ def test_a_hub_id_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ConnectionError, match="owner/model is neither a directory here nor in the local cache"
     ) as error:
         find_directory("owner/model")
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and "HF_ENDPOINT" in str(error.value)
 
 
 def test_a_hub_id_in_the_local_cache_needs_no_network(
@@ -80,3 +81,42 @@ def test_each_trouble_with_the_hub_has_its_sentence(
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(kind, match=sentence):
         find_directory("owner/model")
+
+
+def told(**sizes: int) -> SimpleNamespace:
+    """What the Hub tells of a repository's files."""
+    files = [SimpleNamespace(rfilename=name, size=size, lfs=None, blob_id=name) for name, size in sizes.items()]
+    return SimpleNamespace(siblings=files)
+
+
+def test_a_disk_that_is_too_small_is_said_before_the_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "not" / "yet"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("it was fetched"))
+    files = {"model.safetensors": 4 * 10**18, "model.bin": 10**19}
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: told(**files))
+    with pytest.raises(OSError, match=r"owner/model takes 4,000,000,000.0 GB, and the disk of .* has .* HF_HOME name"):
+        find_directory("owner/model")
+    blobs = tmp_path / "not" / "yet" / "models--owner--model" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "model.safetensors").touch()  # it is there
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
+    assert find_directory("owner/model") == tmp_path
+
+
+def test_a_hub_id_may_name_a_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def fetch(name: str, revision: str | None, **_: object) -> str:
+        asked.append((name, revision))
+        if revision == "gone":
+            raise errors.RevisionNotFoundError.__new__(errors.RevisionNotFoundError)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    for name in ("owner/model", "owner/model@v2", "owner/model@refs/pr/3"):
+        assert find_directory(name) == tmp_path
+    assert asked == [("owner/model", None), ("owner/model", "v2"), ("owner/model", "refs/pr/3")]
+    with pytest.raises(FileNotFoundError, match="The Hub's owner/model has no commit, tag or branch gone"):
+        find_directory("owner/model@gone")

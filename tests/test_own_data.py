@@ -35,9 +35,9 @@ def rows_of(kind):
 
 
 def write(folder, kind, rows=None):
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
     for colour in COLOURS:
-        Image.new("RGB", (20, 20), colour).save(folder / "pictures" / f"{colour}.png")
+        Image.new("RGB", (20, 20), colour).save(folder / "images" / f"{colour}.png")
     rows = list(rows_of(kind)) if rows is None else rows
     if kind == "folder":
         (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
@@ -55,7 +55,7 @@ def cauldron(folder):
     (folder / "all").mkdir(parents=True)
     rows = [
         {
-            "images": [{"bytes": (folder.parent / "own" / "pictures" / f"{c}.png").read_bytes(), "path": None}],
+            "images": [{"bytes": (folder.parent / "own" / "images" / f"{c}.png").read_bytes(), "path": None}],
             "texts": [
                 {"user": "Which colour?", "assistant": c},
                 {"user": "Say it in a sentence.", "assistant": f"It is {c}."},
@@ -81,7 +81,7 @@ WRONG = [
         {"image": "gone.png", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
         "no pict",
     ),
-    ({"image": "pictures/red.png"}, "it has none of conversations, messages"),
+    ({"image": "images/red.png"}, "it has none of conversations, messages"),
     ({"conversations": [{"from": "human", "value": "q"}]}, "do not alternate"),
     ({"conversations": [{"from": "robot", "value": "q"}]}, "message 0 has no from that is known"),
     ({"question": "q", "answer": " "}, "turn 0 has no answer"),
@@ -102,7 +102,7 @@ def test_a_wrong_row_is_left_out_and_named(row, sentence, tmp_path):
 
 
 def test_captions_and_lines_that_are_no_json(tmp_path):
-    folder = write(tmp_path, "folder", [{"file_name": "pictures/red.png", "text": "a red square"}])
+    folder = write(tmp_path, "folder", [{"file_name": "images/red.png", "text": "a red square"}])
     (sample,) = read_own_data(folder)
     assert sample["texts"] == [{"user": "Describe the picture.", "assistant": "a red square"}]
     with (folder / "metadata.jsonl").open("a") as file:
@@ -114,6 +114,6 @@ def test_captions_and_lines_that_are_no_json(tmp_path):
 def test_nothing_there_is_one_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no file"):
         loaders(dataset_path=str(tmp_path / "none.json"))
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     with pytest.raises(FileNotFoundError, match=r"holds no parquet files, nor a metadata\.jsonl"):
-        loaders(dataset_path=str(tmp_path / "pictures"), dataset_names=("all",))
+        loaders(dataset_path=str(tmp_path / "images"), dataset_names=("all",))

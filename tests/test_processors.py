@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from nanovlm.data.images import image_size, open_image, to_rgb
-from nanovlm.data.processors import ImageProcessor
+from nanovlm.data.processors import RESAMPLING, ImageProcessor, resized
 
 
 def gradient(width=40, height=30):
@@ -323,6 +323,21 @@ def test_wrong_places_get_one_sentence(tmp_path):
         open_image(Image.new("RGB", (0, 5)))
     with pytest.raises(TypeError, match="not int"):
         open_image(3)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 300), st.integers(1, 300), st.sampled_from([1, 2, 16, 90]), st.sampled_from(["bilinear", "bicubic"])
+)
+def test_resizing_is_that_of_pillow_to_one_level(width, height, size, resample):
+    """Rows first; the contrast is the highest there is."""
+    draw = np.random.default_rng(width + 1000 * height)
+    image = Image.fromarray(255 * draw.integers(0, 2, (height, width, 3), dtype=np.uint8))
+    theirs = image
+    for step in ((size, height), (size, size)):
+        theirs = theirs.resize(step, RESAMPLING[resample])
+    apart = (resized(image, size, resample).int() - ImageProcessor.pixels(theirs).int()).abs()
+    assert apart.max() <= 1 and apart.float().mean() < 0.5
 
 
 @settings(max_examples=25, deadline=None)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
 from nanovlm.config import TrainConfig
 from nanovlm.data.batches import Loader, StreamBatches, WeightedOrder
-from nanovlm.data.streaming import Mixture, Source, StreamReader, read_ahead
+from nanovlm.data.streaming import Mixture, Source, StreamReader, fingerprint, num_bytes, read_ahead
 from nanovlm.data.subsets import open_subsets, shares
 from tests.test_loading import answers, first, loaders, quiet_cache, samples  # noqa: F401
 
@@ -76,6 +77,54 @@ def test_resuming_goes_on_and_reads_no_more_than_the_buffer(num_workers, buffer)
         assert resumed.batches.reader.num_read <= min(buffer / 1_000, 2 * 400) + 1 + ahead
 
 
+def test_memory_stays_flat_over_2000_samples():
+    """Counted: how many samples live at the same time."""
+
+    class Counted(dict):
+        live = most = 0
+
+        def __init__(self, **values):
+            super().__init__(**values)
+            Counted.live += 1
+            Counted.most = max(Counted.most, Counted.live)
+
+        def __del__(self):
+            Counted.live -= 1
+
+    class Made:
+        def __iter__(self):
+            return (Counted(subset=0, number=number) for number in range(900))
+
+    buffer, batch_size, most = 60, 8, []
+    stream = StreamReader(Mixture([Source("made", Made())], everything), 0, buffer * 1_000)
+    batches = iter(Loader(StreamBatches(stream, encode, collate, batch_size)))
+    for _ in range(4):
+        Counted.most = Counted.live
+        for _ in range(500 // batch_size + 1):
+            next(batches)
+        most.append(Counted.most)
+    waiting = 6 * batch_size  # read ahead, in hand, and the sample behind the end
+    assert max(most) <= buffer + waiting and stream.num_read >= 2_000
+    batches.close()
+
+
+def test_samples_are_told_apart_by_pictures_however_a_data_set_holds_them():
+    def sample(images):
+        return {"texts": [{"user": "q", "assistant": "a"}], "images": images}
+
+    columns = [
+        lambda b: {"bytes": b, "path": None},  # one alone
+        lambda b: [{"bytes": b, "path": None}],
+        lambda b: {"bytes": [b], "path": [None]},  # a struct of lists
+        lambda b: b,
+    ]
+    for column in columns:
+        assert fingerprint(sample(column(b"one"))) != fingerprint(sample(column(b"two")))
+        assert fingerprint(sample(column(b"one"))) == fingerprint(sample([{"bytes": b"one", "path": None}]))
+        assert num_bytes(sample(column(bytes(9_000)))) == 10_000
+    assert fingerprint(sample(7)) != fingerprint(sample(None))
+
+
 @pytest.mark.parametrize(("batch_size", "world"), [(8, 1), (2, 1), (4, 2), (1, 4)])
 def test_another_batch_size_or_number_of_processes_goes_on_behind_what_was_seen(batch_size, world):
     source = loader(sizes=(96,))
@@ -112,7 +161,7 @@ def test_a_reader_ahead_hands_on_errors_and_stops_when_nobody_listens():
 def write(path, tag, size):
     import datasets
 
-    from nanovlm.data.thimble.tables import png
+    from nanovlm.data.thimble.hub_datasets import png
 
     rows = [{**row, "images": [png(row["images"][0])]} for row in samples(size)]
     for number, row in enumerate(rows):
@@ -224,3 +273,25 @@ def test_weights_hold_in_every_epoch_of_a_download():
         assert sum(index >= 30 for index in epoch_samples) == 20
         assert max(Counter(epoch_samples).values()) <= 2
     assert set(order.samples(0, 80)) == set(range(40))
+
+
+def test_an_error_without_a_message_is_called_by_its_name(tmp_path, monkeypatch):
+    config = tree(tmp_path, {"one": 4, "two": 4})
+    monkeypatch.setattr("pyarrow.parquet.read_metadata", lambda _: (_ for _ in ()).throw(ValueError()))
+    with pytest.raises(ValueError, match="is no whole parquet file: ValueError"):
+        open_subsets(TrainConfig(dataset_path=config["dataset_path"], dataset_names=("one",)))
+
+
+def test_a_disk_too_small_for_the_subsets_is_said_before_the_download(tmp_path, monkeypatch):
+    def builder(path, name, revision):
+        if name == "gone":
+            raise FileNotFoundError
+        info = SimpleNamespace(download_size=10**18, dataset_size=2 * 10**18)
+        return SimpleNamespace(info=info, cache_dir=str(tmp_path / name))
+
+    (tmp_path / "here").mkdir()
+    monkeypatch.setattr("datasets.load_dataset_builder", builder)
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("it was fetched"))
+    config = TrainConfig(dataset_path="owner/data", dataset_names=("a", "gone", "here", "b"))
+    with pytest.raises(OSError, match=r"owner/data takes 6,000,000,000.0 GB, .* or read it with --stream"):
+        open_subsets(config)

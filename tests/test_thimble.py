@@ -190,7 +190,7 @@ def test_a_guesser_that_reads_the_question_but_sees_no_image_stays_at_chance(sub
     """It learns the most frequent answer to each question text from many samples, and is tested on others."""
     learnt: dict[str, Counter] = defaultdict(Counter)
     overall: dict[str, Counter] = defaultdict(Counter)
-    for index in range(20_000 if subset == "shapes" else 8_000):
+    for index in range(8_000 if subset == "shapes" else 4_000):
         for kind, question, answer in thimble_scene(subset, "train", index)[1]:
             learnt[question][answer] += 1
             overall[kind][answer] += 1
@@ -200,7 +200,7 @@ def test_a_guesser_that_reads_the_question_but_sees_no_image_stays_at_chance(sub
 
     for split, seed in (("train", 1), ("test", 0)):
         right, asked = Counter(), Counter()
-        for index in range(3000):
+        for index in range(1200):
             for kind, question, answer in thimble_scene(subset, split, index, seed)[1][:-1]:
                 right[kind] += guess(kind, question) == answer
                 asked[kind] += 1

@@ -11,11 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from nanovlm.bench.full_run import RUNGS, ladder, measure_loader, measure_peak
 from nanovlm.bench.sizes import make_batch
 from nanovlm.config import pocket_vlm, presets
 from nanovlm.device import Precision, find_device
+from nanovlm.models.flex import attend_in_blocks
+from nanovlm.models.language_model import attention_layout
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.plan import MACHINES, plan
 
@@ -41,6 +44,7 @@ def gpu_report(small: bool = False, say: Callable[[str], None] = print) -> Resul
     report["attention"] = [attention_path(device, dtype, path) for dtype in dtypes for path in PATHS]
     say("packing      packed rows beside padded ones")
     report["packed_beside_padded"] = packed_beside_padded(device)
+    report["blocks_beside_mask"] = blocks_beside_mask(device, *((2, 256) if small else (4, 4_096)))
     say("compile      three batches, one compilation")
     report["recompiles"] = None if small else recompiles(device)
     say("loader       pictures a second on one core")
@@ -107,6 +111,39 @@ def packed_beside_padded(device: torch.device) -> Result:
     packed = model(ids.reshape(1, 48), document_ids=documents).logits.reshape(2, 24, -1)
     apart = (packed - model(ids).logits).abs().max().item()
     return {"apart": apart, "good": apart <= TOLERANCE[torch.float32]}
+
+
+def blocks_beside_mask(device: torch.device, rows: int, length: int) -> Result:
+    """Attention of the 460m preset over packed rows of ten documents: flex attention's blocks beside the mask, outputs
+    and (on a GPU) milliseconds of a forward and backward pass."""
+    config = presets()["460m"].vlm.language
+    documents = (torch.arange(length, device=device) * 10 // length).expand(rows, -1)
+    _, mask = attention_layout(None, documents, length, device)
+    grad, dtype = device.type == "cuda", torch.bfloat16 if device.type == "cuda" else torch.float32
+    q, k, v = (
+        torch.randn(rows, heads, length, config.head_dim, device=device, dtype=dtype, requires_grad=grad)
+        for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+    )
+
+    def with_mask() -> torch.Tensor:
+        wide = (x.repeat_interleave(config.num_heads // config.num_kv_heads, dim=1) for x in (k, v))
+        return F.scaled_dot_product_attention(q, *wide, attn_mask=mask)
+
+    ways = {"mask": with_mask, "blocks": lambda: attend_in_blocks(q, k, v, mask)}
+    made = {name: attend() for name, attend in ways.items()}
+    apart = (made["blocks"] - made["mask"]).abs().max().item()
+    milliseconds = {name: _backward_milliseconds(attend) for name, attend in ways.items()} if grad else None
+    return {"apart": apart, "good": apart <= TOLERANCE[dtype], "milliseconds": milliseconds}
+
+
+def _backward_milliseconds(attend: Callable[[], torch.Tensor], rounds: int = 10) -> float:
+    for number in range(rounds + 2):
+        if number == 2:
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+        attend().sum().backward()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - started) / rounds * 1e3
 
 
 def recompiles(device: torch.device) -> int:

@@ -1,10 +1,12 @@
 """The stored training curves of chapter 08: small runs, healthy and broken, that anyone can make again.
 
-    python -m nanovlm.bench.training_runs --only healthy --out assets/runs/08_healthy.json
+    python -m nanovlm.bench.training_runs --only healthy --out assets/runs/08_gallery.json
+    python -m nanovlm.bench.training_runs --seeds 0 1 2 --only healthy one_block --out assets/runs/08_seeds.json
 
 Every run trains a model of 0.3 M parameters on the Thimble's `shapes` for some hundred steps of 32 samples, in float32,
 on one thread. Beside the loss it writes down the gradient norm, the validation loss, and by kind of question the share
-of right answers, with the right picture and blind.
+of right answers, with the right picture and blind. With `--seeds` each run is made once for each seed, and only its
+last evaluation is kept, which is what an ablation compares.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +89,11 @@ def wrong_images(batch: Batch) -> Batch:
     return {**batch, "images": batch["images"].roll(1, dims=0)}
 
 
+def black_images(batch: Batch) -> Batch:
+    """What is left to learn from is the text."""
+    return {**batch, "images": torch.full_like(batch["images"], -1.0)}
+
+
 def one_question(batch: Batch) -> Batch:
     """Only the first answer of each conversation is supervised."""
     targets = batch["targets"].clone()
@@ -141,6 +149,7 @@ CHANGES = {
     "one_block": Run("one encoder block instead of two", sizes={"vision_blocks": 1}),
     "one_token": Run("pixel shuffle by 8: one image token a picture", sizes={"factor": 8}),
     "one_question": Run("one supervised question a picture", spoil=one_question),
+    "text_only": Run("every training picture black", spoil=black_images),
     "init_small": Run("every weight starts at 0.02", prepare=all_small),
 }
 RATES = {
@@ -171,9 +180,12 @@ class Watched(Optimizers):
         return norm
 
 
-def run(what: Run, report: Callable[[str], None] = print) -> dict[str, Any]:
-    """Train as `what` says. Returns curves: loss and gradient norm of each step, evaluations every EVERY steps."""
-    recipe, device = small_recipe(**what.recipe), torch.device("cpu")
+def run(what: Run, report: Callable[[str], None] = print, seed: int = 0, every: int = EVERY) -> dict[str, Any]:
+    """Train as `what` says. Returns curves: loss and gradient norm of each step, evaluations every `every` steps.
+
+    seed: of the first weights and of the order of the data; the questions of the evaluations are the same.
+    """
+    recipe, device = small_recipe(**what.recipe, seed=seed), torch.device("cpu")
     torch.manual_seed(recipe.seed)
     model = from_scratch(small_vlm(**what.sizes)).train()
     what.prepare(model)
@@ -197,7 +209,7 @@ def run(what: Run, report: Callable[[str], None] = print) -> dict[str, Any]:
         except FloatingPointError:
             break
         norms.append(optimizers.norm)
-        if (step + 1) % EVERY == 0 or step in (0, recipe.max_steps - 1):
+        if (step + 1) % every == 0 or step in (0, recipe.max_steps - 1):
             values = {
                 "step": step + 1,
                 "seconds": round(time.process_time() - began, 1),
@@ -222,15 +234,24 @@ def run(what: Run, report: Callable[[str], None] = print) -> dict[str, Any]:
     }
 
 
+def run_seeds(what: Run, seeds: list[int], report: Callable[[str], None] = print) -> dict[str, Any]:
+    """The last evaluation of one run for each seed: {…, "seeds": {"0": {"accuracy": {kind: share}, …}, …}}."""
+    results = {str(seed): run(what, report, seed, every=small_recipe(**what.recipe).max_steps) for seed in seeds}
+    common = {key: results[str(seeds[0])][key] for key in ("about", "machine", "parameters", "max_steps", "questions")}
+    return {**common, "seeds": {seed: result["evaluations"][-1] for seed, result in results.items()}}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), metavar="NAME", help=", ".join(RUNS))
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="these seeds, and last evaluations only")
     parser.add_argument("--out", type=Path, required=True, help="JSON file; runs that it holds already are kept")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name in options.only:
         print(f"{name}: {RUNS[name].about}", flush=True)
-        result = run(RUNS[name], lambda line: print(line, flush=True))
+        report = partial(print, flush=True)
+        result = run_seeds(RUNS[name], options.seeds, report) if options.seeds else run(RUNS[name], report)
         kept = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps({**kept, name: result}) + "\n", encoding="utf-8")

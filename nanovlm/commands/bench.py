@@ -43,12 +43,12 @@ def main(arguments: Sequence[str]) -> None:
     options = parse(BenchOptions, "bench", arguments)
     if options.gpu_report or options.loader or options.preset:
         return full_run(options)
-    from nanovlm.bench.report import table
-    from nanovlm.bench.run import run_bench
-    from nanovlm.commands import report
+    from nanovlm.bench.contest import run_bench
+    from nanovlm.bench.results_table import table
+    from nanovlm.commands import score_report
     from nanovlm.files import write_json
 
-    report.check_output(options.json, ".json")
+    score_report.check_output(options.json, ".json")
     results = run_bench(options.sizes, options.quick, options.compile, options.growth)
     print("\n" + table(results))
     if options.json:
@@ -60,12 +60,12 @@ def full_run(options: BenchOptions) -> None:
     """The measurements of `nanovlm.bench.full_run`: they are of this package alone, on whatever device is there."""
     from nanovlm.bench.full_run import ladder, measure_loader, measure_steps, table
     from nanovlm.bench.gpu_report import gpu_report
-    from nanovlm.commands import report
+    from nanovlm.commands import score_report
     from nanovlm.config import presets
     from nanovlm.files import write_json
 
     file = options.gpu_report or options.json
-    report.check_output(file, ".json")
+    score_report.check_output(file, ".json")
     if options.gpu_report:
         results = gpu_report(options.small)
         print("\n" + table(results["ladder"]))

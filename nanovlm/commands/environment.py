@@ -27,6 +27,7 @@ GROUPS = {
     "notebook": "the notebooks",
     "lab": "JupyterLab",
     "wandb": "logging to Weights & Biases",
+    "adapt": "comparing adapters with peft's",
     "dev": "the tests",
 }
 MARKS = {"ok": "ok", "note": "--", "problem": "!!"}

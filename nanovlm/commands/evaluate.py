@@ -47,26 +47,27 @@ class EvaluateOptions:
 
 def main(arguments: Sequence[str]) -> None:
     options = parse(EvaluateOptions, "evaluate", arguments)
-    from nanovlm.commands import report
+    from nanovlm.commands import score_report
     from nanovlm.commands.models import load_model
     from nanovlm.files import write_json
 
-    report.check_output(options.json, ".json")
-    report.check_output(options.sheet, ".png")
+    score_report.check_output(options.json, ".json")
+    score_report.check_output(options.sheet, ".png")
     model = load_model(options.model)
-    if options.protocol in report.CHOICE_TITLES:
-        scores = report.score_choice(model, options.protocol, options.split, options.size, options.batch_size)
+    if options.protocol in score_report.CHOICE_TITLES:
+        scores = score_report.score_choice(model, options.protocol, options.split, options.size, options.batch_size)
     else:
-        right = report.RULES[options.protocol]
-        scores = report.score_thimble(model, options.subsets, options.split, options.size, options.batch_size, right)
+        right = score_report.RULES[options.protocol]
+        size, batch_size = options.size, options.batch_size
+        scores = score_report.score_thimble(model, options.subsets, options.split, size, batch_size, right)
     extras = [name for name, wanted in (("choice", options.multiple_choice), ("captions", options.captions)) if wanted]
-    extra = report.score_extras(model, extras, options.split, options.size, options.batch_size)
-    print("\n\n".join(report.tables({**scores, **extra}, options.split)))
+    extra = score_report.score_extras(model, extras, options.split, options.size, options.batch_size)
+    print("\n\n".join(score_report.tables({**scores, **extra}, options.split)))
     results = {options.split: {subset: result.to_dict() for subset, result in scores.items()}}
     results |= {title: result.to_dict() for title, result in extra.items()}
     if options.json:
         write_json(results, options.json)
         print(f"\nscores         {options.json}")
     if options.sheet:
-        report.write_sheet(options.sheet, f"nanoVLM {Path(options.model).name}", scores)
+        score_report.write_sheet(options.sheet, f"nanoVLM {Path(options.model).name}", scores)
         print(f"contact sheet  {options.sheet}")

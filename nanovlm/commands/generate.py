@@ -123,7 +123,7 @@ def ask(options: GenerateOptions) -> None:
         print(f"{times} of {len(answers)}: {answer}")
 
 
-def speculate(model: VisionLanguageModel, options: Options, images: Sequence[Path]) -> str:
+def speculate(model: VisionLanguageModel, options: GenerateOptions, images: Sequence[Path]) -> str:
     """One answer; how many passes of the whole decoder it took goes to standard error."""
     from nanovlm.inference.prompts import prepare_prompts
     from nanovlm.inference.speculative import early_exit, generate_speculatively
@@ -151,7 +151,7 @@ def write(piece: str) -> None:
 def ask_each(options: GenerateOptions) -> None:
     """One line of JSON a picture on --out; what was skipped, and how many, on standard error."""
     from nanovlm.commands.models import load_model
-    from nanovlm.commands.report import check_output
+    from nanovlm.commands.score_report import check_output
     from nanovlm.inference.many_images import find_images, generate_batch, write_answers
 
     check_output(options.out, ".jsonl")

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parse(TraceOptions, "trace", arguments)
     import torch
 
-    from nanovlm.commands.report import check_output
+    from nanovlm.commands.score_report import check_output
     from nanovlm.config import VLMConfig, pocket_vlm
     from nanovlm.models.vision_language_model import VisionLanguageModel
     from nanovlm.trace import trace

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from nanovlm.commands.options import parse
-from nanovlm.config import TrainConfig, presets
+from nanovlm.config import Preset, TrainConfig, presets
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +31,8 @@ class TrainOptions:
     recipe: TrainConfig
     preset: Literal["pocket", "colab", "h100", "460m"] = "pocket"
     model: str | None = None  # a model directory or a Hub id to start from; None: what the preset starts from
+    vision_revision: str | None = None  # of the preset's encoder on the Hub: a commit, tag or branch
+    language_revision: str | None = None  # of its decoder. --revision is that of the data
     estimate: bool = False  # say what this run will take, and stop
     machine: str = "this CPU"  # of --estimate: as in `nanovlm plan --help`
 
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
 
     torch.manual_seed(options.recipe.seed)  # the weights to start from are the seed's, too
     if options.model is None:
-        model = build_model(presets()[options.preset])
+        model = build_model(pinned(options))
     else:
         model = VisionLanguageModel.from_pretrained(find_model(options.model))
     run = train(options.recipe, model)
@@ -65,6 +67,18 @@ def main(arguments: Sequence[str]) -> int:
     question = "How many shapes are there?" if options.recipe.dataset_path == "thimble" else "What is this?"
     print(f'\nask it     nanovlm generate --model {best} --prompt "{question}"')
     return 0
+
+
+def pinned(options: TrainOptions) -> Preset:
+    """The preset, with its backbones as they were at the revisions that are asked for."""
+    preset = presets()[options.preset]
+    for part, revision in (("vision", options.vision_revision), ("language", options.language_revision)):
+        name = getattr(preset, f"{part}_backbone")
+        if revision is not None and name is None:
+            raise ValueError(f"{part}_revision has no meaning for {options.preset}, which starts from random weights.")
+        if revision is not None:
+            setattr(preset, f"{part}_backbone", f"{name}@{revision}")
+    return preset
 
 
 def estimate(options: TrainOptions) -> int:
@@ -100,7 +114,7 @@ def examine(run: Run, options: TrainOptions) -> None:
     """Score the best model on pictures it never saw, show it, and write it into the run's directory."""
     from pathlib import Path
 
-    from nanovlm.commands import report
+    from nanovlm.commands import score_report
     from nanovlm.commands.models import find_model, load_model
     from nanovlm.data.thimble import SUBSETS
     from nanovlm.device import processor
@@ -109,9 +123,9 @@ def examine(run: Run, options: TrainOptions) -> None:
     names = options.recipe.dataset_names
     subsets = [name for name in SUBSETS if name in names or names == ("all",)]
     model = load_model(str(run.directory / "best"))
-    test, unseen = (report.score_thimble(model, subsets, split, TEST_IMAGES) for split in ("test", "unseen"))
-    extra = report.score_extras(model, names, "test", TEST_IMAGES)
-    print("\n" + "\n\n".join(report.tables({**test, **extra}, "test") + report.tables(unseen, "unseen")))
+    test, unseen = (score_report.score_thimble(model, subsets, split, TEST_IMAGES) for split in ("test", "unseen"))
+    extra = score_report.score_extras(model, names, "test", TEST_IMAGES)
+    print("\n" + "\n\n".join(score_report.tables({**test, **extra}, "test") + score_report.tables(unseen, "unseen")))
     print("\nblind: the same questions about another sample's picture. unseen: what no training picture shows.")
     results = {
         split: {subset: result.to_dict() for subset, result in scores.items()}
@@ -132,7 +146,7 @@ def examine(run: Run, options: TrainOptions) -> None:
     print(f"\nscores     {run.directory / 'results.json'}")
     if test:
         title = f"{', '.join(subsets)}: trained in {run.seconds / 60:.1f} minutes"
-        report.write_sheet(run.directory / "answers.png", title, test)
+        score_report.write_sheet(run.directory / "answers.png", title, test)
         print(f"pictures   {run.directory / 'answers.png'}")
 
 

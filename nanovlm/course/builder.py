@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nanovlm.course import notebooks
+from nanovlm.course.answers import Place, announced
 from nanovlm.course.claims import difference_from_package
 from nanovlm.course.exercise_files import check_ids, groups, stamped_groups, unsolved
 from nanovlm.course.judge.exercise import BROKEN, Exercise, load_exercises
@@ -154,7 +155,8 @@ class _Builder:
         following = present[index + 1] if index + 1 < len(present) else None
         end = chapter_end(self.project, place, exercises, following)
         stamps = [links_cell(self.project, "chapters", place, links), setup_cell(self.project)]
-        text = render([cells[0], *stamps, *cells[1:], *([end] if end else [])])
+        body = announced(cells[1:], self._places(), name)
+        text = render([cells[0], *stamps, *body, *([end] if end else [])])
         self._put(path, text)
         target = path.with_suffix(".ipynb")
         notebook = notebooks.to_notebook(text)
@@ -169,6 +171,15 @@ class _Builder:
                 ]
             )
         self._put_notebook(target, notebook)
+
+    def _places(self) -> dict[str, Place]:
+        """Where each exercise is written; its number is its place in its solution file."""
+        return {
+            exercise.id: Place(f"{int(number)}.{i}", exercise.title, place.stem)
+            for number, exercises in self.in_chapter.items()
+            if (place := chapter(number))
+            for i, exercise in enumerate(exercises, start=1)
+        }
 
     def _run(self, notebook: notebooks.NotebookNode, name: str) -> list[int]:
         from nbclient.exceptions import CellExecutionError, CellTimeoutError
@@ -205,12 +216,29 @@ class _Builder:
             rows.append((place, _about(cells[0], self._name(path)) if cells else ""))
         return rows
 
+    def _offers(self, present: list[Chapter]) -> list[tuple[Chapter, str]]:
+        """The rows with what a reader of the README wants to know before: the exercises' time, and a way in."""
+        rows = []
+        for place, about in self._rows(present):
+            exercises = self.in_chapter.get(place.number, [])
+            if exercises:
+                minutes = 5 * round(sum(exercise.minutes for exercise in exercises) / 5)
+                length = f"{minutes} minutes" if minutes < 60 else f"{minutes / 60:.1f} hours".replace(".0 ", " ")
+                about += (
+                    f" {len(exercises)} exercises, about {length}."
+                    if len(exercises) > 1
+                    else f" One exercise, {length}."
+                )
+            badge = f"[![Open in Colab][badge]]({self.project.colab(f'chapters/{place.stem}.ipynb')})"
+            rows.append((place, f"{about} {badge}"))
+        return rows
+
     def _readme(self, present: list[Chapter]) -> None:
         path = self.root / "README.md"
         if not path.is_file():
             return
         try:
-            text = stamp_index(self._read(path), self._rows(present), "chapters/", "README.md")
+            text = stamp_index(self._read(path), self._offers(present), "chapters/", "README.md")
             self._put(path, stamp_clone(text, self.project))
         except AuthoringError as error:
             self._problems([str(error)])

@@ -8,7 +8,7 @@ from typing import Any
 from nanovlm.course import my_vlm
 from nanovlm.course.judge.engine import judge
 from nanovlm.course.judge.exercise import BROKEN, REGISTRY, load_exercises
-from nanovlm.course.judge.result import Result
+from nanovlm.course.judge.verdict import Result
 from nanovlm.course.own_code import CannotKeep, failed_since, own_code
 from nanovlm.course.progress import entry, update
 

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanovlm.course.percent import STAMPED
+from nanovlm.course.percent import ANSWER_TAG, CLAIM_TAG, STAMPED
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -41,7 +41,8 @@ def to_notebook(text: str) -> NotebookNode:
         make = nbformat.v4.new_markdown_cell if cell.cell_type == "markdown" else nbformat.v4.new_code_cell
         tags = cell.metadata.get("tags", [])
         new = make(cell.source, metadata={"tags": list(tags)} if tags else {})
-        if cell.cell_type == "code" and STAMPED in tags:  # the set-up: folded, in JupyterLab and in Colab
+        # The set-up, the answers to exercises and the authors' asserts are folded, in JupyterLab and in Colab.
+        if cell.cell_type == "code" and any(tag in (STAMPED, CLAIM_TAG) or tag.startswith(ANSWER_TAG) for tag in tags):
             new.metadata.update(jupyter={"source_hidden": True}, cellView="form")
         new["id"] = name if seen[name] == 1 else f"{name}-{seen[name]}"
         notebook.cells.append(new)

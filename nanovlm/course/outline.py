@@ -32,6 +32,7 @@ CHAPTERS = tuple(
         ("11", "full_training", "Full training"),
         ("12", "shape_tracing", "Shape tracing"),
         ("13", "high_resolution", "High resolution and many pictures"),
+        ("14", "looking_inside", "Looking inside"),
     )
 )
 

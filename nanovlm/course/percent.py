@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 STAMPED = "stamped"  # the tag of cells that the builder owns
+ANSWER_TAG = "answer:"  # of a chapter's code cell, followed by the id of the exercise that it answers
+CLAIM_TAG = "claim"  # of a chapter's code cell that only asserts what the prose says: for authors, so it is folded
 MARKER = "# %%"
 WHOLE_MARKER = re.compile(r'# %%( \[markdown\])?( tags=\["[^"]+"(, "[^"]+")*\])?\s*$')
 

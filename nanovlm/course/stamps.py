@@ -74,6 +74,8 @@ def read_project(root: Path) -> Project:
 def links_cell(project: Project, folder: str, chapter: Chapter, links: list[tuple[str, str]]) -> Cell:
     """Ways to Colab, GitHub and the neighbours: (words, relative path). No badge: it is a broken picture offline."""
     path = f"{folder}/{chapter.stem}.ipynb"
+    to_notation = "notation.md" if folder == "chapters" else "../chapters/notation.md"
+    links = [*links, ("notation and terms", to_notation)]
     ways = ["[Open in Colab][colab]", "[on GitHub][github]", *(f"[{words}]({to})" for words, to in links)]
     targets = {"colab": project.colab(path), "github": project.github(path)}
     lines = [" ·\n".join(ways), "", *(f"[{name}]: {address}" for name, address in targets.items())]
@@ -88,7 +90,7 @@ def exercise_head(exercise: Exercise, number: int) -> Cell:
     return markdown_cell(
         f"## Exercise {int(exercise.chapter)}.{number} · {exercise.title}\n"
         f"`{exercise.id}` · difficulty {dots(exercise)} · about {exercise.minutes} minutes\n\n"
-        + _wrapped(f"**Why it matters.** {exercise.why}"),
+        + wrapped(f"**Why it matters.** {exercise.why}"),
         STAMPED,
     )
 
@@ -96,7 +98,7 @@ def exercise_head(exercise: Exercise, number: int) -> Cell:
 def exercise_hints(exercise: Exercise) -> Cell:
     parts = []
     for number, (step, words) in enumerate(zip(STEPS, exercise.hints, strict=True), start=1):
-        body = f"```python\n{words}\n```" if "\n" in words else _wrapped(words)
+        body = f"```python\n{words}\n```" if "\n" in words else wrapped(words)
         parts.append(f"<details><summary>Hint {number}: {step}</summary>\n\n{body}\n\n</details>")
     return markdown_cell("\n".join(parts), STAMPED)
 
@@ -137,7 +139,7 @@ def stamp_index(text: str, rows: list[tuple[Chapter, str]], folder: str, path: s
     if len(re.findall(rf"^{begin}$", text, re.MULTILINE)) != 1 or len(re.findall(rf"^{end}$", text, re.MULTILINE)) != 1:
         raise AuthoringError(path, 1, f"The chapter index needs one line {INDEX_BEGIN} and one line {INDEX_END}.")
     items = [
-        _wrapped(f"- [{chapter.number} {chapter.title}]({folder}{chapter.stem}.ipynb): {about}", "  ")
+        wrapped(f"- [{chapter.number} {chapter.title}]({folder}{chapter.stem}.ipynb): {about}", "  ")
         for chapter, about in rows
     ]
     lines = "\n".join([INDEX_BEGIN, "", *items, "", INDEX_END]).split("\n")
@@ -161,5 +163,5 @@ def stamp_citation(text: str, project: Project) -> str:
     return re.sub(r"^version: .*$", f"version: {project.version}", text, flags=re.MULTILINE)
 
 
-def _wrapped(words: str, indent: str = "") -> str:
+def wrapped(words: str, indent: str = "") -> str:
     return fill(words, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from nanovlm.viz.training import live_figure
@@ -50,10 +52,34 @@ class Watched:
             self.ask(step)
 
 
+BESIDE = 1.3  # a step with its optimizer, its data and its part of the evaluations, over its two passes: measured
+
+
+def minutes_needed(config: TrainConfig, model: VisionLanguageModel) -> float:
+    """About how long a run will take on the processor at hand: from the fastest of three passes over one batch."""
+    from nanovlm.data.loading import get_dataloaders
+
+    batch = next(iter(get_dataloaders(config, model.config, model.tokenizer, model.image_processor)[0]))
+    taken = []
+    for _ in range(3):
+        began = perf_counter()
+        model(batch["input_ids"], batch["images"], targets=batch["targets"]).loss.backward()
+        taken.append(perf_counter() - began)
+    model.zero_grad()
+    return min(taken) * BESIDE * config.max_steps / 60
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """What a run prints is left out, where a figure or a line of the notebook says it."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
 def train_and_watch(config: TrainConfig, model: VisionLanguageModel, images: int = 32) -> Watched:
     """Train as `nanovlm train` does, in a directory that is thrown away, with a figure instead of messages.
 
-    pictures: so many of the validation split are asked about at each evaluation, with their own picture and blind.
+    images: so many of the validation split are asked about at each evaluation, with their own picture and blind.
     """
     from IPython.display import display
 
@@ -67,8 +93,7 @@ def train_and_watch(config: TrainConfig, model: VisionLanguageModel, images: int
         if handle is not None:  # None: nobody looks, outside of a notebook
             handle.update(watched.figure())
 
-    silence = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
-    with tempfile.TemporaryDirectory() as directory, silence[0], silence[1]:
+    with tempfile.TemporaryDirectory() as directory, quiet():
         watched.run = train(replace(config, output_dir=directory, accuracy_images=0), model, watch=note)
     if watched.run.interrupted:  # between two evaluations, perhaps before the first
         watched.ask(watched.run.step)

@@ -12,7 +12,6 @@ from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nanovlm.course import my_vlm
-from nanovlm.course.checking import record_check
 from nanovlm.course.judge.engine import judge
 from nanovlm.course.judge.exercise import REGISTRY, Exercise, load_exercises
 from nanovlm.course.my_vlm import Refused, refuse_others, source_file
@@ -31,20 +30,24 @@ MODULES = (
 )
 
 
-def use(exercise_id: str, learner: Any = None) -> Any:
-    """The learner's version where it passes its check (given here, or kept from an earlier session), else the
-    reference, with a line that says so. The exercise must exist: ValueError names those that do."""
+def use(exercise_id: str, given: Any = None) -> Any:
+    """The learner's version that passed its check, now or in an earlier session; else `given` where it passes; else the
+    reference. A line says which one goes on, unless it is `given` itself.
+
+    `given` is what the notebook holds under the name: in an exercise the learner's own code, in a chapter the folded
+    answer. Only `check` counts as solving. The exercise must exist: ValueError names those that do.
+    """
     exercise = _find(exercise_id)
-    if learner is None:
-        kept, reason = _kept(exercise)
-        own = kept.thing if kept is not None else None
-    else:
-        result = judge(exercise, learner)
-        record_check(result, learner)
-        own = learner if result.passed else None
-        reason = "not written yet" if result.rung == "not_written" else "your version does not pass its check yet"
-    if own is not None:
-        return own
+    kept, reason = _kept(exercise)
+    if kept is not None:
+        if given is not None:
+            print(f"{exercise_id}: your version goes on, which passed its check.")
+        return kept.thing
+    if given is not None:
+        result = judge(exercise, given)
+        if result.passed:
+            return given
+        reason = "not written yet" if result.rung == "not_written" else "this version does not pass its check yet"
     print(f"{exercise_id}: {reason}; the reference stands in.")
     return exercise.reference
 

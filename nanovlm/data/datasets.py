@@ -55,7 +55,7 @@ def check_columns(dataset: Any, wanted: Sequence[str]) -> None:
     if columns is not None and not set(wanted) <= set(columns):
         raise ValueError(
             f"The data set has the columns {', '.join(columns)}, but {' and '.join(wanted)} are wanted "
-            "(the_cauldron's schema)."
+            "(the_cauldron's schema, or FineVision's)."
         )
 
 

@@ -52,6 +52,7 @@ def get_dataloaders(
         image_processor=image_processor,
         vlm_cfg=vlm_cfg,
         max_length=train_cfg.max_length,
+        min_ratings=train_cfg.min_ratings,
         raw_pixels=raw_pixels,
         max_images=train_cfg.max_images,
     )
@@ -60,6 +61,8 @@ def get_dataloaders(
     else:
         collate = VQACollator(tokenizer.pad_token_id)
     own = is_own_data(Path(train_cfg.dataset_path).expanduser())
+    if train_cfg.min_ratings and (own or train_cfg.dataset_path == "thimble"):
+        raise ValueError("min_ratings is for data sets with FineVision's columns of ratings: leave it out here.")
     if train_cfg.stream and train_cfg.dataset_path != "thimble" and not own:
         return _stream_loaders(train_cfg, prepare, collate)
 

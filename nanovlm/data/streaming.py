@@ -10,13 +10,16 @@ import hashlib
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
+
+from nanovlm.data.datasets import images_of
+from nanovlm.settings import first_line
 
 Position = dict[str, Any]  # plain numbers, texts, lists and dicts: what a checkpoint may hold
 
@@ -55,8 +58,7 @@ def what_went_wrong(error: BaseException, files: Sequence[Path] = ()) -> str:
     (`datasets` wraps that in "an error occurred")."""
     while error.__cause__ is not None and type(error) is not ValueError:  # which is a sentence of ours
         error = error.__cause__
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    reason = "".join(filter(str.isprintable, reason)).rstrip(" .:")
+    reason = "".join(filter(str.isprintable, first_line(error))).rstrip(" .:")
     damaged = next(filter(_is_damaged, files), None)
     return reason if damaged is None else f"{damaged} is damaged ({reason})"
 
@@ -274,14 +276,23 @@ def read_ahead(items: Iterator[Any], depth: int = 2) -> Iterator[Any]:
 def num_bytes(sample: Any) -> int:
     """About what an undecoded sample takes in memory."""
     size = 1_000
-    for image in (sample.get("images") or ()) if isinstance(sample, dict) else ():
-        if isinstance(image, dict):
+    for image in _images(sample):
+        if isinstance(image, Mapping):
             size += len(image.get("bytes") or b"")
         elif isinstance(image, Image.Image):
             size += image.width * image.height * len(image.getbands())
         elif isinstance(image, bytes):
             size += len(image)
     return size
+
+
+def _images(sample: Any) -> list[Any]:
+    """The pictures of a sample, in whichever of the ways its data set holds them; what is none of them, as it is."""
+    column = sample.get("images") if isinstance(sample, Mapping) else None
+    try:
+        return images_of(column)
+    except ValueError:  # the data set will say so
+        return [repr(column)]
 
 
 class NotAmong:
@@ -297,11 +308,11 @@ class NotAmong:
 def fingerprint(sample: Any) -> bytes:
     """16 bytes that tell a stream's samples apart by their texts and pictures (undecoded, or PIL)."""
     digest = hashlib.blake2b(repr(sample.get("texts")).encode(), digest_size=16)
-    for image in sample.get("images") or ():
-        if isinstance(image, dict):
+    for image in _images(sample):
+        if isinstance(image, Mapping):
             digest.update(image.get("bytes") or str(image.get("path")).encode())
         elif isinstance(image, Image.Image):
             digest.update(image.tobytes())
-        else:  # no picture: the data set will say so
-            digest.update(repr(image).encode())
+        else:
+            digest.update(image if isinstance(image, bytes) else repr(image).encode())
     return digest.digest()

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 from nanovlm.config import TrainConfig
 from nanovlm.data.datasets import VQADataset, check_columns
 from nanovlm.data.streaming import what_went_wrong
+from nanovlm.files import check_disk
+from nanovlm.settings import first_line
 
 TRAINING = {"train", "training"}
 OTHER_SPLITS = {"validation", "valid", "val", "dev", "test", "testing", "eval"}
@@ -52,18 +54,21 @@ def open_subsets(config: TrainConfig) -> list[Subset]:
         if names == ("all",):
             names = _from_hub(path, partial(datasets.get_dataset_config_names, path, revision=config.revision))
         load = [(name, partial(_load_hub, path, name, config.revision)) for name in names]
+        if not config.stream:
+            _check_room(path, names, config.revision)
+    wanted = (*VQADataset.columns, *(f"{rating}_ratings" for rating in config.min_ratings))
     weights = config.dataset_weights or [None] * len(load)
     opened, left_out = [], []
     for (name, open_one), weight in zip(load, weights, strict=True):
         try:
             data, size, files = _from_hub(path, partial(open_one, split="train", streaming=config.stream))
-            check_columns(data, VQADataset.columns)
+            check_columns(data, wanted)
         except (ValueError, FileNotFoundError) as error:
             if len(load) == 1:
                 raise
             left_out.append((name, error))
             continue
-        opened.append(Subset(name or directory.name, _as_it_travels(data), size, weight, files))
+        opened.append(Subset(name or directory.name, _as_it_travels(data, wanted), size, weight, files))
     if not opened:
         raise left_out[0][1]
     if left_out:
@@ -90,13 +95,28 @@ def shares(subsets: Sequence[Subset]) -> list[float]:
     return [1.0 if unknown else float(subset.size) for subset in subsets]
 
 
-def _as_it_travels(data: Any) -> Any:
+def _as_it_travels(data: Any, wanted: Sequence[str]) -> Any:
     columns = getattr(data, "column_names", None)  # a stream may not know them
     if columns is not None:
-        data = data.select_columns([name for name in columns if name in VQADataset.columns])
+        data = data.select_columns([name for name in columns if name in wanted])
     if data.features is not None:
         data = data.cast_column("images", undecoded(data.features["images"]))
     return data
+
+
+def _check_room(path: str, names: Sequence[str], revision: str | None) -> None:
+    """Raises: OSError where the disk is too small for the subsets that are not here yet."""
+    import datasets
+
+    needed = 0
+    for name in names:
+        try:
+            builder = datasets.load_dataset_builder(path, name, revision=revision)
+        except Exception:  # opening it comes next, and says what is wrong
+            continue
+        if not Path(builder.cache_dir).is_dir():  # the files, and the tables that are made of them
+            needed += (builder.info.download_size or 0) + (builder.info.dataset_size or 0)
+    check_disk(needed, Path(datasets.config.HF_DATASETS_CACHE), path, "read it with --stream")
 
 
 def _load_hub(path: str, name: str, revision: str | None, **options: Any) -> tuple[Any, int | None, tuple[()]]:
@@ -118,7 +138,7 @@ def _load_parquet(find: Callable[[str], list[Path]], name: str, **options: Any) 
         try:
             file = pyarrow.parquet.ParquetFile(path)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{path} is no whole parquet file: {str(error).splitlines()[0]}") from error
+            raise ValueError(f"{path} is no whole parquet file: {first_line(error)}") from error
         rows.append(file.metadata.num_rows)
         columns.append(set(file.schema_arrow.names))
     if not any(rows):

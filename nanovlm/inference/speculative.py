@@ -42,7 +42,7 @@ def accept(draft: Tensor, target: Tensor, proposed: Tensor, coins: Tensor) -> tu
 def early_exit(decoder: LanguageModel, num_blocks: int) -> LanguageModel:
     """The first blocks of a decoder with its own norm and head: a draft that needs no memory for weights."""
     if not 1 <= num_blocks < len(decoder.blocks):
-        raise ValueError(f"A draft has 1 to {len(decoder.blocks) - 1} of the {len(decoder.blocks)} blocks.")
+        raise ValueError(f"A draft has at least one block, and fewer than the decoder with its {len(decoder.blocks)}.")
     draft = copy.copy(decoder)
     draft._modules = {**decoder._modules, "blocks": nn.ModuleList(decoder.blocks[:num_blocks])}
     draft.config = replace(decoder.config, num_blocks=num_blocks)

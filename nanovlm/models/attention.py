@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanovlm.models.flex import attend_in_blocks, blocks_pay
 from nanovlm.tensor_types import Bool, Float
 
 
@@ -22,6 +23,8 @@ def attend(
     """
     if q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.requires_grad:
         return attend_step_by_step(q, k, v, mask, is_causal)
+    if mask is not None and blocks_pay(q, mask):
+        return attend_in_blocks(q, k, v, mask)
     if mask is not None and q.is_cuda:  # with a mask and enable_gqa, CUDA has its slowest kernel only
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     return F.scaled_dot_product_attention(

@@ -2,7 +2,7 @@
 
 from nanovlm.trace.result import Trace
 from nanovlm.trace.run import trace, tracing
-from nanovlm.trace.show.compare import ShapeMismatch
+from nanovlm.trace.show.diff import ShapeMismatch
 from nanovlm.trace.show.patch_map import PatchMap, patch_map
 
 __all__ = ["PatchMap", "ShapeMismatch", "Trace", "patch_map", "trace", "tracing"]

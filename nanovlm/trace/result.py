@@ -12,7 +12,7 @@ from torch import Tensor
 from nanovlm.trace.measure.flops import count_flops
 from nanovlm.trace.names import near
 from nanovlm.trace.rows import Row
-from nanovlm.trace.show.compare import Diff, diff, expect
+from nanovlm.trace.show.diff import Diff, diff, expect
 from nanovlm.trace.show.flow import finish
 from nanovlm.trace.show.graph import mermaid, svg
 from nanovlm.trace.show.html import render_html

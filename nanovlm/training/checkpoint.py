@@ -7,7 +7,7 @@ import random
 import shutil
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +15,11 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nanovlm.config import TrainConfig
 from nanovlm.files import to_the_disk
+from nanovlm.training.sharded import UNFINISHED, load_sharded
 
 KEEP = 2  # the newest, and the one before it should the disk fail
 OF_THE_PLACE = ("output_dir", "run_name", "resume")  # settings that may differ when a run goes on
@@ -104,14 +106,24 @@ def save_checkpoint(directory: Path, step: int, state: dict[str, Any]) -> Path:
             f"{last[-1].name if last else 'had there been one'}, is untouched. Free some space or choose another "
             "--output-dir, then go on with --resume."
         ) from error
-    for old in checkpoints(directory)[:-KEEP]:
-        old.unlink()
+    drop_old(directory)
     return path
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """All whole checkpoints, the oldest first."""
-    return sorted(directory.glob("step_*.pt"), key=lambda path: (len(path.name), path.name))
+    """All whole checkpoints, the oldest first: files, or the directories of a run that is dealt out."""
+    return sorted(directory.glob("step_*"), key=lambda path: (len(path.stem), path.stem))
+
+
+def drop_old(directory: Path) -> None:
+    """All but the newest KEEP."""
+    for old in checkpoints(directory)[:-KEEP]:
+        if old.is_dir():
+            retired = directory / f"{UNFINISHED}.old"  # half a directory must not look like a whole one
+            shutil.rmtree(retired, ignore_errors=True)
+            shutil.rmtree(old.rename(retired))
+        else:
+            old.unlink()
 
 
 class Background:
@@ -144,13 +156,19 @@ def _copied(value: Any) -> Any:
     return type(value)(map(_copied, value)) if isinstance(value, (list, tuple)) else value
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Raises: ValueError if the file is damaged, or was written by another version."""
+def load_checkpoint(path: Path, own: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
+    """own: of a directory, see `sharded.load_sharded`.
+
+    Raises: ValueError if the checkpoint is damaged, or was written by another version.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
-            if damaged := archive.testzip():
-                raise ValueError(f"{damaged} in it is damaged")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        if path.is_dir():
+            state = load_sharded(path, own or {})
+        else:
+            with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+                if damaged := archive.testzip():
+                    raise ValueError(f"{damaged} in it is damaged")
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = "it holds more than tensors and numbers" if isinstance(error, UnpicklingError) else _first_line(error)
         raise ValueError(f"{path} cannot be read ({reason}). Delete it to resume from the one before it.") from error

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from nanovlm.adapt.freeze import choose_trained
+from nanovlm.adapt.lora import save_adapter
 from nanovlm.config import TrainConfig
 from nanovlm.data.loading import get_dataloaders
 from nanovlm.device import choose_precision, find_device
@@ -33,6 +35,7 @@ from nanovlm.training.checkpoint import (
 from nanovlm.training.interrupt import Interrupt
 from nanovlm.training.optimizer import Optimizers
 from nanovlm.training.run_log import MetricsLog, Throughput, Watch
+from nanovlm.training.sharded import ShardedSaver
 from nanovlm.training.step import get_lr, train_step
 from nanovlm.training.validation import answer_accuracy, look_ahead, short_questions, validation_loss
 
@@ -87,6 +90,8 @@ def _train(config: TrainConfig, model: VisionLanguageModel, watch: Watch | None,
         put_back(directory / "best")
     log(f"run        {directory}")
     log(f"precision  {precision.name}: {precision.reason}")
+    if config.lora_rank or config.freeze:
+        log(f"trained    {choose_trained(model, config)}")
 
     model.to(device, precision.weights).train()
     model.gradient_checkpointing(config.gradient_checkpointing)
@@ -105,7 +110,7 @@ def _train(config: TrainConfig, model: VisionLanguageModel, watch: Watch | None,
     progress, clock = Progress(), time.perf_counter()
     saved, position = checkpoints(directory / "checkpoints"), None
     if config.resume and saved:
-        state = load_checkpoint(saved[-1])
+        state = load_checkpoint(saved[-1], optimizers.own_tensors(model))
         with taking_over(saved[-1]):
             optimizers.restore(model, state, saved[-1], scaler)
             restore_random_state(state["random"])
@@ -115,15 +120,20 @@ def _train(config: TrainConfig, model: VisionLanguageModel, watch: Watch | None,
         if changed := changed_settings(state["config"], asdict(config)):
             log(f"changed    {', '.join(changed)}")
 
+    dealt = world > 1 and config.parallel == "fsdp"
+    save_in_parts = ShardedSaver(background=device.type == "cuda") if dealt else None
     in_background = Background(device)
 
     def save() -> None:
         nonlocal clock
         now = time.perf_counter()
         progress.seconds, clock = progress.seconds + now - clock, now
-        state = {**asdict(progress), **optimizers.state(model, scaler), "random": random_state()}
+        state = {**asdict(progress), **optimizers.state(model, scaler, dealt), "random": random_state()}
         state |= {"position": train_loader.position, "config": asdict(config)}
-        if rank == 0:
+        state["started_from"] = getattr(model, "started_from", {})  # the backbones, with their commits
+        if save_in_parts:
+            save_in_parts(directory / "checkpoints", progress.step, state)
+        elif rank == 0:
             in_background(save_checkpoint, directory / "checkpoints", progress.step, state)
 
     per_step = config.gradient_accumulation_steps
@@ -171,6 +181,8 @@ def _train(config: TrainConfig, model: VisionLanguageModel, watch: Watch | None,
                         if rank == 0:
                             best = model.save_pretrained(directory / "best.new", weights)
                             replace_directory(best, directory / "best")
+                            if config.lora_rank:
+                                save_adapter(model, directory / "adapter", weights)
                 if step % config.save_every == 0 or last or stopping:
                     save()
     except FloatingPointError as error:
@@ -178,7 +190,8 @@ def _train(config: TrainConfig, model: VisionLanguageModel, watch: Watch | None,
             f"Step {progress.step}: {error}. Last good checkpoint: {checkpoints(directory / 'checkpoints')[-1]}. "
             "Lower the learning rate, or look at those samples."
         ) from error
-    in_background.finish()
+    for saver in filter(None, (save_in_parts, in_background)):
+        saver.finish()
     progress.seconds += time.perf_counter() - clock
     if skipped := train_loader.skipped + val_loader.skipped:
         log(f"skipped    {len(skipped)} samples that could not be used, first: {skipped[0]}")

@@ -63,8 +63,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def param_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Every parameter once, by what it is. The projector starts from nothing, so it learns faster than the backbones;
-    vectors (norms, biases) and embeddings are not decayed."""
+    """Every parameter once, by what it is. Projector and adapters start from nothing, so they learn faster than the
+    backbones; vectors (norms, biases) and embeddings are not decayed."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups: dict[str, dict[str, Any]] = {
         "muon": {"lr": config.lr_muon, "weight_decay": config.weight_decay},
@@ -78,7 +78,9 @@ def param_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     members: dict[str, list[Tensor]] = {name: [] for name in groups}
     for name, p in named:
         matrix = p.ndim == 2 and ("blocks." in name or name.startswith("projector."))
-        if config.optimizer == "muon" and matrix:
+        if name.endswith((".lora_a", ".lora_b")):
+            members["projector"].append(p)
+        elif config.optimizer == "muon" and matrix:
             members["muon"].append(p)
         elif name.startswith("projector."):
             members["projector"].append(p)
@@ -176,9 +178,21 @@ class Optimizers:
                 target.copy_(dealt_like(weights[name], target))
         self._copy_masters()
 
-    def state(self, model: nn.Module, scaler: torch.amp.GradScaler) -> dict[str, Any]:
-        """All that a checkpoint needs of weights, optimizers and scaler."""
-        return {"weights": self.weights(model), "optimizers": self.state_dict(), "scaler": scaler.state_dict()}
+    def state(self, model: nn.Module, scaler: torch.amp.GradScaler, dealt: bool = False) -> dict[str, Any]:
+        """All that a checkpoint needs of weights, optimizers and scaler; dealt: as they are, this process's parts."""
+        if dealt:
+            weights, states = self._own_weights(model), [optimizer.state_dict() for optimizer in self.all]
+        else:
+            weights, states = self.weights(model), self.state_dict()
+        return {"weights": weights, "optimizers": states, "scaler": scaler.state_dict()}
+
+    def own_tensors(self, model: nn.Module) -> dict[str, Tensor]:
+        """What the tensors of `state` are like, by the names that `sharded.py` has for them."""
+        own = {f"weights/{name}": weight for name, weight in self._own_weights(model).items()}
+        for number, optimizer in enumerate(self.all):
+            parameters = [p.detach() for group in optimizer.param_groups for p in group["params"]]
+            own |= {f"optimizers/{number}/{place}": p for place, p in enumerate(parameters)}
+        return own
 
     def restore(
         self, model: nn.Module, state: Mapping[str, Any], source: str | Path, scaler: torch.amp.GradScaler

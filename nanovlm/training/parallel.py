@@ -122,7 +122,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 def dealt_like(tensor: Tensor, like: Tensor) -> Tensor:
     """The reverse of `whole`: dealt out as `like` is."""
-    if not hasattr(like, "device_mesh"):
+    if not hasattr(like, "device_mesh") or hasattr(tensor, "device_mesh"):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 

@@ -201,7 +201,11 @@ def num_parameters(vlm: VLMConfig) -> dict[str, int]:
 def memory_by_part(
     vlm: VLMConfig, recipe: TrainConfig, machine: Machine, num_gpus: int = 1
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Bytes on one GPU: (what does not depend on the batch, what each row of a forward adds)."""
+    """Bytes on one GPU: (what does not depend on the batch, what each row of a forward adds).
+
+    Their sum is the peak where several batches make a step, or several processes. With one batch gradients come as
+    activations go, and the peak is lower by a part of them (`bench.memory.step_bytes` measures it).
+    """
     wanted = machine.precision if recipe.precision == "auto" else recipe.precision
     parameters = sum(num_parameters(vlm).values())
     # One process in bfloat16 computes with bfloat16 weights beside float32 master copies; else weights are float32.

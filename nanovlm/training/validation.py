@@ -82,11 +82,11 @@ def short_questions(loader: Loader, images: int, longest: int = 8) -> list[Batch
 def look_ahead(loader: Loader, samples: int = 64) -> str | None:
     """What the first validation samples say about the run that is to begin, in a sentence; None: nothing is amiss."""
     data, indices = loader.batches.dataset, loader.batches.order.indices[:samples].tolist()
-    looked_at = list(map(data.__getitem__, indices))
-    items = [item for item in looked_at if not isinstance(item, Skipped)]
+    seen = list(map(data.__getitem__, indices))
+    items = [item for item in seen if not isinstance(item, Skipped)]
     said = []
-    if bad := [item for item in looked_at if isinstance(item, Skipped)]:
-        said.append(f"{len(bad)} of {len(looked_at)} validation samples cannot be used (first: {bad[0]})")
+    if skipped := [item for item in seen if isinstance(item, Skipped)]:
+        said.append(f"{len(skipped)} of {len(seen)} validation samples cannot be used, first: {skipped[0]}")
     if cut := sum(item["truncated"] for item in items):
         said.append(
             f"{cut} of {len(items)} validation samples are longer than max_length and lose their ends: raise it, if "

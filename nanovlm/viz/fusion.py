@@ -1,13 +1,15 @@
-"""Pictures among words: the decoder's line, what an answer owes to the picture, and scores side by side."""
+"""Pictures among words: the decoder's sequence, what an answer owes to the picture, and scores by kind."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from PIL import Image
+from torch import Tensor
 
-from nanovlm.viz.start_here import printable, wrapped
+from nanovlm.viz.start_here import printable
 from nanovlm.viz.style import Figure, circle, heat, ink_on, line, path, png_bytes, raster, rect, svg_figure, text
 
 WIDTH = 700
@@ -15,8 +17,8 @@ IMAGES = ("orange", "sky", "green", "pink")  # whose image token it is; its lett
 
 
 class Piece(NamedTuple):
-    """One place of a line. owner: the number of the picture whose image token it is, or "word", "seat" (a placeholder
-    whose picture has not come yet) or "padding"."""
+    """One position of a sequence. owner: the number of the picture whose image token it is, or "word", "placeholder"
+    (its picture has not come yet) or "padding"."""
 
     label: str
     owner: int | str
@@ -28,7 +30,7 @@ def image_pieces(image: int, count: int) -> list[Piece]:
 
 
 def lines_figure(lines: Sequence[tuple[str, Sequence[Piece]]]) -> Figure:
-    """Lines of tokens, each below its heading: words, image tokens by picture, empty seats, padding."""
+    """Sequences of tokens, each below its heading: words, image tokens by picture, placeholders, padding."""
     body, told, y = [], [], 12.0
     for heading, pieces in lines:
         y += 18
@@ -43,14 +45,14 @@ def lines_figure(lines: Sequence[tuple[str, Sequence[Piece]]]) -> Figure:
         y += 36
         told.append(f"{heading}: {' '.join(printable(piece.label) or '·' for piece in pieces) or '(nothing)'}")
     kinds = {piece.owner if isinstance(piece.owner, str) else "picture" for _, pieces in lines for piece in pieces}
-    legend = {"word": "a word", "picture": "an image token", "seat": "a placeholder", "padding": "padding"}
+    legend = {"word": "a word", "picture": "an image token", "placeholder": "a placeholder", "padding": "padding"}
     x, y = 16.0, y + 12
     for kind in (k for k in legend if k in kinds):
         owner: int | str = 0 if kind == "picture" else kind
-        body += _piece(x, y, 26, Piece({"word": "w", "picture": "a0", "seat": "", "padding": ""}[kind], owner))
-        body.append(text(x + 34, y + 17, legend[kind], 12, "muted"))
+        body += _piece(x, y, 26, Piece({"word": "w", "picture": "a0", "placeholder": "", "padding": ""}[kind], owner))
+        body.append(text(x + 34, y + 17, legend[kind], 13, "muted"))
         x += 150
-    alt = "Lines of tokens; a0, a1 … are the image tokens of picture a. " + ". ".join(told) + "."
+    alt = "Sequences of tokens; a0, a1 … are the image tokens of picture a. " + ". ".join(told) + "."
     return svg_figure(WIDTH, y + 40, body, alt)
 
 
@@ -76,13 +78,14 @@ def ablation_figure(
     said = max(chances, key=lambda chance: chance.now).answer
     body = [
         text(16, 32, f"“{printable(question)}”", 16, font_weight="bold"),
+        text(x0 + full + 14, 57, "probability", 13, "muted"),
         raster(left, top, side, side, png_bytes(shown.convert("RGB"))),
         rect(left, top, side, side, "none", "line"),
         text(left, top + side + 20, what, 13),
         rect(x0, 48, 22, 9, "blue", rx=2),
-        text(x0 + 28, 57, "now", 12),
+        text(x0 + 28, 57, "now", 13),
         line(x0 + 80, 45, x0 + 80, 60, "ink", 2),
-        text(x0 + 88, 57, "with its own picture", 12),
+        text(x0 + 88, 57, "with its own picture", 13),
     ]
     y = 74.0
     for chance in chances:
@@ -91,7 +94,7 @@ def ablation_figure(
             text(x0 - 10, y + 12, mark + chance.answer, 13, anchor="end"),
             rect(x0, y, max(full * chance.now, 1), 16, "blue", rx=2),
             line(x0 + full * chance.own, y - 3, x0 + full * chance.own, y + 19, "ink", 2),
-            text(x0 + full + 14, y + 13, f"{chance.now:.0%}", 12),
+            text(x0 + full + 14, y + 13, f"{chance.now:.0%}", 13),
         ]
         y += 26
     y += 22
@@ -117,8 +120,8 @@ def score_table(rows: Mapping[str, Mapping[str, float]], guessing: Mapping[str, 
     kinds = list(dict.fromkeys(kind for scores in rows.values() for kind in scores))
     lines = {**rows, **({"by guessing": guessing} if guessing else {})}
     x0, pitch = 216.0, min(66.0, 462.0 / (len(kinds) + 1))
-    body = [
-        text(x0 + i * pitch + pitch / 2, 30, kind, 12, "muted", "middle") for i, kind in enumerate([*kinds, "mean"])
+    body = [text(16, 30, "right answers to", 13, "muted")] + [
+        text(x0 + i * pitch + pitch / 2, 30, kind, 13, "muted", "middle") for i, kind in enumerate([*kinds, "mean"])
     ]
     y, told = 42.0, []
     for name, scores in lines.items():
@@ -147,38 +150,14 @@ def score_table(rows: Mapping[str, Mapping[str, float]], guessing: Mapping[str, 
     return svg_figure(WIDTH, y + 12, body, "Shares of right answers by kind of question. " + "; ".join(told) + ".")
 
 
-class Asked(NamedTuple):
-    """One question about a picture, the truth, and what two models say."""
-
-    question: str
-    truth: str
-    first: str
-    second: str
-
-
-def side_by_side(images: Sequence[Image.Image], asked: Sequence[Sequence[Asked]], names: tuple[str, str]) -> Figure:
-    """Some questions about each picture, answered by two models. names: of the two."""
-    columns = (136.0, 372.0, 536.0)
-    heads = ["", *names]
-    body = [text(x, 28, name, 13, font_weight="bold") for x, name in zip(columns, heads, strict=True) if name]
-    y, told = 42.0, []
-    for image, questions in zip(images, asked, strict=True):
-        body += [raster(16, y, 100, 100, png_bytes(image.convert("RGB"))), rect(16, y, 100, 100, "none", "line")]
-        inner = y
-        for each in questions:
-            lines = wrapped(each.question, 13, 240)[:2]
-            body += [text(columns[0], inner + 14 + 16 * i, words, 13) for i, words in enumerate(lines)]
-            for x, answer in zip(columns[1:], (each.first, each.second), strict=True):
-                right = answer == each.truth
-                body += _mark(x + 7, inner + 9, right)
-                shown = printable(answer) or "(nothing)"
-                body.append(text(x + 22, inner + 14, shown if len(shown) < 15 else shown[:14] + "…", 13))
-                if not right and x == columns[2]:
-                    body.append(text(x + 22, inner + 29, f"in truth: {each.truth}", 11, "muted"))
-            inner += 36
-            told.append(f"{each.question} In truth {each.truth}; {names[0]}: {each.first}; {names[1]}: {each.second}")
-        y = max(inner, y + 104) + 12
-    return svg_figure(WIDTH, y + 4, body, "Two models answer the same questions. " + ". ".join(told) + ".")
+def groups_shuffled(image: Image.Image, shuffled: Callable[[Tensor], Tensor], side: int = 4) -> Image.Image:
+    """For a reader: the picture's side x side groups of patches in the order in which `shuffled` puts image tokens
+    [1, side * side, dim]."""
+    size = 64 // side
+    pixels = torch.frombuffer(bytearray(image.resize((64, 64)).tobytes()), dtype=torch.uint8)
+    groups = pixels.reshape(side, size, side, size, 3).transpose(1, 2).reshape(1, side * side, size, size, 3)
+    pixels = shuffled(groups).reshape(side, side, size, size, 3).transpose(1, 2).reshape(64, 64, 3)
+    return Image.fromarray(pixels.numpy())
 
 
 # -- pieces of the above -----------------------------------------------------------------------------------------------
@@ -186,7 +165,7 @@ def side_by_side(images: Sequence[Image.Image], asked: Sequence[Sequence[Asked]]
 
 def _width(piece: Piece) -> float:
     if piece.owner == "word":
-        return 14 + 7.3 * len(printable(piece.label))
+        return 14 + 7.9 * len(printable(piece.label))
     return 26 if len(piece.label) < 4 else 32
 
 
@@ -196,9 +175,9 @@ def _piece(x: float, y: float, width: float, piece: Piece) -> list[str]:
         colour = IMAGES[piece.owner % len(IMAGES)]
         return [
             rect(x, y, width, 26, colour, rx=4),
-            text(x + width / 2, y + 17, label, 12, ink_on(colour), "middle", mono=True),
+            text(x + width / 2, y + 17, label, 13, ink_on(colour), "middle", mono=True),
         ]
-    dashes = {"seat": "2 3", "padding": "5 3"}.get(piece.owner)
+    dashes = {"placeholder": "2 3", "padding": "5 3"}.get(piece.owner)
     frame = rect(
         x,
         y,
@@ -211,7 +190,7 @@ def _piece(x: float, y: float, width: float, piece: Piece) -> list[str]:
         stroke_width=1.2,
     )
     marks = [path(f"M{x + 7} {y + 19}L{x + width - 7} {y + 7}", stroke="muted")] if piece.owner == "padding" else []
-    return [frame, *marks, text(x + width / 2, y + 17, label, 12, "ink", "middle", mono=True)]
+    return [frame, *marks, text(x + width / 2, y + 17, label, 13, "ink", "middle", mono=True)]
 
 
 def _mark(x: float, y: float, right: bool) -> list[str]:

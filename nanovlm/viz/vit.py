@@ -17,6 +17,7 @@ from nanovlm.viz.style import (
     line,
     path,
     png_bytes,
+    raster,
     rect,
     svg_figure,
     text,

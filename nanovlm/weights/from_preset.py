@@ -46,9 +46,10 @@ def from_backbones(preset: Preset) -> VisionLanguageModel:
     if tokenizer.image_token is None:
         tokenizer.add_tokens([IMAGE_TOKEN], image_token=IMAGE_TOKEN)
     add_tile_tokens(tokenizer, config)
-    vision = load_vision_backbone(preset.vision_backbone, config.vision.image_size)
+    places = {name: find_directory(name) for name in (preset.vision_backbone, preset.language_backbone)}
+    vision = load_vision_backbone(places[preset.vision_backbone], config.vision.image_size)
     rows = -(-tokenizer.vocab_size // ROWS_MULTIPLE) * ROWS_MULTIPLE
-    language = load_language_backbone(preset.language_backbone, rows)
+    language = load_language_backbone(places[preset.language_backbone], rows)
     end = tokenizer.end_of_turn_id(config.prompt_format)
     config = replace(
         config,
@@ -61,7 +62,10 @@ def from_backbones(preset: Preset) -> VisionLanguageModel:
         eos_token_id=tokenizer.eos_token_id if end is None else end,
         tokenizer=None,  # it is saved with the model
     )
-    return attach(VisionLanguageModel(config, vision_encoder=vision, decoder=language), tokenizer)
+    model = attach(VisionLanguageModel(config, vision_encoder=vision, decoder=language), tokenizer)
+    # A Hub id may move; the directory that it was fetched into is called for the commit. Checkpoints hold both.
+    model.started_from = {name: place.name for name, place in places.items()}
+    return model
 
 
 def add_tile_tokens(tokenizer: ChatTokenizer, config: VLMConfig) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nanovlm.adapt.lora import merged_weights
 from nanovlm.files import (
     check_blocks,
     check_tensors,
@@ -86,8 +87,8 @@ def push(model: VisionLanguageModel, repo_id: str, private: bool = False) -> str
 
 
 def weights_to_save(model: VisionLanguageModel, instead: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Every weight once: a tied head is the embedding, and is not written again."""
-    state = {**model.state_dict(), **instead}
+    """Every weight once: a tied head is the embedding, and is not written again; adapters are added to their base."""
+    state = merged_weights(model, {**model.state_dict(), **instead})
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     if model.config.language.tie_weights:
         del tensors["decoder.head.weight"]

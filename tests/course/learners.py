@@ -14,7 +14,7 @@ from unittest import mock
 
 from nanovlm.course import checking
 from nanovlm.course.judge.exercise import Exercise
-from nanovlm.course.judge.result import Result
+from nanovlm.course.judge.verdict import Result
 from nanovlm.course.outline import chapter
 
 ROOT = Path(__file__).resolve().parents[2]

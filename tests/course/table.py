@@ -17,7 +17,7 @@ from typing import Any
 
 from nanovlm.course.judge.engine import judge
 from nanovlm.course.judge.exercise import Exercise, load_exercises
-from nanovlm.course.judge.result import Result
+from nanovlm.course.judge.verdict import Result
 from tests.course.learners import second_versions, solution, wrong_answers
 
 # On these rungs the message itself is about the cause, not about the numbers that came out.

@@ -46,6 +46,15 @@ CELLS = """() => jupyterapp.shell.currentWidget.content.widgets
         error: cell.model.outputs.toJSON().filter(output => output.output_type === 'error').map(o => o.evalue)[0],
         tags: cell.model.getMetadata('tags') || [],
     }))"""
+# Make the first cell with a source the active one.
+SELECT = """source => {
+    const notebook = jupyterapp.shell.currentWidget.content;
+    const index = notebook.widgets.findIndex(
+        cell => cell.model.type === 'code' && cell.model.sharedModel.getSource().includes(source));
+    notebook.activeCellIndex = index;
+    notebook.deselectAll();
+    return index >= 0;
+}"""
 # In the notebook that is in front.
 HERE = ".jp-NotebookPanel:not(.lm-mod-hidden)"
 # Pictures and buttons that reach beyond the right edge of their output.
@@ -151,6 +160,14 @@ def open_notebook(page: Page, lab: Lab, name: str) -> None:
     page.evaluate("() => jupyterapp.shell.collapseLeft()")
 
 
+def run_to(page: Page, source: str) -> None:
+    """Run the notebook's cells up to the first one with this source, which runs too."""
+    assert page.evaluate(SELECT, source), f"no cell holds {source!r}"
+    page.evaluate("() => jupyterapp.commands.execute('notebook:run-all-above')")
+    page.evaluate(SELECT, source)
+    page.evaluate("() => jupyterapp.commands.execute('notebook:run-cell')")
+
+
 def run_all(page: Page) -> list[dict[str, Any]]:
     page.evaluate(RUN_ALL)
     return page.evaluate(CELLS)
@@ -205,7 +222,7 @@ def test_a_lever_moves_its_image_which_stays_when_the_kernel_is_gone(page: Page,
 
     name = "chapters/03_pixel_shuffle_and_projector.ipynb"
     open_notebook(page, lab, name)
-    run_all(page)
+    run_to(page, "lever(which_patches")
     cell = lever_cell(page, "lever(which_patches")
     before = drawing(cell).get_attribute("aria-label")
     button = cell.locator(".widget-toggle-button", has_text="4")
@@ -220,8 +237,9 @@ def test_a_lever_moves_its_image_which_stays_when_the_kernel_is_gone(page: Page,
     page.wait_for_function("() => !jupyterapp.shell.currentWidget.context.model.dirty")
     page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
     open_notebook(page, lab, name)
-    page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
     cell = lever_cell(page, "lever(which_patches")
+    cell.locator(".widget-toggle-button").first.wait_for()  # the saved controls are back; before that nothing is shown
+    page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
     assert drawing(cell).get_attribute("aria-label") == moved
     for _ in in_every_light_and_width(page, "reopened"):
         assert drawing(cell).is_visible()
@@ -230,7 +248,7 @@ def test_a_lever_moves_its_image_which_stays_when_the_kernel_is_gone(page: Page,
 
 def test_a_click_on_a_patch_shows_where_it_looks(page: Page, lab: Lab) -> None:
     open_notebook(page, lab, "chapters/02_vision_transformer.ipynb")
-    run_all(page)
+    run_to(page, "patch=Cells(photo")
     cell = page.locator(f"{HERE} .jp-CodeCell").filter(has=page.locator(".widget-gridbox")).first
     assert "patch 17 looks" in drawing(cell).get_attribute("aria-label")
     patch = cell.locator(".widget-gridbox button").nth(10)

@@ -192,6 +192,38 @@ def test_chapters_are_held_to_what_they_claim(course: Path, old: str, new: str, 
     assert any(words in p and p.startswith(f"chapters/{STEM}.py:") for p in problems), problems
 
 
+ANSWER = 'tags=["package:nanovlm.models.modality_projector.pixel_shuffle"'
+
+
+def test_an_answer_is_folded_and_its_exercise_is_named_above_it(course: Path) -> None:
+    path = course / "chapters" / f"{STEM}.py"
+    edit(path, lambda text: text.replace(f"{ANSWER}]", f'{ANSWER}, "answer:pixel_shuffle.shuffle"]'))
+    build(root=course)
+    once = path.read_text()
+    build(root=course)
+    assert path.read_text() == once
+    cells = nbformat.read(path.with_suffix(".ipynb"), as_version=4).cells
+    (place,) = (i for i, cell in enumerate(cells) if "answer:pixel_shuffle.shuffle" in cell.metadata.get("tags", []))
+    assert cells[place].metadata.jupyter.source_hidden and cells[place].metadata.cellView == "form"
+    line = " ".join(cells[place - 1].source.split())
+    assert f"[exercise 3.1, Tiles to tokens](../exercises/{STEM}.ipynb)" in line and "folded" in line
+    hidden = [cell for cell in cells if cell.metadata.get("jupyter", {}).get("source_hidden")]
+    assert len(hidden) == 2, "the set-up and the answer, and no other cell"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (f"{ANSWER}]", f'{ANSWER}, "answer:pixel_shuffle.none"]', "pixel_shuffle.none names no exercise"),
+        ("# %% [markdown]\n# The end", '# %% [markdown] tags=["answer:x.y"]\n# The end', "belongs to a code cell"),
+    ],
+)
+def test_an_answer_to_no_exercise_is_refused(course: Path, old: str, new: str, words: str) -> None:
+    edit(course / "chapters" / f"{STEM}.py", lambda text: text.replace(old, new))
+    problems = build(root=course).problems
+    assert any(words in p and re.match(rf"chapters/{STEM}\.py:\d+: ", p) for p in problems), problems
+
+
 def test_a_file_that_the_outline_does_not_know_is_an_error(course: Path) -> None:
     (course / "chapters" / f"{STEM}.py").rename(course / "chapters" / "03_shuffle.py")
     assert any("outline.py expects 03_pixel_shuffle_and_projector.py" in p for p in build(root=course).problems)
@@ -200,7 +232,7 @@ def test_a_file_that_the_outline_does_not_know_is_an_error(course: Path) -> None
 def test_percent_text_survives_parsing(course: Path) -> None:
     import jupytext
 
-    for path in [path for folder in ("chapters", "solutions", "exercises") for path in (ROOT / folder).glob("*.py")]:
+    for path in [path for folder in ("chapters", "solutions") for path in (ROOT / folder).glob("*.py")]:
         text = path.read_text()
         assert render(parse(text, path)) == text
         notebook = jupytext.reads(text, "py:percent")
@@ -242,6 +274,13 @@ def test_the_root_is_found_from_below_and_missed_in_words(course: Path, tmp_path
     assert find_root(course / "solutions") == course
     with pytest.raises(FileNotFoundError, match="not inside a clone"):
         find_root(tmp_path)
+
+
+def test_every_notebook_links_the_notation(course: Path) -> None:
+    for path in course.rglob("*.ipynb"):
+        (target,) = re.findall(r"\[notation and terms\]\((.*)\)", nbformat.read(path, as_version=4).cells[1].source)
+        page = (ROOT / path.relative_to(course).parent / target).read_text(encoding="utf-8")
+        assert all(f"| {symbol} |" in page for symbol in ("B", "T", "S", "N", "P", "dim", "head_dim", "r"))
 
 
 def test_this_repository_is_up_to_date() -> None:

@@ -20,11 +20,11 @@ from nanovlm.course import check
 from nanovlm.course.exercises.ch02.blocks import SMALL
 from nanovlm.course.exercises.ch05.ids import expand
 from nanovlm.course.judge import guard
-from nanovlm.course.judge.compare import first_difference
+from nanovlm.course.judge.differences import first_difference
 from nanovlm.course.judge.engine import judge
 from nanovlm.course.judge.exercise import REGISTRY, Case, Complaint, Exercise, expect, load_exercises, with_weights
 from nanovlm.course.judge.guard import learners_place
-from nanovlm.course.judge.result import Result
+from nanovlm.course.judge.verdict import Result
 from nanovlm.course.progress import load, passed_ids
 from nanovlm.models.language_model import LanguageModel, attention_layout
 from nanovlm.models.vision_language_model import VisionLanguageModel, merge_image_tokens

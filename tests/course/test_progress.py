@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ from nanovlm.course.exercises.ch03.pixel_shuffle import SHUFFLE
 from nanovlm.course.judge.exercise import load_exercises
 from nanovlm.course.outline import CHAPTERS
 from nanovlm.course.progress import home, load, passed_ids, progress_file, record_hint, record_quiz, save
+from nanovlm.course.quizzes import LETTERS, QUIZZES, radio_buttons
 
 
 def test_home_is_the_variable_then_drive_then_the_home_folder(
@@ -76,7 +78,7 @@ def test_values_edited_by_hand_are_set_aside_and_the_rest_stays(capsys: pytest.C
     said = capsys.readouterr().out
     assert "checks of pixel_shuffle.shuffle" in said and "progress.json.broken-1; everything else stays" in said
     assert json.loads(progress_file().with_name("progress.json.broken-1").read_text()) == state
-    quiz("ch03.tokens", "a")
+    quiz("ch03.tokens", letters("ch03.tokens")[1])
     check(SHUFFLE.id, lambda x, factor: x)
     hint(SHUFFLE.id)
     assert capsys.readouterr().out.count("belong") == 0, "said once"
@@ -180,11 +182,38 @@ def test_hints_come_one_by_one() -> None:
     assert "<pre" in hint(SHUFFLE.id)._repr_html_() and "monospace" in hint(SHUFFLE.id)._repr_html_()
 
 
+def letters(quiz_id: str) -> tuple[str, str]:
+    """(the right choice, a wrong one)"""
+    load_exercises()
+    asked = QUIZZES[quiz_id]
+    return LETTERS[asked.right], LETTERS[(asked.right + 1) % len(asked.choices)]
+
+
+def test_no_letter_is_a_good_guess() -> None:
+    load_exercises()
+    four = [asked.right for asked in QUIZZES.values() if len(asked.choices) == 4]
+    counts = [four.count(place) for place in range(4)]
+    assert len(four) >= 20 and max(counts) < 0.4 * len(four), counts
+
+
+def test_radio_buttons_record_the_answer() -> None:
+    load_exercises()
+    asked = QUIZZES["ch03.tokens"]
+    question, buttons, said = radio_buttons(asked).children
+    assert asked.question in question.value and len(buttons.options) == 4 and buttons.index is None
+    wrong = (asked.right + 1) % 4
+    for index, tries, words in ((wrong, 1, "Not this one."), (asked.right, 2, "Right.")):
+        buttons.index = index
+        assert words in said.value and html.escape(asked.because[index]) in said.value
+        assert load()["quizzes"]["ch03.tokens"] == {"tries": tries, "right": index == asked.right}
+
+
 def test_a_quiz_reads_without_a_kernel_and_explains_every_choice() -> None:
     shown = quiz("ch03.tokens")
     assert shown._repr_html_().count("<details>") == 4 and shown._repr_html_().count("Right.") == 1
     assert "quiz('ch03.tokens', 'a')" in repr(shown)
-    assert "Not this one" in repr(quiz("ch03.tokens", "a")) and "Right." in repr(quiz("ch03.tokens", "C"))
+    right, wrong = letters("ch03.tokens")
+    assert "Not this one" in repr(quiz("ch03.tokens", wrong)) and "Right." in repr(quiz("ch03.tokens", right.upper()))
     assert load()["quizzes"]["ch03.tokens"] == {"tries": 2, "right": True}
     assert "one of a, b, c, d" in repr(quiz("ch03.tokens", "z"))
     assert "one of a, b, c, d" in repr(quiz("ch03.tokens", ""))

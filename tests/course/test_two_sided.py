@@ -152,7 +152,8 @@ JUNK: dict[str, Any] = {
 @each
 @pytest.mark.filterwarnings("ignore:coroutine 'waiting' was never awaited")
 def test_junk_is_judged_and_never_crashes_the_checker(exercise: Exercise) -> None:
-    for name, junk in JUNK.items():
+    """Half of the junk each; an exercise and its neighbour meet all of it."""
+    for name, junk in list(JUNK.items())[EXERCISES.index(exercise) % 2 :: 2]:
         result = judge(exercise, junk)
         assert not result.passed, name
         assert result.message and str(result) and result._repr_html_(), name

@@ -6,14 +6,13 @@ import pytest
 from PIL import Image
 
 from nanovlm.viz.fusion import (
-    Asked,
     Chance,
     Piece,
     ablation_figure,
+    groups_shuffled,
     image_pieces,
     lines_figure,
     score_table,
-    side_by_side,
 )
 from nanovlm.viz.style import PALETTE
 from tests.course.test_viz_pixel_shuffle import SVG, drawn, words
@@ -38,7 +37,7 @@ def test_image_tokens_are_told_apart_by_letter_and_colour() -> None:
 
 
 def test_the_legend_names_what_is_there_and_nothing_else() -> None:
-    every = [Piece("w", "word"), Piece("", "seat"), Piece("", "padding"), *image_pieces(2, 1)]
+    every = [Piece("w", "word"), Piece("", "placeholder"), Piece("", "padding"), *image_pieces(2, 1)]
     shown = words(drawn(lines_figure([("all", every)])))
     assert all(name in shown for name in ("a word", "a placeholder", "padding", "an image token"))
     assert "padding" not in words(drawn(lines_figure([("words", [Piece("w", "word")])])))
@@ -81,12 +80,12 @@ def test_ablation_in_extreme_states(share: float, count: int) -> None:
 
 def test_the_mean_of_a_line_is_over_its_kinds() -> None:
     root = drawn(score_table({"mine": {"colour": 1.0, "where": 0.5}}, guessing={"colour": 0.2, "where": 0.2}))
-    assert words(root) == "colour where mean mine 100% 50% 75% by guessing 20% 20% 20%"
+    assert words(root) == "right answers to colour where mean mine 100% 50% 75% by guessing 20% 20% 20%"
 
 
 def test_a_kind_that_a_line_lacks_stays_empty() -> None:
     shown = words(drawn(score_table({"one": {"colour": 1.0}, "two": {"where": 0.0}})))
-    assert shown == "colour where mean one 100% 100% two 0% 0%"
+    assert shown == "right answers to colour where mean one 100% 100% two 0% 0%"
 
 
 def test_wide_tables_keep_to_the_page() -> None:
@@ -94,11 +93,9 @@ def test_wide_tables_keep_to_the_page() -> None:
     drawn(score_table({"a name of twenty-five cha": kinds}, kinds))
 
 
-def test_two_models_side_by_side_say_what_is_wrong() -> None:
-    asked = [Asked("Where is it?", "top left", "top left", "bottom right: orange triangle"), Asked("?", "1", "", "1")]
-    figure = side_by_side([IMAGE, IMAGE], [asked, asked * 3], ("your parts", "wrong pixel shuffle"))
-    shown = words(drawn(figure))
-    assert shown.count("in truth: top left") == 4 and "bottom right: …" in shown and "(nothing)" in shown
-    assert "wrong pixel shuffle: bottom right: orange triangle" in figure.alt
-    with pytest.raises(ValueError):
-        side_by_side([IMAGE], [], ("one", "two"))
+def test_groups_are_moved_as_wholes() -> None:
+    half = Image.new("RGB", (64, 64), "white")
+    half.paste((0, 0, 0), (0, 0, 32, 64))
+    turned = groups_shuffled(half, lambda tokens: tokens.flip(1))
+    assert turned.getpixel((0, 0)) == (255, 255, 255) and turned.getpixel((63, 63)) == (0, 0, 0)
+    assert groups_shuffled(half, lambda tokens: tokens).tobytes() == half.tobytes()

@@ -26,7 +26,7 @@ from nanovlm.course.exercises.ch03.projector import PROJECTOR
 from nanovlm.course.judge.engine import judge
 from nanovlm.course.judge.exercise import REGISTRY, load_exercises
 from nanovlm.course.own_code import CannotKeep, globals_read, own_code
-from nanovlm.course.progress import load
+from nanovlm.course.progress import load, passed_ids
 from nanovlm.course.your_parts import ModelCode, part_ids
 from nanovlm.models.modality_projector import pixel_shuffle
 from nanovlm.models.vision_language_model import VisionLanguageModel
@@ -265,12 +265,17 @@ def test_a_passed_answer_is_used_in_a_later_session(tmp_path: Path, capsys: pyte
     assert use(SHUFFLE.id) is pixel_shuffle
     assert "not passed yet; the reference stands in" in capsys.readouterr().out
     assert use(SHUFFLE.id, space["my_shuffle"]) is space["my_shuffle"]
-    own = use(SHUFFLE.id)  # from the file
-    assert own.__name__ == "my_shuffle" and own is not space["my_shuffle"]
-    assert judge(SHUFFLE, own).passed
-    capsys.readouterr()
     assert use(SHUFFLE.id, lambda x, factor: x) is pixel_shuffle
     assert "does not pass its check yet" in capsys.readouterr().out
+    assert SHUFFLE.id not in passed_ids(), "a chapter's answer is not the learner's: only check counts"
+    assert check(SHUFFLE.id, space["my_shuffle"]).passed
+    capsys.readouterr()
+    own = use(SHUFFLE.id)  # from the file
+    assert capsys.readouterr().out == ""
+    assert own.__name__ == "my_shuffle" and own is not space["my_shuffle"]
+    assert judge(SHUFFLE, own).passed
+    assert use(SHUFFLE.id, pixel_shuffle).__name__ == "my_shuffle", "what the learner wrote goes before the chapter's"
+    assert "your version goes on" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"no exercise 'nope'"):
         use("nope")
 

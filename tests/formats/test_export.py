@@ -64,6 +64,7 @@ def transformers_side(directory):
     return theirs.eval(), AutoProcessor.from_pretrained(directory)
 
 
+LEVEL = 1 / 127.5  # of 255, in pixels from -1 to 1: their processor resizes with Pillow, ours with torch
 KINDS = {
     "the pocket model": {},
     "untied": {"tied": False},
@@ -94,7 +95,8 @@ def test_transformers_computes_what_we_compute(tmp_path, kind):
         text = processor.apply_chat_template(messages, add_generation_prompt=True)
         inputs = processor(text=text, images=[image], return_tensors="pt")
         batch = prepare_prompts(ours, [question], [image])
-        assert max_difference(inputs["pixel_values"][0], batch["images"]) < 1e-9
+        assert (inputs["pixel_values"][0] - batch["images"]).abs().mean() < LEVEL
+        inputs["pixel_values"] = batch["images"][None]  # so that the models are compared, not two roundings
         ids = inputs["input_ids"][0]
         if ours.config.image_token_id is None:
             n = ours.config.num_image_tokens

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nanovlm.trace import trace
-from nanovlm.trace.measure.formula import Formulas, evaluate
+from nanovlm.trace.measure.formula import Formulas, value_of
 from nanovlm.trace.measure.symbolic import probe_sizes
 from tests.trace.zoo import ZOO, MiniVLM, seeded, token_ids
 
@@ -23,7 +23,7 @@ def test_any_sum_of_products_is_found(c, a, b, ab, batch, length):
     points = [base, *probe_sizes(base)]
     text = Formulas(points).fit(tuple(value(p) for p in points))
     for sizes in (base, {"B": 101, "T": 7}, {"B": 1, "T": 1}):
-        assert evaluate(text, sizes) == value(sizes), text
+        assert value_of(text, sizes) == value(sizes), text
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_formulas_hold_at_another_batch_size(entry):
     sizes = {"B": entry.args()[0].shape[0]}
     for row in t.rows:
         for info in row.outs:
-            assert [evaluate(dim, sizes) for dim in info.dims] == list(info.shape)
+            assert [value_of(dim, sizes) for dim in info.dims] == list(info.shape)
     if entry.name != "swallows an exception":
         assert t.root.outs[0].dims[0] == "B"
 

@@ -11,8 +11,9 @@ import torch
 
 import nanovlm.training.loop
 from nanovlm.training.checkpoint import checkpoints, load_checkpoint
+from nanovlm.training.sharded import ShardedSaver, one_sentence
 from tests.training import children
-from tests.training.tiny_run import max_difference, metrics, new_model, recipe
+from tests.training.tiny_run import equal, max_difference, metrics, new_model, recipe
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="several processes train together on Linux and macOS only")
 ROWS, STEPS = 8, 6  # of one step, whoever computes them
@@ -68,6 +69,7 @@ def test_accumulated_batches_are_summed_once(alone, tmp_path):
 @pytest.mark.parametrize("after", [1, 4])
 def test_a_checkpoint_of_two_goes_on_in_one_and_in_four(kind, after, alone, tmp_path):
     children.together(2, train, tmp_path, 2, kind, 3)
+    assert checkpoints(tmp_path / "run" / "checkpoints")[-1].is_dir() == (kind == "fsdp")
     if after == 1:
         assert children.wait(children.start(train, 0, tmp_path, 1, "ddp", STEPS, True)) == 0
     else:
@@ -77,6 +79,30 @@ def test_a_checkpoint_of_two_goes_on_in_one_and_in_four(kind, after, alone, tmp_
     assert ends[1]["samples"] == ends[0]["samples"]
     without = [{n: w for n, w in end["weights"].items() if not n.endswith("qkv_proj.bias")} for end in ends]
     assert max_difference(*without) < 1e-4
+
+
+def in_the_background(rank: int, directory: Path) -> None:
+    nanovlm.training.loop.ShardedSaver = lambda background: ShardedSaver(background=True)
+    train(rank, directory, 2, "fsdp")
+
+
+def test_parts_written_in_the_background_are_those_of_their_step(tmp_path):
+    folders = [tmp_path, tmp_path / "background"]
+    children.together(2, train, folders[0], 2, "fsdp")
+    children.together(2, in_the_background, folders[1])
+    for one, other in zip(*(checkpoints(folder / "run" / "checkpoints") for folder in folders), strict=True):
+        assert one.name == other.name
+        assert equal(load_checkpoint(one)["weights"], load_checkpoint(other)["weights"])
+    assert not list(tmp_path.rglob("*.partial*"))
+
+
+def test_parts_that_cannot_be_written_or_read_are_one_sentence(tmp_path):
+    said = r"Could not write the checkpoint of step 7 .*\(no space\); the one before it"
+    with pytest.raises(OSError, match=said), one_sentence(tmp_path, 7):
+        raise RuntimeError("CheckpointException ranks:dict_keys([0])\nno space")
+    (tmp_path / "step_000001").mkdir()
+    with pytest.raises(ValueError, match="step_000001 cannot be read"):
+        load_checkpoint(tmp_path / "step_000001")
 
 
 def killed(rank: int, directory: Path) -> None:

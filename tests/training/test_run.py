@@ -464,11 +464,11 @@ def test_gradient_checkpointing_ends_with_the_same_weights(tmp_path):
 
 
 def test_a_compiled_run_ends_with_the_same_weights(tmp_path, monkeypatch):
-    """Traced for real; graphs run without C++, which tests/test_compile.py compiles."""
+    """Traced for real; the graphs run as Python, and tests/test_compile.py compiles them."""
     from torch._dynamo.testing import CompileCounterWithBackend
 
     torch._dynamo.reset()
-    graphs = CompileCounterWithBackend("aot_eager")
+    graphs = CompileCounterWithBackend("eager")
     compile_module = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda module: compile_module(module, backend=graphs))
     plain, compiled = (run(tmp_path, max_steps=2, compile=on, run_name=str(on)) for on in (False, True))
@@ -495,15 +495,15 @@ def test_two_runs_of_a_seed_are_equal_and_of_two_seeds_are_not(tmp_path):
     assert equal(ends[0], ends[1]) and not equal(ends[0], ends[2])
 
 
-def test_memory_stays_flat_over_300_steps(tmp_path, monkeypatch):
+def test_memory_stays_flat_over_120_steps(tmp_path, monkeypatch):
     tensors, kilobytes = [], []
     real, status = nanovlm.training.step.train_step, Path("/proc/self/status")
 
     def train_step(*arguments):
         loss = real(*arguments)
-        if len(tensors) < 300:
+        if len(tensors) < 120:
             tensors.append(None)
-        if len(tensors) in (150, 300):  # past the first evaluation
+        if len(tensors) in (60, 120):  # past the first evaluation
             gc.collect()
             tensors[-1] = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
             if status.exists():
@@ -511,8 +511,8 @@ def test_memory_stays_flat_over_300_steps(tmp_path, monkeypatch):
         return loss
 
     monkeypatch.setattr(nanovlm.training.loop, "train_step", train_step)
-    run(tmp_path, max_steps=300, batch_size=1, max_length=40, log_every=10, eval_every=100, save_every=100)
-    assert tensors[299] - tensors[149] < 75, "tensors are kept: that is more than one every other step"
+    run(tmp_path, max_steps=120, batch_size=1, max_length=40, log_every=10, eval_every=40, save_every=40)
+    assert tensors[119] - tensors[59] < 30, "tensors are kept: that is more than one every other step"
     if not kilobytes:
         pytest.skip("no /proc here: the tensors were counted, the memory of the process was not")
     assert kilobytes[1] - kilobytes[0] < 10_000

@@ -6,28 +6,14 @@ import pytest
 import torch
 
 import nanovlm.training.checkpoint
-from nanovlm.data.thimble import thimble_sample
-from nanovlm.data.thimble.tables import png
 from nanovlm.training.checkpoint import Background, checkpoints, load_checkpoint, save_checkpoint
 from tests.test_streaming import quiet_cache  # noqa: F401
-from tests.training.tiny_run import equal, run, weights
+from tests.training.tiny_run import equal, parquet_subsets, run, weights
 
 
 @pytest.fixture
 def data(tmp_path):
-    import datasets
-
-    text = {name: datasets.Value("string") for name in ("user", "assistant")}
-    features = datasets.Features({"images": [datasets.Image()], "texts": [text]})
-    for name, start, size in (("one", 0, 30), ("two", 100, 12)):
-        rows = []
-        for index in range(start, start + size):
-            sample = thimble_sample("shapes", "train", index, image_size=16)
-            turns = [{key: turn[key] for key in text} for turn in sample["texts"][:2]]
-            rows.append({"images": [png(sample["images"][0])], "texts": turns})
-        (tmp_path / "data" / name).mkdir(parents=True)
-        datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "data" / name / "train.parquet")
-    return {"dataset_path": str(tmp_path / "data"), "dataset_names": ("one", "two"), "stream": True, "val_size": 4}
+    return {**parquet_subsets(tmp_path / "data"), "stream": True, "val_size": 4}
 
 
 @pytest.mark.parametrize("changes", [{}, {"num_workers": 1, "packing": True}])

@@ -14,6 +14,7 @@ from nanovlm.data.collators import VQACollator
 from nanovlm.data.datasets import VQADataset
 from nanovlm.data.processors import ImageProcessor
 from nanovlm.data.thimble import thimble_sample
+from nanovlm.data.thimble.hub_datasets import png
 from nanovlm.device import choose_precision
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.loop import Run, train
@@ -61,6 +62,23 @@ def recipe(output_dir: Path, **changes: Any) -> TrainConfig:
 
 def run(output_dir: Path, **changes: Any) -> Run:
     return train(recipe(output_dir, **changes), new_model())
+
+
+def parquet_subsets(directory: Path) -> dict[str, Any]:
+    """Two subsets in the_cauldron's schema, and how a recipe names them."""
+    import datasets
+
+    text = {name: datasets.Value("string") for name in ("user", "assistant")}
+    features = datasets.Features({"images": [datasets.Image()], "texts": [text]})
+    for name, start, size in (("one", 0, 30), ("two", 100, 12)):
+        rows = []
+        for index in range(start, start + size):
+            sample = thimble_sample("shapes", "train", index, image_size=16)
+            turns = [{key: turn[key] for key in text} for turn in sample["texts"][:2]]
+            rows.append({"images": [png(sample["images"][0])], "texts": turns})
+        (directory / name).mkdir(parents=True)
+        datasets.Dataset.from_list(rows, features=features).to_parquet(directory / name / "train.parquet")
+    return {"dataset_path": str(directory), "dataset_names": ("one", "two")}
 
 
 def metrics(directory: Path) -> list[dict[str, Any]]:

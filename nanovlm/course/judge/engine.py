@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nanovlm.course.judge.compare import Mismatch, first_difference, in_words, kind, same
+from nanovlm.course.judge.differences import Mismatch, first_difference, in_words, kind, same
 from nanovlm.course.judge.exercise import Case, Complaint, Exercise
 from nanovlm.course.judge.guard import (
     STEPS,
@@ -27,7 +27,7 @@ from nanovlm.course.judge.guard import (
     parameter_names,
     run_case,
 )
-from nanovlm.course.judge.result import Result
+from nanovlm.course.judge.verdict import Result
 
 ENDLESS = (
     f"It did not end: it went on for as long as a Python loop takes for {STEPS // 1_000_000} million steps, or waited "

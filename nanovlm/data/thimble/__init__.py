@@ -13,6 +13,7 @@ split shows: a colour with a shape (nor does another split ask for it), two colo
 """
 
 from nanovlm.data.thimble.dataset import Thimble
+from nanovlm.data.thimble.hub_datasets import load_multiple_choice, load_thimble
 from nanovlm.data.thimble.multiple_choice import choice_sample, multiple_choice_sample
 from nanovlm.data.thimble.samples import (
     KINDS,
@@ -24,7 +25,6 @@ from nanovlm.data.thimble.samples import (
     thimble_sample,
     thimble_scene,
 )
-from nanovlm.data.thimble.tables import load_multiple_choice, load_thimble
 
 __all__ = [
     "KINDS",

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanovlm.data.datasets import RATINGS
+from nanovlm.data.thimble.hub_datasets import png
 from nanovlm.data.thimble.samples import thimble_sample
-from nanovlm.data.thimble.tables import png
 
 if TYPE_CHECKING:
     import datasets

@@ -98,7 +98,7 @@ def _factor(text: str) -> str:
     return f"({text})" if "//" in text else text  # B*(T//2) is not B*T//2
 
 
-def evaluate(text: str, sizes: Sizes) -> int | None:
+def value_of(text: str, sizes: Sizes) -> int | None:
     """The number behind "49+T" or "B*(49+T)", or None where a name is not known yet."""
 
     def value(node: ast.AST) -> int:

@@ -62,11 +62,244 @@ def resize_positions(positions: Tensor, grid_size: int) -> Tensor:
     return rearrange(grid, "1 dim row column -> 1 (row column) dim")
 
 
+def mean_and_std(pixels):
+    return (pixels.to(torch.float32) / 255.0 - 0.5) / 0.5
+
+
+def in_place_on_its_own(pixels):
+    x = pixels.float()
+    x *= 2 / 255
+    x -= 1
+    return x
+
+
+def by_interpolation(pixels):
+    return torch.lerp(torch.tensor(-1.0), torch.tensor(1.0), pixels.float() / 255)
+
+
+def through_double(pixels):
+    return (pixels.double() * 2 / 255 - 1).float()
+
+
+def channel_by_channel(pixels):
+    return torch.stack([channel.float().sub(127.5).div(127.5) for channel in pixels])
+
+
+def with_loops(images, patch_size):
+    p, out = patch_size, []
+    for image in images:
+        rows = []
+        for top in range(0, image.shape[1], p):
+            for left in range(0, image.shape[2], p):
+                rows.append(image[:, top : top + p, left : left + p].flatten())
+        out.append(torch.stack(rows))
+    return torch.stack(out)
+
+
+def with_unfold(images, patch_size):
+    return F.unfold(images, kernel_size=patch_size, stride=patch_size).permute(0, 2, 1)
+
+
+def with_tensor_unfold(images, patch_size):
+    x = images.unfold(2, patch_size, patch_size).unfold(3, patch_size, patch_size)
+    return x.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+
+
+def with_pixel_unshuffle(images, patch_size):
+    return F.pixel_unshuffle(images, patch_size).flatten(2).mT
+
+
+def with_a_convolution(images, patch_size):
+    wide = images.shape[1] * patch_size**2
+    kernel = torch.eye(wide).reshape(wide, images.shape[1], patch_size, patch_size)
+    return F.conv2d(images, kernel, stride=patch_size).flatten(2).transpose(1, 2)
+
+
+def with_chunks(images, patch_size):
+    rows = images.split(patch_size, dim=2)
+    return torch.stack([square.flatten(1) for row in rows for square in row.split(patch_size, dim=3)], dim=1)
+
+
+def back_with_fold(patches, patch_size):
+    side = int(patches.size(1) ** 0.5 + 0.5) * patch_size
+    return F.fold(patches.mT.contiguous(), output_size=side, kernel_size=patch_size, stride=patch_size)
+
+
+def back_with_pixel_shuffle(patches, patch_size):
+    grid = round(patches.shape[1] ** 0.5)
+    return F.pixel_shuffle(patches.mT.unflatten(2, (grid, grid)), patch_size)
+
+
+def back_with_einops(patches, patch_size):
+    grid = round(patches.shape[1] ** 0.5)
+    return rearrange(patches, "b (h w) (c i j) -> b c (h i) (w j)", h=grid, i=patch_size, j=patch_size)
+
+
+def back_with_cat(patches, patch_size):
+    grid = round(patches.shape[1] ** 0.5)
+    squares = patches.unflatten(2, (-1, patch_size, patch_size))
+    rows = [torch.cat([squares[:, r * grid + c] for c in range(grid)], dim=-1) for r in range(grid)]
+    return torch.cat(rows, dim=-2)
+
+
+def back_with_movedim(patches, patch_size):
+    b, n, wide = patches.shape
+    g = round(n**0.5)
+    x = patches.view(b, g, g, wide // patch_size**2, patch_size, patch_size)
+    return torch.einsum("bhwcij->bchiwj", x).contiguous().view(b, -1, g * patch_size, g * patch_size)
+
+
+def linear_with_data(conv):
+    linear = nn.Linear(conv.weight[0].numel(), conv.out_channels, bias=conv.bias is not None)
+    linear.weight.data = conv.weight.data.view(conv.out_channels, -1).clone()
+    if conv.bias is not None:
+        linear.bias.data = conv.bias.data.clone()
+    return linear
+
+
+def linear_with_new_parameters(conv):
+    linear = nn.Linear(3 * conv.kernel_size[0] ** 2, conv.out_channels, conv.bias is not None)
+    linear.weight = nn.Parameter(conv.weight.detach().flatten(1))
+    if conv.bias is not None:
+        linear.bias = nn.Parameter(conv.bias.detach())
+    return linear
+
+
+def linear_asked_by_basis(conv):
+    c, p = conv.in_channels, conv.kernel_size[0]
+    basis = torch.eye(c * p * p).view(-1, c, p, p)
+    linear = nn.Linear(c * p * p, conv.out_channels)
+    with torch.no_grad():
+        linear.weight[:] = torch.nn.functional.conv2d(basis, conv.weight).flatten(1).T
+        if conv.bias is None:
+            linear.bias = None
+        else:
+            linear.bias[:] = conv.bias
+    return linear
+
+
+@torch.no_grad()
+def linear_row_by_row(conv):
+    linear = nn.Linear(conv.weight[0].numel(), conv.out_channels, bias=conv.bias is not None)
+    for i in range(conv.out_channels):
+        linear.weight[i] = conv.weight[i].flatten()
+    if linear.bias is not None:
+        linear.bias.set_(conv.bias.clone())
+    return linear
+
+
+class WithEinops(PatchEmbedding):
+    def forward(self, images):
+        return rearrange(self.conv(images), "b d h w -> b (h w) d") + self.position_embedding
+
+
+class WithExpandedPositions(PatchEmbedding):
+    def forward(self, images):
+        x = self.conv(images).flatten(start_dim=2).permute(0, 2, 1)
+        return x.add(self.position_embedding.expand(len(images), -1, -1))
+
+
+class WithPositionsOnTheGrid(PatchEmbedding):
+    def forward(self, images):
+        x = self.conv(images)
+        grid = self.position_embedding.mT.unflatten(2, x.shape[2:])
+        return (x + grid).flatten(2).mT
+
+
+class WithNormalInit(PatchEmbedding):
+    def __init__(self, config):
+        super().__init__(config)
+        nn.init.normal_(self.position_embedding, std=0.02)
+
+    def forward(self, images):
+        x = self.conv(images)
+        x = x.reshape(*x.shape[:2], -1).transpose(-2, -1)
+        x += self.position_embedding
+        return x
+
+
+class WithTruncatedInit(PatchEmbedding):
+    def __init__(self, config):
+        super().__init__(config)
+        nn.init.trunc_normal_(self.position_embedding, std=0.02)
+
+
+def resized_always(positions, grid_size):
+    old = int(positions.shape[1] ** 0.5 + 0.5)
+    x = positions.mT.reshape(1, -1, old, old)
+    x = F.interpolate(x, size=grid_size, mode="bicubic", align_corners=False)
+    return x.reshape(1, positions.shape[-1], -1).mT
+
+
+def resized_with_default_corners(positions, grid_size):
+    _, n, dim = positions.shape
+    grid = positions.unflatten(1, (round(n**0.5), -1)).movedim(-1, 1)
+    return F.interpolate(grid, (grid_size, grid_size), mode="bicubic").movedim(1, -1).reshape(1, -1, dim)
+
+
+def resized_dim_by_dim(positions, grid_size):
+    old = round(positions.shape[1] ** 0.5)
+    planes = [
+        F.interpolate(positions[..., d].reshape(1, 1, old, old), (grid_size, grid_size), mode="bicubic").flatten()
+        for d in range(positions.shape[2])
+    ]
+    return torch.stack(planes, dim=1)[None]
+
+
+def resized_by_factor(positions, grid_size):
+    old = round(positions.shape[1] ** 0.5)
+    grid = rearrange(positions, "1 (h w) d -> 1 d h w", h=old)
+    scale = (grid_size / old, grid_size / old)
+    grid = F.interpolate(grid, scale_factor=scale, mode="bicubic", align_corners=False)
+    return rearrange(grid, "1 d h w -> 1 (h w) d")
+
+
 VERSIONS = {
-    "patches.normalize": normalize,
-    "patches.patchify": patchify,
-    "patches.unpatchify": unpatchify,
-    "patches.conv_equals_linear": linear_from_conv,
-    "patches.add_positions": PatchEmbedding,
-    "patches.resize_positions": resize_positions,
+    "patches.normalize": (
+        normalize,
+        mean_and_std,
+        in_place_on_its_own,
+        by_interpolation,
+        through_double,
+        channel_by_channel,
+    ),
+    "patches.patchify": (
+        patchify,
+        with_loops,
+        with_unfold,
+        with_tensor_unfold,
+        with_pixel_unshuffle,
+        with_a_convolution,
+        with_chunks,
+    ),
+    "patches.unpatchify": (
+        unpatchify,
+        back_with_fold,
+        back_with_pixel_shuffle,
+        back_with_einops,
+        back_with_cat,
+        back_with_movedim,
+    ),
+    "patches.conv_equals_linear": (
+        linear_from_conv,
+        linear_with_data,
+        linear_with_new_parameters,
+        linear_asked_by_basis,
+        linear_row_by_row,
+    ),
+    "patches.add_positions": (
+        PatchEmbedding,
+        WithEinops,
+        WithExpandedPositions,
+        WithPositionsOnTheGrid,
+        WithNormalInit,
+        WithTruncatedInit,
+    ),
+    "patches.resize_positions": (
+        resize_positions,
+        resized_always,
+        resized_with_default_corners,
+        resized_dim_by_dim,
+        resized_by_factor,
+    ),
 }

@@ -1,7 +1,8 @@
-"""Chapter 03 once more, written another way."""
+"""Chapter 03 once more, written in other ways."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -56,10 +57,166 @@ def token_budget(image_size: int, patch_size: int, factor: int, num_tiles: int =
     return num_tiles * image_size**2 // (patch_size * factor) ** 2
 
 
+def shuffle_by_loops(x, factor):
+    grid = int(x.shape[1] ** 0.5)
+    tokens = []
+    for row in range(0, grid, factor):
+        for column in range(0, grid, factor):
+            held = [x[:, (row + i) * grid + column + j] for i in range(factor) for j in range(factor)]
+            tokens.append(torch.cat(held, dim=-1))
+    return torch.stack(tokens, dim=1)
+
+
+def shuffle_by_unfold(x, factor):
+    """Channel first from torch, put right afterwards."""
+    grid = round(x.shape[1] ** 0.5)
+    columns = F.unfold(x.mT.unflatten(2, (grid, grid)), factor, stride=factor)  # [B, dim * r * r, tokens]
+    return columns.mT.unflatten(2, (x.shape[2], factor**2)).mT.flatten(2)
+
+
+def shuffle_by_index(x, factor):
+    """One list of patches, in their new order."""
+    batch, num_patches, dim = x.shape
+    grid = round(num_patches**0.5)
+    order = torch.arange(num_patches).view(grid // factor, factor, grid // factor, factor).transpose(1, 2).flatten()
+    return x[:, order].reshape(batch, -1, dim * factor * factor)
+
+
+def shuffle_in_two_steps(x, factor):
+    """Columns first, as SmolVLM's code does it, then rows."""
+    batch, num_patches, dim = x.size()
+    grid = int(num_patches**0.5)
+    x = x.view(batch, grid, grid // factor, dim * factor).permute(0, 2, 1, 3)
+    x = x.reshape(batch, grid // factor, grid // factor, dim * factor**2).permute(0, 2, 1, 3)
+    return x.reshape(batch, -1, dim * factor**2)
+
+
+def unshuffle_einops(x, factor):
+    side = round(x.shape[1] ** 0.5)
+    return rearrange(x, "b (h w) (i j d) -> b (h i w j) d", h=side, w=side, i=factor, j=factor)
+
+
+def unshuffle_by_index(x, factor):
+    batch, num_tokens, wide = x.shape
+    side = int(num_tokens**0.5)
+    home = torch.arange(num_tokens * factor**2).view(side, factor, side, factor).transpose(1, 2).flatten()
+    out = x.new_empty(batch, num_tokens * factor**2, wide // factor**2)
+    out[:, home] = x.reshape(batch, num_tokens * factor**2, -1)
+    return out
+
+
+def unshuffle_by_torch(x, factor):
+    """Channels put in torch's order first."""
+    side = round(x.shape[1] ** 0.5)
+    x = x.unflatten(2, (factor**2, -1)).mT.flatten(2)
+    return F.pixel_shuffle(x.mT.unflatten(2, (side, side)), factor).flatten(2).mT
+
+
+def unshuffle_by_permute(x, factor):
+    b, n, _ = x.shape
+    s = round(n**0.5)
+    return x.view(b, s, s, factor, factor, -1).permute(0, 1, 3, 2, 4, 5).contiguous().view(b, n * factor * factor, -1)
+
+
+def map_by_loops(token, grid, factor):
+    row, column = token // (grid // factor), token % (grid // factor)
+    out = []
+    for i in range(row * factor, (row + 1) * factor):
+        for j in range(column * factor, (column + 1) * factor):
+            out.append(i * grid + j)
+    return out
+
+
+def map_in_numpy(token, grid, factor):
+    numbers = np.arange(grid * grid).reshape(grid, grid)
+    row, column = np.unravel_index(token, (grid // factor, grid // factor))
+    return numbers[row * factor :, column * factor :][:factor, :factor].ravel().tolist()
+
+
+def map_as_a_tuple(token, grid, factor):
+    first = token // (grid // factor) * factor * grid + token % (grid // factor) * factor
+    return tuple(first + i // factor * grid + i % factor for i in range(factor**2))
+
+
+def map_by_shuffling(token, grid, factor):
+    return pixel_shuffle(torch.arange(grid * grid).view(1, -1, 1), factor)[0, token].tolist()
+
+
+class PlainProjector(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        wide = config.vision_dim * config.pixel_shuffle_factor * config.pixel_shuffle_factor
+        self.proj = nn.Linear(in_features=wide, out_features=config.language_dim, bias=False)
+
+    def forward(self, x):
+        return self.proj(pixel_shuffle(x, self.config.pixel_shuffle_factor))
+
+
+class MatrixProjector(PlainProjector):
+    def forward(self, x):
+        return shuffle_by_index(x, self.config.pixel_shuffle_factor) @ self.proj.weight.T
+
+
+class SumOfPatches(PlainProjector):
+    """Each patch of a group has its own piece of the matrix, and the results add up: nothing is laid end to end."""
+
+    def forward(self, x):
+        r, dim = self.config.pixel_shuffle_factor, self.config.vision_dim
+        groups = pixel_shuffle(x, r).unflatten(-1, (r * r, dim))
+        return torch.einsum("btpd,lpd->btl", groups, self.proj.weight.unflatten(1, (r * r, dim)))
+
+
+class PictureByPicture(PlainProjector):
+    def forward(self, x):
+        return torch.stack(
+            [self.proj(shuffle_in_two_steps(one[None], self.config.pixel_shuffle_factor))[0] for one in x]
+        )
+
+
+def budget_in_steps(image_size, patch_size, factor, num_tiles=1):
+    patches = image_size // patch_size
+    tokens = (patches // factor) * (patches // factor)
+    total = 0
+    for _ in range(num_tiles):
+        total += tokens
+    return total
+
+
+def budget_as_int(image_size, patch_size, factor, num_tiles=1):
+    return int(num_tiles * (image_size / (patch_size * factor)) ** 2)
+
+
+def budget_by_shapes(image_size, patch_size, factor, num_tiles=1):
+    return len(range(0, image_size, patch_size * factor)) ** 2 * num_tiles
+
+
+def budget_by_power(image_size, patch_size, factor, num_tiles=1):
+    return pow(image_size // (patch_size * factor), 2) * num_tiles
+
+
 VERSIONS = {
-    "pixel_shuffle.shuffle": pixel_shuffle,
-    "pixel_shuffle.unshuffle": pixel_unshuffle,
-    "pixel_shuffle.patch_map": patch_map,
-    "pixel_shuffle.projector": Projector,
-    "pixel_shuffle.token_budget": token_budget,
+    "pixel_shuffle.shuffle": (
+        pixel_shuffle,
+        shuffle_by_loops,
+        shuffle_by_unfold,
+        shuffle_by_index,
+        shuffle_in_two_steps,
+    ),
+    "pixel_shuffle.unshuffle": (
+        pixel_unshuffle,
+        unshuffle_einops,
+        unshuffle_by_index,
+        unshuffle_by_torch,
+        unshuffle_by_permute,
+    ),
+    "pixel_shuffle.patch_map": (patch_map, map_by_loops, map_in_numpy, map_as_a_tuple, map_by_shuffling),
+    "pixel_shuffle.projector": (Projector, PlainProjector, MatrixProjector, SumOfPatches, PictureByPicture),
+    "pixel_shuffle.token_budget": (
+        token_budget,
+        budget_in_steps,
+        budget_as_int,
+        budget_by_shapes,
+        budget_by_power,
+    ),
 }

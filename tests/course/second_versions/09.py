@@ -196,6 +196,27 @@ def accept_with_for(draft, target, proposed, coins):
     return len(proposed), target[len(proposed)].clone()
 
 
+def speed_row_by_row(generate, clock, end, repeats):
+    generate()
+    times = []
+    for _ in range(repeats):
+        began = clock()
+        rows = generate().tolist()
+        times.append(clock() - began)
+    count = sum(row.index(end) + 1 if end in row else len(row) for row in rows)
+    return count / sorted(times)[repeats // 2]
+
+
+def speed_by_ticks(generate, clock, end, repeats):
+    tokens, ticks = generate(), [clock()]
+    for _ in range(repeats):
+        generate()
+        ticks.append(clock())
+    times = torch.tensor(ticks, dtype=torch.float64).diff()
+    filled = torch.nn.functional.pad((tokens == end).cummax(dim=1).values, (1, -1))  # behind an end
+    return (~filled).sum() / times.median()
+
+
 VERSIONS = {
     "generation.greedy": (loop_by_rows, loop_for),
     "generation.cached_attention": (head_by_head, grouped),
@@ -206,4 +227,5 @@ VERSIONS = {
     "generation.beam_step": (beams_as_a_list, beams_sorted),
     "generation.stream_text": (cut_by_hand, split_at_shown),
     "generation.speculative_accept": (accept_at_once, accept_with_for),
+    "generation.tokens_per_second": (speed_row_by_row, speed_by_ticks),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import einops
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,7 +18,7 @@ def read_trace(t) -> dict[str, int]:
     return {
         "patches": grid[-1] * grid[-2],
         "image_tokens": t["cat"].inputs[0].shape[1],
-        "line": logits.shape[1],
+        "sequence": logits.shape[1],
         "decoder_blocks": sum(row.path.startswith("decoder.") for row in t.find("SwiGLU")),
         "kv_heads": t["decoder.blocks.0.attn.k_proj"].shape[-1] // head_dim,
     }
@@ -56,7 +57,7 @@ class SharedHeads(nn.Module):
         return F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2).flatten(2)
 
 
-class Line(nn.Module):
+class InputSequence(nn.Module):
     """Each part gets its own stretch of the table before they are joined."""
 
     def __init__(self, vocab_size: int, dim: int, max_positions: int) -> None:
@@ -113,12 +114,348 @@ def word_attention(weights: Tensor, word: int, first_image_token: int, grid: int
     return out
 
 
+# -- more styles -------------------------------------------------------------------------------------------------------
+
+
+def read_by_paths(t):
+    """Modules alone, by their paths."""
+    paths = {row.path for row in t.rows if row.kind == "module"}
+    blocks = {path.split(".")[2] for path in paths if path.startswith("decoder.blocks.")}
+    keys = t["decoder.blocks.0.attn.k_proj"].shape[-1]
+    queries = t["decoder.blocks.0.attn.q_proj"].shape[-1]
+    heads = t.find("scaled_dot_product_attention")[-1].inputs[0].shape[1]
+    return {
+        "patches": t["projector"].inputs[0].shape[1],
+        "image_tokens": t["projector"].shape[-2],
+        "sequence": t["decoder.norm"].shape[1],
+        "decoder_blocks": len(blocks),
+        "kv_heads": keys * heads // queries,
+    }
+
+
+def read_backwards(t):
+    return dict(reversed(read_by_paths(t).items()))
+
+
+def read_by_counting(t):
+    patches = image = blocks = 0
+    for row in t.rows:
+        if row.path == "vision_encoder" and not patches:
+            _, patches, _ = row.shape
+        elif row.path == "projector" and not image:
+            _, image, _ = row.shape
+        blocks += row.kind == "module" and row.path.endswith(".mlp") and row.path.startswith("decoder")
+    q, _k, v = t.find("scaled_dot_product_attention")[-1].inputs
+    numbers = [patches, image, q.shape[2], int(blocks), v.shape[-3]]
+    return dict(zip(("patches", "image_tokens", "sequence", "decoder_blocks", "kv_heads"), numbers, strict=True))
+
+
+def read_by_the_text(t):
+    image = t["projector.proj"].shape[1]
+    text = t["decoder.token_embedding"].shape[1]
+    grid = t["Conv2d"].shape[-2:]
+    return {
+        "patches": int(torch.tensor(grid).prod()),
+        "image_tokens": image,
+        "sequence": image + text,
+        "decoder_blocks": sum(1 for _ in t.find("DecoderBlock")),
+        "kv_heads": t.find("scaled_dot_product_attention")[-1].inputs[2].shape[1],
+    }
+
+
+class ProjectorByEinops(nn.Module):
+    def __init__(self, vision_dim, language_dim, factor):
+        super().__init__()
+        self.norm = nn.LayerNorm((vision_dim,))
+        self.proj = nn.Linear(in_features=factor * factor * vision_dim, out_features=language_dim, bias=True)
+        self.r = factor
+
+    def forward(self, x):
+        side = int(x.shape[1] ** 0.5)
+        pattern = "b (h i w j) d -> b (h w) (i j d)"
+        return self.proj(
+            einops.rearrange(self.norm(x), pattern, i=self.r, j=self.r, h=side // self.r, w=side // self.r)
+        )
+
+
+class ProjectorByLoops(nn.Module):
+    def __init__(self, vision_dim, language_dim, factor):
+        super().__init__()
+        self.factor, self.norm = factor, nn.LayerNorm(vision_dim)
+        self.proj = nn.Linear(vision_dim * pow(factor, 2), language_dim)
+
+    def forward(self, x):
+        side, r = round(x.shape[1] ** 0.5), self.factor
+        x = self.norm(x).unflatten(1, (side, side))
+        groups = [x[:, i : i + r, j : j + r].flatten(1) for i in range(0, side, r) for j in range(0, side, r)]
+        return F.linear(torch.stack(groups, 1), self.proj.weight, self.proj.bias)
+
+
+class ProjectorByStrides(nn.Module):
+    def __init__(self, vision_dim, language_dim, factor):
+        super().__init__()
+        self.factor, self.norm = factor, nn.LayerNorm(vision_dim)
+        self.proj = nn.Linear(vision_dim * factor**2, language_dim)
+
+    def forward(self, x):
+        side, r = round(x.shape[1] ** 0.5), self.factor
+        x = self.norm(x).unflatten(1, (side, side))
+        return self.proj(torch.cat([x[:, i::r, j::r] for i in range(r) for j in range(r)], dim=-1).flatten(1, 2))
+
+
+class LazyProjector(nn.Module):
+    """The width is found at the first call."""
+
+    def __init__(self, vision_dim, language_dim, factor):
+        super().__init__()
+        self.factor, self.norm = factor, nn.LayerNorm(vision_dim)
+        self.proj = nn.LazyLinear(language_dim)
+        self.proj.initialize_parameters(torch.empty(1, vision_dim * factor**2))
+
+    def forward(self, x):
+        batch, n, dim = x.shape
+        side, r = int(n**0.5), self.factor
+        x = self.norm(x).view(batch, side // r, r, side // r, r, dim).permute(0, 1, 3, 2, 4, 5)
+        return self.proj(x.reshape(batch, n // r**2, dim * r * r))
+
+
+class _Heads(nn.Module):
+    def __init__(self, dim, num_heads, num_kv_heads):
+        super().__init__()
+        self.n, self.kv, self.head_dim = num_heads, num_kv_heads, dim // num_heads
+        self.q = nn.Linear(dim, dim, bias=False)
+        self.k = nn.Linear(dim, self.kv * self.head_dim, bias=False)
+        self.v = nn.Linear(dim, self.kv * self.head_dim, bias=False)
+
+
+class HeadsByExpand(_Heads):
+    def forward(self, x):
+        batch, length, dim = x.shape
+        q = self.q(x).view(batch, length, self.n, self.head_dim).transpose(1, 2)
+        k, v = (
+            f(x)
+            .view(batch, length, self.kv, 1, self.head_dim)
+            .expand(-1, -1, -1, self.n // self.kv, -1)
+            .flatten(2, 3)
+            .transpose(1, 2)
+            for f in (self.k, self.v)
+        )
+        scores = torch.einsum("bhqd,bhkd->bhqk", q, k).div(self.head_dim**0.5)
+        return torch.einsum("bhqk,bhkd->bqhd", scores.softmax(-1), v).reshape(batch, length, dim)
+
+
+class HeadsByGroups(_Heads):
+    """The queries get an axis for their group, and nothing is copied."""
+
+    def forward(self, x):
+        q = einops.rearrange(self.q(x), "b t (kv g d) -> b kv g t d", kv=self.kv, d=self.head_dim)
+        k, v = (einops.rearrange(f(x), "b t (kv d) -> b kv 1 t d", kv=self.kv) for f in (self.k, self.v))
+        weights = (q @ k.mT * self.head_dim**-0.5).softmax(-1)
+        return einops.rearrange(weights @ v, "b kv g t d -> b t (kv g d)")
+
+
+class HeadsByIndex(_Heads):
+    def forward(self, x):
+        own = torch.arange(self.n, dtype=torch.int32) // (self.n // self.kv)
+        q = self.q(x).unflatten(-1, (self.n, -1)).movedim(-2, 1)
+        k, v = (f(x).unflatten(-1, (self.kv, -1)).movedim(-2, 1).index_select(1, own) for f in (self.k, self.v))
+        return F.scaled_dot_product_attention(q, k, v).movedim(1, -2).flatten(-2)
+
+
+class HeadsByLoops(_Heads):
+    def forward(self, x):
+        q, k, v = (
+            self.q(x).split(self.head_dim, -1),
+            self.k(x).split(self.head_dim, -1),
+            self.v(x).split(self.head_dim, -1),
+        )
+        out = []
+        for head in range(self.n):
+            shared = head * self.kv // self.n
+            weights = torch.softmax(q[head] @ k[shared].transpose(1, 2) / self.head_dim**0.5, dim=2)
+            out.append(weights @ v[shared])
+        return torch.cat(out, dim=-1)
+
+
+class _Tables(nn.Module):
+    def __init__(self, vocab_size, dim, max_positions):
+        super().__init__()
+        self.tokens = nn.Embedding(vocab_size, dim)
+        self.positions = nn.Embedding(max_positions, dim)
+
+
+class PositionsByEmbedding(_Tables):
+    def forward(self, image_tokens, ids):
+        x = torch.hstack([image_tokens, self.tokens(ids)])
+        places = torch.arange(x.size(1), dtype=torch.int32).expand(len(x), -1)
+        return x + self.positions(places)
+
+
+class PositionsInPlace(_Tables):
+    """On a tensor of its own."""
+
+    def forward(self, image_tokens, ids):
+        n, t = image_tokens.shape[1], ids.shape[1]
+        out = self.positions.weight[: n + t].expand(len(ids), -1, -1).clone()
+        out[:, :n] += image_tokens
+        out[:, n:] += F.embedding(ids, self.tokens.weight)
+        return out
+
+
+class PositionsByLoop(_Tables):
+    def forward(self, image_tokens, ids):
+        vectors = [*image_tokens.unbind(1), *self.tokens(ids).unbind(1)]
+        return torch.stack([v + self.positions.weight[i] for i, v in enumerate(vectors)], dim=1)
+
+
+class PositionsByNarrow(_Tables):
+    def forward(self, image_tokens, ids):
+        x = einops.pack([image_tokens, self.tokens(ids)], "b * d")[0]
+        return torch.add(x, self.positions.weight.narrow(0, 0, x.shape[1])[None])
+
+
+def claims_in_words(config):
+    """Formulas that nobody worked out."""
+    v, r, m = config.vision, config.projector.pixel_shuffle_factor, config.language
+    return {
+        "vision_encoder": f"B {v.grid_size}*{v.grid_size} {v.hidden_dim}",
+        "pixel_shuffle": f"B {v.num_patches // r**2} {r}*{r}*{v.hidden_dim}",
+        "projector.proj": f"B {v.num_patches // r**2} {m.hidden_dim}",
+        "cat": f"B {v.num_patches // r**2}+T {m.hidden_dim}",
+        "decoder.head": f"B T+{v.num_patches // r**2} {m.vocab_size}",
+    }
+
+
+def claims_by_join(config):
+    n = config.vision.num_patches // config.projector.pixel_shuffle_factor**2
+    wide, dim = config.projector.pixel_shuffle_factor**2 * config.vision.hidden_dim, config.language.hidden_dim
+    shapes = {
+        "decoder.head": ("B", f"{n}+T", config.language.vocab_size),
+        "cat": ("B", f"{n}+T", dim),
+        "projector.proj": ("B", n, dim),
+        "pixel_shuffle": ("B", n, wide),
+        "vision_encoder": ("B", config.vision.num_patches, config.vision.hidden_dim),
+    }
+    return {name: " ".join(map(str, shape)) for name, shape in shapes.items()}
+
+
+def claims_by_percent(config):
+    n = config.vision.num_patches // config.projector.pixel_shuffle_factor**2
+    v, m = config.vision, config.language
+    claims = {}
+    claims["vision_encoder"] = "B %d %d" % (v.num_patches, v.hidden_dim)
+    claims["pixel_shuffle"] = "B %d %d" % (n, v.hidden_dim * v.num_patches // n)
+    claims["projector.proj"] = "B %d %d" % (n, m.hidden_dim)
+    claims["cat"] = "B %d+T %d" % (n, m.hidden_dim)
+    claims["decoder.head"] = "B %d+T %d" % (n, m.vocab_size)
+    return claims
+
+
+def claims_by_the_grid(config):
+    side = config.vision.image_size // config.vision.patch_size // config.projector.pixel_shuffle_factor
+    claims = claims_by_join(config)
+    return claims | {"cat": f"B T+{side}*{side} {config.language.hidden_dim}"}
+
+
+def flops_on_meta(config, num_text_tokens):
+    """Ask the tracer, on the meta device."""
+    from nanovlm import VisionLanguageModel
+    from nanovlm.trace import trace
+
+    with torch.device("meta"):
+        model = VisionLanguageModel(config)
+    size = config.vision.image_size
+    t = trace(model, torch.zeros(1, num_text_tokens).long(), torch.zeros(1, 3, size, size), device="meta")
+    names = {"vision_encoder": "vision_encoder", "projector": "projector", "decoder": "decoder", "head": "decoder.head"}
+    return {name: t[path].flops / t.flops for name, path in names.items()}
+
+
+def linear(n, a, b):
+    return 2 * n * a * b
+
+
+def flops_by_layers(config, num_text_tokens):
+    v, m, r = config.vision, config.language, config.projector.pixel_shuffle_factor
+    n, s = v.num_patches, v.num_patches // r**2 + num_text_tokens
+    kv = m.num_kv_heads * m.head_dim
+    encoder = linear(n, 3 * v.patch_size**2, v.hidden_dim)
+    for _ in range(v.num_blocks):
+        encoder += linear(n, v.hidden_dim, 3 * v.hidden_dim) + linear(n, v.hidden_dim, v.hidden_dim)
+        encoder += 2 * linear(n, v.hidden_dim, v.inter_dim) + 4 * n**2 * v.hidden_dim
+    decoder = 0
+    for _ in range(m.num_blocks):
+        decoder += 2 * linear(s, m.hidden_dim, m.hidden_dim) + 2 * linear(s, m.hidden_dim, kv)
+        decoder += 3 * linear(s, m.hidden_dim, m.inter_dim) + 4 * s**2 * m.hidden_dim
+    projector = linear(n // r**2, v.hidden_dim * r**2, m.hidden_dim)
+    head = linear(s, m.hidden_dim, m.vocab_size)
+    shares = torch.tensor([encoder, projector, decoder, head], dtype=torch.float64)
+    return dict(zip(("vision_encoder", "projector", "decoder", "head"), (shares / shares.sum()).tolist(), strict=True))
+
+
+def flops_in_macs(config, num_text_tokens):
+    """Multiplications alone: the factor two cancels."""
+    v, m, r = config.vision, config.language, config.projector.pixel_shuffle_factor
+    n, w = v.num_patches, m.hidden_dim
+    s = n / r**2 + num_text_tokens
+    macs = {
+        "head": s * w * m.vocab_size,
+        "decoder": m.num_blocks * s * w * (2 * w + 2 * w * m.num_kv_heads / m.num_heads + 3 * m.inter_dim + 2 * s),
+        "projector": n * v.hidden_dim * w,
+        "vision_encoder": n
+        * v.hidden_dim
+        * (3 * v.patch_size**2 + v.num_blocks * (4 * v.hidden_dim + 2 * v.inter_dim + 2 * n)),
+    }
+    total = sum(macs.values())
+    return {part: share / total for part, share in macs.items()}
+
+
+def flops_exactly(config, num_text_tokens):
+    from fractions import Fraction
+
+    shares = flops_by_layers(config, num_text_tokens)
+    return {name: float(Fraction(share)) for name, share in shares.items()}
+
+
+def attention_by_kron(weights, word, first_image_token, grid, factor):
+    side = grid // factor
+    row = weights[:, word, first_image_token : first_image_token + side**2].mean(0).view(side, side)
+    return torch.kron(row, torch.full((factor, factor), 1 / factor**2))
+
+
+def attention_with_einops(weights, word, first_image_token, grid, factor):
+    side = grid // factor
+    row = einops.reduce(weights, "h t s -> t s", "mean")[word].narrow(0, first_image_token, side * side)
+    return einops.repeat(row / factor**2, "(a b) -> (a i) (b j)", a=side, i=factor, j=factor)
+
+
+def attention_by_interpolation(weights, word, first_image_token, grid, factor):
+    side = grid // factor
+    row = (weights.sum(dim=0) / len(weights))[word][first_image_token:][: side * side].reshape(1, 1, side, side)
+    return F.interpolate(row, scale_factor=factor, mode="nearest")[0, 0] / (factor * factor)
+
+
+def attention_in_float64(weights, word, first_image_token, grid, factor):
+    return word_attention(weights.double(), word, first_image_token, grid, factor).double()
+
+
 VERSIONS = {
-    "trace.read_trace": read_trace,
-    "trace.bug_projector": Projector,
-    "trace.bug_heads": SharedHeads,
-    "trace.bug_positions": Line,
-    "trace.symbolic_shapes": shape_claims,
-    "trace.flops": flops_shares,
-    "trace.word_attention": word_attention,
+    "trace.read_trace": (read_trace, read_by_paths, read_backwards, read_by_counting, read_by_the_text),
+    "trace.bug_projector": (Projector, ProjectorByEinops, ProjectorByLoops, ProjectorByStrides, LazyProjector),
+    "trace.bug_heads": (SharedHeads, HeadsByExpand, HeadsByGroups, HeadsByIndex, HeadsByLoops),
+    "trace.bug_positions": (
+        InputSequence,
+        PositionsByEmbedding,
+        PositionsInPlace,
+        PositionsByLoop,
+        PositionsByNarrow,
+    ),
+    "trace.symbolic_shapes": (shape_claims, claims_in_words, claims_by_join, claims_by_percent, claims_by_the_grid),
+    "trace.flops": (flops_shares, flops_on_meta, flops_by_layers, flops_in_macs, flops_exactly),
+    "trace.word_attention": (
+        word_attention,
+        attention_by_kron,
+        attention_with_einops,
+        attention_by_interpolation,
+        attention_in_float64,
+    ),
 }

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
+from itertools import product
 
+import einops
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -48,10 +52,229 @@ def rejoin(features: Tensor, rows: int, columns: int) -> Tensor:
     return torch.cat(lines, dim=0)
 
 
+# -- more styles -------------------------------------------------------------------------------------------------------
+
+
+def _lengths(long, shape, tile, longest):
+    """The longer side leads: whole, even pixels, then tiles. shape is shorter / longer's way of the processor."""
+    short = int(shape(longest))
+    return longest, max(short + (short & 1), 1)
+
+
+def grid_by_turning(width, height, tile=512, longest=2048):
+    """An upright picture is not turned, but its ratio is used the other way."""
+    wide, ratio = width >= height, width / height
+    long, short = _lengths(max(width, height), (lambda n: n / ratio) if wide else (lambda n: n * ratio), tile, longest)
+    ratio = long / short if wide else short / long
+    many = -(-long // tile)
+    few = -(-int(many * tile / ratio if wide else many * tile * ratio) // tile)
+    few = max(few, 1)
+    return (few, many) if wide else (many, few)
+
+
+def grid_in_pixels(width, height, tile=512, longest=2048):
+    def up(length):
+        return max(math.ceil(length / tile) * tile, tile)
+
+    shape = width / height
+    if width < height:
+        size = [max(int(longest * shape), 1), longest]
+        size[0] = size[0] + 1 if (size[0] % 2 and size[0] > 1) or int(longest * shape) == 1 else size[0]
+        shape = size[0] / size[1]
+        height = up(size[1])
+        width = up(int(height * shape))
+    else:
+        size = [longest, max(int(longest / shape), 1)]
+        size[1] = size[1] + 1 if (size[1] % 2 and size[1] > 1) or int(longest / shape) == 1 else size[1]
+        shape = size[0] / size[1]
+        width = up(size[0])
+        height = up(int(width / shape))
+    return height // tile, width // tile
+
+
+def grid_in_numpy(width, height, tile=512, longest=2048):
+    ratio = np.float64(width) / height
+    if width >= height:
+        w, h = longest, np.trunc(longest / ratio)
+        h = max(h + h % 2, 1)
+    else:
+        w, h = np.trunc(longest * ratio), longest
+        w = max(w + w % 2, 1)
+    ratio = w / h
+    if w >= h:
+        columns = np.ceil(w / tile)
+        rows = np.ceil(np.trunc(columns * tile / ratio) / tile)
+    else:
+        rows = np.ceil(h / tile)
+        columns = np.ceil(np.trunc(rows * tile * ratio) / tile)
+    return int(max(rows, 1)), int(max(columns, 1))
+
+
+def grid_as_dict(width, height, tile=512, longest=2048):
+    answer = dict(zip(("rows", "columns"), grid(width, height, tile, longest), strict=True))
+    return answer["rows"], answer["columns"]
+
+
+def _with_whole(image, tiles):
+    whole = F.adaptive_avg_pool2d(image, tiles.shape[-1])
+    return tiles if len(tiles) == 1 else torch.cat([tiles, whole.unsqueeze(0)])
+
+
+def split_by_unfold(image, tile):
+    strips = image.unfold(1, tile, tile).unfold(2, tile, tile)  # [channels, rows, columns, tile, tile]
+    return _with_whole(image, strips.permute(1, 2, 0, 3, 4).flatten(0, 1))
+
+
+def split_by_f_unfold(image, tile):
+    columns = F.unfold(image[None], kernel_size=tile, stride=tile)[0]
+    return _with_whole(image, columns.T.reshape(-1, len(image), tile, tile))
+
+
+def split_by_chunks(image, tile):
+    rows = image.split(tile, dim=1)
+    return _with_whole(image, torch.stack([part for row in rows for part in row.split(tile, dim=2)]))
+
+
+def split_into_a_buffer(image, tile):
+    channels, height, width = image.shape
+    across = width // tile
+    count = height // tile * across
+    out = image.new_zeros(count + (count > 1), channels, tile, tile)
+    for i in range(count):
+        top, left = divmod(i, across)
+        out[i] = image[:, top * tile : (top + 1) * tile, left * tile : (left + 1) * tile]
+    if count > 1:
+        out[-1] = F.interpolate(image[None], size=(tile, tile), mode="area")[0]
+    return out
+
+
+def split_by_pixel_unshuffle(image, tile):
+    """Two transposes make a space-to-depth of it."""
+    channels, height, width = image.shape
+    x = image.view(channels, height // tile, tile, width // tile, tile).transpose(2, 3)
+    return _with_whole(image, x.movedim(0, 2).reshape(-1, channels, tile, tile))
+
+
+FAKE, GLOBAL, IMAGE = "<fake_token_around_image>", "<global-img>", "<image>"
+
+
+def tokens_by_product(rows, columns, num_image_tokens):
+    text = ""
+    if rows * columns != 1:
+        for r, c in product(range(1, rows + 1), range(1, columns + 1)):
+            text += FAKE + "<row_%d_col_%d>" % (r, c) + IMAGE * num_image_tokens + ("\n" if c == columns else "")
+        text += "\n"
+    return text + FAKE + GLOBAL + IMAGE * num_image_tokens + FAKE
+
+
+def tokens_in_a_list(rows, columns, num_image_tokens):
+    parts = []
+    several = max(rows, columns) > 1
+    for r in range(rows) if several else ():
+        for c in range(columns):
+            parts.extend([FAKE, f"<row_{r + 1}_col_{c + 1}>", *[IMAGE] * num_image_tokens])
+        parts.append("\n")
+    parts += ["\n"] if several else []
+    return "".join([*parts, FAKE, GLOBAL, *[IMAGE] * num_image_tokens, FAKE])
+
+
+def tokens_by_replacing(rows, columns, num_image_tokens):
+    """One letter for each thing, replaced at the end."""
+    plan = "" if rows == columns == 1 else "\n".join("t" * columns for _ in range(rows)) + "\n\n"
+    out, number = [], 0
+    for letter in plan:
+        if letter == "t":
+            r, c = divmod(number, columns)
+            number += 1
+            out.append(f"{FAKE}<row_{r + 1}_col_{c + 1}>{IMAGE * num_image_tokens}")
+        else:
+            out.append(letter)
+    return "".join(out) + f"{FAKE}{GLOBAL}{IMAGE * num_image_tokens}{FAKE}"
+
+
+def tokens_recursively(rows, columns, num_image_tokens):
+    images = "".ljust(num_image_tokens * len(IMAGE), IMAGE) if num_image_tokens == 0 else IMAGE * num_image_tokens
+
+    def row(r):
+        return (
+            ""
+            if r > rows
+            else "".join(f"{FAKE}<row_{r}_col_{c + 1}>{images}" for c in range(columns)) + "\n" + row(r + 1)
+        )
+
+    return (row(1) + "\n" if rows * columns > 1 else "") + FAKE + GLOBAL + images + FAKE
+
+
+def cost_by_text(grids, num_image_tokens):
+    return sum(tokens_by_product(r, c, num_image_tokens).count("<") for r, c in grids)
+
+
+def cost_in_numpy(grids, num_image_tokens):
+    areas = np.array([r * c for r, c in grids], dtype=np.int64)
+    return (areas[areas > 1].sum() * (num_image_tokens + 2) + len(areas) * (num_image_tokens + 3)).item()
+
+
+def cost_in_torch(grids, num_image_tokens):
+    if not grids:
+        return 0
+    areas = torch.tensor(grids).prod(dim=1)
+    views = torch.where(areas > 1, areas + 1, 1)
+    return int((views * (num_image_tokens + 2) + 1).sum())
+
+
+def cost_by_parts(grids, num_image_tokens):
+    total = 0
+    for r, c in grids:
+        images = special = 0
+        if (r, c) != (1, 1):
+            images += r * c * num_image_tokens
+            special += 2 * r * c
+        images += num_image_tokens
+        special += 3
+        total += images + special
+    return total
+
+
+def rejoin_with_einops(features, rows, columns):
+    tiles = features[: rows * columns]
+    s = math.isqrt(tiles.shape[1])
+    return einops.rearrange(tiles, "(r c) (h w) d -> (r h) (c w) d", r=rows, c=columns, h=s, w=s)
+
+
+def rejoin_by_fold(features, rows, columns):
+    n, dim = features.shape[1:]
+    side = math.isqrt(n)
+    columns_of = features[: rows * columns].permute(2, 1, 0).reshape(1, dim * n, rows * columns)
+    size = (rows * side, columns * side)
+    return F.fold(columns_of, size, kernel_size=side, stride=side)[0].permute(1, 2, 0)
+
+
+def rejoin_by_index(features, rows, columns):
+    side = math.isqrt(features.shape[1])
+    y = torch.arange(rows * side, dtype=torch.int32).long()[:, None]
+    x = torch.arange(columns * side)[None]
+    return features[y // side * columns + x // side, y % side * side + x % side]
+
+
+def rejoin_in_a_buffer(features, rows, columns):
+    side, dim = math.isqrt(features.shape[1]), features.shape[-1]
+    out = torch.empty(rows, side, columns, side, dim, dtype=features.dtype)
+    for i in range(rows * columns):
+        out[i // columns, :, i % columns] = features[i].unflatten(0, (side, side))
+    return out.flatten(2, 3).flatten(0, 1)
+
+
 VERSIONS = {
-    "tiles.grid": grid,
-    "tiles.split": split,
-    "tiles.tokens": tokens,
-    "tiles.cost": cost,
-    "tiles.rejoin": rejoin,
+    "tiles.grid": (grid, grid_by_turning, grid_in_pixels, grid_in_numpy, grid_as_dict),
+    "tiles.split": (
+        split,
+        split_by_unfold,
+        split_by_f_unfold,
+        split_by_chunks,
+        split_into_a_buffer,
+        split_by_pixel_unshuffle,
+    ),
+    "tiles.tokens": (tokens, tokens_by_product, tokens_in_a_list, tokens_by_replacing, tokens_recursively),
+    "tiles.cost": (cost, cost_by_text, cost_in_numpy, cost_in_torch, cost_by_parts),
+    "tiles.rejoin": (rejoin, rejoin_with_einops, rejoin_by_fold, rejoin_by_index, rejoin_in_a_buffer),
 }

@@ -553,6 +553,68 @@ def the_size_of_the_gap(draft, target, proposed, coins):
     return n, gap / gap.sum()
 
 
+def times_of(generate, clock, repeats):
+    times = []
+    for _ in range(repeats):
+        start = clock()
+        tokens = generate()
+        times.append(clock() - start)
+    return tokens, times
+
+
+def real_tokens(tokens, end):
+    return sum(row.index(end) + 1 if end in row else len(row) for row in tokens.tolist())
+
+
+def no_warm_up(generate, clock, end, repeats):
+    tokens, times = times_of(generate, clock, repeats)
+    return real_tokens(tokens, end) / sorted(times)[repeats // 2]
+
+
+def every_place(generate, clock, end, repeats):
+    generate()
+    tokens, times = times_of(generate, clock, repeats)
+    return tokens.numel() / sorted(times)[repeats // 2]
+
+
+def all_but_the_ends(generate, clock, end, repeats):
+    generate()
+    tokens, times = times_of(generate, clock, repeats)
+    return int((tokens != end).sum()) / sorted(times)[repeats // 2]
+
+
+def on_average(generate, clock, end, repeats):
+    generate()
+    tokens, times = times_of(generate, clock, repeats)
+    return real_tokens(tokens, end) * repeats / sum(times)
+
+
+def the_best_time(generate, clock, end, repeats):
+    generate()
+    tokens, times = times_of(generate, clock, repeats)
+    return real_tokens(tokens, end) / min(times)
+
+
+def seconds_a_token(generate, clock, end, repeats):
+    generate()
+    tokens, times = times_of(generate, clock, repeats)
+    return sorted(times)[repeats // 2] / real_tokens(tokens, end)
+
+
+def the_columns(generate, clock, end, repeats):
+    generate()
+    tokens, times = times_of(generate, clock, repeats)
+    return tokens.shape[1] / sorted(times)[repeats // 2]
+
+
+def the_whole_time(generate, clock, end, repeats):
+    generate()
+    start = clock()
+    for _ in range(repeats):
+        tokens = generate()
+    return real_tokens(tokens, end) / (clock() - start)
+
+
 WRONG = {
     "generation.greedy": [
         (never_looks_for_the_end, "never stops"),
@@ -640,5 +702,15 @@ WRONG = {
         (forgets_to_normalise, "sum to 1"),
         (one_further, "row"),
         (the_size_of_the_gap, "negative"),
+    ],
+    "generation.tokens_per_second": [
+        (no_warm_up, "first call"),
+        (every_place, "behind a row's end"),
+        (all_but_the_ends, "end token is not counted"),
+        (on_average, "mean"),
+        (the_best_time, "fastest"),
+        (seconds_a_token, "seconds for a token"),
+        (the_columns, "steps of the loop"),
+        (the_whole_time, "all repeats"),
     ],
 }

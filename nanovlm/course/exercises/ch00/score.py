@@ -37,12 +37,13 @@ SCORE = Exercise(
             note="four answers, of which the second is wrong",
         ),
         Case(
-            ["14", "top left corner", "red", "Yes"],
-            ["4", "top left", "red", "yes"],
+            ["14", "top left corner", "red", "Yes", "blue star"],
+            ["4", "top left", "red", "yes", "blue"],
             note="answers that hold the right one, or nearly are it, and are not it",
         ),
         Case(["", "left", "yes"], ["no", "top left", "yes"], note="an empty answer, and half of one"),
         Case(["yes", "no"], ["no", "yes"], note="the right answers, to each other's questions"),
+        Case(["yes", "no", "yes"], ["yes", "yes", "yes"], note="three questions with the same right answer"),
         Case(["red"], ["red"], note="one answer, and it is right"),
         Case([], [], note="no questions at all, which is 0.0"),
     ],
@@ -111,7 +112,10 @@ def _(answers, expected):
     return _share([a.lower() == e.lower() for a, e in _pairs(answers, expected)], answers)
 
 
-@SCORE.mistake("// throws the fraction away, so that every score but a perfect one is 0. Divide with /.")
+@SCORE.mistake(
+    "Every score but a perfect one is 0, so this is all or nothing: either // throws the fraction away, or the two lists "
+    "are compared as wholes. Compare pair by pair, and divide with /."
+)
 def _(answers, expected):
     return sum(a == e for a, e in _pairs(answers, expected)) // len(answers) if answers else 0
 
@@ -119,3 +123,59 @@ def _(answers, expected):
 @SCORE.mistake("You divide by the number of answers, and one of the examples has none: return 0.0 for it first.")
 def _(answers, expected):
     return sum(a == e for a, e in _pairs(answers, expected)) / len(answers)
+
+
+@SCORE.mistake(
+    "You look only at how an answer begins. Then \"blue star\" is right where \"blue\" was asked for. Right means equal."
+)
+def _(answers, expected):
+    return _share([a.startswith(e) for a, e in _pairs(answers, expected)], answers)
+
+
+@SCORE.mistake(
+    "You compare the two lists as sets, which forget whose answer each one is and how often it was given. Compare each "
+    "answer with the expected one at the same place."
+)
+def _(answers, expected):
+    return len(set(answers) & set(expected)) / len(answers) if answers else 0.0
+
+
+@SCORE.mistake("You sort the lists before you compare them, so that answers meet the questions of others. Keep the order.")
+def _(answers, expected):
+    return _share([a == e for a, e in _pairs(sorted(answers), sorted(expected))], answers)
+
+
+@SCORE.mistake("The score of no answers at all should be 0.0. With no answers, yours is 1, as if all had been right.")
+def _(answers, expected):
+    return _share([a == e for a, e in _pairs(answers, expected)], answers) if answers else 1.0
+
+
+@SCORE.mistake("The score of no answers at all should be 0.0; yours is nan, which spoils every mean that it enters.")
+def _(answers, expected):
+    return _share([a == e for a, e in _pairs(answers, expected)], answers) if answers else float("nan")
+
+
+@SCORE.mistake("With no answers nothing is returned, so the result is None. Return 0.0 there.")
+def _(answers, expected):
+    return _share([a == e for a, e in _pairs(answers, expected)], answers) if answers else None
+
+
+@SCORE.mistake("Only the first pair counts: the return stands inside the loop. Move it to the left, behind the loop.")
+def _(answers, expected):
+    return float(answers[0] == expected[0]) / len(answers) if answers else 0.0
+
+
+@SCORE.mistake("The last pair is left out: range(len(answers)) already ends before len(answers), so take nothing off.")
+def _(answers, expected):
+    return _share([a == e for a, e in _pairs(answers, expected)[:-1]], answers)
+
+
+@SCORE.mistake("You divide by how many different answers there are. Two questions with the same answer are still two.")
+def _(answers, expected):
+    return sum(a == e for a, e in _pairs(answers, expected)) / max(1, len(set(expected)))
+
+
+@SCORE.mistake("You leave the questions with an empty answer out. A model that says nothing has not answered rightly.")
+def _(answers, expected):
+    pairs = [(a, e) for a, e in _pairs(answers, expected) if a]
+    return sum(a == e for a, e in pairs) / max(1, len(pairs))

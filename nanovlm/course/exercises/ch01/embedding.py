@@ -1,4 +1,4 @@
-"""Chapter 01: one linear layer for every patch, and a vector for each place."""
+"""Chapter 01: the patch embedding, with a vector for each place."""
 
 from __future__ import annotations
 
@@ -7,153 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanovlm.config import ViTConfig
-from nanovlm.course.judge.exercise import Case, Exercise, expect, with_weights
-from nanovlm.course.exercises.ch01.patches import cut, numbered
+from nanovlm.course.exercises.ch01.patches import numbered
 from nanovlm.course.exercises.common import noise
+from nanovlm.course.judge.exercise import Case, Exercise, expect, with_weights
 from nanovlm.models.vision_transformer import PatchEmbedding
-
-# -- patches.conv_equals_linear ----------------------------------------------------------------------------------------
-
-
-def same_as_linear(conv: nn.Conv2d) -> nn.Linear:
-    """Ask the convolution itself: what does it make of a patch with a single 1 in it?"""
-    channels, p = conv.in_channels, conv.kernel_size[0]
-    wide = channels * p * p
-    linear = nn.Linear(wide, conv.out_channels, bias=conv.bias is not None)
-    with torch.no_grad():
-        answers = F.conv2d(torch.eye(wide).reshape(wide, channels, p, p), conv.weight).flatten(1)  # [wide, dim]
-        linear.weight.copy_(answers.T)
-        if conv.bias is not None:
-            linear.bias.copy_(conv.bias)
-    return linear
-
-
-def embedder(dim: int, patch_size: int, bias: bool = True) -> nn.Conv2d:
-    return with_weights(nn.Conv2d(3, dim, patch_size, stride=patch_size, bias=bias))  # type: ignore[return-value]
-
-
-def run_linear(learner, patches: Tensor, conv: tuple[int, int, bool]) -> Tensor:
-    linear = learner(embedder(*conv))
-    expect(
-        isinstance(linear, nn.Linear),
-        f"It should return an nn.Linear that holds the convolution's weights; it returned {type(linear).__name__}.",
-    )
-    wide = patches.shape[-1]
-    expect(
-        linear.in_features == wide,
-        f"The layer takes vectors of {linear.in_features} numbers; a patch has 3 x {conv[1]} x {conv[1]} = {wide}.",
-    )
-    return linear(patches)
-
-
-CONV_EQUALS_LINEAR = Exercise(
-    id="patches.conv_equals_linear",
-    chapter="01",
-    title="A convolution that is a linear layer",
-    difficulty=2,
-    minutes=8,
-    why="Models store the patch embedding as a convolution, papers draw it as a linear layer. Who knows that both are "
-    "the same numbers can read both, and can load the one into the other.",
-    hints=(
-        "The convolution's weight is [dim, 3, p, p]: for each output number one small colour picture. The linear "
-        "layer's weight is [dim, 3 * p * p]: for each output number one row. What turns the one into the other?",
-        "Make nn.Linear(3 * p * p, dim), then put the weight in, flattened but for its first axis, and the bias as it "
-        "is. If there is no bias, make the layer without one. Write into parameters under torch.no_grad().",
-        "linear = nn.Linear(channels * p * p, dim, bias=conv.bias is not None)\n"
-        "with torch.no_grad():\n"
-        "    linear.weight.copy_(conv.weight, with all axes but the first merged)\n"
-        "    and the bias, if there is one",
-    ),
-    reference=same_as_linear,
-    cases=lambda: [
-        Case(numbered(1, 2, 12) / 10, (2, 2, True), note="two patches of 2x2 colour pixels, two output numbers"),
-        Case(noise(2, 4, 27), (5, 3, True), note="patches of 3x3 pixels, five output numbers"),
-        Case(noise(1, 3, 12), (12, 2, False), note="a convolution without bias"),
-    ],
-    axes="batch patches dim",
-    call=run_linear,
-)
-
-
-@CONV_EQUALS_LINEAR.property("on a picture cut into patches it gives what the convolution gives")
-def _(learner) -> None:
-    conv, image = embedder(6, 4), noise(2, 3, 12, 12)
-    wanted = conv(image).flatten(2).transpose(1, 2)
-    got = learner(conv)(cut(image, 4))
-    expect(torch.allclose(got, wanted, atol=1e-4), "On a 12x12 picture the layer and the convolution disagree.")
-
-
-@CONV_EQUALS_LINEAR.property("the convolution stays as it was")
-def _(learner) -> None:
-    conv = embedder(4, 2)
-    learner(conv)
-    same = torch.equal(conv.weight, embedder(4, 2).weight) and conv.weight.shape == (4, 3, 2, 2)
-    expect(same, "The convolution's own weight was changed; read from it, and write into the new layer only.")
-
-
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    with torch.no_grad():
-        linear.weight.copy_(weight)
-        if bias is not None:
-            linear.bias.copy_(bias)
-    return linear
-
-
-@CONV_EQUALS_LINEAR.mistake(
-    "The weight has the right shape and its numbers are in the wrong places: it was reshaped to [3 * p * p, dim] and "
-    "then transposed. The outputs are its first axis already; leave that one alone and merge the others."
-)
-def _(conv):
-    return _linear(conv.weight.reshape(-1, conv.out_channels).T, conv.bias)
-
-
-@CONV_EQUALS_LINEAR.mistake("The bias did not come along: the outputs are all off by it.")
-def _(conv):
-    return _linear(conv.weight.flatten(1), None)
-
-
-@CONV_EQUALS_LINEAR.mistake(
-    "The layer has its own random bias. Carry the convolution's over, and where that has none, make the layer without."
-)
-def _(conv):
-    linear = nn.Linear(conv.weight[0].numel(), conv.out_channels)
-    with torch.no_grad():
-        linear.weight.copy_(conv.weight.flatten(1))
-    return linear
-
-
-@CONV_EQUALS_LINEAR.mistake(
-    "Your layer's bias is not conv's: it was made where it should be, and kept the random numbers that it began with."
-)
-def _(conv):
-    linear = nn.Linear(conv.weight[0].numel(), conv.out_channels, bias=conv.bias is not None)
-    linear.weight = nn.Parameter(conv.weight.detach().flatten(1))
-    return linear
-
-
-@CONV_EQUALS_LINEAR.mistake(
-    "Your layer has the random numbers that it began with: nothing of conv's was copied into its weight and bias."
-)
-def _(conv):
-    return nn.Linear(conv.weight[0].numel(), conv.out_channels, bias=conv.bias is not None)
-
-
-@CONV_EQUALS_LINEAR.mistake(
-    "You merge the axes colour last (row, column, channel). Patches here are channel first, as the weight is: no "
-    "permute is needed."
-)
-def _(conv):
-    return _linear(conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
-
-
-@CONV_EQUALS_LINEAR.mistake(
-    "You turned the kernel round, as a convolution in mathematics does. PyTorch's Conv2d does not: it lays the kernel "
-    "on the picture as it is."
-)
-def _(conv):
-    return _linear(conv.weight.flip(2, 3).flatten(1), conv.bias)
-
 
 # -- patches.add_positions ---------------------------------------------------------------------------------------------
 
@@ -163,7 +20,13 @@ def small_vit(image_size: int, patch_size: int, dim: int) -> ViTConfig:
 
 
 def run_embedding(cls, images: Tensor, config: ViTConfig) -> Tensor:
-    return with_weights(cls(config), like=PatchEmbedding(config))(images)
+    module = with_weights(cls(config), like=PatchEmbedding(config))
+    out = module(images)
+    expect(
+        not isinstance(out, Tensor) or torch.equal(out, module(images)),
+        "The same pictures give another result each time: forward draws new random numbers. Make them once, in __init__.",
+    )
+    return out
 
 
 ADD_POSITIONS = Exercise(
@@ -228,12 +91,15 @@ def _(cls) -> None:
     expect(0.015 < spread < 0.025, f"Your positions start at std {spread:.2g}. Take torch.randn's numbers times 0.02.")
 
 
-@ADD_POSITIONS.property("every weight gets a gradient")
+@ADD_POSITIONS.property("every weight and the picture get a gradient")
 def _(cls) -> None:
-    module = with_weights(cls(small_vit(4, 2, 2)))
-    module(noise(1, 3, 4, 4)).sum().backward()
+    module, images = with_weights(cls(small_vit(4, 2, 2))), noise(1, 3, 4, 4).requires_grad_()
+    out = module(images)
+    expect(out.requires_grad, "No gradient reaches anything: the output is cut off by no_grad or detach.")
+    out.sum().backward()
     idle = [name for name, p in module.named_parameters() if p.grad is None or not p.grad.any()]
     expect(not idle, f"No gradient reaches {', '.join(idle)}.")
+    expect(images.grad is not None, "No gradient reaches the picture: it was detached on the way in.")
 
 
 class _Embedding(nn.Module):
@@ -304,6 +170,52 @@ class _(_Embedding):
 @ADD_POSITIONS.mistake("The convolution has no bias; SigLIP's has one, and the shipped weights hold it.")
 class _(_Embedding):
     bias = False
+
+
+@ADD_POSITIONS.mistake(
+    "The positions were added before the two axes were swapped, so their numbers met other patches and other dimensions. "
+    "Swap first, then add."
+)
+class _(_Embedding):
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.conv(images).flatten(2)
+        return (x + self.position_embedding.reshape(1, *x.shape[1:])).transpose(1, 2)
+
+
+@ADD_POSITIONS.mistake("The positions are multiplied with the patches. They are added: what a patch shows stays beside it.")
+class _(_Embedding):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.conv(images).flatten(2).transpose(1, 2) * self.position_embedding
+
+
+@ADD_POSITIONS.mistake("The positions are subtracted. They are added.")
+class _(_Embedding):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.conv(images).flatten(2).transpose(1, 2) - self.position_embedding
+
+
+@ADD_POSITIONS.mistake("The positions run backwards: the last one is added to patch 0.")
+class _(_Embedding):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.conv(images).flatten(2).transpose(1, 2) + self.position_embedding.flip(1)
+
+
+@ADD_POSITIONS.mistake("The positions are added twice.")
+class _(_Embedding):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.conv(images).flatten(2).transpose(1, 2) + 2 * self.position_embedding
+
+
+@ADD_POSITIONS.mistake("Every patch gets the position of patch 0. Add the whole table, one vector for each place.")
+class _(_Embedding):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.conv(images).flatten(2).transpose(1, 2) + self.position_embedding[:, :1]
+
+
+@ADD_POSITIONS.mistake("There is a non-linear function behind the convolution. The patch embedding is linear: leave it out.")
+class _(_Embedding):
+    def forward(self, images: Tensor) -> Tensor:
+        return F.gelu(self.conv(images)).flatten(2).transpose(1, 2) + self.position_embedding
 
 
 @ADD_POSITIONS.part

@@ -1,4 +1,4 @@
-"""Chapter 01: pixels, their range, and patches cut out of them."""
+"""Chapter 01: patches, cut out of pictures."""
 
 from __future__ import annotations
 
@@ -13,124 +13,6 @@ from nanovlm.course.judge.exercise import Case, Exercise, expect
 def numbered(*shape: int) -> Tensor:
     """Pixels that hold their own number: 0 1 2 3 … in reading order."""
     return torch.arange(torch.Size(shape).numel(), dtype=torch.float32).reshape(shape)
-
-
-def pixels(*shape: int, low: int = 0, high: int = 256, seed: int = 0) -> Tensor:
-    """Random bytes from low to high - 1."""
-    return torch.randint(low, high, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-
-
-# -- patches.normalize -------------------------------------------------------------------------------------------------
-
-
-def scaled(pixels: Tensor) -> Tensor:
-    """To [0, 1], then mean 0.5 and standard deviation 0.5, as SigLIP's processor says it."""
-    return (pixels.to(torch.float32) / 255 - 0.5) / 0.5
-
-
-NORMALIZE = Exercise(
-    id="patches.normalize",
-    chapter="01",
-    title="From bytes to the model's range",
-    difficulty=1,
-    minutes=4,
-    why="A model's weights belong to the range of numbers that it was trained on. Feed it another one and nothing "
-    "raises: it answers, only worse.",
-    hints=(
-        "Where must 0 go, and where 255? Two points make a straight line: one factor and one shift.",
-        "Bytes cannot hold fractions or minus signs, so the result must be a float tensor. Divide first: dividing "
-        "bytes by a number makes floats of them.",
-        "the bytes, divided by half of 255, are between 0 and 2\nshift them so that they begin at -1",
-    ),
-    reference=scaled,
-    cases=lambda: [
-        Case(
-            torch.tensor([[[0, 51], [204, 255]]] * 3, dtype=torch.uint8),
-            note="a grey picture of 2x2 pixels: black, dark, light, white",
-        ),
-        Case(pixels(3, 5, 4, low=10, high=120), note="a dark picture, without black and without white"),
-        Case(pixels(2, 3, 4, 4, seed=1), note="a batch of two pictures"),
-    ],
-    axes="channel row column",
-)
-
-
-@NORMALIZE.property("black is -1 and white is 1, whatever else is in the picture")
-def _(normalize) -> None:
-    for value, wanted in ((0, -1.0), (255, 1.0)):
-        same = normalize(torch.full((3, 2, 2), value, dtype=torch.uint8))
-        expect(
-            torch.allclose(same, torch.full((3, 2, 2), wanted), atol=1e-5),
-            f"A picture that is {value} everywhere should be {wanted:g} everywhere.",
-        )
-
-
-@NORMALIZE.property("brighter stays brighter")
-def _(normalize) -> None:
-    ramp = normalize(torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16)).flatten()
-    expect(bool((ramp.diff() > 0).all()), "Over the 256 brightnesses the result should rise at every step.")
-
-
-@NORMALIZE.mistake("This is [0, 1]: dark pixels should be negative. The range of SigLIP reaches from -1 to 1.")
-def _(pixels):
-    return pixels / 255
-
-
-@NORMALIZE.mistake("The middle is at 0 as it should be, but the range is half as wide: -0.5 to 0.5.")
-def _(pixels):
-    return pixels / 255 - 0.5
-
-
-@NORMALIZE.mistake(
-    "You subtract from bytes, and a byte has no minus sign: 3 - 128 is 131 in uint8. Make floats before you subtract."
-)
-def _(pixels):
-    return (pixels - 128) / 127.5
-
-
-@NORMALIZE.mistake("2 * 204 does not fit into a byte: it wraps round to 152. Make floats before you multiply.")
-def _(pixels):
-    return 2 * pixels / 255 - 1
-
-
-@NORMALIZE.mistake(
-    "You multiply and subtract bytes. 2 * 204 does not fit into one and wraps round to 152, and a byte has no minus "
-    "sign either. Make floats first."
-)
-def _(pixels):
-    return (2 * pixels - 255) / 255
-
-
-@NORMALIZE.mistake("128 is not half of 255: white ends at 0.99 instead of 1. Half of 255 is 127.5.")
-def _(pixels):
-    return (pixels.float() - 128) / 128
-
-
-@NORMALIZE.mistake(
-    "You stretch each picture from its own darkest to its own brightest pixel. Then night and day look alike, and the "
-    "same red is another number in each picture. Use the range that a byte can have."
-)
-def _(pixels):
-    x = pixels.float()
-    return 2 * (x - x.min()) / (x.max() - x.min()) - 1
-
-
-@NORMALIZE.mistake(
-    "You use the mean and deviation of this one picture. What the model expects is the same for every picture: 0.5 and "
-    "0.5."
-)
-def _(pixels):
-    x = pixels / 255
-    return (x - x.mean()) / x.std()
-
-
-@NORMALIZE.mistake(
-    "These are ImageNet's means and deviations, one for each colour. Many vision models want them; SigLIP has 0.5 for "
-    "all."
-)
-def _(pixels):
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    return (pixels / 255 - mean[:, None, None]) / std[:, None, None]
 
 
 # -- patches.patchify --------------------------------------------------------------------------------------------------
@@ -222,3 +104,68 @@ def _(images, patch_size):
     batch, channels, height, width = images.shape
     x = images.reshape(batch, channels, patch_size, height // patch_size, patch_size, width // patch_size)
     return x.permute(0, 3, 5, 1, 2, 4).reshape(batch, -1, channels * patch_size**2)
+
+
+@PATCHIFY.mistake(
+    "`unfold` on both sides leaves [batch, channel, patch row, patch column, row, column], and the reshape then gives each "
+    "patch one channel. The channel belongs inside a patch: permute it behind the two axes that count patches."
+)
+def _(images, patch_size):
+    windows = images.unfold(2, patch_size, patch_size).unfold(3, patch_size, patch_size)
+    return windows.reshape(images.shape[0], -1, images.shape[1] * patch_size**2)
+
+
+@PATCHIFY.mistake("The axes of patches and of numbers are the wrong way round: swap the last two.")
+def _(images, patch_size):
+    return F.unfold(images, patch_size, stride=patch_size)
+
+
+@PATCHIFY.mistake("These patches overlap: they begin at every pixel. Move on by a whole patch, stride=patch_size.")
+def _(images, patch_size):
+    return F.unfold(images, patch_size).transpose(1, 2)
+
+
+@PATCHIFY.mistake("The pictures of the batch have become one list of patches. Keep the batch as the first axis.")
+def _(images, patch_size):
+    return cut(images, patch_size).flatten(0, 1)
+
+
+@PATCHIFY.mistake("Only the first picture of the batch comes out. Cut all of them.")
+def _(images, patch_size):
+    return cut(images[:1], patch_size)
+
+
+@PATCHIFY.mistake(
+    "Each channel became patches of its own. A patch holds all channels of its square: channels * patch_size ** 2 numbers."
+)
+def _(images, patch_size):
+    windows = images.unfold(2, patch_size, patch_size).unfold(3, patch_size, patch_size)
+    return windows.reshape(images.shape[0], -1, patch_size**2)
+
+
+@PATCHIFY.mistake("This works for a square picture only: the number of columns comes from the width, not from the height.")
+def _(images, patch_size):
+    batch, channels, height, width = images.shape
+    if height != width:
+        raise RuntimeError
+    return cut(images, patch_size)
+
+
+@PATCHIFY.mistake("This expects three channels. Take their number from images.shape, since one example is grey.")
+def _(images, patch_size):
+    if images.shape[1] != 3:
+        raise RuntimeError
+    return cut(images, patch_size)
+
+
+@PATCHIFY.mistake(
+    "You flatten the picture's rows before you cut, so each patch is a stretch of rows instead of a square. Unfold both "
+    "sides first."
+)
+def _(images, patch_size):
+    return torch.stack(images.flatten(2).split(patch_size**2, dim=2), dim=1).flatten(2)
+
+
+@PATCHIFY.mistake("Rows and columns of the grid should be merged into one axis, which counts the patches.")
+def _(images, patch_size):
+    return cut(images, patch_size).unflatten(1, (images.shape[2] // patch_size, images.shape[3] // patch_size))

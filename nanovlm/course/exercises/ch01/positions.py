@@ -42,6 +42,7 @@ RESIZE_POSITIONS = Exercise(
         Case(numbered(1, 4, 1), 4, note="a 2x2 grid, dim 1, stretched to 4x4"),
         Case(noise(1, 9, 5), 6, note="a 3x3 grid, dim 5, stretched to 6x6"),
         Case(noise(1, 25, 3), 2, note="a 5x5 grid, shrunk to 2x2"),
+        Case(noise(1, 9, 2, seed=1), 4, note="a 3x3 grid, stretched to 4x4, which is no whole factor"),
     ],
     axes="batch patches dim",
     tolerance=1e-4,
@@ -123,3 +124,61 @@ def _(positions, grid_size):
 )
 def _(positions, grid_size):
     return stretched(positions, grid_size).unflatten(1, (grid_size, grid_size)).transpose(1, 2).flatten(1, 2)
+
+
+@RESIZE_POSITIONS.mistake("The mode 'area' takes averages of old vectors. Blend them smoothly: bicubic.")
+def _(positions, grid_size):
+    return stretched(positions, grid_size, "area", None)
+
+
+@RESIZE_POSITIONS.mistake(
+    "antialias=True blurs the grid when it shrinks, as one does with photographs. Here each new place is blended from its "
+    "nearest old ones alone: leave it out."
+)
+def _(positions, grid_size):
+    old = round(positions.shape[1] ** 0.5)
+    grid = positions.mT.unflatten(2, (old, old))
+    return F.interpolate(grid, (grid_size, grid_size), mode="bicubic", antialias=True).flatten(2).mT
+
+
+@RESIZE_POSITIONS.mistake("The result is still a grid, [1, dim, rows, columns]. Merge the grid and bring dim to the end.")
+def _(positions, grid_size):
+    return stretched(positions, grid_size).mT.unflatten(2, (grid_size, grid_size))
+
+
+@RESIZE_POSITIONS.mistake("dim is in the middle, as F.interpolate wants it. Bring it back to the end.")
+def _(positions, grid_size):
+    return stretched(positions, grid_size).mT
+
+
+@RESIZE_POSITIONS.mistake("The table is cut off, or filled up with zeros, so that new places have no vector of their own.")
+def _(positions, grid_size):
+    missing = max(0, grid_size**2 - positions.shape[1])
+    return F.pad(positions, (0, 0, 0, missing))[:, : grid_size**2]
+
+
+@RESIZE_POSITIONS.mistake("The old vectors are used again from the start, for places that are somewhere else in the picture.")
+def _(positions, grid_size):
+    return positions[:, torch.arange(grid_size**2) % positions.shape[1]]
+
+
+@RESIZE_POSITIONS.mistake(
+    "Your grid grows by a whole factor only (grid_size // old), which is 0 or 1 in some examples. Give F.interpolate the "
+    "size instead."
+)
+def _(positions, grid_size):
+    factor = grid_size // round(positions.shape[1] ** 0.5)
+    if factor == 0:
+        raise RuntimeError
+    return stretched(positions, factor * round(positions.shape[1] ** 0.5))
+
+
+@RESIZE_POSITIONS.mistake("You bring the new vectors to one length afterwards. A blend of two vectors may be shorter: leave it.")
+def _(positions, grid_size):
+    x = stretched(positions, grid_size)
+    return x / x.norm(dim=-1, keepdim=True) * positions.norm(dim=-1).mean()
+
+
+@RESIZE_POSITIONS.mistake("The first axis, of size 1, is lost. Keep it: the positions are added to a whole batch.")
+def _(positions, grid_size):
+    return stretched(positions, grid_size)[0]

@@ -91,3 +91,61 @@ def _(patches, patch_size):
 def _(patches, patch_size):
     x = patches.unflatten(2, (patch_size**2, -1))
     return put_back(x.transpose(2, 3).flatten(2), patch_size)
+
+
+def _unfolded(patches: Tensor, p: int) -> tuple[Tensor, int, int]:
+    """([batch, grid row, grid column, channel, row, column], batch, side of the picture)"""
+    grid = round(patches.shape[1] ** 0.5)
+    return patches.reshape(patches.shape[0], grid, grid, -1, p, p), patches.shape[0], grid * p
+
+
+@UNPATCHIFY.mistake(
+    "The whole picture is turned: rows have become columns, of the grid and inside the patches. Rows come before columns."
+)
+def _(patches, patch_size):
+    return put_back(patches, patch_size).transpose(2, 3)
+
+
+@UNPATCHIFY.mistake(
+    "In your order the row inside comes before the grid's row. A row of the picture is counted by the grid first: grid "
+    "row, row inside, grid column, column inside."
+)
+def _(patches, patch_size):
+    x, batch, side = _unfolded(patches, patch_size)
+    return x.permute(0, 3, 4, 1, 5, 2).reshape(batch, -1, side, side)
+
+
+@UNPATCHIFY.mistake("F.fold wants the patches as its last axis: [batch, numbers of a patch, patches]. Swap the axes first.")
+def _(patches, patch_size):
+    side = round(patches.shape[1] ** 0.5) * patch_size
+    return F.fold(patches, (side, side), patch_size, stride=patch_size)
+
+
+@UNPATCHIFY.mistake("The channels come last, as PIL stores a picture. PyTorch's layers want them before height and width.")
+def _(patches, patch_size):
+    return put_back(patches, patch_size).permute(0, 2, 3, 1)
+
+
+@UNPATCHIFY.mistake("This expects three channels. Their number is the width of a patch, divided by patch_size ** 2.")
+def _(patches, patch_size):
+    if patches.shape[2] != 3 * patch_size**2:
+        raise RuntimeError
+    return put_back(patches, patch_size)
+
+
+@UNPATCHIFY.mistake("Only the first picture of the batch comes back. Put all of them together.")
+def _(patches, patch_size):
+    return put_back(patches[:1], patch_size)
+
+
+@UNPATCHIFY.mistake("The patches stand below each other, in one column. They form a square grid: rows and columns of it.")
+def _(patches, patch_size):
+    x, batch, side = _unfolded(patches, patch_size)
+    return x.permute(0, 3, 1, 2, 4, 5).reshape(batch, x.shape[3], -1, patch_size)
+
+
+@UNPATCHIFY.mistake("The grid is as wide as the root of the number of patches, not as patch_size.")
+def _(patches, patch_size):
+    if patches.shape[1] != patch_size**2:
+        raise RuntimeError
+    return put_back(patches, patch_size)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from nanovlm.config import ViTConfig
+from nanovlm.course.exercises.common import expect_same_gradients, noise
 from nanovlm.course.judge.exercise import Case, Exercise, expect, with_weights
-from nanovlm.course.exercises.common import noise
 from nanovlm.models.vision_transformer import PatchEmbedding, ViT, ViTAttention, ViTBlock, ViTMLP
 
 # A layer_norm_eps this large shows in the numbers: whoever leaves torch's default in is found out.
@@ -27,15 +27,16 @@ BLOCK = Exercise(
     title="Normalise, transform, add back",
     difficulty=2,
     minutes=8,
-    why="The order of these few words decides whether weights fit and whether a deep stack trains: with the norm in "
-    "another place the pocket model falls back to guessing, and no shape tells you.",
+    why="The order of these few operations decides whether weights fit and whether a deep stack trains. With the norm "
+    "in another place the pocket model falls back to guessing, and no shape tells you.",
     hints=(
-        "The vector that runs through the block is only ever added to. What is normalised is a copy for the sub-layer.",
-        "Two steps of the same form: x plus the sub-layer of the normalised x. The second step starts from the result "
-        "of the first.",
+        "The residual stream is only ever added to. What is normalised is a copy of it, for the sub-layer to read.",
+        "There are two steps of the same form: x plus the sub-layer of the normalised x. The second step starts from "
+        "the result of the first.",
         "in __init__: self.ln1 = nn.LayerNorm(hidden_dim, eps=config.layer_norm_eps)\n"
         "             self.attn = ViTAttention(config), self.ln2 the same again, self.mlp = ViTMLP(config)\n"
-        "in forward:  x = x + attn of ln1 of x, then the same with mlp and ln2",
+        "in forward:  x = x + …        # attention\n"
+        "             return x + …     # MLP",
     ),
     reference=ViTBlock,
     cases=lambda: [
@@ -47,7 +48,7 @@ BLOCK = Exercise(
 )
 
 
-@BLOCK.property("when attention and MLP say nothing, the block changes nothing")
+@BLOCK.property("when attention and MLP give zeros, the block changes nothing")
 def _(cls) -> None:
     module, x = with_weights(cls(WIDER)), 3 * noise(1, 5, 12)
     with torch.no_grad():
@@ -56,16 +57,13 @@ def _(cls) -> None:
             layer.bias.zero_()
     expect(
         torch.allclose(module(x), x, atol=1e-6),
-        "With the last layers of both set to zero, x should come out as it went in; something else touches it.",
+        "With the last layers of both set to zero, x should come out as it went in, but something else changes it.",
     )
 
 
-@BLOCK.property("every weight matrix gets a gradient")
+@BLOCK.property("gradients reach the input and every parameter")
 def _(cls) -> None:
-    module = with_weights(cls(SMALL))
-    module(noise(1, 3, 4)).square().sum().backward()
-    idle = [n for n, p in module.named_parameters() if p.ndim > 1 and (p.grad is None or not p.grad.any())]
-    expect(not idle, f"No gradient reaches {', '.join(idle)}.")
+    expect_same_gradients(with_weights(cls(SMALL)), with_weights(ViTBlock(SMALL)), noise(1, 3, 4))
 
 
 class _Block(nn.Module):
@@ -93,7 +91,7 @@ class _(_Block):
         return self.ln2(x + self.mlp(x))
 
 
-@BLOCK.mistake("Nothing is added back: each sub-layer replaces x. Keep x and add what the sub-layer says.")
+@BLOCK.mistake("Nothing is added back: each sub-layer replaces x. Keep x and add what the sub-layer gives.")
 class _(_Block):
     def forward(self, x: Tensor) -> Tensor:
         return self.mlp(self.ln2(self.attn(self.ln1(x))))
@@ -140,7 +138,7 @@ class _(_Block):
 
 
 @BLOCK.mistake(
-    "The MLP reads what attention left, but is added to the x from before it, so attention's own finding is lost. "
+    "The MLP reads what attention left, but is added to the x from before it, so attention's own result is lost. "
     "Add to what the first half gave."
 )
 class _(_Block):
@@ -156,14 +154,62 @@ class _(_Block):
         return x + self.mlp(self.ln2(x))
 
 
+@BLOCK.mistake("Here attention's result replaces x: the first residual connection is missing. Add x to it.")
+class _(_Block):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.attn(self.ln1(x))
+        return x + self.mlp(self.ln2(x))
+
+
+@BLOCK.mistake("The MLP's result replaces x: the second residual connection is missing. Add x to it.")
+class _(_Block):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln1(x))
+        return self.mlp(self.ln2(x))
+
+
+@BLOCK.mistake("The two norms have changed places: ln1 belongs to attention, ln2 to the MLP.")
+class _(_Block):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln2(x))
+        return x + self.mlp(self.ln1(x))
+
+
 @BLOCK.mistake(
-    "The norms have torch's default eps. The config has one (layer_norm_eps); SigLIP's is ten times smaller "
-    "than torch's."
+    "The norms are applied to what the sub-layers give. Pre-norm applies them to what the sub-layers read: attn(ln1(x))."
 )
+class _(_Block):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.ln1(self.attn(x))
+        return x + self.ln2(self.mlp(x))
+
+
+@BLOCK.mistake("x is added twice in each step, so it doubles from block to block. Add it once.")
+class _(_Block):
+    def forward(self, x: Tensor) -> Tensor:
+        x = 2 * x + self.attn(self.ln1(x))
+        return 2 * x + self.mlp(self.ln2(x))
+
+
+@BLOCK.mistake("Neither sub-layer's input is normalised: ln1 and ln2 are built and never used.")
+class _(_Block):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(x)
+        return x + self.mlp(x)
+
+
+@BLOCK.mistake("The norms have torch's default eps, 1e-5. The config has one of its own: layer_norm_eps.")
 class _(_Block):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
         self.ln1, self.ln2 = nn.LayerNorm(config.hidden_dim), nn.LayerNorm(config.hidden_dim)
+
+
+@BLOCK.mistake("The eps of the norms, 1e-6, is written in. That is SigLIP's; the config says which: layer_norm_eps.")
+class _(_Block):
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__(config)
+        self.ln1, self.ln2 = (nn.LayerNorm(config.hidden_dim, eps=1e-6) for _ in range(2))
 
 
 @BLOCK.part
@@ -184,16 +230,18 @@ ENCODER = Exercise(
     title="The whole encoder",
     difficulty=2,
     minutes=8,
-    why="This is SigLIP. With the right numbers in its parameters, your class gives what the published model gives, "
-    "and the pocket model sees through it.",
+    why="This is SigLIP's encoder. With the published numbers in its parameters, your class gives what the published "
+    "model gives, and the pocket model sees through it.",
     hints=(
-        "Three parts in a row: one that makes vectors, a stack of equal blocks, one norm.",
+        "The encoder has three parts, one after another: one that makes vectors, a stack of equal blocks, one norm.",
         "The blocks must be in an nn.ModuleList, or PyTorch does not know that they have parameters. Each of them is a "
-        "block of its own. Each reads what the one before it wrote.",
+        "block of its own, and each reads what the one before it gave.",
         "in __init__: self.patch_embedding = PatchEmbedding(config)\n"
-        "             self.blocks = nn.ModuleList of config.num_blocks times ViTBlock(config)\n"
+        "             self.blocks = nn.ModuleList(… for _ in range(config.num_blocks))\n"
         "             self.layer_norm = nn.LayerNorm(hidden_dim, eps=config.layer_norm_eps)\n"
-        "in forward:  embed, go through the blocks, normalise",
+        "in forward:  x = self.patch_embedding(images)\n"
+        "             for block in self.blocks: …\n"
+        "             return self.layer_norm(x)",
     ),
     reference=ViT,
     cases=lambda: [
@@ -214,7 +262,7 @@ def _(cls) -> None:
     )
 
 
-@ENCODER.property("every patch has a say in every other")
+@ENCODER.property("every patch influences every other")
 def _(cls) -> None:
     module, images = with_weights(cls(SMALL)), noise(1, 3, 8, 8)
     changed = images.clone()
@@ -223,6 +271,11 @@ def _(cls) -> None:
         ((module(images) - module(changed)).abs().amax(-1) > 1e-6).all(),
         "A change of the first patch of the picture does not reach all others.",
     )
+
+
+@ENCODER.property("gradients reach the pixels and every parameter")
+def _(cls) -> None:
+    expect_same_gradients(with_weights(cls(SMALL)), with_weights(ViT(SMALL)), noise(1, 3, 8, 8))
 
 
 class _ViT(nn.Module):
@@ -259,10 +312,7 @@ class _(_ViT):
         return self.run_blocks(self.layer_norm(self.patch_embedding(images)))
 
 
-@ENCODER.mistake(
-    "The last layer norm has torch's default eps. The config has one (layer_norm_eps); SigLIP's is ten times smaller "
-    "than torch's."
-)
+@ENCODER.mistake("The last layer norm has torch's default eps, 1e-5. The config has one of its own: layer_norm_eps.")
 class _(_ViT):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
@@ -276,6 +326,49 @@ class _(_ViT):
         for block in self.blocks:
             x = self.layer_norm(block(x))
         return x
+
+
+@ENCODER.mistake("Only the first block runs: the return is inside the loop.")
+class _(_ViT):
+    def run_blocks(self, x: Tensor) -> Tensor:
+        return self.blocks[0](x)
+
+
+@ENCODER.mistake("One block is missing: the loop runs over one fewer than there are.")
+class _(_ViT):
+    def run_blocks(self, x: Tensor) -> Tensor:
+        for block in self.blocks[:-1]:
+            x = block(x)
+        return x
+
+
+@ENCODER.mistake("The blocks are built and do not run: what you normalise is the patch embedding.")
+class _(_ViT):
+    def run_blocks(self, x: Tensor) -> Tensor:
+        return x
+
+
+@ENCODER.mistake("There is a residual connection round each block. The blocks have theirs inside: x = block(x).")
+class _(_ViT):
+    def run_blocks(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+@ENCODER.mistake("The positions are added twice: PatchEmbedding has added them already.")
+class _(_ViT):
+    def run_blocks(self, x: Tensor) -> Tensor:
+        return super().run_blocks(x + self.patch_embedding.position_embedding)
+
+
+@ENCODER.mistake(
+    "The first vector alone comes back. In a model with a class token that is the summary; here it is the patch at the "
+    "top left, and a VLM wants all of them."
+)
+class _(_ViT):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images)[:, 0]
 
 
 @ENCODER.mistake("Every block reads the patch embedding, so only the last one counts. Each reads the one before it.")

@@ -23,14 +23,14 @@ COUNT = Exercise(
     title="Where the weights are",
     difficulty=2,
     minutes=8,
-    why="Memory, download and much of the compute follow from this number. Whoever can count it by hand has understood "
-    "each part, and finds the layer that was not loaded.",
+    why="Memory, download size and much of the compute follow from this number. Whoever can count it by hand has "
+    "understood each part, and notices a layer that was not loaded.",
     hints=(
         "A linear layer from a to b holds a * b weights and b biases. A layer norm over d numbers holds 2 * d.",
-        "Patch embedding: one linear layer from 3 * patch_size ** 2, and a vector for each patch's position. A block: "
-        "two norms, qkv, out, fc1, fc2. Then one more norm.",
+        "The patch embedding is one linear layer from 3 * patch_size ** 2 numbers, and a vector for each patch's "
+        "position. A block has two norms, qkv_proj, out_proj, fc1 and fc2. One more norm follows the blocks.",
         "embedding = linear(3 * p * p, d) + num_patches * d\n"
-        "block = 2 * (2 * d) + linear(d, 3 * d) + linear(d, d) + linear(d, inter) + linear(inter, d)\n"
+        "block = 2 * (2 * d) + linear(d, 3 * d) + …\n"
         "return embedding + num_blocks * block + 2 * d",
     ),
     reference=count_parameters,
@@ -46,7 +46,7 @@ COUNT = Exercise(
 @COUNT.property("the number of heads makes no difference")
 def _(fn) -> None:
     one, many = fn(ViTConfig(num_heads=1)), fn(ViTConfig(num_heads=12))
-    expect(one == many, f"With 1 head you count {one:,}, with 12 heads {many:,}. Heads only cut a vector up.")
+    expect(one == many, f"With 1 head you count {one:,}, with 12 heads {many:,}. Heads only cut a vector.")
 
 
 @COUNT.property("larger pictures only add positions")
@@ -119,7 +119,49 @@ def _(config):
     return _counted(config, attention=3 * d * d, block_biases=3 * d + inter + d)
 
 
-@COUNT.mistake("qkv is counted once for each head. The heads share out its outputs; they do not add any.")
+@COUNT.mistake("The patch embedding has a bias, hidden_dim numbers, which you left out.")
+def _(config):
+    return _counted(config, conv_bias=0)
+
+
+@COUNT.mistake("There is a class token and a position for it in your count. SigLIP has no class token.")
+def _(config):
+    return _counted(config, positions=(config.num_patches + 2) * config.hidden_dim)
+
+
+@COUNT.mistake("A block has two norms, one for attention and one for the MLP; you count one.")
+def _(config):
+    return _counted(config, norm=config.hidden_dim, last_norm=2 * config.hidden_dim)
+
+
+@COUNT.mistake("q, k and v are counted as one. qkv_proj makes three times hidden_dim numbers.")
+def _(config):
+    d, inter = config.hidden_dim, config.inter_dim
+    return _counted(config, attention=2 * d * d, block_biases=d + d + inter + d)
+
+
+@COUNT.mistake("The MLP's width is written in as 4 * hidden_dim. The config says it: inter_dim.")
+def _(config):
+    return _counted(replace(config, inter_dim=4 * config.hidden_dim))
+
+
+@COUNT.mistake("The MLP has two layers: you count fc1 and leave out fc2.")
+def _(config):
+    d, inter = config.hidden_dim, config.inter_dim
+    return _counted(config, mlp=d * inter, block_biases=3 * d + d + inter)
+
+
+@COUNT.mistake("A patch has patch_size ** 2 pixels; you count patch_size of them.")
+def _(config):
+    return _counted(config, patches=3 * config.patch_size * config.hidden_dim)
+
+
+@COUNT.mistake("You count a position for each pixel. There is one for each patch: config.num_patches.")
+def _(config):
+    return _counted(config, positions=config.image_size**2 * config.hidden_dim)
+
+
+@COUNT.mistake("qkv is counted once for each head. The heads divide its outputs among them; they do not add any.")
 def _(config):
     d, inter = config.hidden_dim, config.inter_dim
     heads = config.num_heads

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from nanovlm.config import LMConfig
-from nanovlm.course.exercises.ch04.norm_and_mlp import SMALL
 from nanovlm.course.exercises.ch04.attention import run_layer
+from nanovlm.course.exercises.ch04.norm_and_mlp import SMALL
+from nanovlm.course.exercises.common import expect_gradients, noise
 from nanovlm.course.judge.exercise import Case, Exercise, expect, with_weights
-from nanovlm.course.exercises.common import noise
 from nanovlm.models.language_model import DecoderBlock, GroupedQueryAttention, RMSNorm, SwiGLU
 
 # -- decoder.block -----------------------------------------------------------------------------------------------------
@@ -25,38 +25,36 @@ BLOCK = Exercise(
     title="The block",
     difficulty=1,
     minutes=8,
-    why="SmolLM2-135M is thirty of these on top of each other. The two additions are the road on which the gradient "
-    "reaches the first of them.",
+    why="SmolLM2-135M stacks thirty of these blocks. The two additions keep a residual stream open, on which the gradient "
+    "reaches the first block undiminished.",
     hints=(
         "Two halves of the same kind: normalise, work, add back. In the first the work is attention, in the second the "
         "MLP.",
         "Each half reads the normalised x and adds its result to the x that was not normalised. The second half works "
         "on what the first has made.",
-        "x = x + self.attn(self.norm1(x), rope, mask, cache)\nreturn x + … the same with norm2 and mlp",
+        "x = x + self.attn(…, rope, mask, cache)\nreturn x + …            # the same with norm2 and mlp",
     ),
     reference=DecoderBlock,
     cases=lambda: [
-        Case(noise(1, 3, 8), SMALL, note="three tokens of eight numbers"),
-        Case(noise(2, 4, 8, seed=1), SMALL, torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]]), note="two rows, one padded"),
-        Case(noise(1, 4, 8, seed=2), SMALL, one_by_one=True, note="one token at a time, with a cache"),
+        Case(noise(1, 3, 24), SMALL, note="three tokens of 24 numbers"),
+        Case(noise(2, 4, 24, seed=1), SMALL, torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]]), note="two rows, one padded"),
+        Case(noise(1, 4, 24, seed=2), SMALL, one_by_one=True, note="one token at a time, with a cache"),
     ],
     axes="batch length dim",
     call=run_block,
 )
 
 
-@BLOCK.property("every weight gets a gradient")
+@BLOCK.property("gradients reach the input and every weight")
 def _(cls) -> None:
-    block = with_weights(cls(SMALL))
-    run_layer(block, noise(1, 4, 8), SMALL).pow(2).sum().backward()
-    idle = [name for name, p in block.named_parameters() if p.grad is None or not p.grad.any()]
-    expect(not idle, f"No gradient reaches {', '.join(idle)}.")
+    module, right = with_weights(cls(SMALL)), with_weights(DecoderBlock(SMALL))
+    expect_gradients(lambda block, x: run_layer(block, x, SMALL), module, right, noise(1, 4, 24))
 
 
 @BLOCK.property("norms take eps from the config")
 def _(cls) -> None:
     config = LMConfig(**{**vars(SMALL), "rms_norm_eps": 0.5})
-    x = noise(1, 3, 8)
+    x = noise(1, 3, 24)
     expect(
         torch.allclose(run_block(cls, x, config), run_block(DecoderBlock, x, config), atol=1e-5),
         "With another config.rms_norm_eps the result is wrong: hand it to both norms.",
@@ -77,8 +75,8 @@ class _Block(nn.Module):
 
 
 @BLOCK.mistake(
-    "The norm stands behind the addition, as in the first transformers (post-norm). Here each half normalises what it "
-    "*reads*, and x itself passes unharmed."
+    "The norm comes after the addition, as in the first transformers (post-norm). Here each half normalises what it "
+    "*reads*, and x itself passes unchanged."
 )
 class _(_Block):
     def forward(self, x: Tensor, rope, mask, cache=None) -> Tensor:
@@ -116,7 +114,7 @@ class _(_Block):
 
 
 @BLOCK.mistake(
-    "The MLP comes first. Here attention does: tokens fetch from each other, then each works on what it has."
+    "The MLP comes first. Here attention does: tokens read from each other, then each works on what it has."
 )
 class _(_Block):
     def forward(self, x: Tensor, rope, mask, cache=None) -> Tensor:
@@ -151,6 +149,47 @@ class _(_Block):
 class _(_Block):
     def forward(self, x: Tensor, rope, mask, cache=None) -> Tensor:
         return super().forward(x, rope, mask)
+
+
+@BLOCK.mistake("The first half adds nothing to x: attention's result replaces it, and the residual stream is interrupted.")
+class _(_Block):
+    def forward(self, x: Tensor, rope, mask, cache=None) -> Tensor:
+        x = self.attn(self.norm1(x), rope, mask, cache)
+        return x + self.mlp(self.norm2(x))
+
+
+@BLOCK.mistake("The second half adds nothing to x: the MLP's result replaces it, and the residual stream is interrupted.")
+class _(_Block):
+    def forward(self, x: Tensor, rope, mask, cache=None) -> Tensor:
+        return self.mlp(self.norm2(x + self.attn(self.norm1(x), rope, mask, cache)))
+
+
+@BLOCK.mistake("The norms have an eps of their own: take config.rms_norm_eps.")
+class _(_Block):
+    def __init__(self, config: LMConfig) -> None:
+        super().__init__(config)
+        self.norm1, self.norm2 = (RMSNorm(config.hidden_dim, 1e-6) for _ in range(2))
+
+
+@BLOCK.mistake("The MLP is left out.")
+class _(_Block):
+    def forward(self, x: Tensor, rope, mask, cache=None) -> Tensor:
+        return x + self.attn(self.norm1(x), rope, mask, cache)
+
+
+@BLOCK.mistake("The attention is left out.")
+class _(_Block):
+    def forward(self, x: Tensor, rope, mask, cache=None) -> Tensor:
+        return x + self.mlp(self.norm2(x))
+
+
+@BLOCK.mistake(
+    "The second half adds to the x that came in, so attention's own result is lost on the way. Add to what the first "
+    "half has made."
+)
+class _(_Block):
+    def forward(self, x: Tensor, rope, mask, cache=None) -> Tensor:
+        return x + self.mlp(self.norm2(x + self.attn(self.norm1(x), rope, mask, cache)))
 
 
 @BLOCK.part

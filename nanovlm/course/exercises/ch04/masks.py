@@ -1,210 +1,374 @@
-"""Chapter 04: who may look at whom, and where a token stands."""
+"""Chapter 04: where a token is, and which tokens it attends to."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from nanovlm.course.judge.exercise import Case, Exercise, expect
 from nanovlm.course.exercises.common import noise
-from nanovlm.models.language_model import attention_layout
+from nanovlm.course.judge.exercise import Case, Exercise, expect
 
-CPU = torch.device("cpu")
 ONE_PADDED = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])  # two rows, the first padded on the left
+ROWS = (
+    (torch.tensor([[0, 1, 1, 1]]), "a row of four tokens; the first is padding"),
+    (torch.tensor([[1, 1, 1, 1, 1], [0, 0, 0, 1, 1], [1, 1, 1, 0, 0]]), "padding on the left and on the right"),
+    (torch.tensor([[1, 1, 0, 0, 1, 1]]), "padding in the middle, between picture and text"),
+    (torch.tensor([[1, 0, 1, 1, 0, 1, 0, 1], [0, 1, 1, 0, 1, 1, 1, 0]]), "two rows with padding anywhere"),
+)
 
-# -- decoder.masks -----------------------------------------------------------------------------------------------------
+# -- decoder.positions -------------------------------------------------------------------------------------------------
 
 
-def run_layout(layout, attention_mask: Tensor):
-    """What stands at a padding token's place in the positions does not matter: it becomes 0 here. And positions are
-    counted from the mask: as long as that is wrong they are not judged, and the right ones stand in."""
-    given = attention_mask, None, attention_mask.shape[1], attention_mask.device
-    out = layout(*given)
-    if not (isinstance(out, (tuple, list)) and len(out) == 2 and all(isinstance(part, Tensor) for part in out)):
+def real_positions(attention_mask: Tensor) -> Tensor:
+    """Of each real token the number of real tokens before it. [B, T] -> [B, T]"""
+    return (attention_mask.bool().long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def run_positions(positions, attention_mask: Tensor):
+    """Whole numbers of any width count; what a padding token gets does not matter."""
+    out = positions(attention_mask)
+    if not isinstance(out, Tensor):
         return out
-    positions, mask = out
-    right_positions, right_mask = attention_layout(*given)
-    if mask.dtype == torch.bool and mask.shape in (right_mask.shape, right_mask[:1].shape):
-        whole = mask.expand_as(right_mask)
-        if not whole.equal(right_mask):
-            positions, mask = right_positions, whole
-    fits = positions.shape == attention_mask.shape
-    return (positions.masked_fill(attention_mask == 0, 0) if fits else positions), mask
+    if not out.is_floating_point():
+        out = out.long()
+    return out.masked_fill(attention_mask == 0, 0) if out.shape == attention_mask.shape else out
 
 
-MASKS = Exercise(
-    id="decoder.masks",
+POSITIONS = Exercise(
+    id="decoder.positions",
     chapter="04",
-    title="Who may look at whom",
-    difficulty=3,
-    minutes=15,
-    why="One future token that can be seen, and the model learns to copy it: the loss is wonderful, the model useless. "
-    "One padding token that can be seen, and an answer depends on what else was in the batch.",
+    title="Padding has no position",
+    difficulty=1,
+    minutes=6,
+    why="If padding counts, the question moves away from its picture, by more in a batch with longer rows: the same "
+    "question gets another answer. nanoVLM had this bug, although its mask was right.",
     hints=(
-        "Two conditions, both of which must hold: the key is not later than the query, and the key is a real token. "
-        "Compare index with itself, as a column and as a row.",
-        "mask[b, query, key] = (query >= key) and the key is real, as [1, T, T] and [B, 1, T]. A query sees as many "
-        "tokens as are real up to itself: that count, less 1, is its position. Behind the given lines, let each token "
-        "see itself, padding too.",
-        "mask = (index[:, None] >= index[None, :])[None]\n"
-        "if attention_mask is not None: mask = mask & attention_mask.bool()[:, None, :]\n"
-        "positions = sum of mask over the keys - 1\n"
-        "mask = mask | (index[:, None] == index[None, :])",
+        "How many real tokens come before a token? Count them along the row.",
+        "attention_mask is 1 for a real token and 0 for padding. Its running sum counts the real tokens up to and "
+        "including each place, so the position is that count, less 1.",
+        "return attention_mask.….clamp(min=0)      # a running sum along the length, less 1",
     ),
-    reference=attention_layout,
-    cases=lambda: [
-        Case(torch.tensor([[0, 1, 1, 1]]), note="a row of four tokens; the first is padding"),
-        Case(torch.tensor([[1, 1, 1, 1, 1], [0, 0, 0, 1, 1], [1, 1, 1, 0, 0]]), note="padding on the left and right"),
-        Case(torch.tensor([[1, 1, 0, 0, 1, 1]]), note="padding in the middle, between picture and text"),
-        Case((noise(3, 8) > -0.5).long(), note="three rows with padding anywhere"),
-    ],
-    axes={"positions": "batch length", "mask": "batch heads query key"},
-    call=run_layout,
+    reference=real_positions,
+    cases=lambda: [Case(rows, note=note) for rows, note in ROWS],
+    axes="batch length",
+    call=run_positions,
 )
 
 
-@MASKS.property("without padding it is plain causal attention")
-def _(layout) -> None:
-    positions, mask = layout(None, None, 4, CPU)
-    expect(positions.flatten().tolist() == [0, 1, 2, 3], "With attention_mask=None, the positions are 0, 1, 2 …")
-    causal = torch.ones(4, 4, dtype=torch.bool).tril()
-    same = mask is None or (mask.shape == (1, 1, 4, 4) and mask[0, 0].equal(causal))
-    expect(
-        same, "With attention_mask=None, a query should see itself and all before it: [1, 1, T, T], a lower triangle."
-    )
+@POSITIONS.property("a row has the same positions alone and in a batch")
+def _(positions) -> None:
+    alone, padded = torch.ones(1, 3, dtype=torch.long), torch.tensor([[0, 0, 1, 1, 1]])
+    same = positions(alone)[0].tolist() == positions(padded)[0, 2:].tolist()
+    expect(same, "Padding in front moves a row: its positions alone and in a batch differ.")
 
 
-@MASKS.property("no query is left with nothing to look at")
-def _(layout) -> None:
-    mask = layout(torch.tensor([[0, 0, 0, 1]]), None, 4, CPU)[1]
-    expect(bool(mask.any(dim=-1).all()), "A row of the mask is False throughout: its softmax is 0 / 0.")
+def _wrong_positions(sentence: str, make: Callable[[Tensor], Tensor]) -> None:
+    POSITIONS.mistake(sentence)(make)
 
 
-@MASKS.property("packed documents and the cache still work (the given lines)")
-def _(layout) -> None:
-    documents = torch.tensor([[0, 0, 0, 1, 1, -1]])
-    for start in (0, 2):
-        positions, mask = layout(None, documents, 6, CPU, start)
-        right = attention_layout(None, documents, 6, CPU, start)
-        expect(
-            mask.shape == right[1].shape and mask.equal(right[1]),
-            "In packed rows the mask is wrong. The given lines take your `mask` and hide the other documents in it: "
-            "make it before them, and let each token see itself behind them.",
-        )
-        expect(
-            positions[:, : 5 - start].equal(right[0][:, : 5 - start]),
-            "In packed rows each document begins at 0 again. Count the positions from `mask`, behind the given lines, "
-            "not from attention_mask.",
-        )
+_wrong_positions(
+    "The positions count padding as well. A token's position is the number of *real* tokens before it.",
+    lambda m: torch.arange(m.shape[1]).expand(m.shape),
+)
+_wrong_positions(
+    "The positions begin at 1: the first real token has none before it, so its position is 0. Take 1 off the running sum.",
+    lambda m: m.cumsum(1),
+)
+_wrong_positions(
+    "clamp(min=1) lets the positions begin at 1, and the first two real tokens share it. The first is at 0.",
+    lambda m: (m.cumsum(1) - 1).clamp(min=1),
+)
+_wrong_positions(
+    "The count runs along the batch (dim 0), from one row into the next. It runs along the length, dim 1.",
+    lambda m: m.cumsum(0) - 1,
+)
+_wrong_positions(
+    "You count from the end of the row. Positions grow from left to right.", lambda m: m.flip(1).cumsum(1).flip(1) - 1
+)
+_wrong_positions(
+    "This is the number of padding tokens before a token. Count the real ones.", lambda m: (1 - m).cumsum(1)
+)
+_wrong_positions(
+    "You subtract the padding in front of the row only. Padding in the middle has to be left out of the count as well: a "
+    "running sum does both.",
+    lambda m: torch.arange(m.shape[1]) - m.argmax(1, keepdim=True),
+)
+_wrong_positions(
+    "You subtract all padding of the row, also what comes behind a token. Only the padding before it counts.",
+    lambda m: torch.arange(m.shape[1]) - (1 - m).sum(1, keepdim=True),
+)
+_wrong_positions(
+    "Every row gets the positions of the first row.", lambda m: (m[:1].cumsum(1) - 1).expand(m.shape).clamp(min=0)
+)
+_wrong_positions(
+    "The count runs on from row to row. Each row begins again at 0.", lambda m: (m.flatten().cumsum(0) - 1).view(m.shape)
+)
+_wrong_positions(
+    "It is one too few: the running sum includes the token itself, so its position is the sum less 1, not less 2.",
+    lambda m: m.cumsum(1) - 2,
+)
+_wrong_positions(
+    "The positions are those of one row; every row of the batch has its own: [batch, length].", lambda m: m[0].cumsum(0) - 1
+)
+_wrong_positions("Positions are whole numbers; these are floats.", lambda m: real_positions(m).float())
 
 
-def _pieces(attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+@POSITIONS.part
+def _(code, learner) -> None:
+    layout = code.language_model.attention_layout
+
+    def with_positions(attention_mask, document_ids, length, device, start=0):
+        positions, mask = layout(attention_mask, document_ids, length, device, start)
+        if attention_mask is not None and document_ids is None:
+            positions = learner(attention_mask)[:, start:]
+        return positions, mask
+
+    code.language_model.attention_layout = with_positions
+
+
+# -- decoder.who_sees_whom ---------------------------------------------------------------------------------------------
+
+
+def pieces(attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The past and oneself [1, T, T], real keys [B, 1, T], oneself [1, T, T]."""
     oneself = torch.eye(attention_mask.shape[1], dtype=torch.bool)[None]
     return torch.ones_like(oneself).tril(), attention_mask.bool()[:, None, :], oneself
 
 
-def _wrong_mask(sentence: str):
-    """Decorator: the mask [B or 1, T, T] made wrongly from the three pieces, whatever the positions then are."""
-
-    def add(make) -> None:
-        @MASKS.mistake(sentence)
-        def _(attention_mask, documents, length, device):
-            mask = make(*_pieces(attention_mask))
-            return mask.sum(dim=2) - 1, mask[:, None]
-
-    return add
+def who_sees_whom(attention_mask: Tensor) -> Tensor:
+    """Causal, real keys only, and every token itself. [B, T] -> bool [B, 1, T, T]"""
+    causal, real, oneself = pieces(attention_mask)
+    return ((causal & real) | oneself)[:, None]
 
 
-def _wrong_positions(sentence: str):
-    """Decorator: the mask is right, and the positions [B, T] are not."""
-
-    def add(make) -> None:
-        @MASKS.mistake(sentence)
-        def _(attention_mask, documents, length, device):
-            causal, real, oneself = _pieces(attention_mask)
-            return make(causal, real, oneself), (causal & real | oneself)[:, None]
-
-    return add
-
-
-@_wrong_mask("The padding is hidden, but the future is not: a query must not see keys that stand behind it.")
-def _(causal: Tensor, real: Tensor, oneself: Tensor) -> Tensor:
-    return real | oneself
-
-
-@_wrong_mask("The future is hidden, but the padding is not: a key must also be real, attention_mask nonzero.")
-def _(causal: Tensor, real: Tensor, oneself: Tensor) -> Tensor:
-    return causal
-
-
-@_wrong_mask("Past and future are swapped: this shows each token only what comes after it. The query is the row.")
-def _(causal: Tensor, real: Tensor, oneself: Tensor) -> Tensor:
-    return causal.mT & real | oneself
-
-
-@_wrong_mask("You hide the padding's rows instead of its columns: what matters is which *keys* are real.")
-def _(causal: Tensor, real: Tensor, oneself: Tensor) -> Tensor:
-    return causal & real.mT | oneself
-
-
-@_wrong_mask(
-    "You hide the padding's rows as well as its columns. Only which *keys* are real matters: a padding token may look "
-    "at the real tokens before it."
+WHO = Exercise(
+    id="decoder.who_sees_whom",
+    chapter="04",
+    title="Which tokens may a token attend to?",
+    difficulty=2,
+    minutes=10,
+    why="With one future token visible, the model learns to copy it: the loss is excellent and the model useless. With "
+    "one padding token visible, an answer depends on what else was in the batch.",
+    hints=(
+        "Two conditions must both hold: the key is not later than the query, and the key is a real token. Compare the "
+        "index with itself, as a column and as a row.",
+        "mask[b, query, key] = (query >= key) and the key is real: shapes [1, T, T] and [B, 1, T]. Then let each token "
+        "see itself, padding too, and add the axis for the heads.",
+        "index = torch.arange(T)\n"
+        "causal = index[:, None] … index[None, :]                       # [query, key]\n"
+        "mask = causal & …                                              # [B, T, T]: the keys that are real\n"
+        "return (mask | (index[:, None] == index[None, :]))[:, None]",
+    ),
+    reference=who_sees_whom,
+    cases=lambda: [Case(rows, note=note) for rows, note in ROWS],
+    axes="batch heads query key",
 )
-def _(causal: Tensor, real: Tensor, oneself: Tensor) -> Tensor:
-    return causal & real & real.mT | oneself
 
 
-@_wrong_mask("You show the padding and hide the real tokens: attention_mask is nonzero where a token is real.")
-def _(causal: Tensor, real: Tensor, oneself: Tensor) -> Tensor:
-    return causal & ~real | oneself
+@WHO.property("without padding it is a triangle")
+def _(make) -> None:
+    mask = make(torch.ones(2, 4, dtype=torch.long))
+    right = torch.ones(4, 4, dtype=torch.bool).tril().expand(2, 1, 4, 4)
+    expect(mask.equal(right), "With real tokens only, a query should see itself and all keys before it.")
 
 
-@_wrong_mask(
-    "A padding token at the front has nothing to look at: its row is False throughout, and a softmax over nothing is "
-    "0 / 0. Let every token see itself."
+@WHO.property("any number but 0 means a real token")
+def _(make) -> None:
+    rows = torch.tensor([[0, 3, 1, 7]])
+    expect(make(rows).equal(who_sees_whom(rows)), "With an attention_mask of 0, 3, 1, 7 the result is wrong: use .bool().")
+
+
+def _wrong_mask(sentence: str, make: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    WHO.mistake(sentence)(lambda m: make(*pieces(m))[:, None].expand(len(m), -1, -1, -1))
+
+
+_wrong_mask(
+    "The padding is hidden, but the future is not: a query must not see keys that come after it.", lambda c, r, e: r | e
 )
-def _(causal: Tensor, real: Tensor, oneself: Tensor) -> Tensor:
-    return causal & real
-
-
-@_wrong_mask("No token sees itself: a key may also stand where the query stands (>=, not >).")
-def _(causal: Tensor, real: Tensor, oneself: Tensor) -> Tensor:
-    return causal & real & ~oneself
-
-
-@_wrong_mask("The mask is upside down: here True means *may look*, as scaled_dot_product_attention has it.")
-def _(causal: Tensor, real: Tensor, oneself: Tensor) -> Tensor:
-    return ~(causal & real | oneself)
-
-
-@_wrong_positions("The positions count padding as well. A token's position is the number of *real* tokens before it.")
-def _(causal: Tensor, real: Tensor, oneself: Tensor) -> Tensor:
-    return torch.arange(causal.shape[1]).expand(real.shape[0], -1)
-
-
-@_wrong_positions("The positions begin at 1: the first real token has none before it, so it stands at 0.")
-def _(causal: Tensor, real: Tensor, oneself: Tensor) -> Tensor:
-    return (causal & real).sum(dim=2)
-
-
-@_wrong_positions(
-    "You count the tokens before a token, without itself (> for >=), and take 1 off besides. The first real token "
-    "stands at 0, the second at 1."
+_wrong_mask(
+    "The future is hidden, but the padding is not: a key must also be real, attention_mask nonzero.",
+    lambda c, r, e: c | e & r,
 )
-def _(causal: Tensor, real: Tensor, oneself: Tensor) -> Tensor:
-    return (causal & real & ~oneself).sum(dim=2) - 1
-
-
-@_wrong_positions(
-    "You count the tokens before a token, without itself (> for >=), and take 1 off besides, down to 0. The first "
-    "real token stands at 0, the second at 1."
+_wrong_mask(
+    "Past and future are exchanged: this shows each token only what comes after it. The query is the row.",
+    lambda c, r, e: c.mT & r | e,
 )
-def _(causal: Tensor, real: Tensor, oneself: Tensor) -> Tensor:
-    return ((causal & real & ~oneself).sum(dim=2) - 1).clamp(min=0)
+_wrong_mask(
+    "Past and future are exchanged, or rows and columns: the mask is transposed. Queries are rows, keys are columns.",
+    lambda c, r, e: (c & r | e).mT,
+)
+_wrong_mask(
+    "You hide the padding's rows instead of its columns: it is the *keys* that have to be real.",
+    lambda c, r, e: c & r.mT | e,
+)
+_wrong_mask(
+    "You hide the padding's rows as well as its columns. Only the *keys* have to be real: a padding token may look at "
+    "the real tokens before it.",
+    lambda c, r, e: c & r & r.mT | e,
+)
+_wrong_mask(
+    "You show the padding and hide the real tokens: attention_mask is nonzero where a token is real.",
+    lambda c, r, e: c & ~r | e,
+)
+_wrong_mask(
+    "A padding token in front has nothing to look at: its row is False throughout, and a softmax over nothing is 0 / 0. "
+    "Let every token see itself.",
+    lambda c, r, e: c & r,
+)
+_wrong_mask("No token sees itself: the key may also be the query's own token (>=, not >).", lambda c, r, e: c & r & ~e)
+_wrong_mask(
+    "The mask is upside down: True means *may look* here, as in scaled_dot_product_attention.",
+    lambda c, r, e: ~(c & r | e),
+)
+_wrong_mask(
+    "There is an or where both conditions must hold: a key must be in the past *and* be real (&).", lambda c, r, e: c | r
+)
+_wrong_mask(
+    "A padding token sees everything here. Its row follows the same rule as the others, and it sees itself.",
+    lambda c, r, e: c & r | ~r.mT,
+)
+WHO.mistake("Every row of the batch gets the mask of the first row.")(
+    lambda m: who_sees_whom(m[:1]).expand(len(m), -1, -1, -1)
+)
+WHO.mistake("The axis for the heads is missing: [batch, 1, query, key], so that all heads share the mask.")(
+    lambda m: who_sees_whom(m)[:, 0]
+)
+WHO.mistake("This is a mask to add to the scores. Return bools: True where a query may look.")(
+    lambda m: torch.where(who_sees_whom(m), 0.0, float("-inf"))
+)
+WHO.mistake("These are the numbers 0 and 1. Return bools: with numbers torch would add them to the scores.")(
+    lambda m: who_sees_whom(m).long()
+)
 
 
-@MASKS.part
+@WHO.part
 def _(code, learner) -> None:
-    code.language_model.attention_layout = learner
+    layout = code.language_model.attention_layout
+
+    def with_mask(attention_mask, document_ids, length, device, start=0):
+        positions, mask = layout(attention_mask, document_ids, length, device, start)
+        if attention_mask is not None and document_ids is None:
+            mask = learner(attention_mask)[:, :, start:]
+        return positions, mask
+
+    code.language_model.attention_layout = with_mask
+
+
+# -- decoder.prefix_mask -----------------------------------------------------------------------------------------------
+
+
+def prefix_mask(attention_mask: Tensor, prefix: Tensor) -> Tensor:
+    causal, real, oneself = pieces(attention_mask)
+    inside = prefix.bool()
+    return (((causal | (inside[:, :, None] & inside[:, None, :])) & real) | oneself)[:, None]
+
+
+PREFIX = Exercise(
+    id="decoder.prefix_mask",
+    chapter="04",
+    title="A prefix that sees itself in both directions",
+    difficulty=2,
+    minutes=12,
+    why="PaliGemma lets picture and question see each other in both directions and only the answer is causal. One "
+    "condition decides; with a slip in it, the question reads its answer.",
+    hints=(
+        "Start from the causal mask. Which pairs does a prefix add?",
+        "A query may look at a key if the key is not later, or if both are in the prefix; and in either case the key must "
+        "be real. Every token may look at itself.",
+        "inside = prefix.bool()\n"
+        "both = inside[:, :, None] & …            # [B, query, key]\n"
+        "mask = (causal | both) & …               # real keys only\n"
+        "then oneself, and the axis for the heads, as before",
+    ),
+    reference=prefix_mask,
+    cases=lambda: [
+        Case(
+            torch.tensor([[1, 1, 1, 1, 1]]),
+            torch.tensor([[1, 1, 1, 0, 0]]),
+            note="a prefix of three tokens and an answer of two",
+        ),
+        Case(
+            torch.tensor([[0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]]),
+            torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]]),
+            note="padding on the left, inside the prefix, and on the right",
+        ),
+        Case(
+            torch.tensor([[1, 1, 1, 1, 1, 1, 1]]),
+            torch.tensor([[0, 0, 1, 1, 1, 0, 0]]),
+            note="two tokens stand before the prefix",
+        ),
+        Case(torch.tensor([[1, 1, 0, 1, 1]]), torch.tensor([[1, 1, 1, 1, 0]]), note="padding in the middle of the prefix"),
+    ],
+    axes="batch heads query key",
+)
+
+
+@PREFIX.property("without a prefix it is the causal mask")
+def _(make) -> None:
+    rows = ONE_PADDED
+    same = make(rows, torch.zeros_like(rows)).equal(who_sees_whom(rows))
+    expect(same, "With an empty prefix the mask should be the causal one, with padding hidden.")
+
+
+def _wrong_prefix(sentence: str, make: Callable[..., Tensor]) -> None:
+    def version(attention_mask: Tensor, prefix: Tensor) -> Tensor:
+        inside = prefix.bool()
+        mask = make(*pieces(attention_mask), inside[:, :, None], inside[:, None, :])
+        return mask[:, None].expand(len(attention_mask), -1, -1, -1)
+
+    PREFIX.mistake(sentence)(version)
+
+
+_wrong_prefix(
+    "The prefix is not used: this is the causal mask. Tokens of the prefix also see each other's future.",
+    lambda c, r, e, pq, pk: c & r | e,
+)
+_wrong_prefix(
+    "Everything sees everything, so the answer sees its future. Only the prefix is bidirectional.",
+    lambda c, r, e, pq, pk: r | e,
+)
+_wrong_prefix(
+    "The prefix sees the answer: a query in the prefix may look ahead only at keys that are in the prefix themselves.",
+    lambda c, r, e, pq, pk: (c | pq) & r | e,
+)
+_wrong_prefix(
+    "Tokens that stand before the prefix see into it. Both query and key have to be in the prefix, not the key alone.",
+    lambda c, r, e, pq, pk: (c | pk) & r | e,
+)
+_wrong_prefix(
+    "It is enough for you that one of the two, query or key, is in the prefix. Both have to be.",
+    lambda c, r, e, pq, pk: (c | pq | pk) & r | e,
+)
+_wrong_prefix(
+    "The answer sees nothing but itself: outside the prefix the causal rule still holds.",
+    lambda c, r, e, pq, pk: pq & pk & r | e,
+)
+_wrong_prefix(
+    "The answer is cut off from the prefix: it has to look back at picture and question.",
+    lambda c, r, e, pq, pk: (c & (pq == pk) | pq & pk) & r | e,
+)
+_wrong_prefix(
+    "The answer sees its future as well: `query in prefix == key in prefix` is also true when neither is.",
+    lambda c, r, e, pq, pk: (c | (pq == pk)) & r | e,
+)
+_wrong_prefix(
+    "The prefix is inverted: it is the answer that sees its own future here.",
+    lambda c, r, e, pq, pk: (c | ~pq & ~pk) & r | e,
+)
+_wrong_prefix(
+    "Keys that are padding can be seen: in the prefix, too, a key has to be real.", lambda c, r, e, pq, pk: c & r | pq & pk | e
+)
+_wrong_prefix("No padding is hidden: a key has to be real.", lambda c, r, e, pq, pk: c | pq & pk)
+_wrong_prefix(
+    "There is an and where one condition is enough: in the past *or* both in the prefix (|).",
+    lambda c, r, e, pq, pk: c & pq & pk & r | e,
+)
+_wrong_prefix(
+    "A padding token has nothing to look at, and its softmax is 0 / 0: let every token see itself.",
+    lambda c, r, e, pq, pk: (c | pq & pk) & r,
+)
+_wrong_prefix(
+    "The mask is upside down: True means *may look*.", lambda c, r, e, pq, pk: ~((c | pq & pk) & r | e)
+)

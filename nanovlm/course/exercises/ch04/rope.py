@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
+from nanovlm.course.exercises.common import expect_gradients, noise
 from nanovlm.course.judge.exercise import Case, Exercise, expect
-from nanovlm.course.exercises.common import noise
 from nanovlm.models.language_model import RotaryEmbedding, apply_rope
 
 # -- rope.angles -------------------------------------------------------------------------------------------------------
@@ -22,51 +24,56 @@ ANGLES = Exercise(
     title="How far does each pair turn?",
     difficulty=2,
     minutes=10,
-    why="Attention itself does not know in which order the tokens stand, or how far apart. These angles tell it, in "
+    why="Attention itself does not know the order of the tokens, or how far apart they are. These angles carry both, in "
     "every block.",
     hints=(
-        "Three steps: one frequency for each pair, an angle for each position and pair, then cosine and sine.",
+        "There are three steps: one frequency for each pair, an angle for each position and pair, then cosine and sine.",
         "The frequencies are base ** (-2 i / head_dim) for i = 0 … head_dim / 2 - 1, in float32. Position times "
-        "frequency is the angle. Lay the angles twice end to end: both partners of a pair need the same.",
-        "pairs = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)   # this is 2 i\n"
-        "angles = positions as [B, 1, T, 1], in float32, times base ** (-pairs / head_dim)\n"
+        "frequency is the angle. Lay the angles twice, end to end, because both partners of a pair need the same one.",
+        "pairs = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=positions.device)   # this is 2 i\n"
+        "angles = positions[:, None, :, None].float() * …       # [B, 1, T, head_dim / 2]\n"
         "angles = torch.cat([angles, angles], dim=-1)\n"
         "return angles.cos(), angles.sin()",
     ),
     reference=RotaryEmbedding,
     cases=lambda: [
-        Case(torch.tensor([[0, 1, 2]]), 4, 100.0, note="positions 0, 1 and 2, head_dim 4, base 100"),
-        Case(torch.tensor([[5, 0, 3], [1, 2, 300]]), 8, 10_000.0, note="two rows of positions that do not start at 0"),
-        Case(torch.tensor([[7]]), 2, 10.0, note="one pair, one position"),
+        Case(torch.tensor([[0, 1, 2]]), 4, 60.0, note="positions 0, 1 and 2, head_dim 4, base 60"),
+        Case(torch.tensor([[5, 0, 3], [1, 2, 40]]), 6, 700.0, note="two rows of positions that do not start at 0"),
+        Case(torch.tensor([[7]], dtype=torch.int32), 2, 12.0, note="one pair, one position (int32)"),
     ],
     axes={"cos": "batch heads length head_dim", "sin": "batch heads length head_dim"},
     call=run_angles,
+    tolerance=3e-5,
 )
 
 
 @ANGLES.property("position 0 is not turned")
 def _(cls) -> None:
     cos, sin = cls(8, 100.0)(torch.tensor([[0]]))
-    expect(bool((cos == 1).all() and (sin == 0).all()), "At position 0 every angle is 0: cosine 1, sine 0.")
+    still = torch.allclose(cos, torch.ones(1), atol=1e-5) and torch.allclose(sin, torch.zeros(1), atol=1e-5)
+    expect(still, "At position 0 every angle is 0: cosine 1, sine 0.")
+
+
+@ANGLES.property("it has no weights, so that shipped weights fit")
+def _(cls) -> None:
+    rotary = cls(6, 90.0)
+    learned = [name for name, _ in rotary.named_parameters()] if isinstance(rotary, nn.Module) else []
+    expect(not learned, f"{', '.join(learned)} is a Parameter, so training would change it. The frequencies are fixed.")
+    names = list(rotary.state_dict())
+    expect(not names, f"It stores {', '.join(names)}. The angles are computed; a file of weights does not hold them.")
 
 
 @ANGLES.property("it stays exact in a model of bfloat16")
 def _(cls) -> None:
     positions = torch.tensor([[256, 257]])
-    cos, sin = cls(8, 10_000.0).to(torch.bfloat16)(positions)
-    right = RotaryEmbedding(8, 10_000.0)(positions)
-    same = torch.allclose(cos.float(), right[0], atol=1e-4) and torch.allclose(sin.float(), right[1], atol=1e-4)
+    cos, sin = cls(6, 90.0).to(torch.bfloat16)(positions)
+    right = RotaryEmbedding(6, 90.0)(positions)
+    same = torch.allclose(cos.float(), right[0], atol=1e-3) and torch.allclose(sin.float(), right[1], atol=1e-3)
     expect(
         same,
         "Once the model is in bfloat16 the angles are wrong: bfloat16 has 8 bits, so position 257 becomes 256, and a "
         "buffer of frequencies gets rounded. Compute them in forward, in float32.",
     )
-
-
-@ANGLES.property("it has no weights, so that shipped weights fit")
-def _(cls) -> None:
-    names = list(cls(8, 100.0).state_dict())
-    expect(not names, f"It stores {', '.join(names)}. The angles are computed; a file of weights does not hold them.")
 
 
 class _Angles(nn.Module):
@@ -92,7 +99,7 @@ class _Angles(nn.Module):
 
 
 @ANGLES.mistake(
-    "Each angle stands next to its double: a b -> a a b b. That is the layout of interleaved pairs. Here number i is "
+    "Each angle is next to its double: a b -> a a b b. That is the layout of interleaved pairs. Here number i is "
     "the partner of number i + head_dim / 2: a b -> a b a b."
 )
 class _(_Angles):
@@ -141,6 +148,14 @@ class _(_Angles):
         return angles
 
 
+@ANGLES.mistake("Each number of the vector turns by an angle of its own, half as far apart as those of the pairs should be.")
+class _(_Angles):
+    share, step = 1, 1
+
+    def twice(self, angles: Tensor) -> Tensor:
+        return angles
+
+
 @ANGLES.mistake("Sine and cosine are swapped: return the cosine first.")
 class _(_Angles):
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,8 +164,8 @@ class _(_Angles):
 
 
 @ANGLES.mistake(
-    "You count 0, 1, 2 … yourself. The positions are given, and they need not start at 0: think of padding, or of a "
-    "sentence that goes on."
+    "You count 0, 1, 2 … yourself. The positions are given, and they need not start at 0: padding in front, or a "
+    "sequence that goes on, moves them."
 )
 class _(_Angles):
     def positions(self, given: Tensor) -> Tensor:
@@ -173,6 +188,66 @@ class _(_Angles):
         return cos[:, 0], sin[:, 0]
 
 
+def _wrong_frequencies(sentence: str, frequencies: Callable[[int, float], Tensor]) -> None:
+    class Wrong(_Angles):
+        def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+            angles = positions[:, None, :, None].float() * frequencies(self.head_dim, self.base)
+            angles = torch.cat([angles, angles], dim=-1)
+            return angles.cos(), angles.sin()
+
+    ANGLES.mistake(sentence)(Wrong)
+
+
+def _of(head_dim: int, base: float) -> Tensor:
+    return base ** (-torch.arange(0, head_dim, 2).float() / head_dim)
+
+
+_wrong_frequencies("The base is built in as 10,000. Use self.base: SmolLM2's is another.", lambda d, b: _of(d, 10_000.0))
+_wrong_frequencies("The base is built in as 100,000. Use self.base.", lambda d, b: _of(d, 100_000.0))
+_wrong_frequencies(
+    "The last pair turns by exactly 1 / base, so the exponents run down to 1 / base. They end before it: "
+    "-2 i / head_dim with i up to head_dim / 2 - 1.",
+    lambda d, b: b ** -torch.linspace(0, 1, d // 2),
+)
+_wrong_frequencies(
+    "The first pair does not turn by one radian: i begins at 0, where the exponent is 0.",
+    lambda d, b: b ** (-torch.arange(2, d + 2, 2).float() / d),
+)
+_wrong_frequencies(
+    "There is a factor of 2 pi too many: the frequencies are radians for a step already.",
+    lambda d, b: 2 * torch.pi * _of(d, b),
+)
+_wrong_frequencies(
+    "The angles are in degrees. cos and sin read radians, which the frequencies are.", lambda d, b: _of(d, b).rad2deg()
+)
+
+
+@ANGLES.mistake("The positions begin at 1. They are given: position 0 is turned by nothing.")
+class _(_Angles):
+    def positions(self, given: Tensor) -> Tensor:
+        return given + 1
+
+
+@ANGLES.mistake("Everything is turned by one step too few: use the positions as they are given.")
+class _(_Angles):
+    def positions(self, given: Tensor) -> Tensor:
+        return given - 1
+
+
+@ANGLES.mistake("The axis for the heads stands behind the positions: [B, T, 1, head_dim]. It comes before them.")
+class _(_Angles):
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = super().forward(positions)
+        return cos.transpose(1, 2), sin.transpose(1, 2)
+
+
+@ANGLES.mistake("The numbers are right, but of another type: return float32, whatever you compute in.")
+class _(_Angles):
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = RotaryEmbedding(self.head_dim, self.base)(positions)
+        return cos.double(), sin.double()
+
+
 @ANGLES.part
 def _(code, learner) -> None:
     code.language_model.RotaryEmbedding = learner
@@ -181,9 +256,9 @@ def _(code, learner) -> None:
 # -- rope.apply --------------------------------------------------------------------------------------------------------
 
 
-def turns(length: int, head_dim: int, base: float = 100.0, batch: int = 1) -> tuple[Tensor, Tensor]:
-    """cos and sin of the positions 0, 1, 2 …"""
-    return RotaryEmbedding(head_dim, base)(torch.arange(length).expand(batch, length))
+def turns(length: int, head_dim: int, base: float = 60.0, batch: int = 1) -> tuple[Tensor, Tensor]:
+    """cos and sin of the positions 0, 1, 2 …, and in each further row 4 more."""
+    return RotaryEmbedding(head_dim, base)(torch.arange(length) + 4 * torch.arange(batch)[:, None])
 
 
 APPLY = Exercise(
@@ -192,14 +267,14 @@ APPLY = Exercise(
     title="Turn queries and keys",
     difficulty=2,
     minutes=10,
-    why="It puts the position into queries and keys in such a way that their product depends only on how far apart two "
-    "tokens are. Pair the numbers in the other way that is in use, and somebody's weights turn into noise.",
+    why="The rotation makes the product of a query and a key depend on how far apart two tokens are, and not on where "
+    "they are. With the other pairing that is in use, trained weights give wrong answers, and no shape tells.",
     hints=(
         "Turning (a, b) by an angle gives (a cos - b sin, b cos + a sin). Write the whole vector as two terms: one "
         "with cos, one with sin.",
         "Number i and number i + head_dim / 2 are a pair. So cut the vector in two halves, a and b. The term with sin "
-        "needs -b where a stands, and a where b stands.",
-        "a, b = x.chunk(2, dim=-1)\nturned = torch.cat([-b, a], dim=-1)\nreturn x * cos + turned * sin, in x's dtype",
+        "needs -b in the place of a, and a in the place of b.",
+        "a, b = x.chunk(2, dim=-1)\nturned = torch.cat(…, dim=-1)\nreturn x * cos + turned * sin, with both in x's dtype",
     ),
     reference=apply_rope,
     cases=lambda: [
@@ -229,6 +304,12 @@ def _(rope) -> None:
     steps = [scores.diagonal(offset) for offset in range(-8, 9)]
     same = all(torch.allclose(step, step[:1].expand_as(step), atol=1e-4) for step in steps)
     expect(same, "The same q and k, two tokens apart, give another product at another place in the text.")
+
+
+@APPLY.property("gradients reach x")
+def _(rope) -> None:
+    angles = turns(4, 6)
+    expect_gradients(lambda turn, x: turn(x, *angles), rope, apply_rope, noise(1, 2, 4, 6))
 
 
 @APPLY.property("bfloat16 in, bfloat16 out")
@@ -286,6 +367,43 @@ def _(x, cos, sin):
 def _(x, cos, sin):
     a, b = x.chunk(2, dim=-1)
     return x * sin + torch.cat([-b, a], dim=-1) * cos
+
+
+def _with(cos: Callable[[Tensor], Tensor]):
+    """The right rotation with other angles."""
+    return lambda x, c, s: apply_rope(x, cos(c), cos(s))
+
+
+APPLY.mistake("All rows are turned by the first row's angles. Rows can begin at different positions: leave the batch axis.")(
+    _with(lambda t: t[:1])
+)
+APPLY.mistake("All tokens are turned by the angles of one position, the first.")(_with(lambda t: t[:, :, :1]))
+APPLY.mistake("All tokens are turned by the angles of one position, the last.")(_with(lambda t: t[:, :, -1:]))
+APPLY.mistake("The sine is not used: this scales the numbers and turns nothing.")(lambda x, cos, sin: x * cos)
+APPLY.mistake("The cosine is not used: the vector's own share, x * cos, is missing.")(
+    lambda x, cos, sin: apply_rope(x, 0 * cos, sin)
+)
+APPLY.mistake("This returns x as it came: nothing has been turned.")(lambda x, cos, sin: x.clone())
+APPLY.mistake("Only one number of each pair is turned. The second, b, becomes b cos + a sin.")(
+    lambda x, cos, sin: torch.cat([apply_rope(x, cos, sin).chunk(2, dim=-1)[0], x.chunk(2, dim=-1)[1]], dim=-1)
+)
+APPLY.mistake("The partner is found with torch.roll by 1, which runs round by one number. It is half a vector away.")(
+    lambda x, cos, sin: x * cos + x.roll(1, -1) * sin
+)
+APPLY.mistake("The partner is found by reading backwards along the vector. It is half a vector away, in the same order.")(
+    lambda x, cos, sin: x * cos + x.flip(-1) * sin
+)
+APPLY.mistake("The last two axes are transposed: the result is [batch, num_heads, head_dim, length].")(
+    lambda x, cos, sin: apply_rope(x, cos, sin).mT
+)
+
+
+@APPLY.mistake("b is turned with an a that has already been turned. Keep the old a, or compute both before you store one.")
+def _(x, cos, sin):
+    a, b = x.chunk(2, dim=-1)
+    c, s = (t[..., : a.shape[-1]] for t in (cos, sin))
+    a = a * c - b * s
+    return torch.cat([a, b * c + a * s], dim=-1)
 
 
 @APPLY.part

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from itertools import groupby
 
 from nanovlm.course.judge.exercise import Case, Exercise, expect
@@ -29,12 +30,12 @@ PLACEHOLDERS = Exercise(
     title="A place for each image token",
     difficulty=1,
     minutes=6,
-    why="The model puts image tokens exactly where it finds this id. One place too few, and it refuses the batch; a "
-    "place elsewhere, and the question is read before the picture.",
+    why="The model puts image tokens exactly where it finds this id. With one placeholder too few it refuses the batch, and "
+    "with placeholders elsewhere the question is read before the picture.",
     hints=(
-        "Walk along the ids. All but the image tokens go on as they are.",
-        "Build a new list: where the id is the image token's, add it num_image_tokens times, else once.",
-        "for token in ids:\n    out += [token] * (how often?)",
+        "Walk along the ids. All but the placeholders are copied as they are.",
+        "Build a new list: where the id is image_token_id, append it num_image_tokens times, otherwise once.",
+        "for token in ids:\n    out += [token] * (… if … else 1)",
     ),
     reference=expand,
     cases=lambda: [
@@ -51,7 +52,7 @@ PLACEHOLDERS = Exercise(
 def _(learner) -> None:
     ids = [2, 4, 90, 91, 4, 92, 3]
     text = [token for token in learner(list(ids), 4, 5) if token != 4]
-    expect(text == [2, 90, 91, 92, 3], f"Without its placeholders the line holds {text} instead of [2, 90, 91, 92, 3].")
+    expect(text == [2, 90, 91, 92, 3], f"Without its placeholders the sequence holds {text} instead of [2, 90, 91, 92, 3].")
 
 
 @PLACEHOLDERS.mistake("The picture's own token stays and num_image_tokens more follow: one place too many.")
@@ -111,6 +112,25 @@ def _(ids, image_token_id, num_image_tokens):
     return expand(ids, 4, num_image_tokens)
 
 
+def _placeholders(sentence: str, make) -> None:
+    PLACEHOLDERS.mistake(sentence)(make)
+
+
+def _moved(ids: list[int], image: int, n: int, at: int) -> list[int]:
+    others = [token for token in ids if token != image]
+    return others[:at] + [image] * (n * ids.count(image)) + others[at:]
+
+
+_placeholders("Each picture gets one place too few: num_image_tokens places, the one that is there included.", lambda i, t, n: expand(i, t, n - 1))
+_placeholders("The places have moved to the end, behind the question. They belong where the picture was.", lambda i, t, n: _moved(i, t, n, len(i)))
+_placeholders("The places are always put at the second place. A picture can be anywhere in the text.", lambda i, t, n: _moved(i, t, n, 1))
+_placeholders("Every token is repeated. Only the placeholder is.", lambda i, t, n: [token for token in i for _ in range(n)])
+_placeholders("The number 16 is built in: use num_image_tokens.", lambda i, t, n: expand(i, t, 16))
+_placeholders("The placeholders are removed instead of repeated.", lambda i, t, n: expand(i, t, 0))
+_placeholders("The new places hold 0. Every one of them holds image_token_id, by which the model finds it.", lambda i, t, n: [x for token in i for x in ([t] + [0] * (n - 1) if token == t else [token])])
+_placeholders("The new places count up from image_token_id. Every one holds the same id.", lambda i, t, n: [x for token in i for x in (range(t, t + n) if token == t else [token])])
+
+
 # -- text.safe_user_text -----------------------------------------------------------------------------------------------
 
 
@@ -146,14 +166,14 @@ SAFE = Exercise(
     title="User text stays text",
     difficulty=2,
     minutes=10,
-    why="Whoever can type a special token can end your assistant's turn, speak in its name, or claim a picture that is "
-    "not there and stop the server. It is SQL injection once more, with the same cure: never mix code and data.",
+    why="Somebody who can type a special token can end the assistant's turn, speak in its name, or claim a picture that is "
+    "not there and stop the server. The cure is that of SQL injection: never mix code and data.",
     hints=(
-        "Where do special tokens come from, and where does text come from? Keep the two apart from the start, and "
-        "nothing needs to be searched or removed.",
+        "Where do special tokens come from, and where does text come from? If you keep the two apart from the start, "
+        "nothing needs to be searched for or removed.",
         "Do not build a string. For each message: the id of its role out of the table, then what encode makes of the "
         "content, then for an answer the id of the end token.",
-        'ids.append(special["<|" + role + "|>"])\nids += encode(content)\nfor the assistant: also the id of <|end|>',
+        'for message in messages:\n    ids.append(special[…])\n    ids += …          # the content\n    for the assistant: also the id of <|end|>',
     ),
     reference=safe_ids,
     cases=lambda: [
@@ -172,7 +192,8 @@ SAFE = Exercise(
         Case(
             [say("user", "hi"), say("assistant", "ho")], OTHER, encode_other, note="another tokenizer, with other ids"
         ),
-        Case([say("system", "Be brief."), say("user", "hi")], SPECIAL, encode_bytes, note="a system message"),
+        Case([say("system", "Be <|end|> brief."), say("user", "hi")], SPECIAL, encode_bytes, note="a system message"),
+        Case([say("user", ""), say("assistant", " A & b\n")], SPECIAL, encode_bytes, note="an empty question, spaces, &"),
     ],
 )
 
@@ -247,7 +268,7 @@ def _(messages, special, encode):
     return encode(rendered(messages))
 
 
-@SAFE.mistake("Every message ends with <|end|>. As in 5.2, only answers do.")
+@SAFE.mistake("Every message ends with <|end|>. As in 5.4, only answers do.")
 def _(messages, special, encode):
     ids = []
     for m in messages:
@@ -255,7 +276,7 @@ def _(messages, special, encode):
     return ids
 
 
-@SAFE.mistake("No answer ends. As in 5.2, the id of <|end|> stands behind each.")
+@SAFE.mistake("No answer ends. As in 5.4, the id of <|end|> stands behind each.")
 def _(messages, special, encode):
     return [token for token in safe_ids(messages, special, encode) if token != special["<|end|>"]]
 
@@ -295,3 +316,34 @@ def _(messages, special, encode):
 @SAFE.mistake("The numbers of the bytes are built in. Other tokenizers have others: leave the content to encode.")
 def _(messages, special, encode):
     return safe_ids(messages, special, encode_bytes)
+
+
+def _content(sentence: str, change) -> None:
+    """The right way, with a text that was changed first."""
+    SAFE.mistake(sentence)(lambda ms, special, encode: safe_ids([say(m["role"], change(m["content"])) for m in ms], special, encode))
+
+
+_content("A space is put into the spelling (<| becomes < |). The text has to come back as it was typed.", lambda t: t.replace("<|", "< |"))
+_content("You escape the text as for HTML. The text has to come back as it was typed.", html.escape)
+_content("You strip the text. The white space is the user's: leave it.", str.strip)
+_content("The text is changed to lower case. It has to come back as it was typed.", str.lower)
+_content("Every | is dropped. The text has to come back as it was typed.", lambda t: t.replace("|", ""))
+
+
+@SAFE.mistake("Messages with an empty content are left out. Write their tokens as well.")
+def _(messages, special, encode):
+    return safe_ids([m for m in messages if m["content"]], special, encode)
+
+
+def _unsafe_for(role: str, sentence: str) -> None:
+    @SAFE.mistake(sentence)
+    def _(messages, special, encode):
+        return [
+            token
+            for m in messages
+            for token in (by_spelling(rendered([m]), special, encode) if m["role"] == role else safe_ids([m], special, encode))
+        ]
+
+
+_unsafe_for("system", "The system text is searched for special tokens. It may come from a configuration or a user: it is text as well.")
+_unsafe_for("user", "Answers are safe, questions are not: here the user's text is searched for special tokens.")

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nanovlm.course.judge.exercise import Case, Exercise, expect
 from nanovlm.course.exercises.ch05.text import ASSISTANT, END, IMAGE, SYSTEM, USER
+from nanovlm.course.exercises.common import caught
 
 IGNORE = -100
 
@@ -52,15 +53,15 @@ BUILD = Exercise(
     title="Which tokens are learned?",
     difficulty=2,
     minutes=10,
-    why="The loss is a mean over supervised tokens and nothing else. Leave out the end token, and the model never "
-    "stops; leave in the questions, and half of what it learns is to ask them.",
+    why="The loss is the mean over the supervised tokens. Without the end token the model never learns to stop, and with "
+    "the questions among them, a large part of the loss is about asking instead of answering.",
     hints=(
-        "Read the line from left to right, as a person would, and keep in mind whether an answer is going on.",
+        "Read the sequence from left to right, and remember whether you are inside an answer.",
         "One flag is enough. The assistant's token switches it on, for the tokens behind it; the end token switches it "
-        "off, and is itself still learned.",
-        "for token in ids:\n"
-        "    labels.append(token if in_answer else -100)\n"
-        "    then look at token: does an answer begin behind it, or end with it?",
+        "off, and is itself still supervised.",
+        "in_answer = False\nfor token in ids:\n"
+        "    labels.append(… if … else -100)\n"
+        "    then change in_answer: does an answer begin after this token, or end with it?",
     ),
     reference=labels_of,
     cases=lambda: [
@@ -68,7 +69,7 @@ BUILD = Exercise(
         Case([*TURN, USER, 43, ASSISTANT, 96, END], ASSISTANT, END, note="two turns"),
         Case([SYSTEM, 50, *TURN[:-2]], ASSISTANT, END, note="a system message, and an answer that is cut off"),
         Case([USER, 93, 42, ASSISTANT], ASSISTANT, END, note="a prompt: no answer yet"),
-        Case([7, 20, 21, 8, 22, 0, 7, 23, 8, 0], 8, 0, note="another tokenizer: assistant 8, end 0"),
+        Case([7, 20, 4, 8, 22, 0, 7, 23, 8, 24, 0], 8, 0, note="another tokenizer: assistant 8, end 0"),
     ],
 )
 
@@ -132,6 +133,80 @@ def _(ids, assistant_id, end_id):
     return [*labels_of(ids, assistant_id, end_id)[1:], IGNORE]
 
 
+def _wrong_labels(sentence: str, change) -> None:
+    """change(ids, the right labels, assistant_id, end_id) -> wrong labels"""
+    BUILD.mistake(sentence)(lambda ids, a, e: change(ids, labels_of(ids, a, e), a, e))
+
+
+_wrong_labels("The image tokens are supervised as well. They are no words that the model could write.", lambda ids, labels, a, e: [t if t == IMAGE else x for t, x in zip(ids, labels, strict=True)])
+_wrong_labels("It is the other way round: the questions are supervised, and the answers are not.", lambda ids, labels, a, e: [t if x == IGNORE else IGNORE for t, x in zip(ids, labels, strict=True)])
+_wrong_labels("All text is supervised, the question included. Only the answers are the model's part.", lambda ids, labels, a, e: [IGNORE if t in (USER, ASSISTANT, IMAGE, SYSTEM, a) else t for t in ids])
+_wrong_labels("Unsupervised places hold -1. The loss leaves out -100 and nothing else.", lambda ids, labels, a, e: [-1 if x == IGNORE else x for x in labels])
+_wrong_labels("Unsupervised places hold None. The loss leaves out -100, a number.", lambda ids, labels, a, e: [None if x == IGNORE else x for x in labels])
+_wrong_labels("The labels are shifted to the right: each belongs to its own token.", lambda ids, labels, a, e: [IGNORE, *labels[:-1]])
+_wrong_labels("These are flags, True or False. A label is the token itself, or -100.", lambda ids, labels, a, e: [x != IGNORE for x in labels])
+_wrong_labels("There have to be as many labels as tokens: write -100 where nothing is supervised.", lambda ids, labels, a, e: [x for x in labels if x != IGNORE])
+_wrong_labels("The ids of the special tokens are built in: use assistant_id and end_id.", lambda ids, labels, a, e: labels_of(ids, ASSISTANT, END))
+
+
+# -- text.test_labels --------------------------------------------------------------------------------------------------
+
+PLANTED = {
+    "the end token is left out": lambda ids, a, e: [IGNORE if t == e else x for t, x in zip(ids, labels_of(ids, a, e), strict=True)],
+    "the opening token is supervised": lambda ids, a, e: [t if t == a else x for t, x in zip(ids, labels_of(ids, a, e), strict=True)],
+    "the first answer only": lambda ids, a, e: keep(ids, answers_of(ids, a, e)[0] if a in ids else []),
+    "questions after the first answer are supervised": lambda ids, a, e: keep(ids, range(ids.index(a) + 1, len(ids)) if a in ids else []),
+    "an answer that was cut off is not supervised": lambda ids, a, e: keep(ids, [p for places in answers_of(ids, a, e) if places and ids[places[-1]] == e for p in places]),
+    "shifted already": lambda ids, a, e: [*labels_of(ids, a, e)[1:], IGNORE],
+    "the ids 3 and 1 are built in": lambda ids, a, e: labels_of(ids, 3, 1),
+    "0 in place of -100": lambda ids, a, e: [0 if x == IGNORE else x for x in labels_of(ids, a, e)],
+    "a token with the id 0 is left out": lambda ids, a, e: [x or IGNORE for x in labels_of(ids, a, e)],
+}
+
+
+def test_labels(build) -> None:
+    """Two turns, the second cut off, ids of one's own, and a token with the id 0 in an answer."""
+    assert build([2, 4, 9, 8, 0, 6, 2, 9, 8, 5], 8, 6) == [IGNORE] * 4 + [0, 6] + [IGNORE] * 3 + [5]
+
+
+test_labels.__test__ = False  # type: ignore[attr-defined]  # no test of ours: pytest would call it
+
+TEST_LABELS = Exercise(
+    id="text.test_labels",
+    chapter="05",
+    title="Write the test for the labels",
+    difficulty=2,
+    minutes=10,
+    why="None of these nine mistakes raises an error, and the loss goes down with each of them. One well chosen example "
+    "tells them all.",
+    hints=(
+        "Write down a short conversation as ids, and its labels by hand. What must the conversation contain, so that each "
+        "mistake shows?",
+        "It needs two turns, of which the second is cut off before its end token, an assistant_id and an end_id that are "
+        "not the usual 3 and 1, and an answer with a token whose id is 0.",
+        "assert build([2, 4, 9, 8, 0, 6, 2, 9, 8, 5], 8, 6) == [-100, …]      # 8 opens an answer, 6 ends it",
+    ),
+    reference=test_labels,
+    cases=lambda: [Case(note=f"your test, on a right build_labels and on {len(PLANTED)} wrong ones")],
+    call=lambda test: caught(test, labels_of, PLANTED, "build_labels"),
+)
+
+
+@TEST_LABELS.mistake("Your test looks at lengths alone, or asserts nothing that can fail: it passes with every wrong version.")
+def _(build):
+    assert len(build([2, 4, 3, 1], 3, 1)) == 4
+
+
+@TEST_LABELS.mistake("Your test says True or False. pytest, and everybody else, waits for an AssertionError.")
+def _(build):
+    return True
+
+
+@TEST_LABELS.mistake("Your example has one turn with the usual ids. What gets through shows in a second turn, and in other ids.")
+def _(build):
+    assert build([2, 4, 3, 7, 1], 3, 1) == [IGNORE, IGNORE, IGNORE, 7, 1]
+
+
 # -- text.shift_once ---------------------------------------------------------------------------------------------------
 
 
@@ -151,12 +226,12 @@ SHIFT = Exercise(
     title="Shift once",
     difficulty=1,
     minutes=6,
-    why="At each place the model says what comes next. Never shifted, it learns to repeat what it reads; shifted "
-    "twice, it learns to leave out a word. In both cases the loss goes down nicely.",
+    why="At each place the model predicts the next token. Without a shift it learns to repeat what it reads, and with two "
+    "shifts to leave out a word. In both cases the loss goes down smoothly.",
     hints=(
-        "Write the line of tokens on paper, and below each of them the token that should follow it.",
-        "Everything moves one place to the left, along the length. Nothing follows the last place, so it asks nothing.",
-        "targets = a tensor like labels, full of -100\ntargets[:, all but the last] = labels[:, all but the first]",
+        "Write the sequence of tokens on paper, and below each of them the token that should follow it.",
+        "Everything moves one place to the left, along the length. Nothing follows the last place, so its target is -100.",
+        "targets = torch.full_like(labels, -100)\ntargets[:, …] = labels[:, …]\nreturn targets",
     ),
     reference=shifted,
     cases=lambda: [
@@ -234,6 +309,24 @@ def _(labels):
     return torch.cat([labels[:, 1:], torch.zeros_like(labels[:, :1])], dim=1)
 
 
+SHIFT.mistake("The last place holds -1. Nothing is asked there: -100.")(lambda x: torch.cat([x[:, 1:], torch.full_like(x[:, :1], -1)], 1))
+SHIFT.mistake("The result is one shorter than the labels, and nothing has moved: the last place is cut off.")(lambda x: x[:, :-1])
+SHIFT.mistake("One is added to each label, which makes it the next id. It is the next *place* that counts.")(
+    lambda x: torch.where(x == IGNORE, x, x + 1)
+)
+SHIFT.mistake("A label that has nothing to its right stays where it was. Move all places, -100 too.")(
+    lambda x: torch.where(shifted(x) == IGNORE, x, shifted(x))
+)
+SHIFT.mistake("The targets are float32; labels are whole numbers.")(lambda x: shifted(x).float())
+
+
+@SHIFT.mistake("The labels that were given are changed in place. Make a new tensor: torch.full_like.")
+def _(labels):
+    labels[:, :-1] = labels[:, 1:].clone()
+    labels[:, -1] = IGNORE
+    return labels
+
+
 # -- text.count_supervised ---------------------------------------------------------------------------------------------
 
 
@@ -249,12 +342,12 @@ COUNT = Exercise(
     title="Does this sample teach anything?",
     difficulty=1,
     minutes=5,
-    why="A sample that is cut before its answer has no supervised token. Alone in a batch it makes the loss NaN. "
-    "In chapter 08 the same count makes gradient accumulation exact.",
+    why="A sample that is cut before its answer has no supervised token, and alone in a batch it makes the loss NaN. In "
+    "chapter 08 the same count makes gradient accumulation exact.",
     hints=(
         "A label teaches if it is not -100. Any other number is a token's id, 0 too.",
         "Cut the length first, then compare with -100 and add up along the length: a number for each sample.",
-        "(labels[:, :max_length] != -100) is True where something is learned; sum over dim 1, then .tolist()",
+        "(labels[:, …] != -100) is True where a token is supervised; sum over dim 1, then .tolist()",
     ),
     reference=counts_of,
     cases=lambda: [
@@ -263,6 +356,7 @@ COUNT = Exercise(
         Case(BATCH, 1, note="the same, cut after one token"),
         Case(torch.full((3, 4), IGNORE), 9, note="three samples without an answer, shorter than max_length"),
         Case(random_labels(2, 5), 3, note="plain text"),
+        Case(torch.tensor([[7, 7, 7, IGNORE, 9]]), None, note="one token three times"),
     ],
 )
 
@@ -301,3 +395,33 @@ def _(labels, max_length=None):
 @COUNT.mistake("You keep the end of each sample. Cutting takes tokens away from the end and keeps the beginning.")
 def _(labels, max_length=None):
     return counts_of(labels[:, -(max_length or 0) :])
+
+
+COUNT.mistake("You count the different tokens. A token that is supervised three times counts three times.")(
+    lambda x, max_length=None: [len(set(row[:max_length].tolist()) - {IGNORE}) for row in x]
+)
+COUNT.mistake("Ids are compared with 0, so that -100 counts and the token with the id 0 does not. Compare with -100.")(
+    lambda x, max_length=None: (x[:, :max_length] != 0).sum(1).tolist()
+)
+COUNT.mistake("You add up over the batch, which gives a number for each place. Add up along the length, dim 1.")(
+    lambda x, max_length=None: (x[:, :max_length] != IGNORE).sum(0).tolist()
+)
+COUNT.mistake("The cut comes one token too early: the first max_length tokens are kept.")(
+    lambda x, max_length=None: counts_of(x, None if max_length is None else max_length - 1)
+)
+COUNT.mistake("The cut comes one token too late: the first max_length tokens are kept, and no more.")(
+    lambda x, max_length=None: counts_of(x, None if max_length is None else max_length + 1)
+)
+COUNT.mistake("This is the share of supervised tokens. Return how many there are.")(
+    lambda x, max_length=None: (x[:, :max_length] != IGNORE).float().mean(1).tolist()
+)
+COUNT.mistake("These are True or False. Return how many there are.")(
+    lambda x, max_length=None: (x[:, :max_length] != IGNORE).any(1).tolist()
+)
+COUNT.mistake("This is a tensor; expected a list: .tolist().")(lambda x, max_length=None: torch.tensor(counts_of(x, max_length)))
+COUNT.mistake("A count is a whole number: these are floats.")(
+    lambda x, max_length=None: [float(number) for number in counts_of(x, max_length)]
+)
+COUNT.mistake("The ids are added up. Count the places that are not -100.")(
+    lambda x, max_length=None: x[:, :max_length].clamp(min=0).sum(1).tolist()
+)

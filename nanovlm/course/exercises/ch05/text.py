@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -58,17 +59,17 @@ BPE_STEP = Exercise(
     title="One step of byte-pair encoding",
     difficulty=2,
     minutes=12,
-    why="Repeat this step, and a vocabulary grows out of nothing but counting. The tokenizers of GPT-2 and SmolLM2 "
-    "were made in this way, and so was the pocket model's.",
+    why="Repeating this step builds a vocabulary by counting alone. The tokenizers of GPT-2 and SmolLM2 were made in this "
+    "way, and so was the pocket model's.",
     hints=(
-        "Two jobs, one after the other. First find out which pair of neighbours occurs most often; then walk through "
-        "each word and glue.",
-        "Count the pairs of each word into one dict. max with the counts as key gives the first of equal ones. Gluing "
-        "is a walk with an index: at the pair, write the two joined and go on by two; else copy and go on by one.",
-        "counts = Counter(pair for word in words for pair in pairwise(word))  # from itertools\n"
+        "There are two jobs. First find the pair of neighbours that occurs most often, then walk through each word and "
+        "merge it.",
+        "Count the pairs of all words into one dict. max with the counts as key gives the first of equal ones. Merging is "
+        "a walk with an index: at the pair, append the two joined and go on by two; otherwise copy one and go on by one.",
+        "counts = Counter(pair for word in words for pair in …)\n"
         "best = max(counts, key=counts.get, default=None)\n"
         "for each word: i = 0; while i < len(word):\n"
-        "    if (word[i], word[i + 1]) is the best pair (mind the end of the word): append both joined, i += 2\n"
+        "    if tuple(word[i : i + 2]) == best: append both joined, i += …\n"
         "    else: append word[i], i += 1",
     ),
     reference=step,
@@ -82,6 +83,8 @@ BPE_STEP = Exercise(
         Case(
             [list("hi"), list("lo"), list("lo"), list("lo"), list("hit")], note="lo three times, hi and hit once each"
         ),
+        Case([list("xyxyxy"), list("pq"), list("pq")], note="x y three times in one word, p q once in each of two"),
+        Case([list("er"), list("re"), list("re"), list("er"), list("ab"), list("ab"), list("ab")], note="e r and r e"),
         Case([["red"], ["a"]], note="nothing left to merge"),
     ],
 )
@@ -110,8 +113,8 @@ def _(words):
 
 
 @BPE_STEP.mistake(
-    "Each different word counts once here. A word that occurs three times counts three times: that is what frequent "
-    "means."
+    "Here each different word counts once. A word that occurs three times counts three times, since its pairs are that "
+    "frequent in the text."
 )
 def _(words):
     counts = count([list(word) for word in dict.fromkeys(map(tuple, words))])
@@ -188,6 +191,69 @@ def _(words):
     return [replace(word, best) for word in words]
 
 
+@BPE_STEP.mistake(
+    "A pair counts once for each word (set or dict.fromkeys), however often the word holds it. Count every place."
+)
+def _(words):
+    counts = Counter(pair for word in words for pair in dict.fromkeys(pairwise(word)))
+    return [replace(word, max(counts, key=counts.__getitem__, default=None)) for word in words]
+
+
+@BPE_STEP.mistake("The order of the two tokens of a pair is ignored in counting: e r and r e are different pairs.")
+def _(words):
+    counts = Counter(tuple(sorted(pair)) for word in words for pair in pairwise(word))
+    return [replace(word, max(counts, key=counts.__getitem__, default=None)) for word in words]
+
+
+@BPE_STEP.mistake("You merge the least frequent pair (min). The most frequent one is merged.")
+def _(words):
+    counts = count(words)
+    return [replace(word, min(counts, key=counts.__getitem__, default=None)) for word in words]
+
+
+@BPE_STEP.mistake("Where no pair is left, max raises. Return the words as they are: max(…, default=None).")
+def _(words):
+    counts = count(words)
+    return [replace(word, max(counts, key=counts.__getitem__)) for word in words]
+
+
+@BPE_STEP.mistake("The second token of the merged pair stays as well: go on by two places after a merge.")
+def _(words):
+    best = max(counts, key=counts.__getitem__, default=None) if (counts := count(words)) else None
+    return [
+        [token + word[i + 1] if tuple(word[i : i + 2]) == best else token for i, token in enumerate(word)]
+        for word in words
+    ]
+
+
+@BPE_STEP.mistake("Only the last place in each word is merged. Merge every one, from left to right.")
+def _(words):
+    counts = count(words)
+    best = max(counts, key=counts.__getitem__, default=None)
+    out = []
+    for word in words:
+        at = next((i for i in reversed(range(len(word) - 1)) if (word[i], word[i + 1]) == best), None)
+        out.append(word if at is None else [*word[:at], word[at] + word[at + 1], *word[at + 2 :]])
+    return out
+
+
+@BPE_STEP.mistake("You merge from the right. From left to right, a a a becomes aa a.")
+def _(words):
+    counts = count(words)
+    best = max(counts, key=counts.__getitem__, default=None)
+    if best is None:
+        return words
+    back = (best[1][::-1], best[0][::-1])
+    return [[t[::-1] for t in replace([t[::-1] for t in word[::-1]], back)][::-1] for word in words]
+
+
+@BPE_STEP.mistake("The words without the pair are missing from the result. They come back as they were.")
+def _(words):
+    counts = count(words)
+    best = max(counts, key=counts.__getitem__, default=None)
+    return [replace(word, best) for word in words if best in pairwise(word)]
+
+
 @BPE_STEP.mistake("It merges until nothing is left to merge. One call is one step: one pair.")
 def _(words):
     while count(words):
@@ -215,14 +281,14 @@ RENDER = Exercise(
     title="The chat template by hand",
     difficulty=1,
     minutes=8,
-    why="A model has only seen conversations in one spelling. One newline more than in training, and the pocket model "
-    "gets nearly every question wrong.",
+    why="A model has seen conversations in one form only. With one newline more than in training, the pocket model gets "
+    "more than nine of ten questions wrong.",
     hints=(
         "Read the example from left to right: which parts come from the messages, and which are always there?",
-        "Each message is the token of its role, then its content as it is. Only an answer gets an end token: nobody "
-        "needs to be told that a question is over.",
-        'for message in messages: text += "<|" + role + "|>" + content, and "<|end|>" behind an assistant\'s\n'
-        'behind the loop: "<|assistant|>" if add_generation_prompt',
+        "Each message is the token of its role and then its content, unchanged. Only an answer gets an end token, because "
+        "the model has to learn where its own answers end.",
+        'for message in messages:\n    text += f"<|{…}|>{…}"\n    if …: text += "<|end|>"\n'
+        'after the loop: add "<|assistant|>" if add_generation_prompt',
     ),
     reference=rendered,
     cases=lambda: [
@@ -234,6 +300,9 @@ RENDER = Exercise(
         ),
         Case([say("user", " two  spaces \n"), say("assistant", " yes ")], note="spaces and a newline in the content"),
         Case([*TALK, say("user", "And the blue one?")], True, note="a second question to be answered now"),
+        Case([say("user", ""), say("assistant", "")], note="an empty question and an empty answer"),
+        Case([say("system", " a & b \n"), say("user", "1 < 2?")], note="signs that HTML would escape"),
+        Case([say("user", "Hello")], note="a question alone, without add_generation_prompt"),
     ],
 )
 
@@ -273,6 +342,11 @@ def _(messages, add_generation_prompt=False):
     return "\n".join(parts)
 
 
+@RENDER.mistake("A newline stands between the messages (but not before the prompt's <|assistant|>). This template has none.")
+def _(messages, add_generation_prompt=False):
+    return "\n".join(rendered([m]) for m in messages) + "<|assistant|>" * add_generation_prompt
+
+
 @RENDER.mistake("A space stands between the role's token and the content. For the tokenizer that is other text.")
 def _(messages, add_generation_prompt=False):
     return rendered([say(m["role"], " " + m["content"]) for m in messages], add_generation_prompt)
@@ -283,7 +357,7 @@ def _(messages, add_generation_prompt=False):
     return rendered(messages)
 
 
-@RENDER.mistake("The token <|assistant|> always stands at the end, even if the last answer is already there.")
+@RENDER.mistake("The token <|assistant|> always stands at the end, also where add_generation_prompt is False.")
 def _(messages, add_generation_prompt=False):
     return rendered(messages, True)
 
@@ -307,3 +381,148 @@ def _(messages, add_generation_prompt=False):
 @RENDER.mistake("You strip the content. The white space is the user's; leave the text as it is.")
 def _(messages, add_generation_prompt=False):
     return rendered([say(m["role"], m["content"].strip()) for m in messages], add_generation_prompt)
+
+
+def _forms(sentence: str, ask: str = "<|assistant|>", when=lambda messages, on: on, **forms: str) -> None:
+    """A wrong version from a form for each role."""
+    whole = {"user": "<|user|>{}", "system": "<|system|>{}", "assistant": "<|assistant|>{}<|end|>"} | forms
+
+    @RENDER.mistake(sentence)
+    def _(messages, add_generation_prompt=False):
+        text = "".join(whole[m["role"]].format(m["content"]) for m in messages)
+        return text + ask * when(messages, add_generation_prompt)
+
+
+_forms("Questions end with <|end|>. In this template only answers do.", user="<|user|>{}<|end|>")
+_forms(
+    "A newline stands behind each role's token, as in ChatML. This template has none.",
+    user="<|user|>\n{}",
+    system="<|system|>\n{}",
+    assistant="<|assistant|>\n{}<|end|>",
+)
+_forms(
+    "This is the form of ChatML (<|im_start|>). The pocket model was trained on another one: see the example.",
+    ask="<|im_start|>assistant\n",
+    user="<|im_start|>user\n{}<|im_end|>\n",
+    system="<|im_start|>system\n{}<|im_end|>\n",
+    assistant="<|im_start|>assistant\n{}<|im_end|>\n",
+)
+_forms("The flag is used the wrong way round: <|assistant|> comes where nobody asked for a prompt.", when=lambda ms, on: not on)
+_forms(
+    "<|assistant|> follows wherever the last message is a question, though nobody asked for a prompt. The flag decides.",
+    when=lambda ms, on: ms[-1]["role"] == "user",
+)
+_forms("The prompt ends with <|user|>. The model's turn begins with <|assistant|>.", ask="<|user|>")
+_forms("The system message is left out.", system="")
+_forms("The system message is rendered as a question: its token is <|system|>.", system="<|user|>{}")
+
+
+@RENDER.mistake("You strip the system message. Leave every text as it is.")
+def _(messages, add_generation_prompt=False):
+    messages = [say(m["role"], m["content"].strip()) if m["role"] == "system" else m for m in messages]
+    return rendered(messages, add_generation_prompt)
+
+
+@RENDER.mistake("Messages with an empty content are left out. An empty question is a question: write its token.")
+def _(messages, add_generation_prompt=False):
+    return rendered([m for m in messages if m["content"]], add_generation_prompt)
+
+
+@RENDER.mistake("You escape signs as for HTML (&lt;). Leave the text as it is.")
+def _(messages, add_generation_prompt=False):
+    return rendered([say(m["role"], html.escape(m["content"])) for m in messages], add_generation_prompt)
+
+
+@RENDER.mistake("It takes a conversation to be two messages, a question and an answer. There can be any number, of any role.")
+def _(messages, add_generation_prompt=False):
+    question = "<|user|>" + messages[0]["content"] + "<|assistant|>"
+    return question + messages[1]["content"] + "<|end|>" if len(messages) > 1 else question
+
+
+@RENDER.mistake("These are the parts in a list; expected a string. Join them.")
+def _(messages, add_generation_prompt=False):
+    return ["<|" + m["role"] + "|>" + m["content"] for m in messages]
+
+
+# -- text.split_digits -------------------------------------------------------------------------------------------------
+
+PIECE = re.compile(r" ?[^\W\d_]+| ?\d| ?[^\w\s]| ?_|\s")
+
+
+def split_digits(text: str) -> list[str]:
+    return PIECE.findall(text)
+
+
+DIGITS = Exercise(
+    id="text.split_digits",
+    chapter="05",
+    title="A pre-tokenizer that keeps digits apart",
+    difficulty=2,
+    minutes=10,
+    why="If 705 is one token, 706 is another one that has nothing in common with it. Small models read and compute numbers "
+    "better digit by digit, which is why SmolLM2's tokenizer splits them.",
+    hints=(
+        "Describe one piece at a time: a run of letters, one digit, or one mark, each with at most one space before it.",
+        "re.findall with alternatives: an optional space and letters; an optional space and one digit; an optional space "
+        "and one other character; and white space that is left over. In Python [^\\W\\d_] is a letter of any script.",
+        're.findall(r" ?[^\\W\\d_]+| ?…| ?[^\\w\\s]| ?_|\\s", text)',
+    ),
+    reference=split_digits,
+    cases=lambda: [
+        Case("Is it 705?", note="words, a number and a mark"),
+        Case("1234 and 56,7", note="a longer number, and one with a comma"),
+        Case("Straße 写真 12", note="letters outside a to z"),
+        Case("wait...  what?!", note="marks in a row, and two spaces"),
+        Case("line\nTwo 2", note="a newline"),
+        Case("", note="nothing"),
+    ],
+)
+
+
+@DIGITS.property("the pieces join to the text")
+def _(split) -> None:
+    for text in ("What does the sign say? 705 SIGN", "a  b\n\n9", "x_y = 3.14;  # π"):
+        pieces = split(text)
+        expect("".join(pieces) == text, f"The pieces of {text!r} join to {''.join(pieces)!r}: nothing may be lost.")
+
+
+def _pattern(sentence: str, pattern: str, prepare=lambda text: text) -> None:
+    DIGITS.mistake(sentence)(lambda text: re.findall(pattern, prepare(text)))
+
+
+_LETTER = r"[^\W\d_]"
+_pattern("A number stays whole: match one digit at a time (\\d, not \\d+).", rf" ?{_LETTER}+| ?\d+| ?[^\w\s]|\s")
+_pattern(
+    "A number stays whole, and letters outside a to z are split: one digit at a time (\\d, not \\d+).",
+    r" ?[A-Za-z]+| ?\d+| ?[^\sA-Za-z\d]|\s",
+)
+_pattern("Digits come two at a time: match one.", rf" ?{_LETTER}+| ?\d{{1,2}}| ?[^\w\s]|\s")
+_pattern("Digits come two at a time, and letters outside a to z by themselves.", r" ?[A-Za-z]+| ?\d{1,2}| ?[^\sA-Za-z\d]|\s")
+_pattern("Digits come three at a time: match one.", rf" ?{_LETTER}+| ?\d{{1,3}}| ?[^\w\s]|\s")
+_pattern("Digits come three at a time, and letters outside a to z by themselves.", r" ?[A-Za-z]+| ?\d{1,3}| ?[^\sA-Za-z\d]|\s")
+_pattern("The spaces are lost: a piece keeps the space in front of it, so that the text can be put together again.", rf"{_LETTER}+|\d|[^\w\s]")
+_pattern("The spaces are lost, and so are letters outside a to z.", r"[A-Za-z]+|\d|[^\sA-Za-z\d]")
+DIGITS.mistake("The spaces are lost, and numbers stay whole: split() removes white space.")(lambda text: text.split())
+DIGITS.mistake("The spaces are lost: split(' ') removes them, and it leaves numbers and marks at their words.")(
+    lambda text: text.split(" ")
+)
+_pattern("A piece keeps the space behind it. It is the one in front of it that belongs to a word.", rf"{_LETTER}+ ?|\d ?|[^\w\s] ?|\s")
+_pattern(
+    "A piece keeps the space behind it, not in front of it, and letters outside a to z are by themselves.",
+    r"[A-Za-z]+ ?|\d ?|[^\sA-Za-z\d] ?|\s",
+)
+_pattern("A space is a piece of its own. It belongs to the word behind it, which saves a token for each word.", rf"{_LETTER}+|\d|[^\w\s]|\s")
+_pattern("A space is a piece of its own, and letters outside a to z are too.", r"[A-Za-z]+|\d|[^\sA-Za-z\d]|\s")
+_pattern("Punctuation marks are lost. Every character has to be in some piece.", rf" ?{_LETTER}+| ?\d|\s")
+_pattern("Punctuation marks are lost, and letters outside a to z.", r" ?[A-Za-z]+| ?\d|\s")
+_pattern("Letters outside a to z are lost: a letter of any script is [^\\W\\d_].", r" ?[A-Za-z]+| ?\d| ?[?!.,:;]|\s")
+_pattern(
+    "Letters outside a to z are pieces of their own. A letter of any script is [^\\W\\d_].", r" ?[A-Za-z]+| ?\d| ?[^\sA-Za-z\d]|\s"
+)
+DIGITS.mistake("Words fall apart into characters. Letters that follow each other stay together.")(list)
+_pattern("A mark clings to its word: letters and marks are different pieces.", r" ?[^\s\d]+| ?\d|\s")
+_pattern("The digits are lost.", rf" ?{_LETTER}+| ?[^\w\s]|\s")
+_pattern("The digits are lost, and letters outside a to z are by themselves.", r" ?[A-Za-z]+| ?[^\sA-Za-z\d]|\s")
+_pattern("The text is changed to lower case, so capitals are lost.", r" ?[a-z]+| ?\d| ?[^\sa-z\d]|\s", str.lower)
+_pattern("The text is changed to lower case: the capitals are lost.", rf" ?{_LETTER}+| ?\d| ?[^\w\s]|\s", str.lower)
+_pattern("Marks that follow each other are one piece. Take one at a time.", rf" ?{_LETTER}+| ?\d| ?[^\w\s]+|\s")

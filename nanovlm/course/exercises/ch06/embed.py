@@ -10,11 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanovlm.config import LMConfig, ProjectorConfig, ViTConfig, VLMConfig
-from nanovlm.course.judge.exercise import Case, Exercise
 from nanovlm.course.exercises.ch06.merge import must_refuse
+from nanovlm.course.judge.exercise import Case, Exercise, expect
 from nanovlm.models.vision_language_model import VisionLanguageModel, merge_image_tokens
 
 IMAGE = 4  # the placeholder's id in all cases
+
+
+def _encode(images: Tensor) -> Tensor:
+    expect(
+        len(images) > 0,
+        "The encoder was called without a picture: images is a tensor of length 0 here. A text alone may come with "
+        "None or with an empty tensor; ask for both before you encode.",
+    )
+    return F.avg_pool2d(images[:, :2], 2).flatten(2).transpose(1, 2)
 
 
 def toy(image_token_id: int | None) -> Any:
@@ -30,7 +39,7 @@ def toy(image_token_id: int | None) -> Any:
     numbers = torch.arange(20.0)[:, None].expand(-1, 4).clone()
     return SimpleNamespace(
         config=config,
-        vision_encoder=lambda images: F.avg_pool2d(images[:, :2], 2).flatten(2).transpose(1, 2),
+        vision_encoder=_encode,
         projector=lambda x: x[:, :, :1].expand(-1, -1, 4) + 100,
         decoder=SimpleNamespace(token_embedding=nn.Embedding.from_pretrained(numbers)),
     )
@@ -53,7 +62,12 @@ def run_embed(
     model = toy(image_token_id)
     if refuse:
         return must_refuse(lambda: embed(model, input_ids, images, attention_mask), refuse)
-    return embed(model, input_ids, images, attention_mask)
+    out = embed(model, input_ids, images, attention_mask)
+    if attention_mask is None and isinstance(out, (tuple, list)) and len(out) == 3:
+        expect(
+            out[1] is None, "no mask came in, and one came out. Without a mask there is nothing to grow: return None."
+        )
+    return out
 
 
 NO_IMAGE = (
@@ -79,7 +93,7 @@ EMBED = Exercise(
         "embeddings = self.decoder.token_embedding(input_ids)\n"
         "image_tokens = self.projector(self.vision_encoder(images))\n"
         "placeholders: return merge_image_tokens(…), attention_mask, 0\n"
-        "none: the mask becomes F.pad(attention_mask, (num_image_tokens, 0), value=1)\n"
+        "none: the mask grows by …, if there is a mask\n"
         "      return torch.cat([image_tokens, embeddings], dim=1), the mask, num_image_tokens",
     ),
     reference=VisionLanguageModel.embed,
@@ -98,6 +112,12 @@ EMBED = Exercise(
             torch.tensor([[1] * 10, [1] * 9 + [0]]),
             note="two pictures in one row and one in the other, with a mask",
         ),
+        Case(
+            torch.tensor([[2, 7, 8, 9, 9], [2, *[IMAGE] * 4]]),
+            toy_images(1),
+            None,
+            note="a row without a picture above one with a picture",
+        ),
         Case(torch.tensor([[2, 7, 8]]), None, torch.ones(1, 3, dtype=torch.long), note="no picture: images is None"),
         Case(torch.tensor([[2, 7]]), toy_images(0), None, note="no picture: images holds none"),
         Case(
@@ -106,13 +126,26 @@ EMBED = Exercise(
             None,
             note="a model that has a placeholder, in a text that holds none: in front, and no mask",
         ),
-        Case(
-            WITH_IMAGE, None, None, refuse=NO_IMAGE, note="placeholders, and no picture: this must raise ValueError"
-        ),
+        Case(WITH_IMAGE, None, None, refuse=NO_IMAGE, note="placeholders, and no picture: this must raise ValueError"),
     ],
     axes={"embeddings": "batch sequence dim", "attention_mask": "batch sequence", "num_prefix": ""},
     call=run_embed,
 )
+
+
+@EMBED.property("gradients flow back to the words, to the projector and to the encoder")
+def _(embed) -> None:
+    for token_id, row in ((IMAGE, [2, *[IMAGE] * 4, 7]), (None, [2, 7])):
+        model = toy(token_id)
+        model.decoder.token_embedding.weight.requires_grad_()
+        images = toy_images(1).requires_grad_()  # behind the encoder and the projector
+        x = embed(model, torch.tensor([row]), images, None)[0]
+        expect(x.requires_grad, "The vectors are cut off from where they came from: no gradient can flow.")
+        x.sum().backward()
+        way = "where placeholders hold its places" if token_id else "in front"
+        expect(images.grad is not None and images.grad.any(), f"No gradient reaches the encoder of a picture {way}.")
+        words = model.decoder.token_embedding.weight.grad
+        expect(words is not None and words[7].any(), f"No gradient reaches the words beside a picture {way}.")
 
 
 def _embed(
@@ -129,11 +162,18 @@ def _embed(
     careful=True,
     projects=True,
     may_be_none=True,
+    number=lambda tokens: tokens.shape[1],
+    when_merged=lambda mask, n: (mask, 0),
+    only_row_0=False,
+    front=True,
+    words=True,
+    pictures=True,
 ):
     """embed, with one thing at a time to get wrong."""
     embeddings = self.decoder.token_embedding(ids)
     token_id = self.config.image_token_id
-    has_placeholder = not (may_be_none and token_id is None) and bool((ids == token_id).any())
+    where = ids[:1] if only_row_0 else ids
+    has_placeholder = not (may_be_none and token_id is None) and bool((where == token_id).any())
     if images is None or len(images) == 0:
         if has_placeholder and careful:
             raise ValueError
@@ -142,28 +182,37 @@ def _embed(
     if projects:
         image_tokens = self.projector(image_tokens)
     if has_placeholder and merges:
-        return merge_image_tokens(embeddings, image_tokens, ids == self.config.image_token_id), mask, 0
+        merged = merge_image_tokens(embeddings, image_tokens, ids == self.config.image_token_id)
+        return merged, *when_merged(mask, image_tokens.shape[1])
+    if not front:
+        raise ValueError
     both = [image_tokens, embeddings] if before else [embeddings, image_tokens]
     n = image_tokens.shape[1]
     if mask is not None and pad:
         mask = F.pad(mask, (pad[0] * n, pad[1] * n), value=value)
-    return torch.cat(both, dim=1), mask, n if counts else 0
+    both = [part for part, there in zip(both, (pictures, words), strict=True) if there]
+    return torch.cat(both, dim=1), mask, number(image_tokens) if counts else 0
 
 
 for sentence, wrong in (
     (
-        "The image tokens go in front even where placeholders keep their seats. Look for placeholders.",
+        "The image tokens go in front even where placeholders reserve their places. Look for placeholders.",
         {"merges": False},
     ),
     (
-        "The picture stands behind the text. A decoder looks back only: the question would not see it.",
+        "The picture stands behind the text. A decoder attends to earlier positions only, so the question could not use it.",
         {"before": False},
     ),
     ("The sequence got longer and the mask did not: the image tokens need ones in it, in front.", {"pad": ()}),
     ("The mask grew at its end, but the image tokens are in front: padding and words are mixed up.", {"pad": (0, 1)}),
-    ("The mask says 0 for the image tokens: nobody may look at them. 1 means real.", {"value": 0}),
+    ("The mask says 0 for the image tokens, so nothing may attend to them. 1 means real.", {"value": 0}),
     ("How many came in front is 0 here, but image tokens did: the loss will read the wrong places.", {"counts": False}),
     ("Placeholders without a picture go through in silence. Raise ValueError.", {"careful": False}),
+    (
+        "The image tokens always go in front, and placeholders without a picture go through. Look for placeholders "
+        "before you choose the way.",
+        {"merges": False, "careful": False},
+    ),
     (
         "The pictures reach the words in the encoder's width: after the encoder the projector makes image tokens as "
         "wide as the words.",
@@ -174,6 +223,32 @@ for sentence, wrong in (
         "first.",
         {"may_be_none": False},
     ),
+    (
+        "The number in front is that of the whole batch. Each row has one picture in front: return how many tokens a "
+        "row got.",
+        {"number": lambda tokens: tokens.shape[0] * tokens.shape[1]},
+    ),
+    ("The number in front counts pictures. Count their tokens: projector output, dim 1.", {"number": len}),
+    (
+        "You return a number in front for merged pictures too. Their tokens took the placeholders' places, so none "
+        "stands in front: 0.",
+        {"when_merged": lambda mask, n: (mask, n)},
+    ),
+    (
+        "The mask grows although the pictures were merged. The sequence did not grow, because the placeholders were in "
+        "it already.",
+        {"when_merged": lambda mask, n: (mask if mask is None else F.pad(mask, (n, 0), value=1), 0)},
+    ),
+    (
+        "You look for placeholders in the first row alone. A batch may begin with a row that has no picture.",
+        {"only_row_0": True},
+    ),
+    (
+        "A picture without a placeholder is refused. That is the other way of joining: it goes in front of the row.",
+        {"front": False},
+    ),
+    ("The words are gone: only the image tokens are left where a picture goes in front.", {"words": False}),
+    ("The image tokens are gone: only the words are left where a picture goes in front.", {"pictures": False}),
 ):
     EMBED.mistake(sentence)(lambda self, ids, images, mask, wrong=wrong: _embed(self, ids, images, mask, **wrong))
 

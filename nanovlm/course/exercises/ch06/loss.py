@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
@@ -10,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanovlm.config import LMConfig, ProjectorConfig, ViTConfig, VLMConfig
-from nanovlm.course.judge.exercise import Case, Complaint, Exercise, expect, with_weights
-from nanovlm.course.exercises.ch06.merge import must_refuse
 from nanovlm.course.exercises.ch06.embed import IMAGE
-from nanovlm.course.exercises.common import noise
+from nanovlm.course.exercises.ch06.merge import must_refuse
+from nanovlm.course.exercises.common import as_wide_as, noise
+from nanovlm.course.judge.exercise import Case, Complaint, Exercise, expect, with_weights
 from nanovlm.models.language_model import KVCache
 from nanovlm.models.vision_language_model import IGNORE, VisionLanguageModel, VLMOutput
 
@@ -34,14 +35,22 @@ def small_head(vocab_size: int, dim: int) -> nn.Linear:
 
 
 def run_loss(loss: Any, head: nn.Module, x: Tensor, targets: Tensor, refuse: str = "") -> Any:
-    if refuse:
-        return must_refuse(lambda: loss(head, x, targets), refuse)
-    return loss(head, x, targets)
+    def run() -> Any:
+        out = loss(head, x, targets)
+        if refuse and isinstance(out, (tuple, list)) and len(out) == 2 and isinstance(out[1], Tensor):
+            expect(out[1].isnan(), NOT_NAN)
+        return out
+
+    return must_refuse(run, refuse) if refuse else as_wide_as(x, run())
 
 
 NAN = (
     "Every target is -100 here, and the mean over no token is 0 / 0: the gradient is zero, but the loss is NaN, and so "
     "is every mean of losses that it enters, in the log and in any check on it. Raise ValueError."
+)
+NOT_NAN = (
+    "Every target is -100 here, and a loss of 0 or another number came back, as if the model had nothing left to "
+    "learn. Nothing was measured, so there is no loss: raise ValueError."
 )
 LOSS = Exercise(
     id="fusion.answer_loss",
@@ -57,7 +66,7 @@ LOSS = Exercise(
         "positions. A mask [B, T] as an index picks the supervised vectors of all rows in one go, [n, dim]. The mean "
         "over all n of them is what F.cross_entropy gives.",
         "supervised = targets != -100\n"
-        "logits = head(the last T positions of x, at supervised)\n"
+        "logits = head(…)                       # of the last T positions, the supervised ones\n"
         "raise ValueError if there is none\n"
         "return logits, F.cross_entropy(logits, targets at the same places)",
     ),
@@ -82,6 +91,12 @@ LOSS = Exercise(
             note="four image tokens in front: x has 7 positions, targets 3",
         ),
         Case(
+            small_head(5, 4),
+            noise(2, 3, 4, seed=3),
+            torch.tensor([[IGNORE, 1, 4], [IGNORE, IGNORE, IGNORE]]),
+            note="a row in which nothing is supervised, beside one with an answer: this is fine",
+        ),
+        Case(
             small_head(3, 2),
             noise(1, 2, 2),
             torch.tensor([[IGNORE, IGNORE]]),
@@ -100,7 +115,27 @@ def _(loss) -> None:
     head = small_head(5, 4)
     head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].numel() // 4))
     loss(head, noise(2, 3, 4), torch.tensor([[IGNORE, 1, IGNORE], [IGNORE, 3, IGNORE]]))
-    expect(sum(seen) == 2, f"Of six positions two are supervised, and the head ran on {sum(seen)}.")
+    expect(
+        sum(seen) == 2,
+        f"Of six positions two are supervised, and the head ran on {sum(seen)}. The numbers are right, at three times "
+        "the work: pick the supervised positions first, then run the head."
+        if sum(seen) == 6
+        else f"Of six positions two are supervised, and the head ran on {sum(seen)} in all its calls.",
+    )
+
+
+@LOSS.property("the loss sends a gradient to the head and to the decoder's output")
+def _(loss) -> None:
+    head, x = small_head(5, 4), noise(1, 3, 4).requires_grad_()
+    _, value = loss(head, x, torch.tensor([[IGNORE, 1, 3]]))
+    expect(
+        value.requires_grad,
+        "The loss is cut off from what it was computed from (no_grad, detach or item), so no "
+        "gradient can flow and nothing is learnt.",
+    )
+    value.backward()
+    expect(head.weight.grad is not None, "No gradient reaches the head.")
+    expect(x.grad is not None, "The head gets a gradient, but none reaches the decoder's output: is x detached?")
 
 
 @LOSS.property("a token of a short answer teaches as much as one of a long answer")
@@ -108,7 +143,6 @@ def _(loss) -> None:
     x = noise(2, 5, 4).requires_grad_()
     targets = torch.tensor([[0, 1, 2, 3, 4], [IGNORE, IGNORE, 1, IGNORE, IGNORE]])
     loss(small_head(5, 4), x, targets)[1].backward()
-    expect(x.grad is not None, "No gradient reaches the decoder's output.")
     alone = noise(2, 5, 4).requires_grad_()
     answer_loss(small_head(5, 4), alone, targets)[1].backward()
     expect(torch.allclose(x.grad, alone.grad, atol=1e-6), "The gradient is shared out over the tokens in another way.")
@@ -120,16 +154,22 @@ def _loss(head, x, targets, wrong=""):
     x = x[:, :length] if wrong == "front" else x[:, x.shape[1] - length :]
     if wrong == "shift":
         x, targets = x[:, :-1], targets[:, 1:]
-    supervised = targets != IGNORE
-    if not supervised.any() and wrong != "nan":
+    supervised = targets > 0 if wrong == "zero id" else targets != IGNORE
+    if (targets == IGNORE).all() and wrong != "nan":
+        raise ValueError
+    if wrong == "empty row" and (targets == IGNORE).all(dim=1).any():
         raise ValueError
     logits = head(x if wrong == "everywhere" else x[supervised])
     if wrong == "rows":
-        return logits, torch.stack([F.cross_entropy(head(x[i]), targets[i]) for i in range(len(x))]).mean()
+        rows = [F.cross_entropy(head(x[i]), targets[i]) for i in range(len(x)) if supervised[i].any()]
+        return logits, torch.stack(rows).mean()
     chosen = logits[supervised] if wrong == "everywhere" else logits
-    loss = F.cross_entropy(chosen, targets[supervised])
-    factor = {"all": supervised.float().mean(), "sum": supervised.sum()}.get(wrong, 1)
-    return logits, loss * factor
+    loss = F.cross_entropy(chosen.softmax(-1) if wrong == "softmax" else chosen, targets[supervised])
+    if wrong == "nll":
+        loss = F.nll_loss(chosen, targets[supervised])
+    back = {"probabilities": logits.softmax(-1), "log": logits.log_softmax(-1)}.get(wrong, logits)
+    factor = {"all": supervised.float().mean(), "sum": supervised.sum(), "bits": 1 / math.log(2)}.get(wrong, 1)
+    return back, loss * factor
 
 
 for sentence, wrong in (
@@ -144,6 +184,22 @@ for sentence, wrong in (
     ("The head runs on every position. Right in value, and much more work: pick first, then multiply.", "everywhere"),
     ("This is the sum of the losses: it grows with the length of the answers. Take the mean.", "sum"),
     ("Without a supervised token the loss is NaN, and goes on its way. Raise ValueError.", "nan"),
+    (
+        "Targets of 0 are left out, but id 0 is a token like any other. Only -100 means that nothing is asked.",
+        "zero id",
+    ),
+    (
+        "You refuse a row without a target, although the batch has others. Raise only if the whole batch has none.",
+        "empty row",
+    ),
+    (
+        "A softmax is taken of the logits, and F.cross_entropy takes another: softmax twice. Hand it the logits.",
+        "softmax",
+    ),
+    ("F.nll_loss wants log-probabilities, and gets logits, without a softmax. Use F.cross_entropy.", "nll"),
+    ("Probabilities come back in place of the logits. The loss is right; return what the head gave.", "probabilities"),
+    ("Log-probabilities come back in place of the logits. The loss is right; return what the head gave.", "log"),
+    ("The loss is in bits (logarithms to base 2). Cross-entropy is measured in natural logarithms here.", "bits"),
 ):
     LOSS.mistake(sentence)(lambda head, x, targets, wrong=wrong: _loss(head, x, targets, wrong))
 
@@ -182,6 +238,11 @@ def run_forward(
     if refuse:
         return must_refuse(lambda: forward(model, *args, **kwargs), refuse)
     out = forward(model, *args, **kwargs)
+    if isinstance(out, VLMOutput) and kwargs.get("output_hidden_states"):
+        expect(
+            out.hidden_states,
+            "hidden_states were asked for and none came back: hand the list to the decoder, which fills it.",
+        )
     if isinstance(out, tuple) and len(out) == 3 and not hasattr(out, "loss"):
         raise Complaint("The three things are there, but without their names: return VLMOutput(…), not a plain tuple.")
     return out
@@ -197,21 +258,17 @@ FORWARD = Exercise(
     id="fusion.forward",
     chapter="06",
     title="From ids and pixels to a loss",
-    difficulty=3,
-    minutes=15,
+    difficulty=2,
+    minutes=8,
     why="With it the whole model is in your hands: this method runs the shipped weights at the end of the chapter, "
     "and chapter 08 trains it.",
     hints=(
-        "Four steps, and you have written the first and the last already: embed, decoder, head, loss.",
-        "embed gives the vectors, the mask that goes with them (not the one that came in) and how many stand in front. "
-        "The decoder takes vectors, mask, document_ids, cache and the list for hidden states. Without targets the head "
-        "runs everywhere and the loss is None.",
-        "x, attention_mask, num_prefix = self.embed(…)\n"
-        "document_ids and num_prefix: ValueError\n"
-        "hidden_states = [] if asked for, else None\n"
-        "x = self.decoder(x, attention_mask, document_ids, cache, hidden_states)\n"
+        "Three steps are left, and you have written the last one already: decoder, head, loss.",
+        "embed has returned the vectors and the mask that goes with them; the mask that came in may be too short. "
+        "Without targets the head runs at every position and the loss is None.",
+        "x = self.decoder(x, the mask of the joint sequence, document_ids, cache, hidden_states)\n"
         "no targets: VLMOutput(self.decoder.head(x), None, hidden_states)\n"
-        "else:       VLMOutput(*answer_loss(self.decoder.head, x, targets), hidden_states)",
+        "else:       VLMOutput(…, hidden_states), with what answer_loss gives",
     ),
     reference=VisionLanguageModel.forward,
     cases=lambda: [
@@ -229,6 +286,12 @@ FORWARD = Exercise(
             ids([IGNORE, 8, 9, IGNORE], [IGNORE, IGNORE, 10, 1]),
             image_token_id=None,
             note="pictures in front, padding, and targets",
+        ),
+        Case(
+            ids([2, 7, 8, 9]),
+            noise(1, 3, 4, 4),
+            image_token_id=None,
+            note="a picture in front, and no targets: logits at every position, also at those of the picture",
         ),
         Case(ids([0, 0, 2, 7, 8]), None, ids([0, 0, 1, 1, 1]), output_hidden_states=True, note="hidden states"),
         Case(
@@ -265,6 +328,9 @@ def _(forward) -> None:
 
     model = copy.deepcopy(tiny_model(IMAGE))
     out = forward(model, ids([*ASKED, 9]), noise(1, 3, 4, 4), None, ids([*ANSWERED, 1]))
+    expect(
+        out.loss.requires_grad, "The loss is cut off from the weights (detach, item or no_grad): no gradient can flow."
+    )
     out.loss.backward()
     idle = [name for name, p in model.named_parameters() if p.grad is None]
     expect(not idle, f"No gradient reaches {', '.join(idle[:4])}.")
@@ -290,9 +356,14 @@ def _forward(
     states: list[Tensor] | None = [] if output_hidden_states else None
     documents = None if wrong == "documents" else document_ids
     mask = {"mask": None, "incoming": attention_mask}.get(wrong, mask)
-    x = self.decoder(x, mask, documents, None if wrong == "cache" else cache, states)
+    if wrong != "decoder":
+        x = self.decoder(x, mask, documents, None if wrong == "cache" else cache, states)
     if targets is None:
-        return VLMOutput(self.decoder.head(x), None, states)
+        logits = self.decoder.head({"text": x[:, num_prefix:], "last": x[:, -1:]}.get(wrong, x))
+        return VLMOutput(logits.softmax(-1) if wrong == "probabilities" else logits, None, states)
+    if wrong == "sum":
+        logits, loss = answer_loss(self.decoder.head, x, targets)
+        return VLMOutput(logits, loss * len(logits), states)
     if wrong == "everywhere":
         loss = F.cross_entropy(self.decoder.head(x[:, num_prefix:]).flatten(0, 1), targets.flatten())
         return VLMOutput(self.decoder.head(x), loss, states)
@@ -321,6 +392,14 @@ for sentence, wrong in (
         "incoming",
     ),
     ("The cache does not reach the decoder: it forgets all that it has read before.", "cache"),
+    ("The vectors never pass through the decoder: the head reads the embeddings.", "decoder"),
+    ("The image tokens' logits are missing: without targets the head runs at every position, also in front.", "text"),
+    (
+        "The head runs on the last position alone. Generation does so (chapter 09); here every position is wanted.",
+        "last",
+    ),
+    ("Probabilities come back in place of logits: no softmax here.", "probabilities"),
+    ("This is the sum of the losses: return what answer_loss gives, which is their mean.", "sum"),
 ):
     FORWARD.mistake(sentence)(lambda *args, wrong=wrong, **kwargs: _forward(*args, wrong=wrong, **kwargs))
 

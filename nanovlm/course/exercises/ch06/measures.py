@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from nanovlm.config import LMConfig, ProjectorConfig, ViTConfig, VLMConfig, pocket_vlm
+from nanovlm.course.exercises.common import as_wide_as, noise
 from nanovlm.course.judge.exercise import Case, Exercise, expect
-from nanovlm.course.exercises.common import noise
 
 # -- fusion.moved -------------------------------------------------------------------------------------------------------
 
@@ -42,13 +42,18 @@ MOVED = Exercise(
         Case(noise(2, 5), noise(2, 5) + 7, note="the same logits, all of them higher by 7"),
     ],
     axes="batch",
+    call=lambda fn, logits, other: as_wide_as(logits, fn(logits, other)),
 )
 
 
 @MOVED.property("from one certain answer to another is 1")
 def _(fn) -> None:
     certain = torch.tensor([[100.0, 0.0, 0.0]])
-    far = fn(certain, certain.flip(1))
+    far = fn(certain, certain.flip(1)).float()
+    expect(
+        far.isfinite().all(),
+        "Logits of 100 overflow: exp(100) is no float32 number. softmax subtracts the largest first.",
+    )
     expect(torch.allclose(far, torch.ones(1)), f"All the probability moved, and the result is {float(far.mean()):.3g}.")
 
 
@@ -80,6 +85,56 @@ def _(logits, other):
     return (logits.softmax(-1) * (logits.log_softmax(-1) - other.log_softmax(-1))).sum(-1)
 
 
+for sentence, wrong in (
+    (
+        "This is the Kullback-Leibler divergence, the other way round: it has no upper end. Sum the absolute "
+        "differences.",
+        lambda p, q: (q * (q.log() - p.log())).sum(-1),
+    ),
+    (
+        "This is the largest change of a single word. Probability may leave one word for several: sum over all words.",
+        lambda p, q: (p - q).abs().amax(-1),
+    ),
+    (
+        "You sum squares and take the root. Probability that moves adds up as it is: absolute values.",
+        lambda p, q: (p - q).norm(dim=-1),
+    ),
+    (
+        "You sum squares, so that small changes disappear. Probability that moves adds up as it is: absolute values.",
+        lambda p, q: (p - q).square().sum(-1) / 2,
+    ),
+    (
+        "You sum squares, so that small changes disappear, and do not halve. Sum absolute values, and halve them.",
+        lambda p, q: (p - q).square().sum(-1),
+    ),
+    (
+        "This is a cosine distance: an angle between two lists of probabilities, and no share of them.",
+        lambda p, q: 1 - torch.nn.functional.cosine_similarity(p, q),
+    ),
+    (
+        "This says whether the most likely word changed, 0 or 1. The question is how much probability moved.",
+        lambda p, q: (p.argmax(-1) != q.argmax(-1)).float(),
+    ),
+    (
+        "You follow the most likely word alone. What the other words win and lose counts too.",
+        lambda p, q: (p - q).gather(1, p.argmax(-1, True)).abs()[:, 0],
+    ),
+    (
+        "Gains and losses cancel: both sets of probabilities sum to 1. Take absolute values before you sum.",
+        lambda p, q: (p - q).sum(-1) / 2,
+    ),
+    (
+        "These are differences of logarithms. Take the probabilities themselves: softmax, not log_softmax.",
+        lambda p, q: (p.log() - q.log()).abs().sum(-1) / 2,
+    ),
+    (
+        "This is the probability that stayed where it was. What moved is the rest, 1 minus it.",
+        lambda p, q: torch.minimum(p, q).sum(-1),
+    ),
+):
+    MOVED.mistake(sentence)(lambda logits, other, wrong=wrong: wrong(logits.softmax(-1), other.softmax(-1)))
+
+
 @MOVED.mistake("This is the mean over the words: it gets small with a large vocabulary. Sum over them.")
 def _(logits, other):
     return (logits.softmax(-1) - other.softmax(-1)).abs().mean(-1) / 2
@@ -92,19 +147,26 @@ def counted(config: VLMConfig, wrong: str = "") -> dict[str, int]:
     """The formula, with one thing at a time to get wrong."""
     v, p, m = config.vision, config.projector, config.language
     bias = 0 if wrong == "biases" else 1
+    norms_a_block = 1 if wrong == "one norm" else 2
+    qkv_out = 3 if wrong == "out" else 4
     layer_norms = 0 if wrong == "norms" else 1
     rms_norms = 0 if wrong in ("norms", "rms norms") else 1
     last_layer_norm = 0 if wrong in ("last layer norm", "last norms") else layer_norms
     last_rms_norm = 0 if wrong in ("last rms norm", "last norms") else rms_norms
     d = v.hidden_dim
-    block = 4 * d * d + 4 * bias * d + 2 * d * v.inter_dim + bias * (v.inter_dim + d) + 2 * layer_norms * 2 * d
-    positions = 0 if wrong == "positions" else v.num_patches * d
-    vision = 3 * v.patch_size**2 * d + bias * d + positions + v.num_blocks * block + last_layer_norm * 2 * d
-    d, kv = m.hidden_dim, m.hidden_dim if wrong == "kv" else m.num_kv_heads * m.head_dim
+    block = qkv_out * (d * d + bias * d) + 2 * d * v.inter_dim + bias * (v.inter_dim + d)
+    block += norms_a_block * layer_norms * 2 * d
+    positions = {"positions": 0, "a side": v.grid_size, "class": v.num_patches + 1}.get(wrong, v.num_patches) * d
+    num_blocks = (1, 1) if wrong == "one block" else (v.num_blocks, m.num_blocks)
+    vision = (1 if wrong == "grey" else 3) * v.patch_size**2 * d + bias * d + positions
+    vision += num_blocks[0] * block + last_layer_norm * 2 * d
+    d = m.hidden_dim
+    kv = {"kv": d, "narrow kv": m.num_kv_heads, "one kv": m.head_dim}.get(wrong, m.num_kv_heads * m.head_dim)
     matrices = 2 if wrong == "gate" else 3
     block = 2 * d * d + 2 * d * kv + matrices * d * m.inter_dim + 2 * rms_norms * d
+    block += (3 * d + 2 * kv + 2 * m.inter_dim) * (wrong == "decoder biases")
     tables = 2 if wrong == "twice" or (not m.tie_weights and wrong != "head") else 1
-    decoder = tables * m.vocab_size * d + m.num_blocks * block + last_rms_norm * d
+    decoder = tables * m.vocab_size * d + num_blocks[1] * block + last_rms_norm * d
     wide = p.vision_dim * p.pixel_shuffle_factor ** {"narrow": 0, "not squared": 1}.get(wrong, 2)
     projector = (wide + (wrong == "projector bias")) * p.language_dim
     return {"vision_encoder": vision, "projector": projector, "decoder": decoder}
@@ -131,8 +193,8 @@ PARAMETERS = Exercise(
     title="222 million, counted",
     difficulty=2,
     minutes=15,
-    why="Who can count a model knows it: every matrix, which of them have biases, what is shared. It is also the first "
-    "check of any checkpoint that you meet: a count that is off by one matrix shows a part that you did not know.",
+    why="If you can count a model, you know it: every matrix, which of them have biases, and what is shared. It is also "
+    "the first check of any checkpoint, because a count that is off by one matrix shows a part that you did not know.",
     hints=(
         "Walk through each part once, as a vector does, and write down every layer on its way with its sizes.",
         "Vision: Linear layers and LayerNorms have biases. Decoder: nothing has a bias, keys and values are narrower "
@@ -178,5 +240,22 @@ for sentence, wrong in (
     ("The encoder's last norm is missing: a LayerNorm stands behind all its blocks.", "last layer norm"),
     ("The decoder's last norm is missing: an RMSNorm stands behind all its blocks.", "last rms norm"),
     ("The norm behind the last block is missing, in the encoder and in the decoder.", "last norms"),
+    ("An encoder block has one norm here. There is one in front of attention and one in front of the MLP.", "one norm"),
+    ("The layer that projects attention's output (dim x dim, with a bias) is missing in the encoder's blocks.", "out"),
+    (
+        "The position embeddings are those of one side of the grid. There is a vector for each patch: num_patches.",
+        "a side",
+    ),
+    ("There is a position more than there are patches. SigLIP has no class token.", "class"),
+    ("The patch convolution reads one colour here. Its input has three colours: 3 * patch_size².", "grey"),
+    ("Encoder and decoder have one block each here: multiply by num_blocks.", "one block"),
+    ("Keys and values have one number a head here. Each head is head_dim wide: num_kv_heads * head_dim.", "narrow kv"),
+    ("Keys and values are one head wide here: num_kv_heads * head_dim.", "one kv"),
+    ("The decoder's linear layers have biases here. Nothing in the decoder has a bias.", "decoder biases"),
 ):
     PARAMETERS.mistake(sentence)(lambda config, wrong=wrong: counted(config, wrong))
+
+
+@PARAMETERS.mistake("These are millions. Return the counts themselves, to the last parameter.")
+def _(config):
+    return {name: round(count / 1e6) for name, count in counted(config).items()}

@@ -18,6 +18,11 @@ def must_refuse(run: Callable[[], Any], sentence: str) -> str:
         run()
     except ValueError:
         return "refused"
+    except AssertionError:
+        raise Complaint(
+            "An assert refuses it here. Python leaves assert statements out when it runs with -O, so what checks an "
+            "input raises an error instead: raise ValueError."
+        ) from None
     raise Complaint(sentence)
 
 
@@ -56,7 +61,18 @@ TOO_FEW = (
 def run_merge(merge: Any, embeddings: Tensor, image_tokens: Tensor, is_placeholder: Tensor, refuse: str = "") -> Any:
     if refuse:
         return must_refuse(lambda: merge(embeddings, image_tokens, is_placeholder), refuse)
-    return merge(embeddings, image_tokens, is_placeholder)
+    out = merge(embeddings, image_tokens, is_placeholder)
+    if isinstance(out, Tensor) and out.shape == embeddings.shape:
+        expect(
+            out.dtype == embeddings.dtype,
+            f"embeddings came in {_dtype(embeddings)} and image_tokens in {_dtype(image_tokens)}; the result is "
+            f"{_dtype(out)}. Whoever reads the sequence next expects it in the dtype of embeddings.",
+        )
+    return out
+
+
+def _dtype(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
 
 
 MERGE = Exercise(
@@ -75,40 +91,46 @@ MERGE = Exercise(
         "Tensor.masked_scatter does just that, and leaves its input alone.",
         "counts = is_placeholder.sum(dim=1).tolist()\n"
         "raise ValueError if any count % num_image_tokens, or if the total is not num_images * num_image_tokens\n"
-        "return embeddings.masked_scatter(the mask with an axis more, the image tokens in the dtype of embeddings)",
+        "return embeddings.masked_scatter(…, the image tokens in the dtype of embeddings)",
     ),
     reference=merge_image_tokens,
     cases=lambda: [
-        Case(words([1, 0, 0, 2, 3]), numbered_images(1, 2), places("w##ww"), note="one picture of two image tokens"),
+        Case(words([1, 90, 90, 2, 3]), numbered_images(1, 2), places("w##ww"), note="one picture of two image tokens"),
         Case(
-            words([1, 0, 0, 2, 0, 0], [0, 0, 3, 4, 5, 6]),
+            words([1, 90, 90, 2, 90, 90], [90, 90, 3, 4, 5, 6]),
             numbered_images(3, 2),
             places("w##w##", "##wwww"),
             note="two rows, with two pictures and with one",
         ),
         Case(words([1, 2, 3]), numbered_images(0, 2), places("www"), note="no picture at all"),
         Case(
-            words([7, 8], [0, 0]),
+            words([7, 8], [90, 90]),
             numbered_images(1, 2).bfloat16(),
             places("ww", "##"),
             note="image tokens in bfloat16 (as autocast leaves them) among embeddings in float32",
         ),
         Case(
-            words([0, 0, 0, 1], [2, 0, 3, 4]),
+            words([7, 90, 90, 8]).bfloat16(),
+            numbered_images(1, 2),
+            places("w##w"),
+            note="embeddings in bfloat16, image tokens in float32",
+        ),
+        Case(
+            words([90, 90, 90, 1], [2, 90, 3, 4]),
             numbered_images(2, 2),
             places("###w", "w#ww"),
             refuse=NOT_EVEN,
             note="3 placeholders in one row and 1 in the other, for two pictures: this must raise ValueError",
         ),
         Case(
-            words([1, 0, 0]),
+            words([1, 90, 90]),
             numbered_images(2, 2),
             places("w##"),
             refuse=TOO_MANY,
             note="placeholders for one picture, and two pictures: this must raise ValueError",
         ),
         Case(
-            words([1, 0, 0, 0, 0]),
+            words([1, 90, 90, 90, 90]),
             numbered_images(1, 2),
             places("w####"),
             refuse=TOO_FEW,
@@ -122,7 +144,7 @@ MERGE = Exercise(
 
 @MERGE.property("gradients flow to the words and to the pictures")
 def _(merge) -> None:
-    embeddings, image_tokens = words([1, 0, 0, 2]).requires_grad_(), numbered_images(1, 2).requires_grad_()
+    embeddings, image_tokens = words([1, 90, 90, 2]).requires_grad_(), numbered_images(1, 2).requires_grad_()
     out = merge(embeddings, image_tokens, places("w##w"))
     expect(out.requires_grad, "The output is cut off from its inputs: no gradient can flow.")
     out.sum().backward()
@@ -160,8 +182,8 @@ def _checked(embeddings, image_tokens, is_placeholder) -> None:
 
 
 @MERGE.mistake(
-    "Every row begins with the first picture again. The pictures of a batch are one line, in reading order: the second "
-    "row goes on where the first ended."
+    "Every row begins with the first picture again. The pictures of a batch come one after the other: the second row "
+    "goes on where the first ended."
 )
 def _(embeddings, image_tokens, is_placeholder):
     _checked(embeddings, image_tokens, is_placeholder)
@@ -180,11 +202,11 @@ def _(embeddings, image_tokens, is_placeholder):
 
 
 @MERGE.mistake(
-    "You add the image tokens to what stands in the places. A placeholder is only a reserved seat: its own vector goes."
+    "You add the image tokens to what stands in the places. A placeholder only reserves a place: its own vector goes."
 )
 def _(embeddings, image_tokens, is_placeholder):
     merged = merge_image_tokens(embeddings, image_tokens, is_placeholder)
-    return torch.where(is_placeholder[:, :, None], merged + embeddings + 1, merged)
+    return torch.where(is_placeholder[:, :, None], merged + embeddings, merged)
 
 
 @MERGE.mistake(
@@ -194,6 +216,70 @@ def _(embeddings, image_tokens, is_placeholder):
 def _(embeddings, image_tokens, is_placeholder):
     _checked(embeddings, image_tokens, is_placeholder)
     return torch.cat([image_tokens.to(embeddings.dtype), embeddings], dim=1)
+
+
+def _filled(embeddings, image_tokens, is_placeholder):
+    """The right answer, with no second look at what came in."""
+    return embeddings.masked_scatter(is_placeholder[:, :, None], image_tokens.to(embeddings.dtype))
+
+
+@MERGE.mistake(
+    "The places are filled position by position: first the first position of all rows. The image tokens come in "
+    "reading order, so finish one row before you begin the next."
+)
+def _(embeddings, image_tokens, is_placeholder):
+    _checked(embeddings, image_tokens, is_placeholder)
+    return _filled(embeddings.transpose(0, 1), image_tokens, is_placeholder.T).transpose(0, 1)
+
+
+@MERGE.mistake("The places still hold the placeholders' own vectors: nothing was written into them.")
+def _(embeddings, image_tokens, is_placeholder):
+    _checked(embeddings, image_tokens, is_placeholder)
+    return embeddings.clone()
+
+
+@MERGE.mistake("The first picture fills the places of all pictures. Each has its own, in reading order.")
+def _(embeddings, image_tokens, is_placeholder):
+    _checked(embeddings, image_tokens, is_placeholder)
+    return _filled(embeddings, image_tokens[:1].expand_as(image_tokens), is_placeholder)
+
+
+@MERGE.mistake("The last picture comes first: picture 1 stands where picture 0 belongs.")
+def _(embeddings, image_tokens, is_placeholder):
+    _checked(embeddings, image_tokens, is_placeholder)
+    return _filled(embeddings, image_tokens.flip(0), is_placeholder)
+
+
+@MERGE.mistake("Inside each picture the tokens run backwards: its last token stands in its first place.")
+def _(embeddings, image_tokens, is_placeholder):
+    _checked(embeddings, image_tokens, is_placeholder)
+    return _filled(embeddings, image_tokens.flip(1), is_placeholder)
+
+
+@MERGE.mistake(
+    "The words are replaced and the placeholders are kept: is_placeholder is True where an image token goes."
+)
+def _(embeddings, image_tokens, is_placeholder):
+    _checked(embeddings, image_tokens, is_placeholder)
+    enough = torch.cat([image_tokens] * 9)
+    return _filled(embeddings, enough, ~is_placeholder)
+
+
+for sentence, places_off in (
+    ("Each image token stands one place too late: the first lands behind the first placeholder.", 1),
+    ("Each image token stands one place too early: the first lands in front of the first placeholder.", -1),
+):
+
+    @MERGE.mistake(sentence)
+    def _(embeddings, image_tokens, is_placeholder, places_off=places_off):
+        _checked(embeddings, image_tokens, is_placeholder)
+        return _filled(embeddings, image_tokens, is_placeholder.roll(places_off, 1))
+
+
+@MERGE.mistake("The dtypes differ, and masked_scatter converts nothing: image_tokens.to(embeddings.dtype).")
+def _(embeddings, image_tokens, is_placeholder):
+    _checked(embeddings, image_tokens, is_placeholder)
+    return embeddings.masked_scatter(is_placeholder[:, :, None], image_tokens)
 
 
 @MERGE.part

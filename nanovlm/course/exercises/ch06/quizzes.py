@@ -11,25 +11,25 @@ Quiz(
     choices=("a quarter of the time, by guessing", "most of the time", "never", "always, nothing changes"),
     right=1,
     because=(
-        "So it would be if a token's place in the line were all that tells where its part of the picture is.",
-        "The encoder added each patch's position to its vector: a token carries its place with it. The place in the "
-        "line (RoPE) is only a second hint, and now a wrong one.",
-        "It would have to know that it is being fooled.",
-        "The decoder does read places in the line, so a wrong order costs something.",
+        "So it would be if its position in the sequence were the only sign of where a token's part of the picture is.",
+        "The encoder added each patch's position to its vector, so that a token carries its place with it. The "
+        "position in the sequence (RoPE) is only a second hint, and now a wrong one.",
+        "To be wrong every time, the model would have to know the right answer and avoid it.",
+        "The decoder does use positions in the sequence, so a wrong order costs something.",
     ),
 )
 
 Quiz(
     id="ch06.behind",
     question="The image tokens are moved from in front of the question to behind it. Which words of the question can "
-    "still look at the picture, in the decoder?",
+    "still attend to the picture, in the decoder?",
     choices=("all", "none", "only the last", "every second one"),
     right=1,
     because=(
-        "The decoder is causal: a token sees what stands before it.",
-        "The picture comes after them all. Only what follows the picture can see it.",
+        "The decoder is causal: a token attends to itself and to what comes before it.",
+        "The picture comes after them all, and only what follows the picture can attend to it.",
         "The last word of the question too stands before the picture.",
-        "The mask is a triangle, not a comb.",
+        "The causal mask is a triangle: it does not leave out every second position.",
     ),
 )
 
@@ -49,7 +49,7 @@ Quiz(
         "Row 0 does get its own 16, but then it has a place left.",
         "The places are filled in reading order. The first token of picture 1 lands in row 0, and row 1 gets the rest, "
         "each one place too early.",
-        "The pictures are one line, used up once.",
+        "Each image token is used once, so the second row cannot get the first picture again.",
     ),
 )
 

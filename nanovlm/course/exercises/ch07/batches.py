@@ -393,6 +393,8 @@ def _(collate):
     return True
 
 
-@TEST_PAD_BATCH.mistake("Your test asks for something that a right pad_batch does not do. Read once more what it promises.")
+@TEST_PAD_BATCH.mistake(
+    "Your test asks for something that a right pad_batch does not do. Read once more what it promises."
+)
 def _(collate):
     raise AssertionError

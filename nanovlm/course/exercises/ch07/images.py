@@ -196,7 +196,9 @@ def _(content):
     return Image.open(io.BytesIO(content)).convert("RGB")
 
 
-@OPEN_IMAGE.mistake("The picture comes back as it was opened, in whatever mode: convert it to RGB, with all that needs.")
+@OPEN_IMAGE.mistake(
+    "The picture comes back as it was opened, in whatever mode: convert it to RGB, with all that needs."
+)
 def _(content):
     return Image.open(io.BytesIO(content))
 

@@ -195,8 +195,7 @@ def run_mask(fn, document_ids: Tensor):
         # A softmax over nothing is 0 / 0, and NaN spreads from there.
         expect(
             mask[:, 0][padding].any(dim=-1).all() if padding.any() else True,
-            "A padding token has nothing to look at: its softmax is 0 / 0, and NaN reaches the loss. Let every token see "
-            "itself.",
+            "A row of the mask that belongs to padding is False throughout.",
         )
         itself = torch.eye(length, dtype=torch.bool).expand(batch, 1, length, length)
         mask = torch.where(padding[:, None, :, None], itself, mask)

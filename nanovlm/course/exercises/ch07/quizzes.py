@@ -45,7 +45,7 @@ Quiz(
 
 Quiz(
     id="ch07.blind",
-    question="In the Thimble's charts, nine of ten turns with the answer \"no\", \"1\" or \"2\" are lost. What happens to the "
+    question='In the Thimble\'s charts, nine of ten turns with the answer "no", "1" or "2" are lost. What happens to the '
     "score of somebody who only counts answers?",
     choices=(
         "It falls, because there are fewer turns to count.",
@@ -57,7 +57,7 @@ Quiz(
     because=(
         "Hundreds of turns for a question are plenty to see which answer is the most frequent.",
         "The guesser never saw the pictures. It is the answers that changed.",
-        "Each lost \"no\" makes \"yes\" a better guess, and the test has lost them as well.",
+        'Each lost "no" makes "yes" a better guess, and the test has lost them as well.',
         "Every question still has more than one answer.",
     ),
 )

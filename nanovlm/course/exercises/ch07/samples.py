@@ -223,7 +223,9 @@ def _(sample, min_ratings):
     )
 
 
-LOOKED_UP = 'The column of a rating is looked up with sample["…"]. the_cauldron has none: sample.get("…") gives None there.'
+LOOKED_UP = (
+    'The column of a rating is looked up with sample["…"]. the_cauldron has none: sample.get("…") gives None there.'
+)
 
 
 @MESSAGES_OF.mistake(LOOKED_UP)

@@ -46,44 +46,47 @@ ADAMW = Exercise(
         "return p, m, v",
     ),
     reference=adamw_step,
-    cases=lambda: optimizers_ready() or [
-        Case(
-            torch.tensor([1.0, -2.0]),
-            torch.tensor([0.5, 0.1]),
-            torch.zeros(2),
-            torch.zeros(2),
-            1,
-            0.1,
-            (0.8, 0.6),
-            0.01,
-            0.5,
-            note="the first step of two weights; betas 0.8 and 0.6, eps 0.01, decay 0.5",
-        ),
-        Case(
-            noise(2, 3),
-            noise(2, 3, seed=1),
-            0.2 * noise(2, 3, seed=2),
-            0.3 * noise(2, 3, seed=3).abs(),
-            4,
-            0.03,
-            (0.7, 0.9),
-            0.05,
-            0.4,
-            note="the fourth step, with moments that are not 0",
-        ),
-        Case(
-            noise(3),
-            torch.zeros(3),
-            torch.zeros(3),
-            torch.zeros(3),
-            2,
-            0.5,
-            (0.9, 0.95),
-            1e-3,
-            0.2,
-            note="no gradient at all: only the decay is left",
-        ),
-    ],
+    cases=lambda: (
+        optimizers_ready()
+        or [
+            Case(
+                torch.tensor([1.0, -2.0]),
+                torch.tensor([0.5, 0.1]),
+                torch.zeros(2),
+                torch.zeros(2),
+                1,
+                0.1,
+                (0.8, 0.6),
+                0.01,
+                0.5,
+                note="the first step of two weights; betas 0.8 and 0.6, eps 0.01, decay 0.5",
+            ),
+            Case(
+                noise(2, 3),
+                noise(2, 3, seed=1),
+                0.2 * noise(2, 3, seed=2),
+                0.3 * noise(2, 3, seed=3).abs(),
+                4,
+                0.03,
+                (0.7, 0.9),
+                0.05,
+                0.4,
+                note="the fourth step, with moments that are not 0",
+            ),
+            Case(
+                noise(3),
+                torch.zeros(3),
+                torch.zeros(3),
+                torch.zeros(3),
+                2,
+                0.5,
+                (0.9, 0.95),
+                1e-3,
+                0.2,
+                note="no gradient at all: only the decay is left",
+            ),
+        ]
+    ),
     axes={"p": "", "m": "", "v": ""},
 )
 
@@ -143,7 +146,10 @@ for sentence, wrong in (
         "l2",
     ),
     ("The decay is left out.", "no decay"),
-    ("The decay is not multiplied by lr: with this the weights shrink just as fast at the end of the schedule.", "no lr"),
+    (
+        "The decay is not multiplied by lr: with this the weights shrink just as fast at the end of the schedule.",
+        "no lr",
+    ),
     ("You decay after the step, and so decay the step as well. The weight as it came in is what shrinks.", "after"),
     ("The decay makes weights grow: it is subtracted.", "growth"),
     ("Neither moment is corrected: both start at 0 and are too small in the first steps.", "uncorrected"),
@@ -154,7 +160,10 @@ for sentence, wrong in (
     ("eps is inside the root. It belongs behind it: sqrt(v) + eps.", "eps inside"),
     ("The root is missing: divide by the root of the second moment.", "no root"),
     ("The two betas are exchanged: the first belongs to the gradients, the second to their squares.", "betas"),
-    ("Old and new are weighted the wrong way round: beta times the old mean, 1 - beta times the new value.", "swapped weights"),
+    (
+        "Old and new are weighted the wrong way round: beta times the old mean, 1 - beta times the new value.",
+        "swapped weights",
+    ),
     ("These are sums, not means: the new value is weighted by 1 - beta.", "sums"),
     ("The second moment is a mean of *squared* gradients.", "no square"),
     ("The second moment takes the square of m. It takes the square of the gradient.", "of m"),
@@ -203,8 +212,8 @@ def param_groups(
     return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
 
 
-def run_groups(param_groups: Any, frozen: str, *settings: float) -> dict[str, list[float]]:
-    """Name -> [how often it is in the groups, learning rate, decay], for every parameter."""
+def run_groups(param_groups: Any, frozen: str, *settings: float) -> dict[str, float]:
+    """For every parameter: how often it is in the groups, its learning rate, its decay."""
     model = model_with(frozen)
     groups = param_groups(model, *settings)
     if not isinstance(groups, (list, tuple)) or not all(isinstance(g, dict) and "params" in g for g in groups):
@@ -217,7 +226,11 @@ def run_groups(param_groups: Any, frozen: str, *settings: float) -> dict[str, li
             expect(isinstance(p, Tensor), '"params" holds something else than parameters: leave out their names.')
             times = found.get(id(p), [0.0])[0]
             found[id(p)] = [times + 1, float(group["lr"]), float(group["weight_decay"])]
-    table = {name: found.get(id(p), [0.0, 0.0, 0.0]) for name, p in model.named_parameters()}
+    table = {
+        f"{name}: {what}": value
+        for name, p in model.named_parameters()
+        for what, value in zip(("times", "lr", "weight_decay"), found.get(id(p), [0.0, 0.0, 0.0]), strict=True)
+    }
     known = {id(p) for p in model.parameters()}
     expect(set(found) <= known, "The groups hold a tensor that is no parameter of the model.")
     return table
@@ -233,7 +246,7 @@ PARAM_GROUPS = Exercise(
     "wrong raises nothing: it trains what should be still, or leaves still what should learn.",
     hints=(
         "Walk through model.named_parameters(): the name says which part it is, p.ndim whether it is a matrix.",
-        "Leave out what does not require a gradient. The rate depends on whether the name starts with \"projector.\"; "
+        'Leave out what does not require a gradient. The rate depends on whether the name starts with "projector."; '
         "the decay on whether it is a matrix (two axes) of a block or of the projector. named_parameters() names a "
         "tied weight once.",
         "groups = {}   # (lr, weight_decay) -> parameters\n"
@@ -289,19 +302,28 @@ for sentence, wrong in (
         "tied",
     ),
     ("Frozen parameters are in the groups. Leave out what does not require a gradient.", "frozen"),
-    ("Everything is decayed. Decay pulls towards 0, and a norm's weight of 1 is no mistake to be pulled back.", "all decayed"),
+    (
+        "Everything is decayed. Decay pulls towards 0, and a norm's weight of 1 is no mistake to be pulled back.",
+        "all decayed",
+    ),
     ("Nothing is decayed: the matrices of blocks and projector should be.", "none decayed"),
     (
         "Embeddings or the patch convolution are decayed. A rare token's row gets no gradient for many steps, and decay "
         "alone would wear it down: only matrices of blocks and projector are decayed.",
         "embeddings",
     ),
-    ("The token embedding is decayed. It has two axes, but it is a table of rows, not a matrix of a block.", "two axes"),
+    (
+        "The token embedding is decayed. It has two axes, but it is a table of rows, not a matrix of a block.",
+        "two axes",
+    ),
     ("You leave out biases only: the weights of norms and the embeddings are decayed as well.", "by name"),
     ("The projector's matrix is not decayed.", "projector not decayed"),
     ("The two learning rates are exchanged.", "swapped"),
     ("All parameters get the same learning rate: the projector has its own.", "one rate"),
-    ("Only decayed parameters are in the groups. The others would never be trained: give them a decay of 0.", "only matrices"),
+    (
+        "Only decayed parameters are in the groups. The others would never be trained: give them a decay of 0.",
+        "only matrices",
+    ),
     ("The projector is in two groups, so it would be moved twice a step.", "twice"),
 ):
     PARAM_GROUPS.mistake(sentence)(lambda *args, wrong=wrong: _groups(*args, wrong=wrong))

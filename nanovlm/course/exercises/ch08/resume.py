@@ -104,12 +104,15 @@ RESUME = Exercise(
         'return {"step": …, "model": …, "optimizer": …, "random": torch.get_rng_state()}',
     ),
     reference=train_until,
-    cases=lambda: optimizers_ready() or [
-        Case([STOP], note="six steps without a stop"),
-        Case([3, STOP], note="stopped after step 3, saved to a file, and gone on with"),
-        Case([1, 2, 5, STOP], note="stopped three times"),
-        Case([3, 3, STOP], note="stopped, started and stopped again before the first step"),
-    ],
+    cases=lambda: (
+        optimizers_ready()
+        or [
+            Case([STOP], note="six steps without a stop"),
+            Case([3, STOP], note="stopped after step 3, saved to a file, and gone on with"),
+            Case([1, 2, 5, STOP], note="stopped three times"),
+            Case([3, 3, STOP], note="stopped, started and stopped again before the first step"),
+        ]
+    ),
     call=run_until,
     tolerance=1e-6,
 )
@@ -166,7 +169,10 @@ for sentence, wrong in (
     ("It counts from step 0 again and trains the first steps a second time.", "step"),
     ("The schedule starts anew: lr_of takes the step of the whole run, not the one since the stop.", "schedule"),
     ("The data starts anew: the first batches come twice. batch_of takes the step of the whole run.", "batches"),
-    ("One step is left out at each stop: state[\"step\"] steps are done, so that is the number of the next one.", "one too far"),
+    (
+        'One step is left out at each stop: state["step"] steps are done, so that is the number of the next one.',
+        "one too far",
+    ),
     ("One step is trained twice at each stop.", "one again"),
     ("The learning rate is never set: every step runs at the rate that the optimizer was built with.", "no schedule"),
 ):
@@ -256,7 +262,10 @@ for sentence, wrong in (
     ("The spread is divided by n: the error of a mean falls with the *root* of n.", "n below"),
     ("The difference points the other way: after less before.", "direction"),
     ("You take absolute differences: then even noise is always a gain.", "absolute"),
-    ("This is one standard error to each side, which covers about 58 % with three seeds. Multiply by T_975[n - 1].", "none"),
+    (
+        "This is one standard error to each side, which covers about 58 % with three seeds. Multiply by T_975[n - 1].",
+        "none",
+    ),
     ("The spread is the root of the variance.", "variance"),
 ):
     PAIRED.mistake(sentence)(lambda *args, wrong=wrong: _paired(*args, wrong=wrong))

@@ -47,7 +47,7 @@ GET_LR = Exercise(
         Case(1.0, 8, 0.25, 0.2, note="8 steps, 2 of them warm-up, peak 1, floor 0.2, and three steps after the end"),
         Case(0.03, 20, 0.2, 0.0, note="20 steps, 4 of them warm-up, peak 0.03, floor 0"),
         Case(2.0, 6, 0.0, 0.5, note="no warm-up asked for: it is one step long all the same"),
-        Case(0.5, 10, 1.0, 0.1, note="nothing but warm-up"),
+        Case(0.5, 10, 0.9, 0.1, note="9 of 10 steps are warm-up"),
     ],
     axes="step",
     call=whole_schedule,
@@ -229,7 +229,9 @@ def _clip(gradients, max_norm, wrong=""):
         scale = (norm / max_norm).clamp(min=1.0) if norm > max_norm else 1.0
     out = [(g.float() * scale).to(g.dtype) for g in gradients]
     if wrong == "each":
-        out = [(g.float() * (max_norm / (n + 1e-6)).clamp(max=1.0)).to(g.dtype) for g, n in zip(wide, norms, strict=True)]
+        out = [
+            (g.float() * (max_norm / (n + 1e-6)).clamp(max=1.0)).to(g.dtype) for g, n in zip(wide, norms, strict=True)
+        ]
         out = [o.to(g.dtype) for o, g in zip(out, gradients, strict=True)]
     if wrong == "numbers":
         out = [g.clamp(-max_norm, max_norm) for g in gradients]

@@ -101,7 +101,7 @@ def run_steps(train_step: Any, groups: list[list[dict[str, Tensor]]], max_norm: 
         loss = train_step(model, batches, optimizer, max_norm)
         if loss is None:
             raise Complaint("It returned None; return the mean loss of the step, as a number.")
-        losses.append(float(loss))
+        losses.append(float(loss.detach() if isinstance(loss, Tensor) else loss))
     return {"losses": torch.tensor(losses), "head": model.head.weight.detach().clone()}
 
 
@@ -120,7 +120,7 @@ TRAIN_STEP = Exercise(
         "The model's loss is a mean over its own batch, so give it the weight count / total before backward(): the "
         "gradients add up by themselves. Old gradients go before the loop; clipping and the optimizer's step come after "
         "it, once. Return the sum of the weighted losses as a number.",
-        'counts = [number of targets that are not -100, for each batch]\n'
+        "counts = [number of targets that are not -100, for each batch]\n"
         "optimizer.zero_grad()\n"
         "for batch, count in zip(batches, counts):\n"
         '    loss = model(batch["input_ids"], batch["images"], targets=batch["targets"]).loss, weighted by …\n'
@@ -128,11 +128,22 @@ TRAIN_STEP = Exercise(
         "clip the norm of model.parameters() to max_norm; optimizer.step(); return the mean",
     ),
     reference=train_step,
-    cases=lambda: optimizers_ready() or [
-        Case([UNEQUAL], 100.0, note="two batches with 3 and 24 supervised tokens"),
-        Case([[batch([4, 4])], [batch([2, 5], seed=2)], [batch([3, 1], seed=3)]], 100.0, note="three steps of one batch"),
-        Case([UNEQUAL, [batch([6], seed=4), batch([1, 1], seed=5)]], 0.1, note="two steps whose gradients need clipping"),
-    ],
+    cases=lambda: (
+        optimizers_ready()
+        or [
+            Case([UNEQUAL], 100.0, note="two batches with 3 and 24 supervised tokens"),
+            Case(
+                [[batch([4, 4])], [batch([2, 5], seed=2)], [batch([3, 1], seed=3)]],
+                100.0,
+                note="three steps of one batch",
+            ),
+            Case(
+                [UNEQUAL, [batch([6], seed=4), batch([1, 1], seed=5)]],
+                0.1,
+                note="two steps whose gradients need clipping",
+            ),
+        ]
+    ),
     axes={"losses": "step", "head": "vocabulary dim"},
     call=run_steps,
 )
@@ -208,10 +219,19 @@ for sentence, wrong in (
     ("You count all positions, those without a target too. Count targets that are not -100.", "positions"),
     ("The losses are added without weights: with two batches the gradient is about twice as long.", "sum"),
     ("The loss that you return is weighted, but the one that you call backward() on is not.", "log only"),
-    ("zero_grad() inside the loop forgets all batches but the last one. Call it once, before the loop.", "zeroed inside"),
+    (
+        "zero_grad() inside the loop forgets all batches but the last one. Call it once, before the loop.",
+        "zeroed inside",
+    ),
     ("Old gradients are never cleared: the second step still pushes along the first one's.", "never zeroed"),
-    ("Each batch is clipped by itself, and clipped sums are not a clipped sum. Clip once, after the last one.", "clip each"),
-    ("The optimizer steps after every batch. That is training with smaller batches: step once, at the end.", "step each"),
+    (
+        "Each batch is clipped by itself, and clipped sums are not a clipped sum. Clip once, after the last one.",
+        "clip each",
+    ),
+    (
+        "The optimizer steps after every batch. That is training with smaller batches: step once, at the end.",
+        "step each",
+    ),
     ("The gradients are not clipped, or only after the step.", "no clip"),
     ("Single numbers are clamped, which turns the step. Clip the norm of all gradients together.", "values"),
     ("The optimizer never steps: the weights are as they were.", "no step"),
@@ -283,7 +303,9 @@ OVERFIT = Exercise(
         "return bool(loss < a threshold well below what the blind model reaches)",
     ),
     reference=overfits_one_batch,
-    cases=lambda: optimizers_ready() or [Case(fault, note=f"{name}: planted to try your test") for name, fault in PLANTED.items()],
+    cases=lambda: (
+        optimizers_ready() or [Case(fault, note=f"{name}: planted to try your test") for name, fault in PLANTED.items()]
+    ),
     call=run_overfit,
 )
 

@@ -25,7 +25,12 @@ def new_cache(k: Tensor, max_length: int) -> BlockCache:
 
 
 def in_pieces(
-    attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, sizes: Sequence[int], padding: Tensor | None = None
+    attention: Callable[..., Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sizes: Sequence[int],
+    padding: Tensor | None = None,
 ) -> Tensor:
     """The outputs [B, num_heads, T, head_dim] where the T tokens come in pieces of these sizes, through one cache."""
     cache, start, outputs = new_cache(k, q.shape[2]), 0, []
@@ -287,7 +292,9 @@ def _compare(sizes: Sequence[Sequence[int]], itself: bool = False, shape: bool =
 
 
 ALL_CUTS = ([6], [1] * 6, [3, 1, 2])
-TEST.mistake("It accepts every version, as a look at the shape alone does: return False where the numbers differ.")(lambda attention: True)
+TEST.mistake("It accepts every version, as a look at the shape alone does: return False where the numbers differ.")(
+    lambda attention: True
+)
 TEST.mistake("It refuses every version, the right ones too: compare with a tolerance, not bit by bit.")(
     lambda attention: False
 )
@@ -297,9 +304,9 @@ TEST.mistake("It looks at the shape only, and a wrong cache has the right shape:
 TEST.mistake("It reads all at once, where a cache has nothing to do: cut the tokens into pieces as well.")(
     _compare([[6]])
 )
-TEST.mistake("It reads one by one only. Some caches are wrong for a prompt of several tokens, or for several later on.")(
-    _compare([[1] * 6])
-)
+TEST.mistake(
+    "It reads one by one only. Some caches are wrong for a prompt of several tokens, or for several later on."
+)(_compare([[1] * 6]))
 TEST.mistake(
     "It reads a prompt and then one by one. Some caches are wrong where several tokens follow a prefix: try [3, 1, 2]."
 )(_compare([[6], [1] * 6, [3, 1, 1, 1]]))

@@ -65,7 +65,7 @@ GREEDY = Exercise(
         "Choose, keep, look for the end, read on. The first logits are given, so the first choice needs no step.",
         "Keep a tensor finished [rows] of False. After each choice put ends[0] where a row was finished before, append, "
         "then mark the rows that wrote an end token. Leave the loop before step when all are finished or the answer is "
-        "long enough. torch.isin(tokens, ends) knows several end tokens at once.",
+        "long enough. torch.isin(tokens, torch.tensor(ends)) knows several end tokens at once.",
         "while True:\n"
         "    tokens = choose(logits), with ends[0] in finished rows\n"
         "    written.append(tokens)\n"
@@ -106,7 +106,7 @@ class _Loop:
         False,
         False,
     )
-    stops, late = True, False
+    stops, late, reads_on = True, False, False
 
     def __call__(self, logits, step, choose, ends, max_new_tokens):
         finished, written = torch.zeros(len(logits), dtype=torch.bool), []
@@ -122,7 +122,10 @@ class _Loop:
             after = None
             if self.late:
                 after = step(tokens)
-            if done or len(written) == max_new_tokens + self.extra:
+            full = len(written) == max_new_tokens + self.extra
+            if self.reads_on and full and not done:
+                step(tokens)
+            if done or full:
                 return torch.stack(written, dim=0 if self.transposed else 1)
             after = step(tokens) if after is None else after
             logits = logits if self.deaf else after
@@ -141,9 +144,7 @@ _wrong(
     "It never stops before max_new_tokens, though every row is finished: from there on it only writes the end again.",
     stops=False,
 )
-_wrong(
-    "It stops as soon as one row has ended, and cuts the others off: wait until all are finished.", any_row=True
-)
+_wrong("It stops as soon as one row has ended, and cuts the others off: wait until all are finished.", any_row=True)
 _wrong(
     "A row that has ended goes on talking while the others write: put ends[0] wherever a row was finished before.",
     fill=False,
@@ -152,6 +153,11 @@ _wrong("It looks for ends[0] alone. A model may have several end tokens; each of
 _wrong(
     "It reads once more after the last token, and throws the logits away: look whether it is done before you call step.",
     late=True,
+)
+_wrong(
+    "After the last of max_new_tokens it reads once more, and throws the logits away: choose first, and step only where "
+    "another token will be chosen.",
+    reads_on=True,
 )
 _wrong("It writes one token too many: max_new_tokens counts the token that the first logits give.", extra=1)
 _wrong("It writes one token too few: the token that the first logits give is the first of max_new_tokens.", extra=-1)

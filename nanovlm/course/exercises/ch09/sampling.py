@@ -161,7 +161,9 @@ def _(keep) -> None:
 def _(keep) -> None:
     logits = torch.cat([torch.tensor([30.0]), torch.zeros(20_000)])[None]
     left = int(keep(logits, 1.0).isfinite().sum())
-    expect(left == 20_001, f"Of 20,001 tokens {left} are left: a rounded sum reaches 1 before its end. Treat p = 1 alone.")
+    expect(
+        left == 20_001, f"Of 20,001 tokens {left} are left: a rounded sum reaches 1 before its end. Treat p = 1 alone."
+    )
 
 
 @TOP_P.mistake(
@@ -221,7 +223,7 @@ def _(logits, p):
     return kept.softmax(-1)
 
 
-@TOP_P.mistake('What is ruled out has logit 0, which is a probability like any other: it should be -inf.')
+@TOP_P.mistake("What is ruled out has logit 0, which is a probability like any other: it should be -inf.")
 def _(logits, p):
     return keep_top_p(logits, p).nan_to_num(neginf=0.0)
 

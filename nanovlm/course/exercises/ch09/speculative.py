@@ -45,7 +45,9 @@ ACCEPT = Exercise(
     ),
     reference=accept,
     cases=lambda: [
-        Case(DRAFT, TARGET, torch.tensor([0, 1]), torch.tensor([0.7, 0.5]), note="the first guess stays, the second goes"),
+        Case(
+            DRAFT, TARGET, torch.tensor([0, 1]), torch.tensor([0.7, 0.5]), note="the first guess stays, the second goes"
+        ),
         Case(DRAFT, TARGET, torch.tensor([0, 1]), torch.tensor([0.9, 0.1]), note="the first guess goes"),
         Case(DRAFT, TARGET, torch.tensor([1, 2]), torch.tensor([0.99, 0.99]), note="both stay"),
         Case(
@@ -128,14 +130,16 @@ ACCEPT.mistake(
     "After a rejection the next token is drawn from the target itself. What the draft proposed often enough already "
     "would then come too often: draw from (target - draft), negative parts set to 0."
 )(_rule(rest=lambda p, q: p))
-ACCEPT.mistake("After a rejection the next token is drawn from the draft. Draw from (target - draft), set to 0 below 0.")(
-    _rule(rest=lambda p, q: q)
-)
+ACCEPT.mistake(
+    "After a rejection the next token is drawn from the draft. Draw from (target - draft), set to 0 below 0."
+)(_rule(rest=lambda p, q: q))
 ACCEPT.mistake("(target - draft) is not divided by its sum: a distribution has to sum to 1.")(_rule(normalise=False))
 ACCEPT.mistake("The negative parts of (target - draft) are turned positive instead of set to 0: clamp, not abs.")(
     _rule(rest=lambda p, q: (p - q).abs())
 )
-ACCEPT.mistake("After a rejection it looks at the next row: target and draft of the rejected place count.")(_rule(row=1))
+ACCEPT.mistake("After a rejection it looks at the next row: target and draft of the rejected place count.")(
+    _rule(row=1)
+)
 ACCEPT.mistake("If all guesses stay, the next token comes from the target's last row, k, which no guess has used yet.")(
     _rule(last=1)
 )

@@ -69,7 +69,9 @@ def _mistake(sentence: str):
     return STREAM.mistake(sentence)
 
 
-@_mistake("It shows half a character: as long as the text ends in \\ufffd, the last bytes are not complete. Hold them back.")
+@_mistake(
+    "It shows half a character: as long as the text ends in \\ufffd, the last bytes are not complete. Hold them back."
+)
 def _(ids, shown, decode):
     return decode(ids).strip()[len(shown) :]
 
@@ -89,7 +91,9 @@ def _(ids, shown, decode):
     return decode(ids).rstrip("\ufffd").strip()
 
 
-@_mistake("It loses the spaces between words: strip the whole text, then take the new part, and not the other way round.")
+@_mistake(
+    "It loses the spaces between words: strip the whole text, then take the new part, and not the other way round."
+)
 def _(ids, shown, decode):
     return decode(ids).rstrip("\ufffd").strip()[len(shown) :].strip()
 

@@ -109,7 +109,9 @@ def _normalise_mistake(sentence: str, **options) -> None:
     NORMALISE.mistake(sentence)(lambda text: _normal(text, **options))
 
 
-_normalise_mistake("Capitals stay: “The” is then no article, and “Two” no number word. Lower the text first.", lower=False)
+_normalise_mistake(
+    "Capitals stay: “The” is then no article, and “Two” no number word. Lower the text first.", lower=False
+)
 _normalise_mistake(
     "A mark vanishes and joins the words on its two sides: “top-left” becomes “topleft”. Put a space in its place.",
     filler="",
@@ -127,7 +129,8 @@ _normalise_mistake(
 )
 _normalise_mistake("You look for articles before lowering the text, so “The” stays. Lower first.", articles="first")
 _normalise_mistake(
-    "You look for articles before the marks are gone, so “(the)” and “a.” stay. Clear the marks first.", articles="lower"
+    "You look for articles before the marks are gone, so “(the)” and “a.” stay. Clear the marks first.",
+    articles="lower",
 )
 _normalise_mistake("Articles stay: drop “a”, “an” and “the”.", articles="none")
 _normalise_mistake("A comma between digits becomes a space: “1,250” turns into two numbers.", commas=False)
@@ -157,7 +160,9 @@ _normalise_mistake(
     numbers="none",
 )
 _normalise_mistake("Several spaces in a row stay. split() without an argument swallows them.", tight=False)
-_normalise_mistake("The apostrophe becomes a space: “it's” turns into two words. It is the one mark that stays.", keep="")
+_normalise_mistake(
+    "The apostrophe becomes a space: “it's” turns into two words. It is the one mark that stays.", keep=""
+)
 
 
 # -- evaluation.vqa_accuracy ---------------------------------------------------------------------------------------------
@@ -200,7 +205,9 @@ def _(accuracy) -> None:
     except ValueError:
         return
     except ZeroDivisionError:
-        raise Complaint("With one person you divide by zero. Raise a ValueError that says at least two are needed.") from None
+        raise Complaint(
+            "With one person you divide by zero. Raise a ValueError that says at least two are needed."
+        ) from None
     raise Complaint(f"With a single person it returns {got!r}; nobody remains to compare with: raise a ValueError.")
 
 

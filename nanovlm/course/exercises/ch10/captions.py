@@ -45,7 +45,9 @@ BLEU = Exercise(
     ),
     reference=bleu,
     cases=lambda: [
-        Case(["the red red red"], [["the red circle is red"]], max_n=1, note="one candidate, single words, “red” thrice"),
+        Case(
+            ["the red red red"], [["the red circle is red"]], max_n=1, note="one candidate, single words, “red” thrice"
+        ),
         Case(*_PAIRS, max_n=2, note="three candidates with two references each, up to pairs"),
         Case(["a red star"], [["a red star at the top left"]], max_n=2, note="right and too short"),
         Case(["a red star at the top left now"], [["a red star"]], max_n=1, note="right and too long"),
@@ -140,9 +142,7 @@ def _bleu(
 
 
 def _bleu_mistake(sentence: str, **options) -> None:
-    BLEU.mistake(sentence)(
-        lambda candidates, references, max_n=4: _bleu(candidates, references, max_n, **options)
-    )
+    BLEU.mistake(sentence)(lambda candidates, references, max_n=4: _bleu(candidates, references, max_n, **options))
 
 
 _bleu_mistake(
@@ -167,7 +167,9 @@ _bleu_mistake(
     penalty="always",
 )
 _bleu_mistake("The penalty is exp(1 - r / c), and not the ratio c / r.", penalty="ratio")
-_bleu_mistake("Reference lengths of one candidate are added up. Take the length closest to the candidate's.", closest="sum")
+_bleu_mistake(
+    "Reference lengths of one candidate are added up. Take the length closest to the candidate's.", closest="sum"
+)
 _bleu_mistake("You take the shortest reference's length. Take the one closest to the candidate's.", closest="shortest")
 _bleu_mistake("You take the longest reference's length. Take the one closest to the candidate's.", closest="longest")
 _bleu_mistake("You take the first reference's length. Take the one closest to the candidate's.", closest="first")

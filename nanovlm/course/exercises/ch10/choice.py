@@ -129,7 +129,9 @@ def _(subsets, order):
     return [other[sample] for sample in order]
 
 
-@BLIND.mistake("These are pairs that exchange pictures; with an odd number one is left over. Make a ring of all of them.")
+@BLIND.mistake(
+    "These are pairs that exchange pictures; with an odd number one is left over. Make a ring of all of them."
+)
 def _(subsets, order):
     other = list(range(len(order)))
     for subset in dict.fromkeys(subsets):
@@ -142,9 +144,7 @@ def _(subsets, order):
 # -- evaluation.pick_option ------------------------------------------------------------------------------------------------
 
 
-def pick_option(
-    logits: Tensor, input_ids: Tensor, attention_mask: Tensor, prompt_length: int
-) -> tuple[Tensor, int]:
+def pick_option(logits: Tensor, input_ids: Tensor, attention_mask: Tensor, prompt_length: int) -> tuple[Tensor, int]:
     """One token at a time."""
     log_probs = logits.log_softmax(dim=-1)
     means = []
@@ -265,7 +265,9 @@ _pick_mistake(
 )
 _pick_mistake("The option's first token is left out: it is predicted at the prompt's last position.", start=1)
 _pick_mistake("One token of the prompt is counted: the first token to score is at position prompt_length.", start=-1)
-_pick_mistake("This is the sum. It favours short options, as every further token makes it smaller: take the mean.", mean="none")
+_pick_mistake(
+    "This is the sum. It favours short options, as every further token makes it smaller: take the mean.", mean="none"
+)
 _pick_mistake("You divide by the length of the whole row. Divide by the number of the option's tokens.", mean="all")
 _pick_mistake("You divide by the tokens of prompt and option together. Divide by those of the option.", mean="length")
 _pick_mistake("Padding is scored as if it were part of the option: use attention_mask.", mask=False)
@@ -371,7 +373,9 @@ def _(scorer):
     return True
 
 
-@SCORER_TEST.mistake("No scorer passes, not even a right one: which of your answers does a right scorer treat otherwise?")
+@SCORER_TEST.mistake(
+    "No scorer passes, not even a right one: which of your answers does a right scorer treat otherwise?"
+)
 def _(scorer):
     return False
 

@@ -119,15 +119,17 @@ def _(correct, total, z=1.96):
     return max(0.0, share - half), min(1.0, share + half)
 
 
-_wilson_mistake("z is not used: 1.96 stands where z should, so the 68 % and the 99 % interval are the 95 % one.", use_z=False)
+_wilson_mistake(
+    "z is not used: 1.96 stands where z should, so the 68 % and the 99 % interval are the 95 % one.", use_z=False
+)
 _wilson_mistake("z stands where z² should: square it inside the centre and inside the root.", square=False)
-_wilson_mistake("The centre stays at the share. It is pulled towards one half: add z² / 2n before dividing.", shift=False)
+_wilson_mistake(
+    "The centre stays at the share. It is pulled towards one half: add z² / 2n before dividing.", shift=False
+)
 _wilson_mistake("The centre is not divided by 1 + z² / n.", below=False)
 _wilson_mistake("The half width is not divided by 1 + z² / n.", below_half=False)
 _wilson_mistake("Neither the centre nor the half width is divided by 1 + z² / n.", below=False, below_half=False)
-_wilson_mistake(
-    "The root lacks its second term, z² / 4n². It is what keeps a width at 500 of 500.", extra="none"
-)
+_wilson_mistake("The root lacks its second term, z² / 4n². It is what keeps a width at 500 of 500.", extra="none")
 _wilson_mistake("The second term of the root is z² / 4n² with n squared; yours divides by n only once.", extra="linear")
 _wilson_mistake("With no question you divide by zero. Nothing is known then: return (0.0, 1.0) first.", none=None)
 _wilson_mistake("With no question nothing is known: that is the interval (0, 1), not (0, 0).", none=(0.0, 0.0))
@@ -191,7 +193,9 @@ BOOTSTRAP = Exercise(
         Case(*_scores(40, 0.5, 3), _drawn(300, 40), note="40 questions, 300 resamples"),
         Case(*_scores(60, 0.0, 7), _drawn(200, 60, 1), note="60 questions, models of equal strength"),
         Case(*_scores(50, -0.6, 11), _drawn(200, 50, 2), note="50 questions, the second model is worse"),
-        Case(noise(30, seed=5).sigmoid(), noise(30, seed=6).sigmoid(), _drawn(150, 30, 3), note="scores between 0 and 1"),
+        Case(
+            noise(30, seed=5).sigmoid(), noise(30, seed=6).sigmoid(), _drawn(150, 30, 3), note="scores between 0 and 1"
+        ),
     ],
     axes={"difference": "", "low": "", "high": ""},
 )
@@ -392,7 +396,9 @@ def _(share, questions, looks):
     return 1.96 * math.sqrt(share * (1 - share) / questions)
 
 
-@SELECTION.mistake("More looks do not average here: you divide the standard error by their root. Keep the highest look.")
+@SELECTION.mistake(
+    "More looks do not average here: you divide the standard error by their root. Keep the highest look."
+)
 def _(share, questions, looks):
     return math.sqrt(share * (1 - share) / (questions * looks))
 

@@ -52,7 +52,11 @@ Quiz(
     id="ch10.paired",
     question="Two models answer the same 240 questions. Their own intervals overlap widely. Can one of them be better "
     "beyond chance?",
-    choices=("no: overlapping intervals mean equal models", "yes, if they mostly fail on the same questions", "only with more questions"),
+    choices=(
+        "no: overlapping intervals mean equal models",
+        "yes, if they mostly fail on the same questions",
+        "only with more questions",
+    ),
     right=1,
     because=(
         "The intervals describe each model alone. What both share, the difficulty of the questions, is in both of them and "

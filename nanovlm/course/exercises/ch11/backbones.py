@@ -146,9 +146,9 @@ def _mapped(
     return mapping
 
 
-MAP.mistake("k is stacked before q. Our qkv_proj holds q, then k, then v: with q and k swapped, every query asks as a key.")(
-    _mapped(order="kqv")
-)
+MAP.mistake(
+    "k is stacked before q. Our qkv_proj holds q, then k, then v: with q and k swapped, every query asks as a key."
+)(_mapped(order="kqv"))
 MAP.mistake("v is stacked in front. Our qkv_proj holds q, then k, then v.")(_mapped(order="vqk"))
 MAP.mistake("q, k and v are joined side by side (dim=1). A Linear's rows are its outputs, so stack them: dim=0.")(
     _mapped(dim=1)
@@ -159,9 +159,9 @@ MAP.mistake(
 MAP.mistake(
     "What has no place is dropped in silence, which is what strict=False does. Raise ValueError with the names."
 )(_mapped(loose=True))
-MAP.mistake("The two norms are exchanged: layer_norm1 comes before the attention (our ln1), layer_norm2 before the MLP.")(
-    _mapped(swap=True)
-)
+MAP.mistake(
+    "The two norms are exchanged: layer_norm1 comes before the attention (our ln1), layer_norm2 before the MLP."
+)(_mapped(swap=True))
 MAP.mistake("Our position embedding is [1, patches, dim]; theirs lacks the leading dimension: tensor[None].")(
     _mapped(flat_positions=True)
 )
@@ -275,9 +275,9 @@ def _random() -> Tensor:
     return noise(2, 3, PARITY_SIZE, PARITY_SIZE)
 
 
-PARITY.mistake("It accepts every encoder, as a look at the shapes or at the number of parameters does: compare numbers.")(
-    lambda ours, theirs: True
-)
+PARITY.mistake(
+    "It accepts every encoder, as a look at the shapes or at the number of parameters does: compare numbers."
+)(lambda ours, theirs: True)
 PARITY.mistake("It refuses every encoder, the right ones too.")(lambda ours, theirs: False)
 PARITY.mistake(
     "It compares bit by bit, or the weights themselves, and so refuses a right encoder that rounds elsewhere: use a "

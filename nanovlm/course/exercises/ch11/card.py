@@ -15,7 +15,9 @@ def card_numbers(
     scores: dict[str, tuple[int, int]], blind: dict[str, tuple[int, int]], chosen_on: str, scored_on: str
 ) -> dict[str, tuple[float, float, float, float]]:
     if chosen_on == scored_on:
-        raise ValueError(f"The checkpoint was chosen on {chosen_on}, so its score there is too high: use another split.")
+        raise ValueError(
+            f"The checkpoint was chosen on {chosen_on}, so its score there is too high: use another split."
+        )
     if missing := scores.keys() - blind.keys():
         raise ValueError(f"There is no blind score for {', '.join(sorted(missing))}.")
     numbers = {}

@@ -41,7 +41,9 @@ def run_ranks(loss_of_rank, means: Sequence[Tensor], counts: Sequence[Tensor]) -
 
             losses.append(torch.as_tensor(loss_of_rank(mine.clone(), own.clone(), all_reduce, world)))
             sent.append(messages)
-        expect(len({len(m) for m in sent}) == 1, "The ranks call all_reduce different numbers of times: they would hang.")
+        expect(
+            len({len(m) for m in sent}) == 1, "The ranks call all_reduce different numbers of times: they would hang."
+        )
         for messages in zip(*sent, strict=True):
             same = len({m.shape for m in messages}) == 1
             expect(same, "The ranks send tensors of different shapes to all_reduce; they may have unequal batches.")
@@ -211,7 +213,9 @@ def _(make) -> None:
     base = with_weights(nn.Linear(4, 3))
     layer = make(base, 2, 4.0)
     layer(noise(5, 4)).square().sum().backward()
-    expect(layer.B.grad is not None and bool((layer.B.grad != 0).any()), "B gets no gradient, so it stays zero for ever.")
+    expect(
+        layer.B.grad is not None and bool((layer.B.grad != 0).any()), "B gets no gradient, so it stays zero for ever."
+    )
     expect(base.weight.grad is None, "The base weight has a gradient: freeze it.")
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nanovlm.course.exercises.common import as_wide_as, noise
 from nanovlm.course.judge.exercise import Case, Exercise, expect
-from nanovlm.course.exercises.common import noise
 from nanovlm.models.modality_projector import pixel_shuffle
 from nanovlm.trace import patch_map
 
@@ -53,6 +53,7 @@ WORD_ATTENTION = Exercise(
         Case(noise(4, 8, 8, seed=2).softmax(-1), 7, 3, 2, 1, note="r = 1: a token is a patch"),
     ],
     axes="row column",
+    call=lambda fn, weights, *more: as_wide_as(weights, fn(weights, *more)),
 )
 
 
@@ -143,6 +144,36 @@ def _(weights, word, first_image_token, grid, factor):
 def _(weights, word, first_image_token, grid, factor):
     tokens = _tokens(weights, word, first_image_token, grid, factor)
     return _tiles(tokens / tokens.sum(), grid, factor)
+
+
+@WORD_ATTENTION.mistake("You begin one token late: the first image token is in the column first_image_token itself.")
+def _(weights, word, first_image_token, grid, factor):
+    return _tiles(_tokens(weights, word, first_image_token + 1, grid, factor), grid, factor)
+
+
+@WORD_ATTENTION.mistake("This is the last head alone. Take the mean over all of them.")
+def _(weights, word, first_image_token, grid, factor):
+    return _tiles(_tokens(weights[-1:], word, first_image_token, grid, factor), grid, factor)
+
+
+@WORD_ATTENTION.mistake(
+    "The map is stretched so that its largest is 1. Then a word that spends 1 % on the picture glows like one that "
+    "spends all."
+)
+def _(weights, word, first_image_token, grid, factor):
+    tokens = _tokens(weights, word, first_image_token, grid, factor)
+    return _tiles(tokens / tokens.max(), grid, factor) * factor**2
+
+
+@WORD_ATTENTION.mistake("The map is upside down: image tokens are counted from the top row.")
+def _(weights, word, first_image_token, grid, factor):
+    return _tiles(_tokens(weights, word, first_image_token, grid, factor), grid, factor).flip(0)
+
+
+@WORD_ATTENTION.mistake("This is the mean over all words. Take the row of the one that is asked for.")
+def _(weights, word, first_image_token, grid, factor):
+    mean = weights.mean(1, keepdim=True).expand_as(weights)
+    return _tiles(_tokens(mean, word, first_image_token, grid, factor), grid, factor)
 
 
 @WORD_ATTENTION.mistake("Rows and columns are swapped: tokens are counted along the rows of the picture.")

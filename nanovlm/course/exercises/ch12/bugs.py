@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from nanovlm.course.judge.exercise import Case, Exercise, expect, with_weights
-from nanovlm.course.exercises.common import noise
 from nanovlm.course.exercises.ch12.reading import named_as
+from nanovlm.course.exercises.common import learns, noise
+from nanovlm.course.judge.exercise import Case, Complaint, Exercise, expect, with_weights
 
 # -- trace.bug_heads ---------------------------------------------------------------------------------------------------
 
@@ -66,6 +66,11 @@ def _attend(cls: Callable[..., nn.Module], sizes: tuple[int, int, int], x: Tenso
         try:
             return module(x)
         except RuntimeError as error:
+            if not keys.done and "must match the size" in str(error):
+                raise Complaint(
+                    f"The product of queries and keys still fails: there are {num_heads} query heads and "
+                    f"{num_kv_heads} key heads. The keys need the copies too, not only the values. torch said: {error}"
+                ) from error
             values = "The keys fit now, and the product with v fails: the values need the same copies as the keys."
             expect(not keys.done, f"{values} torch said: {error}")
             raise
@@ -107,6 +112,15 @@ def _(cls) -> None:
     expect(torch.allclose(module(x), wanted, atol=1e-5), "With 2 and 2 heads it differs from torch's own attention.")
 
 
+@BUG_HEADS.property("gradients reach the input and every weight")
+def _(cls) -> None:
+    x = noise(1, 4, 12).requires_grad_()
+    module = with_weights(cls(12, 6, 2))
+    out = module(x)
+    learns(out, module)
+    expect(x.grad is not None, "No gradient reaches the input.")
+
+
 @BUG_HEADS.mistake(
     "The copies are in the wrong order, 0 1 0 1 instead of 0 0 1 1: repeat lays the whole set of heads down again, so "
     "most query heads meet another group's keys. No shape will tell."
@@ -137,6 +151,79 @@ class _(SharedHeads):
         return heads.repeat_interleave(group, dim=1) if is_key else heads.repeat(1, group, 1, 1)
 
 
+def _interleaved(heads: Tensor, group: int) -> Tensor:
+    return heads.repeat_interleave(group, dim=1)
+
+
+@BUG_HEADS.mistake(
+    "Keys and values are copied in two orders: keys as 0 1 0 1, values as 0 0 1 1. A head looks by one key and gets the "
+    "value of another."
+)
+class _(SharedHeads):
+    def share(self, x: Tensor, is_key: bool) -> Tensor:
+        heads = x.unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)
+        group = self.num_heads // self.num_kv_heads
+        return heads.repeat(1, group, 1, 1) if is_key else _interleaved(heads, group)
+
+
+for sentence, copies in (
+    (
+        "The key/value heads are averaged, and all query heads get the mean. Each group has a key/value head of its own.",
+        lambda heads, group: heads.mean(1, keepdim=True).expand(-1, heads.shape[1] * group, -1, -1),
+    ),
+    (
+        "The groups are reversed: the first query heads get the last key/value head.",
+        lambda heads, group: _interleaved(heads.flip(1), group),
+    ),
+    (
+        "The missing heads are filled with zeros, so these query heads look everywhere alike. Copy heads that exist.",
+        lambda heads, group: torch.cat([heads, torch.zeros_like(heads).repeat(1, group - 1, 1, 1)], dim=1),
+    ),
+):
+
+    def _share(self, x, is_key, copies=copies):
+        heads = x.unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)
+        return copies(heads, self.num_heads // self.num_kv_heads)
+
+    BUG_HEADS.mistake(sentence)(type("_", (SharedHeads,), {"share": _share}))
+
+
+for sentence, attend in (
+    (
+        "The scores are not divided by sqrt(head_dim). That was right before: change only what is wrong.",
+        lambda q, k, v: (q @ k.mT).softmax(-1) @ v,
+    ),
+    (
+        "The scores are divided by sqrt(dim), the width of all heads together. It was sqrt(head_dim).",
+        lambda q, k, v: (q @ k.mT / (q.shape[1] * q.shape[3]) ** 0.5).softmax(-1) @ v,
+    ),
+    (
+        "The softmax runs over the queries, the wrong axis: the weights of one query should sum to 1 over the keys.",
+        lambda q, k, v: (q @ k.mT / q.shape[3] ** 0.5).softmax(-2) @ v,
+    ),
+    (
+        "A causal mask has come in. There was none, so that the example stays short: change only what is wrong.",
+        lambda q, k, v: nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True),
+    ),
+    (
+        "The heads are not brought back behind the positions: transpose(1, 2) first, then join them. A plain reshape "
+        "mixes positions.",
+        lambda q, k, v: (
+            nn.functional.scaled_dot_product_attention(q, k, v)
+            .unflatten(2, (-1, 1))
+            .reshape(q.shape[0], q.shape[2], q.shape[1], q.shape[3])
+            .transpose(1, 2)
+        ),
+    ),
+):
+
+    def _forward(self, x, attend=attend):
+        q = self.q(x).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        return attend(q, self.share(self.k(x), True), self.share(self.v(x), False)).transpose(1, 2).flatten(2)
+
+    BUG_HEADS.mistake(sentence)(type("_", (SharedHeads,), {"forward": _forward}))
+
+
 @BUG_HEADS.mistake(
     "You repeated the channels before they were cut into heads: each number stands there twice in a row, and a head is "
     "now half of an old one, doubled. Cut into heads first, then repeat heads."
@@ -164,7 +251,7 @@ class _(SharedHeads):
 # -- trace.bug_positions -----------------------------------------------------------------------------------------------
 
 
-class Line(nn.Module):
+class InputSequence(nn.Module):
     """The right one; `positioned` is what wrong versions change."""
 
     def __init__(self, vocab_size: int, dim: int, max_positions: int) -> None:
@@ -200,15 +287,51 @@ BUG_POSITIONS = Exercise(
         "positions = torch.arange(the length of x)\n"
         "return x + self.positions(positions)",
     ),
-    reference=Line,
+    reference=InputSequence,
     cases=lambda: [
         Case((7, 2, 9), noise(1, 2, 2), _ids(1, 3), note="two image tokens and three words, width 2"),
         Case((7, 4, 12), noise(2, 4, 4, seed=1), _ids(2, 4), note="a batch of two, four image tokens, four words"),
         Case((7, 3, 8), noise(1, 5, 3, seed=2), _ids(1, 1), note="five image tokens, one word"),
     ],
-    axes="batch line dim",
-    call=lambda cls, sizes, image, ids: named_as(cls(*sizes), Line(*sizes))(image, ids),
+    axes="batch sequence dim",
+    call=lambda cls, sizes, image, ids: named_as(cls(*sizes), InputSequence(*sizes))(image, ids),
 )
+
+
+@BUG_POSITIONS.property("gradients reach both tables")
+def _(cls) -> None:
+    module = with_weights(cls(7, 4, 12))
+    learns(module(noise(1, 3, 4), torch.ones(1, 3, dtype=torch.long)), module)
+
+
+for sentence, place in (
+    (
+        "The positions are counted from the words on: the picture, which comes first, has the later ones.",
+        lambda i, w, p: torch.cat([i + p[w.shape[1] : w.shape[1] + i.shape[1]], w + p[: w.shape[1]]], dim=1),
+    ),
+    ("Nothing has a position: there are no positions at all in this sum.", lambda i, w, p: torch.cat([i, w], dim=1)),
+    (
+        "The positions count down: the first image token should stand at position 0.",
+        lambda i, w, p: torch.cat([i, w], dim=1) + p[: i.shape[1] + w.shape[1]].flip(0),
+    ),
+    (
+        "All of them get one position, that of place 0. Each place has its own.",
+        lambda i, w, p: torch.cat([i, w], dim=1) + p[0],
+    ),
+    (
+        "The positions are taken from the end of the table. Count from 0 at the first image token.",
+        lambda i, w, p: torch.cat([i, w], dim=1) + p[-(i.shape[1] + w.shape[1]) :],
+    ),
+    (
+        "The vectors are multiplied with the positions. A position is added.",
+        lambda i, w, p: torch.cat([i, w], dim=1) * p[: i.shape[1] + w.shape[1]],
+    ),
+):
+
+    def _positioned(self, image, words, place=place):
+        return place(image, words, self.positions.weight)
+
+    BUG_POSITIONS.mistake(sentence)(type("_", (InputSequence,), {"positioned": _positioned}))
 
 
 @BUG_POSITIONS.property("two equal neighbours differ by their positions, in the picture and in the text")
@@ -221,7 +344,7 @@ def _(cls) -> None:
 @BUG_POSITIONS.mistake(
     "Only the words have positions, and they begin at 0: the addition fits again, but the picture has none at all."
 )
-class _(Line):
+class _(InputSequence):
     def positioned(self, image: Tensor, words: Tensor) -> Tensor:
         return torch.cat([image, words + self.positions.weight[: words.shape[1]]], dim=1)
 
@@ -229,7 +352,7 @@ class _(Line):
 @BUG_POSITIONS.mistake(
     "The words stand at the right places now, behind the picture, but the image tokens have no positions."
 )
-class _(Line):
+class _(InputSequence):
     def positioned(self, image: Tensor, words: Tensor) -> Tensor:
         length = image.shape[1]
         return torch.cat([image, words + self.positions.weight[length : length + words.shape[1]]], dim=1)
@@ -238,14 +361,14 @@ class _(Line):
 @BUG_POSITIONS.mistake(
     "Picture and text are each counted from 0, so that two tokens share each position. It is one line: go on counting."
 )
-class _(Line):
+class _(InputSequence):
     def positioned(self, image: Tensor, words: Tensor) -> Tensor:
         own = [part + self.positions.weight[: part.shape[1]] for part in (image, words)]
         return torch.cat(own, dim=1)
 
 
 @BUG_POSITIONS.mistake("Positions are counted from 1 here. The first image token stands at position 0.")
-class _(Line):
+class _(InputSequence):
     def positioned(self, image: Tensor, words: Tensor) -> Tensor:
         line = torch.cat([image, words], dim=1)
         return line + self.positions.weight[1 : line.shape[1] + 1]
@@ -254,7 +377,7 @@ class _(Line):
 @BUG_POSITIONS.mistake(
     "All image tokens stand at position 0 and the words go on from 1. The decoder could not tell top from bottom."
 )
-class _(Line):
+class _(InputSequence):
     def positioned(self, image: Tensor, words: Tensor) -> Tensor:
         table = self.positions.weight
         return torch.cat([image + table[0], words + table[1 : words.shape[1] + 1]], dim=1)
@@ -263,6 +386,6 @@ class _(Line):
 @BUG_POSITIONS.mistake(
     "The words stand in front of the picture now. Decoders are causal: words that come first cannot look at it."
 )
-class _(Line):
+class _(InputSequence):
     def positioned(self, image: Tensor, words: Tensor) -> Tensor:
         return super().positioned(words, image)

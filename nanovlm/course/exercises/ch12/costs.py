@@ -7,9 +7,9 @@ from numbers import Real
 from typing import Any
 
 from nanovlm.config import VLMConfig
-from nanovlm.course.judge.exercise import Case, Complaint, Exercise, expect
 from nanovlm.course.exercises.ch12.reading import SMALL, on_meta, traced
-from nanovlm.trace.measure.formula import evaluate
+from nanovlm.course.judge.exercise import Case, Complaint, Exercise, expect
+from nanovlm.trace.measure.formula import value_of
 
 # -- trace.symbolic_shapes ---------------------------------------------------------------------------------------------
 
@@ -46,7 +46,7 @@ def _sizes(name: Any, claim: Any) -> Any:
         values = []
         for word in claim.split():
             try:
-                value = evaluate(word, dict(sizes))
+                value = value_of(word, dict(sizes))
             except ValueError as error:
                 raise Complaint(f"The claim for {name}: {error} No spaces inside a formula: 4+T.") from error
             expect(value is not None, f"The claim for {name} uses a name other than B and T: {word}.")
@@ -120,6 +120,40 @@ def _(config):
     return _write(config, wide=config.vision.hidden_dim)
 
 
+@SYMBOLIC.mistake(
+    "The tokens are only r times wider here, and r * r times fewer: then most of the numbers would be gone. They are "
+    "r * r times wider."
+)
+def _(config):
+    return _write(config, wide=config.vision.hidden_dim * config.projector.pixel_shuffle_factor)
+
+
+@SYMBOLIC.mistake("The sequence holds for one text only: its length is a number. Write T for the length of the text.")
+def _(config):
+    return _write(config, line=config.vision.num_patches // config.projector.pixel_shuffle_factor**2 + _AT[0]["T"])
+
+
+@SYMBOLIC.mistake("The claims hold for one batch only: they begin with 1. Write B for the batch.")
+def _(config):
+    return {name: "1" + claim[1:] for name, claim in _write(config).items()}
+
+
+@SYMBOLIC.mistake("The dim of the batch is missing: every shape begins with B.")
+def _(config):
+    return {name: claim[2:] for name, claim in _write(config).items()}
+
+
+@SYMBOLIC.mistake("projector.proj is as wide as its input here. It is the layer that makes a token as wide as a word.")
+def _(config):
+    claims = _write(config)
+    return claims | {"projector.proj": claims["pixel_shuffle"]}
+
+
+@SYMBOLIC.mistake("The head's output has lost the dim of the sequence: it gives logits at every position.")
+def _(config):
+    return _write(config) | {"decoder.head": f"B {config.language.vocab_size}"}
+
+
 @SYMBOLIC.mistake("The head's output is as wide as the decoder. It gives a score to every word of the vocabulary.")
 def _(config):
     return _write(config, last=config.language.hidden_dim)
@@ -171,12 +205,16 @@ def _fitting(fn: Any, config: VLMConfig, num_text_tokens: int) -> Any:
         return shares
     if not all(isinstance(share, Real) and isfinite(share) for share in shares.values()):
         return shares
+    right = shares_of(config, num_text_tokens)
+    rounded = any(
+        all(round(right[part], digits) == shares[part] for part in PARTS) and digits for digits in range(1, 5)
+    )
+    expect(not rounded, "These are the right shares, rounded. Return them as they are, and round where you print them.")
     total = float(sum(shares.values()))
     kind = "FLOPs" if total > 1000 else "percent" if 99 < total < 101 else ""
     asked = f"These are {kind}; return shares" if kind else "Return shares"
     given = f"{total:,.0f}" if kind else f"{total:.4g}"
     expect(abs(total - 1) < 1e-3, f"{asked} that sum to 1: yours sum to {given}.")
-    right = shares_of(config, num_text_tokens)
     times = {part: float(shares[part]) / right[part] for part in PARTS}
 
     def fit(part: str) -> list[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nanovlm.config import LMConfig, ProjectorConfig, ViTConfig, VLMConfig
-from nanovlm.course.judge.exercise import Case, Exercise, expect, with_weights
-from nanovlm.course.exercises.common import noise
+from nanovlm.course.exercises.common import learns, noise
+from nanovlm.course.judge.exercise import Case, Complaint, Exercise, expect, with_weights
 from nanovlm.models.modality_projector import pixel_shuffle
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.trace import Trace, trace
@@ -17,7 +18,7 @@ from nanovlm.trace import Trace, trace
 # -- trace.read_trace --------------------------------------------------------------------------------------------------
 
 
-def small(grid: int, factor: int, blocks: tuple[int, int], heads: tuple[int, int, int], dims: int = 8) -> VLMConfig:
+def small(grid: int, factor: int, blocks: tuple[int, int], heads: tuple[int, int, int], dims: int) -> VLMConfig:
     """A tiny model. blocks: of encoder and decoder. heads: the encoder's, the decoder's, its key/value heads."""
     vision = ViTConfig(dims * heads[0], 3 * dims, blocks[0], heads[0], image_size=4 * grid, patch_size=4)
     language = LMConfig(dims * heads[1], 5 * dims, blocks[1], heads[1], heads[2], vocab_size=23, max_positions=256)
@@ -26,9 +27,9 @@ def small(grid: int, factor: int, blocks: tuple[int, int], heads: tuple[int, int
 
 
 SMALL = (
-    small(4, 2, (2, 3), (2, 4, 2)),
-    small(6, 3, (1, 4), (3, 6, 2)),
-    small(6, 2, (3, 2), (2, 4, 1)),
+    small(4, 2, (2, 3), (2, 4, 2), dims=6),
+    small(6, 3, (1, 4), (3, 6, 2), dims=4),
+    small(6, 2, (3, 2), (2, 4, 1), dims=10),
 )
 
 
@@ -58,7 +59,7 @@ def read(t: Trace) -> dict[str, int]:
     return {
         "patches": t["Conv2d"].shape[-1] ** 2,
         "image_tokens": t["projector.proj"].shape[1],
-        "line": t["decoder"].inputs[0].shape[1],
+        "sequence": t["decoder"].inputs[0].shape[1],
         "decoder_blocks": len({row.path.split(".")[2] for row in decoder}),
         "kv_heads": attention[1].shape[1],
     }
@@ -105,7 +106,7 @@ def _right(t: Trace) -> dict[str, int]:
     return {
         "patches": t["vision_encoder"].shape[1],
         "image_tokens": t["projector"].shape[1],
-        "line": t["decoder"].shape[1],
+        "sequence": t["decoder"].shape[1],
         "decoder_blocks": len(t.find("DecoderBlock")),
         "kv_heads": attention[1].shape[1],
     }
@@ -118,9 +119,11 @@ def _(t):
     return _right(t) | {"image_tokens": t["vision_encoder"].shape[1]}
 
 
-@READ.mistake("line counts the text alone. The image tokens stand in front of it: look at what goes into the decoder.")
+@READ.mistake(
+    "sequence counts the text alone. The image tokens stand in front of it: look at what goes into the decoder."
+)
 def _(t):
-    return _right(t) | {"line": t["decoder.token_embedding"].shape[1]}
+    return _right(t) | {"sequence": t["decoder.token_embedding"].shape[1]}
 
 
 @READ.mistake(
@@ -129,6 +132,40 @@ def _(t):
 )
 def _(t):
     return _right(t) | {"decoder_blocks": len(t.find("DecoderBlock")) + len(t.find("ViTBlock"))}
+
+
+for sentence, key, number in (
+    (
+        "sequence has a position for every patch. Pixel shuffle came before the decoder: look at what goes into it.",
+        "sequence",
+        lambda t: t["vision_encoder"].shape[1] + t["decoder.token_embedding"].shape[1],
+    ),
+    (
+        "sequence counts the picture alone. The text follows it: look at what goes into the decoder.",
+        "sequence",
+        lambda t: t["projector"].shape[1],
+    ),
+    ("decoder_blocks are the blocks of the encoder. Both lists are called blocks: ask for the class DecoderBlock.",
+     "decoder_blocks", lambda t: len(t.find("ViTBlock"))),
+    ("decoder_blocks is one too few: the last index, counted from 0, is no count.",
+     "decoder_blocks", lambda t: len(t.find("DecoderBlock")) - 1),
+    ("kv_heads is how wide a head is. Attention gets [B, heads, length, head_dim]: heads are dim 1.",
+     "kv_heads", lambda t: t.find("scaled_dot_product_attention")[-1].inputs[1].shape[-1]),
+    ("kv_heads is how wide all key/value heads together are. Look behind the split into heads, at attention's inputs.",
+     "kv_heads", lambda t: t["decoder.blocks.0.attn.k_proj"].shape[-1]),
+    ("kv_heads divides by a head_dim of 8, which holds for other models. Read it off attention's inputs.",
+     "kv_heads", lambda t: t["decoder.blocks.0.attn.k_proj"].shape[-1] // 8),
+    ("patches is one side of the grid. The encoder hands over rows times columns of them.",
+     "patches", lambda t: t["Conv2d"].shape[-1]),
+    ("patches is how wide a vector is. How many there are is dim 1 of [B, patches, dim].",
+     "patches", lambda t: t["vision_encoder"].shape[2]),
+):  # fmt: skip
+    READ.mistake(sentence)(lambda t, key=key, number=number: _right(t) | {key: number(t)})
+
+
+@READ.mistake("The numbers of the first trace are written down here. Read them off the trace that comes in.")
+def _(t):
+    return {"patches": 16, "image_tokens": 4, "sequence": 9, "decoder_blocks": 3, "kv_heads": 2}
 
 
 @READ.mistake("kv_heads is the number of query heads. Attention gets q, k and v: look at the second of them.")
@@ -179,6 +216,26 @@ class Projector(nn.Module):
         return self.proj(self.tokens(self.norm(x)))
 
 
+def _project(cls: Any, sizes: tuple[int, int, int], x: Tensor) -> Tensor:
+    vision_dim, _language_dim, factor = sizes
+    module = named_as(cls(*sizes), Projector(*sizes))
+    expect(
+        module.norm.eps == 1e-5,
+        f"The norm's eps is {module.norm.eps:g}; it was torch's own. Change only what is wrong.",
+    )
+    expect(module.proj.bias is not None, "The bias of `proj` is gone. Change only what is wrong.")
+    try:
+        return module(x)
+    except RuntimeError as error:
+        tokens, layer = vision_dim * factor**2, module.proj.in_features
+        if layer == tokens or "multiplied" not in str(error):
+            raise
+        raise Complaint(
+            f"The layer still does not fit: after pixel_shuffle a token has {vision_dim} * {factor} * {factor} = "
+            f"{tokens} numbers, and proj takes {layer}. A group of patches has factor rows of factor patches."
+        ) from error
+
+
 BUG_PROJECTOR = Exercise(
     id="trace.bug_projector",
     chapter="12",
@@ -199,14 +256,16 @@ BUG_PROJECTOR = Exercise(
         Case((4, 3, 2), noise(1, 36, 4, seed=2), note="a 6x6 grid, r = 2"),
     ],
     axes="batch tokens language_dim",
-    call=lambda cls, sizes, x: named_as(cls(*sizes), Projector(*sizes))(x),
+    call=_project,
 )
 
 
 @BUG_PROJECTOR.property("every patch of a tile reaches its token")
 def _(cls) -> None:
     x = noise(1, 16, 3).requires_grad_()
-    with_weights(cls(3, 5, 2))(x)[0, 0].square().sum().backward()
+    out = with_weights(cls(3, 5, 2))(x)
+    learns(out)
+    out[0, 0].square().sum().backward()
     reached = x.grad[0].abs().sum(-1).nonzero().flatten().tolist()
     expect(reached == [0, 1, 4, 5], f"Token 0 of a 4x4 grid is made of patches {reached}; its tile is [0, 1, 4, 5].")
 
@@ -242,6 +301,41 @@ class _(Projector):
 class _(Projector):
     def tokens(self, x: Tensor) -> Tensor:
         return x.reshape(x.shape[0], -1, self.proj.in_features)
+
+
+@BUG_PROJECTOR.mistake(
+    "The tokens are cut off where the layer ends: a part of each group of patches is thrown away. The layer is what is "
+    "wrong."
+)
+class _(Projector):
+    def wide(self, dim: int) -> int:
+        return dim * self.factor
+
+    def tokens(self, x: Tensor) -> Tensor:
+        return super().tokens(x)[..., : self.proj.in_features]
+
+
+@BUG_PROJECTOR.mistake(
+    "The numbers of a token stand channel by channel, as F.pixel_unshuffle has them. Weights that were trained with "
+    "pixel_shuffle want them patch by patch: keep that call."
+)
+class _(Projector):
+    def tokens(self, x: Tensor) -> Tensor:
+        side = round(x.shape[1] ** 0.5)
+        image = x.transpose(1, 2).unflatten(2, (side, side))
+        return nn.functional.pixel_unshuffle(image, self.factor).flatten(2).transpose(1, 2)
+
+
+@BUG_PROJECTOR.mistake("The norm runs twice: the norm twice in a row is another function, because of its weights.")
+class _(Projector):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(self.tokens(self.norm(self.norm(x))))
+
+
+@BUG_PROJECTOR.mistake("There is an activation behind the layer now. Change only what is wrong.")
+class _(Projector):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
 
 
 @BUG_PROJECTOR.mistake("The norm is forgotten: self.norm(x) comes first, before pixel_shuffle.")

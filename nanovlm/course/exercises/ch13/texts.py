@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from nanovlm.config import TilingConfig
-from nanovlm.course.judge.compare import first_apart
-from nanovlm.course.judge.exercise import Case, Complaint, Exercise, expect
 from nanovlm.course.exercises.common import noise
+from nanovlm.course.judge.differences import first_apart
+from nanovlm.course.judge.exercise import Case, Complaint, Exercise, expect
 from nanovlm.data.tiling import FAKE, SMOLVLM_GLOBAL, TiledImageProcessor
 
 IMAGE = "<image>"
@@ -99,17 +99,25 @@ def written(
     last: str = "\n",
     whole_first: bool = False,
     always: bool = False,
+    tile: str = "{fake}<row_{row}_col_{column}>{images}",
+    tile_images: int | None = None,
+    opened: str = FAKE,
+    by_columns: bool = False,
+    with_whole: bool = True,
 ) -> str:
     """SmolVLM's text, or with the options a wrong one."""
     images = IMAGE * num_image_tokens
-    whole = f"{FAKE}{SMOLVLM_GLOBAL}{images}{close}"
+    whole = f"{opened}{SMOLVLM_GLOBAL}{images}{close}"
     if rows * columns == 1 and not always:
         return whole
+    whole = whole if with_whole else ""
+    in_tile = IMAGE * (num_image_tokens if tile_images is None else tile_images)
     text = ""
-    for r in range(rows):
-        for c in range(columns):
+    for outer in range(columns if by_columns else rows):
+        for inner in range(rows if by_columns else columns):
+            r, c = (inner, outer) if by_columns else (outer, inner)
             a, b = (c, r) if swap else (r, c)
-            text += f"{fake}<row_{a + first}_col_{b + first}>{images}"
+            text += tile.format(fake=fake, row=a + first, column=b + first, images=in_tile)
         text += row_end
     return whole + text + last if whole_first else text + last + whole
 
@@ -135,6 +143,26 @@ TOKENS.mistake("Each row ends with its line break, but the empty line before the
 )
 TOKENS.mistake("The rows have no line break of their own: one follows each row, and then comes the empty line.")(
     _wrong(row_end="")
+)
+TOKENS.mistake(
+    "The rows have no line break of their own: all tiles stand in one, and the two breaks come behind the last."
+)(_wrong(row_end="", last="\n\n"))
+TOKENS.mistake("A fake token stands behind each tile too. It stands in front of each, and behind the whole alone.")(
+    _wrong(tile="{fake}<row_{row}_col_{column}>{images}{fake}")
+)
+TOKENS.mistake("There is no fake token in front of <global-img>. The whole has one on both sides.")(_wrong(opened=""))
+TOKENS.mistake("The view of the whole is missing behind the tiles.")(_wrong(with_whole=False))
+TOKENS.mistake("Each tile has one image token. It is as large as the whole: num_image_tokens times <image>.")(
+    _wrong(tile_images=1)
+)
+TOKENS.mistake("A tile's place stands behind its image tokens. It comes in front, so that they can attend to it.")(
+    _wrong(tile="{fake}{images}<row_{row}_col_{column}>")
+)
+TOKENS.mistake("There are spaces between the tokens. Each space would become a token of its own: leave them out.")(
+    _wrong(tile="{fake} <row_{row}_col_{column}> {images}")
+)
+TOKENS.mistake("The tiles come column by column. They are in reading order: the loop over the rows is the outer one.")(
+    _wrong(by_columns=True)
 )
 TOKENS.mistake("The text stops with the last image token. SmolVLM closes the whole with the fake token once more.")(
     _wrong(close="")
@@ -217,6 +245,45 @@ def _(grids, num_image_tokens):
     return tiles * (num_image_tokens + 2) + (num_image_tokens + 3 if grids else 0)
 
 
+def _count(tile: int = 2, whole: int = 3, area: Any = lambda rows, columns: rows * columns) -> Any:
+    """Special tokens of a tile and of the whole."""
+
+    def count(grids: list[tuple[int, int]], n: int) -> int:
+        cut = sum(area(*grid) * (n + tile) for grid in grids if grid[0] * grid[1] > 1)
+        return cut + len(grids) * (n + whole)
+
+    return count
+
+
+COST.mistake("Each tile is closed by a fake token in your count. Only the whole is: a tile has one in front.")(
+    _count(3)
+)
+COST.mistake("The fake tokens are not counted. Each view has one in front, and the whole one more behind it.")(
+    _count(1, 1)
+)
+COST.mistake("The position tokens are not counted: <row_1_col_1> and <global-img> are one token each.")(_count(1, 2))
+COST.mistake("You count rows + columns tiles. A grid has rows * columns of them.")(_count(area=lambda r, c: r + c))
+
+
+@COST.mistake("A token more for each picture that is cut: a line break? Leave these out, as the exercise says.")
+def _(grids, num_image_tokens):
+    return cost_by_counting(grids, num_image_tokens) + sum(rows * columns > 1 for rows, columns in grids)
+
+
+@COST.mistake("Only the first picture is counted. Add up all of them; a return inside the loop ends it.")
+def _(grids, num_image_tokens):
+    return cost_by_counting(grids[:1], num_image_tokens)
+
+
+@COST.mistake(
+    "The pictures are counted as one large picture. Each has a view of the whole of its own, and one that is not cut "
+    "has nothing else."
+)
+def _(grids, num_image_tokens):
+    tiles = sum(rows * columns for rows, columns in grids)
+    return tiles * (num_image_tokens + 2) + num_image_tokens + 3 if tiles else 0
+
+
 # -- tiles.rejoin ------------------------------------------------------------------------------------------------------
 
 
@@ -291,6 +358,35 @@ def _(rejoin) -> None:
     expect(torch.equal(rejoin(views, 3, 4), whole), "A map cut into 3 x 4 tiles does not come back as it was.")
 
 
+@REJOIN.property("gradients flow back to the tiles")
+def _(rejoin) -> None:
+    features = noise(7, 4, 2).requires_grad_()
+    out = rejoin(features, 2, 3)
+    expect(out.requires_grad, "The map is cut off from the tokens (detach or no_grad): no gradient can flow.")
+    out.sum().backward()
+    expect(features.grad is not None and bool((features.grad[:6] == 1).all()), "Some tiles get no gradient.")
+
+
+@REJOIN.mistake("The last tile comes first: the tiles are in reading order, backwards.")
+def _(features, rows, columns):
+    return rejoin_by_slices(features[: rows * columns].flip(0), rows, columns)
+
+
+@REJOIN.mistake("The first tile stands everywhere. Every place of the map has a tile of its own.")
+def _(features, rows, columns):
+    return rejoin_by_slices(features[:1].expand(rows * columns, -1, -1), rows, columns)
+
+
+@REJOIN.mistake(
+    "The rows of tokens outside, the rows of tiles inside: all first rows of tokens come before all second ones. The "
+    "order is [rows, side, columns, side]."
+)
+def _(features, rows, columns):
+    side, dim = round(features.shape[1] ** 0.5), features.shape[2]
+    tiles = features[: rows * columns].reshape(rows, columns, side, side, dim)
+    return tiles.permute(2, 0, 3, 1, 4).reshape(rows * side, columns * side, dim)
+
+
 @REJOIN.mistake(
     "A plain reshape strings the tiles together: the second row of a tile stands where its neighbour begins."
 )
@@ -351,4 +447,4 @@ def _(features, rows, columns):
 def _(features, rows, columns):
     side = round(features.shape[1] ** 0.5)
     tiles = features[:-1].reshape(rows, columns, side, side, -1)
-    return tiles.transpose(1, 2).reshape(rows * side, columns * side, features.shape[2])
+    return tiles.transpose(1, 2).reshape(rows * side, columns * side, -1)

@@ -99,16 +99,17 @@ def _rule(
     whole_again: Callable[[float], float] = int,
     up: Callable[[float], int] = math.ceil,
     width_leads: bool = False,
+    height_leads: bool = False,
 ) -> tuple[int, int]:
     """SmolVLM's rule in its two steps, or with the options a wrong one."""
     shape = width / height
     if enlarge or max(width, height) > longest:
-        if width >= height or width_leads:
+        if (width >= height or width_leads) and not height_leads:
             width, height = longest, max(even(whole(longest / shape)), least)
         else:
             width, height = max(even(whole(longest * shape)), least), longest
     shape = shape if first_shape else width / height
-    if width >= height or width_leads:
+    if (width >= height or width_leads) and not height_leads:
         columns = up(width / tile)
         return max(up(whole_again(columns * tile / shape) / tile), least), columns
     rows = up(height / tile)
@@ -194,9 +195,23 @@ GRID.mistake("In step 1 an odd shorter side loses a pixel. It is made even by ad
 GRID.mistake("In step 1 an odd shorter side stays odd. One pixel is added to make it even.")(
     _wrong(even=lambda length: length)
 )
-GRID.mistake("In step 1 the shorter side is rounded. It is cut down with `int`, as the processor does.")(
-    _wrong(whole=round)
+GRID.mistake(
+    "In step 1 the shorter side is rounded, to the nearest or up. It is cut down with `int`, as the processor does."
+)(_wrong(whole=round))
+GRID.mistake("The shorter side is rounded, in both steps. It is cut down with `int`, as the processor does.")(
+    _wrong(whole=round, whole_again=round)
 )
+GRID.mistake(
+    "You take the height for the longer side. In a picture that is wider than high the width is, and the height "
+    "follows from it."
+)(_wrong(height_leads=True))
+
+
+@GRID.mistake("These are pixels: the size that the picture is resized to. Divide both sides by `tile`.")
+def _(width, height, tile=512, longest=2048):
+    return tuple(side * tile for side in grid_of_the_package(width, height, tile, longest))
+
+
 GRID.mistake("In step 2 the shorter side is not cut down with `int` before it is rounded up to tiles.")(
     _wrong(whole_again=float)
 )
@@ -295,6 +310,76 @@ def _(split_image) -> None:
     )
 
 
+@SPLIT.property("gradients flow back to the picture")
+def _(split_image) -> None:
+    image = noise(3, 4, 6).requires_grad_()
+    views = split_image(image, 2)
+    expect(views.requires_grad, "The tiles are cut off from the picture (detach or no_grad): no gradient can flow.")
+    views.sum().backward()
+    expect(image.grad is not None and bool((image.grad != 0).all()), "No gradient reaches some of the pixels.")
+
+
+def _again(tiles: Tensor, image: Tensor) -> Tensor:
+    """These tiles, with the view of the whole behind them where there are several."""
+    whole = F.adaptive_avg_pool2d(image, tiles.shape[-1])[None]
+    return tiles if len(tiles) == 1 else torch.cat([tiles, whole])
+
+
+def _without_whole(image: Tensor, tile: int) -> Tensor:
+    views = split(image, tile)
+    return views if len(views) == 1 else views[:-1]
+
+
+@SPLIT.mistake("Inside each tile rows and columns are swapped: height comes before width in both.")
+def _(image, tile):
+    return _again(_without_whole(image, tile).transpose(2, 3), image)
+
+
+@SPLIT.mistake("The last tile comes first: the tiles are in reading order, backwards.")
+def _(image, tile):
+    return _again(_without_whole(image, tile).flip(0), image)
+
+
+@SPLIT.mistake("The bottom row of tiles comes first. Reading order begins at the top left.")
+def _(image, tile):
+    rows, columns = image.shape[1] // tile, image.shape[2] // tile
+    return _again(_without_whole(image, tile).unflatten(0, (rows, columns)).flip(0).flatten(0, 1), image)
+
+
+@SPLIT.mistake(
+    "The channels are taken for the last axis of what F.unfold gives. It writes one channel after the other: reshape "
+    "to [tiles, channels, tile, tile]."
+)
+def _(image, tile):
+    patches = F.unfold(image[None], tile, stride=tile)[0].T
+    return _again(patches.reshape(-1, tile, tile, image.shape[0]).permute(0, 3, 1, 2), image)
+
+
+for sentence, whole in (
+    (
+        "Its last view is the picture's first tile, its top left corner. The whole is all of it, made smaller.",
+        lambda image, tile: image[:, :tile, :tile],
+    ),
+    (
+        "The last view is the mean of the tiles, laid on top of each other. The whole is the picture itself, smaller.",
+        lambda image, tile: _without_whole(image, tile).mean(0),
+    ),
+    (
+        "The view of the whole takes the brightest of the pixels that it stands for. Take their mean, with whole_view.",
+        lambda image, tile: F.adaptive_max_pool2d(image, tile),
+    ),
+    (
+        "The view of the whole is turned: its rows are the picture's columns.",
+        lambda image, tile: F.adaptive_avg_pool2d(image, tile).transpose(1, 2),
+    ),
+):
+
+    @SPLIT.mistake(sentence)
+    def _(image, tile, whole=whole):
+        tiles = _without_whole(image, tile)
+        return tiles if len(tiles) == 1 else torch.cat([tiles, whole(image, tile)[None]])
+
+
 @SPLIT.mistake("The view of the whole comes first, as nanoVLM has it. SmolVLM puts it last.")
 def _(image, tile):
     return split(image, tile).roll(1, dims=0)
@@ -356,9 +441,7 @@ def _(image, tile):
 def _(image, tile):
     channels, height, width = image.shape
     rows, columns = height // tile, width // tile
-    tiles = (
-        image.reshape(channels, tile, rows, tile, columns).permute(2, 4, 0, 1, 3).reshape(-1, channels, tile, tile)
-    )
+    tiles = image.reshape(channels, tile, rows, tile, columns).permute(2, 4, 0, 1, 3).reshape(-1, channels, tile, tile)
     return tiles if len(tiles) == 1 else torch.cat([tiles, F.adaptive_avg_pool2d(image, tile)[None]])
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from nanovlm.trace.measure.formula import evaluate
+from nanovlm.trace.measure.formula import value_of
 from nanovlm.trace.rows import Row
 from nanovlm.trace.show.html import preformatted
 from nanovlm.trace.source import locate
@@ -71,7 +71,7 @@ def _fits(pattern: str, shape: tuple[int, ...], sizes: dict[str, int]) -> bool:
         else:
             later.append((word, size))  # a formula may use a name that stands to its right
     for word, size in later:
-        value = evaluate(word, found)
+        value = value_of(word, found)
         if value is None:
             raise ValueError(f"The pattern {pattern!r} uses a name whose size is not known; known are {found}.")
         if value != size:

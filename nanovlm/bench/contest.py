@@ -31,7 +31,7 @@ from nanovlm.bench.search import (
 from nanovlm.bench.sizes import Size, make_batch, make_prompts, sizes
 from nanovlm.bench.timing import Timing, interleave, matmul_rate, median_ratio
 from nanovlm.models.vision_language_model import IGNORE, VisionLanguageModel
-from nanovlm.training.flops import generation_flops, training_flops
+from nanovlm.training.step_cost import generation_flops, training_flops
 
 TOLERANCE = 1e-4  # of logits, in float32, as a share of the largest
 # How many times as fast as transformers this package means to be.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from nanovlm.course.judge.compare import Grid, number
+from nanovlm.course.judge.differences import Grid, number
 from nanovlm.course.showing import ShowsItself
 from nanovlm.viz.style import PALETTE, diverging, heat, ink_on
 

@@ -191,7 +191,7 @@ def _type(leaf: Leaf) -> Mismatch | None:
     if isinstance(yours, Tensor) and yours.numel() == 1 and _is_number(expected):
         more = " Take the number out of the tensor with .item()."
     elif isinstance(expected, int) and isinstance(yours, float):
-        more = " Division with / gives a float: use // for whole numbers."
+        more = " A count is a whole number: divide with // instead of /, and leave out float()."
     elif isinstance(expected, Tensor) and type(yours).__module__ == "numpy":
         more = " Stay in torch: gradients end where numpy begins."
     return Mismatch("type", f"{_of(leaf)}is {kind(yours)}; expected {kind(expected)}.{more}")

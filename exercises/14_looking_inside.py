@@ -1,0 +1,183 @@
+# %% [markdown]
+# # 14 Exercises: looking inside
+#
+# Three of them: take a head away, mend a lens, and follow attention through all blocks.
+
+# %% [markdown] tags=["stamped"]
+# [Open in Colab][colab] ·
+# [on GitHub][github] ·
+# [the chapter](../chapters/14_looking_inside.ipynb) ·
+# [the solutions](../solutions/14_looking_inside.ipynb) ·
+# [notation and terms](../chapters/notation.md)
+#
+# [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/14_looking_inside.ipynb
+# [github]: https://github.com/nanovlm-course/nanovlm/blob/main/exercises/14_looking_inside.ipynb
+
+# %% tags=["stamped"]
+# @title Set-up: the nanovlm that is installed; Colab installs it first.
+import subprocess
+import sys
+from importlib import import_module
+
+try:
+    import_module("nanovlm.course")
+except ImportError:
+    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@main"
+    if "google.colab" not in sys.modules:
+        advice = f'In a clone run `make lab`, elsewhere pip install "{package}".'
+        raise ModuleNotFoundError(f"This kernel has no nanovlm. {advice}") from None
+    if subprocess.run([sys.executable, "-m", "pip", "install", "-q", package]).returncode:
+        raise RuntimeError("pip could not install nanovlm (see above). Run this again.") from None
+    import_module("nanovlm.course")
+
+# %%
+import torch
+from torch import Tensor
+
+from nanovlm.course import check
+from nanovlm.models.language_model import LanguageModel
+from nanovlm.models.vision_transformer import ViTAttention
+
+# %% [markdown] tags=["stamped"]
+# ## Exercise 14.1 · Take one head away
+# `inside.ablate_head` · difficulty ●●○ · about 12 minutes
+#
+# **Why it matters.** A map shows what a head attends to, and not whether the model needs it. Only taking the
+# head away tells, provided that nothing else changes with it.
+
+# %% [markdown] tags=["exercise"]
+# Return what an attention module would give for `x` without one of its heads. The module is chapter 02's, with
+# `qkv_proj`, `out_proj` and `num_heads`. A head is taken away by setting its mixture, what `out_proj` reads of it, to
+# zero. Everything else stays, the bias of `out_proj` included, and the module itself must not change.
+
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# A head's contribution is what out_proj reads of it. What if that were zero?
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# Run the module's forward by hand: qkv_proj, split into heads, attend. Set the mixture of this one head to
+# zero, merge the heads again and apply out_proj with its bias.
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# ```python
+# q, k, v = split_heads(attention.qkv_proj(x), attention.num_heads)
+# mixed = attend(q, k, v)                    # [B, num_heads, N, head_dim]
+# mixed = mixed with …
+# return attention.out_proj(mixed.transpose(1, 2).flatten(2))
+# ```
+#
+# </details>
+
+
+# %%
+def ablate_head(attention: ViTAttention, x: Tensor, head: int) -> Tensor:
+    """The module's output without this head. [B, N, dim] -> [B, N, dim]"""
+    raise NotImplementedError("inside.ablate_head")
+
+
+# %%
+check("inside.ablate_head", ablate_head)
+
+# %% [markdown] tags=["stamped"]
+# ## Exercise 14.2 · Mend it: a lens without its norm
+# `inside.logit_lens` · difficulty ●●○ · about 10 minutes
+#
+# **Why it matters.** The logit lens reads a vector in the middle of the decoder as a word. Without the final
+# norm it shows words as well, and they are the wrong ones.
+
+# %% [markdown] tags=["exercise"]
+# **Mend it.** This lens reads the states of a decoder as tokens:
+#
+# ```python
+# def logit_lens(states, decoder):
+#     return torch.stack([decoder.head(state).argmax(dim=-1) for state in states])
+# ```
+#
+# The symptom: its last row agrees with the model's predictions, and the rows before show words that have little to do
+# with the answer, even one block before the end. `states` are what `output_hidden_states=True` returns: the input of every
+# block, and last the decoder's output, which `decoder.norm` has normalised already. Return the token ids,
+# `[states, batch, positions]`.
+
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# What happens to a vector between the last block and the logits? The lens should do the same to every state.
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# head(norm(state)) for the input of every block. The last entry of `states` is the decoder's output, to which
+# the norm has been applied already. Then take the largest logit of each vector.
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# ```python
+# normed = [decoder.norm(state) for state in …] + [states[-1]]
+# return decoder.head(torch.stack(normed)).argmax(dim=…)
+# ```
+#
+# </details>
+
+
+# %%
+def logit_lens(states: list[Tensor], decoder: LanguageModel) -> Tensor:
+    """Which token each vector would become, if the decoder stopped there. [states, B, T]"""
+    raise NotImplementedError("inside.logit_lens")
+
+
+# %%
+check("inside.logit_lens", logit_lens)
+
+# %% [markdown] tags=["stamped"]
+# ## Exercise 14.3 · Attention through all blocks
+# `inside.rollout` · difficulty ●●○ · about 12 minutes
+#
+# **Why it matters.** After the first block, attending to patch 10 no longer means attending to what patch 10
+# shows. Rollout follows the weights back to the pixels, with assumptions that one has to know.
+
+# %% [markdown] tags=["exercise"]
+# Attention rollout. `maps` are the attention weights of an encoder for one picture, `[num_blocks, num_heads, N, N]`; a
+# row belongs to the patch that attends. Take each block for one matrix: the mean of its heads, with the identity added for
+# the residual connection, and halved, so that rows sum to 1. Multiply the matrices of all blocks, so that row i of the
+# result says how much of output i comes from each *input* patch.
+
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# In one block a vector keeps itself, by the residual connection, and receives a mixture of the others. Which
+# matrix says both?
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# Average the heads. Add the identity for the residual connection and halve, so that rows sum to 1. The second
+# block reads what the first one gave, so its matrix is multiplied from the left.
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# ```python
+# flow = torch.eye(N)
+# for block in maps:
+#     step = …                     # rows sum to 1
+#     flow = step @ flow
+# return flow
+# ```
+#
+# </details>
+
+
+# %%
+def rollout(maps: Tensor) -> Tensor:
+    """[num_blocks, num_heads, N, N] -> [N, N], rows sum to 1"""
+    raise NotImplementedError("inside.rollout")
+
+
+# %%
+check("inside.rollout", rollout)
