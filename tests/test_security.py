@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -130,6 +131,25 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"step_000001\.pt cannot be read .*is damaged"):
         load_checkpoint(path)
+
+
+class Sprung:
+    def __init__(self, trap: Path) -> None:
+        self.trap = trap
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return exec, (self.trap.read_text(encoding="utf-8"),)
+
+
+def test_a_checkpoint_in_parts_can_run_code(tmp_path: Path, trap: Path) -> None:
+    """torch.distributed.checkpoint unpickles its index. Should this fail one day, the line in the list can go."""
+    parts = tmp_path / "step_000001"
+    parts.mkdir()
+    torch.save({"weights": {}, "optimizers": []}, parts / "rest.pt")
+    (parts / ".metadata").write_bytes(pickle.dumps(Sprung(trap)))
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_checkpoint(parts, {"weights/w": torch.zeros(1)})
+    assert (tmp_path / "sprung").exists()
 
 
 def test_a_progress_file_is_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trap: Path) -> None:

@@ -291,7 +291,7 @@ def test_a_run_without_images_or_answers_is_told_so_before_it_begins():
     assert "not one of 8 validation samples has a picture" in look_ahead(loader)
     blank = [{**turn, "assistant": " "} for turn in samples[0]["texts"]]
     data.dataset = [*samples[:-1], {**samples[-1], "texts": blank}]
-    assert "1 of 8 validation samples cannot be used (first: sample 7: turn 0 has no answer)" in look_ahead(loader)
+    assert "1 of 8 validation samples cannot be used, first: sample 7: turn 0 has no answer" in look_ahead(loader)
 
 
 class Damaged(list):

@@ -16,7 +16,7 @@ import nanovlm.training.checkpoint
 import nanovlm.training.loop
 import nanovlm.training.run_log
 from nanovlm.device import Precision
-from nanovlm.training.checkpoint import checkpoints, load_checkpoint
+from nanovlm.training.checkpoint import CONTENT, checkpoints, load_checkpoint
 from tests.training import children
 from tests.training.tiny_run import equal, metrics, new_model, recipe, run
 
@@ -262,8 +262,8 @@ def test_a_checkpoint_of_another_content_is_one_sentence(tmp_path):
     done = run(tmp_path, max_steps=1)
     path = checkpoints(done.directory / "checkpoints")[-1]
     whole = load_checkpoint(path)
-    unread = [{k: v for k, v in whole.items() if k != name} for name in whole]
-    unread += [{**whole, name: "x"} for name in whole] + [[], 5, {"model": {}}]
+    unread = [{k: v for k, v in whole.items() if k != name} for name in CONTENT]
+    unread += [{**whole, name: "x"} for name in CONTENT] + [[], 5, {"model": {}}]
     for state in unread:
         torch.save(state, path)
         with pytest.raises(ValueError, match=r"\.pt lacks .*another version of this program wrote it"):
