@@ -31,6 +31,7 @@ from nanovlm.training.checkpoint import (
     replace_directory,
     restore_random_state,
     save_checkpoint,
+    taking_over,
 )
 from nanovlm.training.interrupt import Interrupt
 from nanovlm.training.optimizer import Optimizers
@@ -65,6 +66,9 @@ class Run:
 
 def train(config: TrainConfig, model: VisionLanguageModel, watch: Watch | None = None) -> Run:
     """Train `model` (with its tokenizer and image processor attached) as `config` says.
+
+    `model` itself is changed: in the end it holds the last weights, on the device and in the dtype of the run.
+    The best ones, in float32, lie in `directory / "best"`, for VisionLanguageModel.from_pretrained.
 
     watch: called in the first process with (step, values) wherever the run writes a line of metrics, to draw it, say.
     """
@@ -109,8 +113,9 @@ def _train(config: TrainConfig, model: VisionLanguageModel, watch: Watch | None,
     saved, position = checkpoints(directory / "checkpoints"), None
     if config.resume and saved:
         state = load_checkpoint(saved[-1], optimizers.own_tensors(model))
-        optimizers.restore(model, state, saved[-1], scaler)
-        restore_random_state(state["random"])
+        with taking_over(saved[-1]):
+            optimizers.restore(model, state, saved[-1], scaler)
+            restore_random_state(state["random"])
         progress = Progress(*(state[field.name] for field in fields(Progress)))
         position = state["position"]
         log(f"resumed    at step {progress.step} from {saved[-1].name}")

@@ -258,6 +258,24 @@ def test_a_checkpoint_of_another_kind_is_refused(tmp_path, changes, sentence):
         nanovlm.training.loop.train(recipe(tmp_path, resume=True, **changes), model)
 
 
+def test_a_checkpoint_of_another_content_is_one_sentence(tmp_path):
+    done = run(tmp_path, max_steps=1)
+    path = checkpoints(done.directory / "checkpoints")[-1]
+    whole = load_checkpoint(path)
+    unread = [{k: v for k, v in whole.items() if k != name} for name in whole]
+    unread += [{**whole, name: "x"} for name in whole] + [[], 5, {"model": {}}]
+    for state in unread:
+        torch.save(state, path)
+        with pytest.raises(ValueError, match=r"\.pt lacks .*another version of this program wrote it"):
+            load_checkpoint(path)
+    weights = dict.fromkeys(whole["weights"], 3)
+    for other in ({"weights": weights}, {"weights": {"a": 1}}, {"random": {"a": 1}}, {"optimizers": [5]}):
+        torch.save({**whole, **other}, path)
+        with pytest.raises(ValueError, match=r"\.pt (lacks|do not fit)") as caught:
+            run(tmp_path, max_steps=2, resume=True)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 1500
+
+
 def test_a_truncated_checkpoint_is_named_and_the_one_before_works(tmp_path):
     done = run(tmp_path, max_steps=4)
     newest, before = checkpoints(done.directory / "checkpoints")[::-1]
