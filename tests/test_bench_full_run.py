@@ -40,4 +40,4 @@ def test_the_readme_shows_the_gpus_that_reported():
     if reports:
         assert readme_table(reports) in readme, "nanovlm.bench.gpu_report.readme_table"
     else:
-        assert "Nobody has shown us a GPU yet" in " ".join(readme.split())
+        assert "--gpu-report assets/runs/gpu_NAME.json" in readme

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nanovlm.tensor_types import Bool, Float
 
+HAS_TRITON = find_spec("triton") is not None
 SHORTEST = 1_024  # tokens: below, few blocks are empty, and compiling takes longer than it saves
 
 
@@ -26,9 +27,8 @@ def blocks_pay(q: Tensor, mask: Tensor) -> bool:
     return q.is_cuda and q.requires_grad and SHORTEST <= length == mask.shape[-2] == q.shape[2] and _can_compile()
 
 
-@torch.compiler.assume_constant_result  # asked while torch.compile traces, not in what it makes
 def _can_compile() -> bool:
-    return find_spec("triton") is not None and torch.cuda.get_device_capability() >= (8, 0)
+    return HAS_TRITON and torch.cuda.get_device_capability() >= (8, 0)
 
 
 def attend_in_blocks(
