@@ -72,7 +72,8 @@ from nanovlm.viz.start_here import sample_card
 
 image = Image.open(asset_path("images/shapes.png"))
 sample_card(
-    image, alt="A red star, and to the right of it a yellow triangle; below, a blue circle and a purple square."
+    image,
+    alt="A red star, and to the right of it a yellow triangle; below, a blue circle and a purple square.",
 )
 
 # %% [markdown]
@@ -91,7 +92,9 @@ model.generate(image=image, prompt=question)
 # %%
 sign = Image.open(asset_path("images/glyphs.png"))
 written = model.generate(
-    image=sign, prompt="What does the sign say?", on_text=lambda piece: print(piece, end="|", flush=True)
+    image=sign,
+    prompt="What does the sign say?",
+    on_text=lambda piece: print(piece, end="|", flush=True),
 )
 sample_card(sign, alt="A sign with a few letters and digits.")
 
@@ -144,7 +147,9 @@ def spell(ids):
     return [model.tokenizer.decode([i], skip_special_tokens=False) for i in ids]
 
 
-ids, pixels = prepare_prompt(model, question, image)  # a list of token ids, and the picture as a tensor
+ids, pixels = prepare_prompt(
+    model, question, image
+)  # a list of token ids, and the picture as a tensor
 first = ids.index(model.config.image_token_id)
 last = first + model.config.num_image_tokens
 written = model.generate(torch.tensor([ids]), pixels, max_new_tokens=12)[0].tolist()
@@ -206,7 +211,9 @@ quiz("ch00.looks")
 # %%
 from nanovlm.viz.start_here import answers_row
 
-images = [Image.open(asset_path(f"images/{name}.png")) for name in ("shapes", "shapes_2", "shapes_3")]
+images = [
+    Image.open(asset_path(f"images/{name}.png")) for name in ("shapes", "shapes_2", "shapes_3")
+]
 truth = ["top left", "bottom left", "top right"]
 answers = [model.generate(image=each, prompt=question) for each in images]
 
@@ -234,7 +241,9 @@ from nanovlm.data.thimble import chance, thimble_sample
 size = model.config.vision.image_size
 sample = thimble_sample("shapes", "test", 610, image_size=size)
 turns = [(turn["user"], turn["assistant"]) for turn in sample["texts"]]
-sample_card(sample["images"][0], turns, alt="An orange triangle and a blue square; below, a red star.")
+sample_card(
+    sample["images"][0], turns, alt="An orange triangle and a blue square; below, a red star."
+)
 
 # %% [markdown]
 # Now measure both scores on all three subsets of the Thimble: shapes, charts, and signs, which are called "glyphs".
@@ -301,7 +310,11 @@ for subset, result in results.items():
 import json
 
 record = json.loads((asset_path("pocket") / "results.json").read_text(encoding="utf-8"))["test"]
-kinds = {f"{subset} {kind}": score for subset, part in record.items() for kind, score in part["kinds"].items()}
+kinds = {
+    f"{subset} {kind}": score
+    for subset, part in record.items()
+    for kind, score in part["kinds"].items()
+}
 worst = sorted(kinds, key=lambda name: kinds[name]["accuracy"])
 for name in worst[:3]:
     share = kinds[name]["accuracy"]

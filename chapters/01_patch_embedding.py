@@ -98,7 +98,10 @@ def to_image(x):
     return Image.fromarray(x.permute(1, 2, 0).contiguous().numpy())
 
 
-images_row([to_image(pixels), to_image(colour_last.reshape(3, 64, 64))], ["permute(2, 0, 1)", "reshape(3, 64, 64)"])
+images_row(
+    [to_image(pixels), to_image(colour_last.reshape(3, 64, 64))],
+    ["permute(2, 0, 1)", "reshape(3, 64, 64)"],
+)
 
 # %% [markdown]
 # The second picture has the right shape, the right dtype and every number of the original, but the numbers are in the
@@ -157,7 +160,9 @@ def accuracies(model: VisionLanguageModel, count: int = num_images) -> dict[str,
     """Share of right answers for each kind of question, about so many pictures."""
     size = model.config.vision.image_size
     samples = [thimble_sample("shapes", "test", i, image_size=size) for i in range(count)]
-    return {kind: score.accuracy for kind, score in evaluate(model, samples, blind=False).scores.items()}
+    return {
+        kind: score.accuracy for kind, score in evaluate(model, samples, blind=False).scores.items()
+    }
 
 
 # %%
@@ -181,7 +186,9 @@ by_range = {
     "-1 to 1, as trained": with_pixels(normalize),
     "0 to 1": with_pixels(lambda pixels: pixels / 255),
     "0 to 255": with_pixels(lambda pixels: pixels),
-    "ImageNet's mean and std": with_pixels(lambda pixels: (pixels / 255 - imagenet_mean) / imagenet_std),
+    "ImageNet's mean and std": with_pixels(
+        lambda pixels: (pixels / 255 - imagenet_mean) / imagenet_std
+    ),
 }
 score_table(by_range, chance("shapes"))
 
@@ -326,7 +333,9 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
     """[B, channels, H, W] -> [B, H / p * W / p, channels * p * p], with p = patch_size"""
     batch, channels, height, width = images.shape
     rows, columns = height // patch_size, width // patch_size
-    x = images.reshape(batch, channels, rows, patch_size, columns, patch_size)  # [B, channel, row, p, column, p]
+    x = images.reshape(
+        batch, channels, rows, patch_size, columns, patch_size
+    )  # [B, channel, row, p, column, p]
     x = x.permute(0, 2, 4, 1, 3, 5)  # [B, row, column, channel, p, p]
     return x.reshape(batch, rows * columns, channels * patch_size**2)
 
@@ -468,7 +477,9 @@ print("shuffle, then attend = attend, then shuffle")
 deal = torch.randperm(64, generator=torch.Generator().manual_seed(0))
 dealt = unpatchify(patchify(x, 8)[:, deal], 8)
 
-images_row([small, to_image(to_bytes(dealt[0]))], ["the picture", "the same patches in another order"])
+images_row(
+    [small, to_image(to_bytes(dealt[0]))], ["the picture", "the same patches in another order"]
+)
 
 # %% [markdown]
 # For you these are two different pictures. For an encoder that only receives the contents of the patches they are the
@@ -508,12 +519,16 @@ class PatchEmbedding(nn.Module):
         self.config = config
         # A convolution whose stride is its kernel size is one linear layer applied to every patch.
         self.conv = nn.Conv2d(3, config.hidden_dim, config.patch_size, stride=config.patch_size)
-        self.position_embedding = nn.Parameter(torch.randn(1, config.num_patches, config.hidden_dim) * 0.02)
+        self.position_embedding = nn.Parameter(
+            torch.randn(1, config.num_patches, config.hidden_dim) * 0.02
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         size = self.config.image_size
         if images.ndim != 4 or images.shape[1:] != (3, size, size):
-            raise ValueError(f"The ViT expects pictures of shape [B, 3, {size}, {size}]; got {list(images.shape)}.")
+            raise ValueError(
+                f"The ViT expects pictures of shape [B, 3, {size}, {size}]; got {list(images.shape)}."
+            )
         x = self.conv(images)  # [B, dim, grid, grid]
         x = x.flatten(2).transpose(1, 2)  # [B, num_patches, dim]
         return x + self.position_embedding
@@ -614,10 +629,16 @@ def spread(vectors: Tensor) -> float:
 # %%
 torch.manual_seed(0)
 plain = PatchEmbedding(model.config.vision)
-recipe = VisionLanguageModel(model.config).vision_encoder.patch_embedding  # the whole model sets its weights anew
+recipe = VisionLanguageModel(
+    model.config
+).vision_encoder.patch_embedding  # the whole model sets its weights anew
 small_positions = copy.deepcopy(recipe)
 small_positions.position_embedding.data *= 0.02 / 0.5
-starts = {"the class as it starts": plain, "the recipe, but 0.02": small_positions, "the pocket recipe: 0.5": recipe}
+starts = {
+    "the class as it starts": plain,
+    "the recipe, but 0.02": small_positions,
+    "the pocket recipe: 0.5": recipe,
+}
 spreads = {}
 for name, part in {**starts, "after training": embedding}.items():
     what = part.conv(batch).flatten(2).transpose(1, 2)  # [40, 64, 128]
@@ -625,7 +646,10 @@ for name, part in {**starts, "after training": embedding}.items():
     print(f"{name:23} what: {spreads[name][0]:5.2f}   where: {spreads[name][1]:5.2f}")
 
 # %% tags=["claim"]
-assert all(spreads[name][0] > 4 * spreads[name][1] for name in ("the class as it starts", "the recipe, but 0.02"))
+assert all(
+    spreads[name][0] > 4 * spreads[name][1]
+    for name in ("the class as it starts", "the recipe, but 0.02")
+)
 assert spreads["the pocket recipe: 0.5"][1] > 2 * spreads["the pocket recipe: 0.5"][0]
 assert spreads["after training"][0] > 2 * spreads["after training"][1]
 
@@ -663,7 +687,9 @@ similarity_figure(trained, row=3, column=3, title="pocket model")
 
 # %%
 rows, columns = torch.arange(64) // 8, torch.arange(64) % 8
-distance = torch.maximum((rows[:, None] - rows).abs(), (columns[:, None] - columns).abs())  # [64, 64]
+distance = torch.maximum(
+    (rows[:, None] - rows).abs(), (columns[:, None] - columns).abs()
+)  # [64, 64]
 
 
 def by_distance(positions: Tensor) -> list[float]:
@@ -673,7 +699,9 @@ def by_distance(positions: Tensor) -> list[float]:
 
 
 print("pocket model:  ", by_distance(trained[0]))
-print("random numbers:", by_distance(torch.randn(64, 128, generator=torch.Generator().manual_seed(0))))
+print(
+    "random numbers:", by_distance(torch.randn(64, 128, generator=torch.Generator().manual_seed(0)))
+)
 
 # %% tags=["claim"]
 assert max(map(abs, by_distance(trained[0]))) < 0.1
@@ -702,7 +730,9 @@ assert max(map(abs, by_distance(trained[0]))) < 0.1
 def fill(positions: Tensor, colours: Tensor, hidden: Tensor) -> Tensor:
     """Guess every patch from the visible ones. positions [N, dim], colours [B, N, 3], hidden [B, N]"""
     scores = positions @ positions.T  # [N, N]: how similar two places are
-    scores = scores.expand(len(colours), -1, -1).masked_fill(hidden[:, None], float("-inf"))  # holes are not visible
+    scores = scores.expand(len(colours), -1, -1).masked_fill(
+        hidden[:, None], float("-inf")
+    )  # holes are not visible
     return scores.softmax(dim=-1) @ colours
 
 
@@ -725,8 +755,13 @@ for _ in range(budget().pick(ci=150, laptop=300)):
 learned = learned.detach()
 
 # %%
-test, hidden = clouds(200, seed=1), torch.rand(200, 64, generator=torch.Generator().manual_seed(1)) < 0.5
-print(f"error before: {error(untrained, test, hidden):.2f}, after: {error(learned, test, hidden):.2f}")
+test, hidden = (
+    clouds(200, seed=1),
+    torch.rand(200, 64, generator=torch.Generator().manual_seed(1)) < 0.5,
+)
+print(
+    f"error before: {error(untrained, test, hidden):.2f}, after: {error(learned, test, hidden):.2f}"
+)
 print("similarity by distance:", by_distance(learned))
 
 # %% tags=["claim"]
@@ -796,11 +831,16 @@ expect_shape(resize_positions(siglip.position_embedding, 32), "1 1024 768")
 # pictures with 16 × 16 patches, and its 64 positions become 256 in several ways:
 
 # %%
-finer, holes = clouds(200, grid=16, seed=2), torch.rand(200, 256, generator=torch.Generator().manual_seed(2)) < 0.5
+finer, holes = (
+    clouds(200, grid=16, seed=2),
+    torch.rand(200, 256, generator=torch.Generator().manual_seed(2)) < 0.5,
+)
 plane = learned.reshape(1, 32, 8, 8)  # the wrong reshape again
 ways = {
     "resized as a grid": resize_positions(learned[None], 16)[0],
-    "resized as a sequence": F.interpolate(learned.T[None], size=256, mode="linear").transpose(1, 2)[0],
+    "resized as a sequence": F.interpolate(learned.T[None], size=256, mode="linear").transpose(
+        1, 2
+    )[0],
     "each used four times": learned.repeat(4, 1),
     "reshape for permute": F.interpolate(plane, size=(16, 16), mode="bicubic").flatten(2)[0].T,
     "all places alike": torch.zeros(256, 32),
@@ -810,7 +850,10 @@ for name, value in errors.items():
     print(f"{name:22} {value:5.2f}")
 
 # %% tags=["claim"]
-assert errors["resized as a grid"] < min(value for name, value in errors.items() if name != "resized as a grid") / 2
+assert (
+    errors["resized as a grid"]
+    < min(value for name, value in errors.items() if name != "resized as a grid") / 2
+)
 
 # %% [markdown]
 # Resized as a grid, the positions work for a grid that the model has never seen. All other ways return the right
@@ -825,7 +868,9 @@ assert errors["resized as a grid"] < min(value for name, value in errors.items()
 # to it at 96 pixels, with a grid of 12 × 12? The function runs, the weights load, and the model answers:
 
 # %%
-wider = VisionLanguageModel(replace(model.config, vision=replace(model.config.vision, image_size=96)))
+wider = VisionLanguageModel(
+    replace(model.config, vision=replace(model.config.vision, image_size=96))
+)
 weights = dict(model.state_dict())
 weights["vision_encoder.patch_embedding.position_embedding"] = resize_positions(trained, 12)
 wider.load_state_dict(weights)
@@ -857,14 +902,18 @@ assert (model.config.num_image_tokens, wider.config.num_image_tokens) == (16, 36
 from transformers import SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
 
-theirs = SiglipVisionEmbeddings(SiglipVisionConfig(hidden_size=32, image_size=64, patch_size=8)).eval()
+theirs = SiglipVisionEmbeddings(
+    SiglipVisionConfig(hidden_size=32, image_size=64, patch_size=8)
+).eval()
 ours = PatchEmbedding(ViTConfig(hidden_dim=32, num_heads=4, image_size=64, patch_size=8))
 names = {"conv.weight": theirs.patch_embedding.weight, "conv.bias": theirs.patch_embedding.bias}
 ours.load_state_dict({**names, "position_embedding": theirs.position_embedding.weight[None]})
 torch.testing.assert_close(ours(x), theirs(x))
 
 at_96_pixels = torch.randn(1, 3, 96, 96)
-resized = ours.conv(at_96_pixels).flatten(2).transpose(1, 2) + resize_positions(ours.position_embedding, 12)
+resized = ours.conv(at_96_pixels).flatten(2).transpose(1, 2) + resize_positions(
+    ours.position_embedding, 12
+)
 torch.testing.assert_close(resized, theirs(at_96_pixels, interpolate_pos_encoding=True))
 
 # %% [markdown]
@@ -881,11 +930,15 @@ from nanovlm.trace import trace
 
 with torch.device("meta"):  # shapes without numbers
     nanovlm_222m = VisionLanguageModel(VLMConfig())
-steps = trace(nanovlm_222m, torch.zeros(1, 79, dtype=torch.long), torch.zeros(1, 3, 224, 224), device="meta")
+steps = trace(
+    nanovlm_222m, torch.zeros(1, 79, dtype=torch.long), torch.zeros(1, 3, 224, 224), device="meta"
+)
 steps.expect({"vision_encoder.patch_embedding": "1 196 768", "vision_encoder": "1 196 768"})
 
 held = sum(p.numel() for p in nanovlm_222m.vision_encoder.patch_embedding.parameters())
-print(f"{held:,} weights, {held / sum(p.numel() for p in nanovlm_222m.parameters()):.1%} of the model")
+print(
+    f"{held:,} weights, {held / sum(p.numel() for p in nanovlm_222m.parameters()):.1%} of the model"
+)
 
 # %% [markdown]
 # ## What you take along

@@ -215,7 +215,9 @@ for head_dim in (4, 16, 64, 256):
     random_scores = (torch.randn(4000, head_dim) * torch.randn(4000, head_dim)).sum(dim=-1)
     deviations[head_dim] = random_scores.std().item()
     by_root = deviations[head_dim] / math.sqrt(head_dim)
-    print(f"head_dim {head_dim:3}: standard deviation {deviations[head_dim]:4.1f}, by the root {by_root:.1f}")
+    print(
+        f"head_dim {head_dim:3}: standard deviation {deviations[head_dim]:4.1f}, by the root {by_root:.1f}"
+    )
 
 # %% [markdown]
 # The standard deviation grows with the square root of the length, so dividing by that root brings scores of any length
@@ -231,10 +233,16 @@ from nanovlm.viz.vit import weight_bars
 
 def with_and_without(head_dim):
     generator = torch.Generator().manual_seed(3)
-    query, keys = torch.randn(head_dim, generator=generator), torch.randn(8, head_dim, generator=generator)
+    query, keys = (
+        torch.randn(head_dim, generator=generator),
+        torch.randn(8, head_dim, generator=generator),
+    )
     scores = keys @ query
     return weight_bars(
-        {"not scaled": scores.softmax(0).tolist(), "scaled": (scores / math.sqrt(head_dim)).softmax(0).tolist()}
+        {
+            "not scaled": scores.softmax(0).tolist(),
+            "scaled": (scores / math.sqrt(head_dim)).softmax(0).tolist(),
+        }
     )
 
 
@@ -248,7 +256,11 @@ lever(with_and_without, head_dim=[4, 16, 64, 256], start={"head_dim": 64})
 # %% tags=["nbval-check-output"]
 torch.manual_seed(0)
 for head_dim in (16, 256):
-    queries, keys, values = torch.randn(2000, 1, head_dim), torch.randn(2000, head_dim, 8), torch.randn(2000, 8, 1)
+    queries, keys, values = (
+        torch.randn(2000, 1, head_dim),
+        torch.randn(2000, head_dim, 8),
+        torch.randn(2000, 8, 1),
+    )
     queries.requires_grad_()
     for divide_by in (1, math.sqrt(head_dim)):
         out = (queries @ keys / divide_by).softmax(dim=-1) @ values
@@ -282,7 +294,9 @@ quiz("ch02.heads")
 
 # %% tags=["nbval-check-output"]
 x = torch.tensor([[[0, 1, 2, 3], [10, 11, 12, 13]]])  # [1, 2 patches, 4]
-unfolded = x.view(1, 2, 2, 2)  # [batch, patch, head, head_dim]: the last axis becomes two; no number moves
+unfolded = x.view(
+    1, 2, 2, 2
+)  # [batch, patch, head, head_dim]: the last axis becomes two; no number moves
 heads = unfolded.transpose(1, 2)  # [batch, head, patch, head_dim]: this step moves them
 print("head 0:", heads[0, 0].tolist())
 print("head 1:", heads[0, 1].tolist())
@@ -342,7 +356,9 @@ class ViTAttention(nn.Module):
 # %% tags=["nbval-check-output"]
 ViTAttention = use("vit.attention_module", ViTAttention)
 
-config = ViTConfig()  # the defaults are SigLIP-B/16 at 224 pixels: 768 wide, 12 heads, 14 x 14 patches
+config = (
+    ViTConfig()
+)  # the defaults are SigLIP-B/16 at 224 pixels: 768 wide, 12 heads, 14 x 14 patches
 attention = ViTAttention(config)
 x = torch.randn(1, 196, 768)
 expect_shape(attention(x), "batch 196 768")
@@ -360,7 +376,9 @@ class WrongSplit(ViTAttention):
     def forward(self, x):
         batch, num_patches, dim = x.shape
         parts = self.qkv_proj(x).chunk(3, dim=-1)
-        q, k, v = (part.reshape(batch, self.num_heads, num_patches, -1) for part in parts)  # no transpose
+        q, k, v = (
+            part.reshape(batch, self.num_heads, num_patches, -1) for part in parts
+        )  # no transpose
         return self.out_proj(attend(q, k, v).reshape(batch, num_patches, dim))
 
 
@@ -379,7 +397,9 @@ for cls in (ViTAttention, WrongSplit, WrongMerge):
     module.num_heads = config.num_heads
     module.load_state_dict(attention.state_dict())
     same = torch.allclose(module(x[:, order]), module(x)[:, order], atol=1e-5)
-    print(f"{cls.__name__:13} {expect_shape(module(x), 'batch 196 768')}, permutation-equivariant: {same}")
+    print(
+        f"{cls.__name__:13} {expect_shape(module(x), 'batch 196 768')}, permutation-equivariant: {same}"
+    )
 
 # %% [markdown]
 # ## The MLP works on each patch alone
@@ -437,7 +457,9 @@ ViTMLP = use("vit.mlp", ViTMLP)
 # %%
 x = 5 * torch.randn(2, 3, 8) + 1
 norm = nn.LayerNorm(8, eps=1e-6)
-by_formula = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + 1e-6).sqrt()
+by_formula = (x - x.mean(-1, keepdim=True)) / (
+    x.var(-1, keepdim=True, unbiased=False) + 1e-6
+).sqrt()
 torch.testing.assert_close(norm(x), by_formula * norm.weight + norm.bias)
 
 # %% [markdown]
@@ -511,8 +533,12 @@ class NoResidual(ViTBlock):
 def train(block_class, learning_rate=3e-3, seed=0):
     """The loss at each step, from new weights."""
     torch.manual_seed(seed)
-    sizes = ViTConfig(hidden_dim=32, inter_dim=64, num_blocks=24, num_heads=2, image_size=24, patch_size=8)
-    net = nn.Sequential(*(block_class(sizes) for _ in range(sizes.num_blocks)), nn.LayerNorm(32), nn.Linear(32, 4))
+    sizes = ViTConfig(
+        hidden_dim=32, inter_dim=64, num_blocks=24, num_heads=2, image_size=24, patch_size=8
+    )
+    net = nn.Sequential(
+        *(block_class(sizes) for _ in range(sizes.num_blocks)), nn.LayerNorm(32), nn.Linear(32, 4)
+    )
     optimizer, losses = torch.optim.AdamW(net.parameters(), lr=learning_rate), []
     for _ in range(60):
         colours = torch.randint(4, (32, 9))
@@ -531,7 +557,10 @@ def train(block_class, learning_rate=3e-3, seed=0):
 losses = {"pre-norm": train(ViTBlock), "post-norm": train(PostNorm)}
 
 # %%
-losses |= {"no residual": train(NoResidual), "post-norm, 0.001": train(PostNorm, learning_rate=1e-3)}
+losses |= {
+    "no residual": train(NoResidual),
+    "post-norm, 0.001": train(PostNorm, learning_rate=1e-3),
+}
 
 # %%
 from nanovlm.viz.vit import loss_curves
@@ -614,19 +643,30 @@ from nanovlm.weights.backbones import siglip_config, siglip_tensors
 
 theirs = SiglipVisionModel(
     SiglipVisionConfig(
-        hidden_size=96, intermediate_size=200, num_hidden_layers=4, num_attention_heads=6, image_size=48, patch_size=8
+        hidden_size=96,
+        intermediate_size=200,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        image_size=48,
+        patch_size=8,
     )
 ).eval()
 torch.manual_seed(0)
 with torch.no_grad():
-    for parameter in theirs.parameters():  # a new model is full of zeros and ones, which would hide mistakes
+    for (
+        parameter
+    ) in theirs.parameters():  # a new model is full of zeros and ones, which would hide mistakes
         parameter.add_(0.1 * torch.randn(parameter.shape))
-tensors = {name.removeprefix("vision_model."): tensor for name, tensor in theirs.state_dict().items()}
+tensors = {
+    name.removeprefix("vision_model."): tensor for name, tensor in theirs.state_dict().items()
+}
 tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
 
 # %% tags=["nbval-check-output"]
 ours = ViT(siglip_config(theirs.config.to_dict())).eval()
-ours.load_state_dict(siglip_tensors(tensors, num_blocks=4, prefix=""))  # strict: a missing name would raise
+ours.load_state_dict(
+    siglip_tensors(tensors, num_blocks=4, prefix="")
+)  # strict: a missing name would raise
 
 images = torch.randn(2, 3, 48, 48)
 with torch.inference_mode():
@@ -741,7 +781,9 @@ print(pairs.texts[0])
 print(pairs.captions[0].tolist())
 
 # %%
-sizes = ViTConfig(hidden_dim=64, inter_dim=128, num_blocks=2, num_heads=4, image_size=32, patch_size=8)
+sizes = ViTConfig(
+    hidden_dim=64, inter_dim=128, num_blocks=2, num_heads=4, image_size=32, patch_size=8
+)
 
 
 class TwoEncoders(nn.Module):
@@ -750,10 +792,17 @@ class TwoEncoders(nn.Module):
     def __init__(self, num_words: int) -> None:
         super().__init__()
         self.vision, self.text = ViT(sizes), ViT(sizes)
-        self.text.patch_embedding = nn.Embedding(num_words + 1, sizes.hidden_dim)  # words in place of patches
+        self.text.patch_embedding = nn.Embedding(
+            num_words + 1, sizes.hidden_dim
+        )  # words in place of patches
         self.places = nn.Parameter(0.02 * torch.randn(16, sizes.hidden_dim))
-        self.text.patch_embedding.register_forward_hook(lambda module, args, words: words + self.places)
-        self.log_scale, self.bias = nn.Parameter(torch.tensor(math.log(10))), nn.Parameter(torch.tensor(-10.0))
+        self.text.patch_embedding.register_forward_hook(
+            lambda module, args, words: words + self.places
+        )
+        self.log_scale, self.bias = (
+            nn.Parameter(torch.tensor(math.log(10))),
+            nn.Parameter(torch.tensor(-10.0)),
+        )
 
     def forward(self, images: Tensor, captions: Tensor) -> tuple[Tensor, Tensor]:
         return self.vision(images).mean(dim=1), self.text(captions).mean(dim=1)
@@ -785,7 +834,9 @@ quiz("ch02.sigmoid")
 # %% tags=["answer:vit.siglip_loss"]
 def siglip_loss(images: Tensor, texts: Tensor, log_scale: Tensor, bias: Tensor) -> Tensor:
     """Each of the B * B pairs is judged alone. images, texts: [B, dim]; returns the sum over pairs, divided by B."""
-    logits = F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T * log_scale.exp() + bias  # [B, B]
+    logits = (
+        F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T * log_scale.exp() + bias
+    )  # [B, B]
     targets = 2 * torch.eye(len(images)) - 1  # 1 on the diagonal, -1 elsewhere
     return -F.logsigmoid(targets * logits).sum() / len(images)
 
@@ -842,11 +893,19 @@ _, with_softmax = contrastive_training(softmax_loss, steps)
 # %%
 from nanovlm.viz.data import curves_figure
 
-curves_figure("Recall@1 of captions for unseen pictures", {"sigmoid": with_sigmoid, "softmax": with_softmax}, 0.01)
+curves_figure(
+    "Recall@1 of captions for unseen pictures",
+    {"sigmoid": with_sigmoid, "softmax": with_softmax},
+    0.01,
+)
 
 # %%
-print(f"after {steps} steps, recall@1: sigmoid {with_sigmoid[-1][1]:.0%}, softmax {with_softmax[-1][1]:.0%}")
-print(f"learned scale {two_encoders.log_scale.exp().item():.1f}, bias {two_encoders.bias.item():.1f}")
+print(
+    f"after {steps} steps, recall@1: sigmoid {with_sigmoid[-1][1]:.0%}, softmax {with_softmax[-1][1]:.0%}"
+)
+print(
+    f"learned scale {two_encoders.log_scale.exp().item():.1f}, bias {two_encoders.bias.item():.1f}"
+)
 
 # %% [markdown]
 # One run on one small data set does not decide which loss is better, and the paper reports that the two come close to
@@ -898,7 +957,9 @@ from nanovlm.inference.prompts import prepare_prompt
 from nanovlm.trace import trace
 
 ids, pixels = prepare_prompt(model, "Where is the red star?", photo)
-trace(model, torch.tensor([ids]), pixels).expect({"vision_encoder": "1 64 128", "pixel_shuffle": "1 16 512"})
+trace(model, torch.tensor([ids]), pixels).expect(
+    {"vision_encoder": "1 64 128", "pixel_shuffle": "1 16 512"}
+)
 print("64 patches in, 64 vectors out")
 
 # %% [markdown]
@@ -927,7 +988,9 @@ from nanovlm.course.largest_tensor import largest_tensor
 q, k, v = (torch.randn(1, 1, 4096, 16) for _ in range(3))
 out, largest = largest_tensor(attend, q, k, v)  # put your own function in
 torch.testing.assert_close(out, F.scaled_dot_product_attention(q, k, v), atol=1e-4, rtol=1e-4)
-print(f"largest tensor: {largest * 4 / 1e6:.2f} MB; the output itself has {out.numel() * 4 / 1e6:.2f} MB")
+print(
+    f"largest tensor: {largest * 4 / 1e6:.2f} MB; the output itself has {out.numel() * 4 / 1e6:.2f} MB"
+)
 
 # %% [markdown] tags=["stamped"]
 # ## Your turn

@@ -74,7 +74,9 @@ from nanovlm.course import expect_shape, lever, quiz, use
 def decoder_flops(num_tokens: int, config: LMConfig) -> tuple[int, int]:
     """Floating-point operations of one forward pass: in the linear layers, and in attention."""
     dim, kv_dim = config.hidden_dim, config.num_kv_heads * config.head_dim
-    weights = 2 * dim * dim + 2 * dim * kv_dim + 3 * dim * config.inter_dim  # q and out; k and v; the MLP
+    weights = (
+        2 * dim * dim + 2 * dim * kv_dim + 3 * dim * config.inter_dim
+    )  # q and out; k and v; the MLP
     linear = 2 * num_tokens * weights
     attention = 2 * 2 * num_tokens * num_tokens * dim  # scores, then the weighted sum
     return config.num_blocks * linear, config.num_blocks * attention
@@ -111,7 +113,9 @@ quiz("ch03.cost")
 full = sum(decoder_flops(1024 + 64, smollm))
 for num_image_tokens in (1024, 256, 64):
     total = sum(decoder_flops(num_image_tokens + 64, smollm))
-    print(f"{num_image_tokens:5,} image tokens: {total / 1e9:6.1f} billion, {full / total:4.1f} times less")
+    print(
+        f"{num_image_tokens:5,} image tokens: {total / 1e9:6.1f} billion, {full / total:4.1f} times less"
+    )
 
 # %% [markdown]
 # So fewer tokens are worth having. We could keep every fourth patch or average four of them, but both discard what the
@@ -188,8 +192,12 @@ def pixel_shuffle(x: Tensor, factor: int) -> Tensor:
     batch, num_patches, dim = x.shape
     grid = round(num_patches**0.5)
     if grid * grid != num_patches or grid % factor:
-        raise ValueError(f"{num_patches} patches are not a square grid that divides into {factor}x{factor} tiles.")
-    x = x.reshape(batch, grid // factor, factor, grid // factor, factor, dim)  # [B, row, r, column, r, dim]
+        raise ValueError(
+            f"{num_patches} patches are not a square grid that divides into {factor}x{factor} tiles."
+        )
+    x = x.reshape(
+        batch, grid // factor, factor, grid // factor, factor, dim
+    )  # [B, row, r, column, r, dim]
     x = x.transpose(2, 3)  # [B, row, column, r, r, dim]: the tile's patches side by side
     return x.reshape(batch, (grid // factor) ** 2, factor * factor * dim)
 
@@ -203,7 +211,9 @@ pixel_shuffle = use("pixel_shuffle.shuffle", pixel_shuffle)
 
 torch.manual_seed(0)
 x = torch.randn(2, 144, 5)  # two pictures of 12 x 12 patches
-in_one_line = rearrange(x, "b (row i column j) d -> b (row column) (i j d)", row=6, column=6, i=2, j=2)
+in_one_line = rearrange(
+    x, "b (row i column j) d -> b (row column) (i j d)", row=6, column=6, i=2, j=2
+)
 assert pixel_shuffle(x, 2).equal(in_one_line)
 
 # %% [markdown]
@@ -226,10 +236,16 @@ for r in (1, 2, 3, 4):
 #   odd.)
 
 # %% tags=["nbval-check-output"]
-for name, grid, dim, r in (("nanoVLM-222M", 14, 768, 2), ("SmolVLM-256M", 32, 768, 4), ("SmolVLM-2.2B", 27, 1152, 3)):
+for name, grid, dim, r in (
+    ("nanoVLM-222M", 14, 768, 2),
+    ("SmolVLM-256M", 32, 768, 4),
+    ("SmolVLM-2.2B", 27, 1152, 3),
+):
     before = torch.empty(1, grid * grid, dim, device="meta")
     after = pixel_shuffle(before, r)
-    print(f"{name}: {expect_shape(before, f'1 {grid**2} {dim}')}  ->  {expect_shape(after, '1 tokens wide')}")
+    print(
+        f"{name}: {expect_shape(before, f'1 {grid**2} {dim}')}  ->  {expect_shape(after, '1 tokens wide')}"
+    )
 
 # %% [markdown]
 # ## What was spread over the picture becomes depth
@@ -326,7 +342,9 @@ print(wrong)
 # %% tags=["nbval-check-output"]
 large = patch_map(lambda x: wrong_shuffle(x, 2), grid=14)
 torn = [token for token in range(len(large)) if large.shape_of(token) == "scattered patches"]
-print(f"{len(torn)} of {len(large)} tokens are torn apart, such as token {torn[0]}: patches {large[torn[0]]}")
+print(
+    f"{len(torn)} of {len(large)} tokens are torn apart, such as token {torn[0]}: patches {large[torn[0]]}"
+)
 
 # %% [markdown]
 # What would a trained model make of that? Its linear layer was trained on groups: it takes the second quarter of a token
@@ -347,8 +365,13 @@ def to_image(patches):
     return Image.fromarray(pixels.numpy())
 
 
-seen = [to_image(pixel_unshuffle(shuffle(to_patches(image), 2), 2)) for shuffle in (pixel_shuffle, wrong_shuffle)]
-images_row([image, *seen], ["the picture", "as groups: unharmed", "as strips: what the layer assumes"])
+seen = [
+    to_image(pixel_unshuffle(shuffle(to_patches(image), 2), 2))
+    for shuffle in (pixel_shuffle, wrong_shuffle)
+]
+images_row(
+    [image, *seen], ["the picture", "as groups: unharmed", "as strips: what the layer assumes"]
+)
 
 # %% [markdown]
 # Nothing raises, nothing is NaN and all shapes fit. In chapter 06 you put this version into the pocket model and ask it
@@ -424,7 +447,9 @@ class ModalityProjector(nn.Module):
 # %% tags=["nbval-check-output"]
 ModalityProjector = use("pixel_shuffle.projector", ModalityProjector)
 
-projector = ModalityProjector(ProjectorConfig(vision_dim=768, language_dim=576, pixel_shuffle_factor=2))
+projector = ModalityProjector(
+    ProjectorConfig(vision_dim=768, language_dim=576, pixel_shuffle_factor=2)
+)
 print(expect_shape(projector(torch.randn(2, 196, 768)), "batch 49 576"))
 print(f"{sum(p.numel() for p in projector.parameters()):,} weights")
 
@@ -529,7 +554,13 @@ def cost(pixels, tiles, text_tokens):
     return cost_bars(rows, text_tokens)
 
 
-lever(cost, pixels=[224, 512], tiles=[1, 17], text_tokens=(0, 512, 32), start={"pixels": 512, "text_tokens": 64})
+lever(
+    cost,
+    pixels=[224, 512],
+    tiles=[1, 17],
+    text_tokens=(0, 512, 32),
+    start={"pixels": 512, "text_tokens": 64},
+)
 
 # %% [markdown]
 # With one tile, **attention** (orange) is the smaller part, and with 17 tiles and r = 1 it is the larger one by far,
@@ -550,10 +581,14 @@ for r in (1, 2, 4):
 
 # %% tags=["nbval-check-output"]
 vit, num_patches = ViTConfig(), 128 * 128  # SigLIP-B; 2,048 pixels in patches of 16
-linear = 2 * num_patches * (4 * vit.hidden_dim**2 + 2 * vit.hidden_dim * vit.inter_dim) * vit.num_blocks
+linear = (
+    2 * num_patches * (4 * vit.hidden_dim**2 + 2 * vit.hidden_dim * vit.inter_dim) * vit.num_blocks
+)
 attention = 4 * num_patches**2 * vit.hidden_dim * vit.num_blocks
 in_one, in_tiles = linear + attention, linear + attention / 16
-print(f"in one piece {in_one / 1e12:.1f} T, in 16 tiles {in_tiles / 1e12:.1f} T: {in_one / in_tiles:.1f} times less")
+print(
+    f"in one piece {in_one / 1e12:.1f} T, in 16 tiles {in_tiles / 1e12:.1f} T: {in_one / in_tiles:.1f} times less"
+)
 
 # %% [markdown]
 # Why not give the encoder larger patches, then, instead of shuffling afterwards? SigLIP was trained with patches of 16
@@ -573,10 +608,16 @@ from nanovlm.trace import trace
 config = VLMConfig()  # the 222M model
 with torch.device("meta"):
     model = VisionLanguageModel(config)
-steps = trace(model, torch.zeros(1, 79, dtype=torch.long), torch.zeros(1, 3, 224, 224), device="meta")
-steps.expect({"vision_encoder": "1 196 768", "pixel_shuffle": "1 49 3072", "projector.proj": "1 49 576"})
+steps = trace(
+    model, torch.zeros(1, 79, dtype=torch.long), torch.zeros(1, 3, 224, 224), device="meta"
+)
+steps.expect(
+    {"vision_encoder": "1 196 768", "pixel_shuffle": "1 49 3072", "projector.proj": "1 49 576"}
+)
 
-share = sum(p.numel() for p in model.projector.parameters()) / sum(p.numel() for p in model.parameters())
+share = sum(p.numel() for p in model.projector.parameters()) / sum(
+    p.numel() for p in model.parameters()
+)
 print(f"{config.num_image_tokens} image tokens; the projector holds {share:.1%} of the weights")
 
 # %% [markdown]
@@ -601,7 +642,10 @@ print(f"{config.num_image_tokens} image tokens; the projector holds {share:.1%} 
 # %%
 from nanovlm.course.kept_share import encoded_images, kept_share
 
-train_vectors, test_vectors = encoded_images("train", 64), encoded_images("test", 32)  # [pictures, 64, 128]
+train_vectors, test_vectors = (
+    encoded_images("train", 64),
+    encoded_images("test", 32),
+)  # [pictures, 64, 128]
 random_layer = torch.randn(512, 128) / 512**0.5
 
 
@@ -614,7 +658,10 @@ def connector(x):
     return pixel_shuffle(x, 2) @ random_layer
 
 
-for name, function in (("mean of each group", mean_of_groups), ("shuffle and a random layer", connector)):
+for name, function in (
+    ("mean of each group", mean_of_groups),
+    ("shuffle and a random layer", connector),
+):
     print(f"{name:28} {kept_share(function, train_vectors, test_vectors):.1%}")
 
 # %% [markdown] tags=["stamped"]

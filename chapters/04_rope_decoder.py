@@ -62,7 +62,9 @@ from nanovlm.inference.prompts import prepare_prompts
 
 # %%
 pocket = VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
-prompt = prepare_prompts(pocket, ["Where is the red star?"], [Image.open(asset_path("images/shapes.png"))])
+prompt = prepare_prompts(
+    pocket, ["Where is the red star?"], [Image.open(asset_path("images/shapes.png"))]
+)
 
 # %% tags=["nbval-check-output"]
 ids = prompt["input_ids"]  # [1, T]
@@ -119,7 +121,9 @@ of_image = prompt["input_ids"][0] == pocket.config.image_token_id  # [T]
 for i, size in enumerate(sizes):
     text, image = size[~of_image], size[of_image]
     name = f"into block {i}" if i < 4 else "after the norm"
-    print(f"{name:15} text {text.min():5.2f} to {text.max():5.2f}, picture {image.min():5.2f} to {image.max():5.2f}")
+    print(
+        f"{name:15} text {text.min():5.2f} to {text.max():5.2f}, picture {image.min():5.2f} to {image.max():5.2f}"
+    )
 
 # %% tags=["claim"]
 growth = sizes[3] / sizes[0]
@@ -232,7 +236,9 @@ assert as_shipped > 0.9 and no_norm < 0.1 and no_mean > 0.9
 # to nothing. The reason is in the vectors: compare their mean with their size.
 
 # %%
-shares = torch.cat([(x.mean(dim=-1).abs() / x.pow(2).mean(dim=-1).sqrt()).flatten() for x in states[:4]])
+shares = torch.cat(
+    [(x.mean(dim=-1).abs() / x.pow(2).mean(dim=-1).sqrt()).flatten() for x in states[:4]]
+)
 print(f"the mean is {shares.mean():.0%} of the size on average, and {shares.max():.0%} at most")
 
 # %% [markdown]
@@ -271,7 +277,9 @@ quiz("ch04.relative")
 # %% tags=["nbval-check-output"]
 for q_position, k_position in ((10, 7), (110, 107), (3, 0), (10, 6)):
     product = turn(q, q_position) @ turn(k, k_position)
-    print(f"query at {q_position:3}, key at {k_position:3}, distance {q_position - k_position}: {product:+.4f}")
+    print(
+        f"query at {q_position:3}, key at {k_position:3}, distance {q_position - k_position}: {product:+.4f}"
+    )
 
 # %% [markdown]
 # At distance 3 the product is the same everywhere, and at distance 4 it is another one.
@@ -297,7 +305,13 @@ def dials(position, distance, base):
     return rotation_figure(ones, ones, [base ** (-2 * i / 8) for i in range(4)], position, distance)
 
 
-lever(dials, position=(12, 64), distance=(0, 12), base=[10, 100, 10_000], start={"distance": 3, "base": 100})
+lever(
+    dials,
+    position=(12, 64),
+    distance=(0, 12),
+    base=[10, 100, 10_000],
+    start={"distance": 3, "base": 100},
+)
 
 # %% [markdown]
 # The fast pair tells neighbours apart, and the slow pairs tell near from far. SmolLM2 has a base of 100,000 and 32
@@ -308,7 +322,9 @@ smollm = LMConfig()  # the defaults are SmolLM2-135M's sizes
 for pair in (0, 1, 15, 31):
     frequency = smollm.rope_base ** (-2 * pair / smollm.head_dim)
     turns = frequency * smollm.max_positions / (2 * math.pi)
-    print(f"pair {pair:2}: {frequency:.6f} radians a step, {turns:8.3f} turns in {smollm.max_positions:,} positions")
+    print(
+        f"pair {pair:2}: {frequency:.6f} radians a step, {turns:8.3f} turns in {smollm.max_positions:,} positions"
+    )
 
 # %% [markdown]
 # The slowest pairs do not complete one turn, so for them no two positions look alike.
@@ -370,7 +386,10 @@ from nanovlm.viz.decoder import relative_figure
 
 generator = torch.Generator().manual_seed(1)
 learned = torch.randn(16, 8, generator=generator) / 2  # as if trained: one vector for each position
-pairs = {"equal": (torch.tensor(ones), torch.tensor(ones)), "random": torch.randn(2, 8, generator=generator)}
+pairs = {
+    "equal": (torch.tensor(ones), torch.tensor(ones)),
+    "random": torch.randn(2, 8, generator=generator),
+}
 
 
 def products(positions, vectors):
@@ -391,7 +410,10 @@ lever(products, positions=["RoPE", "learned vectors, added"], vectors=["equal", 
 # %%
 q, k = torch.randn(2, 2000, 1, 16, 8, generator=generator)
 scores = apply_rope(q[:, :, :1], cos[:, :, :1], sin[:, :, :1]) @ apply_rope(k, cos, sin).mT
-print("mean product at distance 0, 1, 5 and 15:", [round(float(scores.mean((0, 1, 2))[d]), 2) for d in (0, 1, 5, 15)])
+print(
+    "mean product at distance 0, 1, 5 and 15:",
+    [round(float(scores.mean((0, 1, 2))[d]), 2) for d in (0, 1, 5, 15)],
+)
 
 # %% [markdown]
 # ### Two conventions for the pairs, and trained weights know only one
@@ -406,7 +428,9 @@ print("mean product at distance 0, 1, 5 and 15:", [round(float(scores.mean((0, 1
 # %%
 def apply_rope_to_neighbours(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = x.shape[-1] // 2
-    cos, sin = (t[..., :half].repeat_interleave(2, dim=-1) for t in (cos, sin))  # a b a b -> a a b b
+    cos, sin = (
+        t[..., :half].repeat_interleave(2, dim=-1) for t in (cos, sin)
+    )  # a b a b -> a a b b
     return x * cos + torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2) * sin
 
 
@@ -543,7 +567,12 @@ from nanovlm.viz.decoder import mask_figure
 prefix_mask = use("decoder.prefix_mask", prefix_mask)
 words = ["<img>", "<img>", "where", "is", "it", "top", "left"]
 PAD = ["<pad>", "<pad>"]
-rows = {"none": words, "left": PAD + words, "right": words + PAD, "in the middle": words[:2] + PAD + words[2:]}
+rows = {
+    "none": words,
+    "left": PAD + words,
+    "right": words + PAD,
+    "in the middle": words[:2] + PAD + words[2:],
+}
 
 
 def masks(padding, mask):
@@ -551,7 +580,10 @@ def masks(padding, mask):
     real = torch.tensor([[word != "<pad>" for word in row]])
     prefix = torch.tensor([[word not in ("top", "left", "<pad>") for word in row]])
     made = who_sees_whom(real) if mask == "causal" else prefix_mask(real, prefix)
-    places = [p if r else "–" for p, r in zip(real_positions(real)[0].tolist(), real[0].tolist(), strict=True)]
+    places = [
+        p if r else "–"
+        for p, r in zip(real_positions(real)[0].tolist(), real[0].tolist(), strict=True)
+    ]
     return mask_figure(row, places, real[0].tolist(), made[0, 0].tolist())
 
 
@@ -574,7 +606,9 @@ smallest = torch.finfo(torch.float32).min
 print("float32:", smallest, " as float16:", torch.tensor(smallest).half().item())
 x = torch.ones(2, 3, requires_grad=True)
 hidden = torch.tensor([[True, True, True], [False, False, True]])
-weights = x.masked_fill(hidden, float("-inf")).softmax(dim=-1)  # row 0 is padding, which sees nothing
+weights = x.masked_fill(hidden, float("-inf")).softmax(
+    dim=-1
+)  # row 0 is padding, which sees nothing
 out = weights @ x.T
 out[1].sum().backward()  # row 0 is not used
 print("the row that is used:", out[1].tolist())
@@ -656,7 +690,9 @@ lever(heads, key_value_heads=[1, 3, 9], start={"key_value_heads": 3})
 
 
 # %%
-def attend_in_the_wrong_order(q: Tensor, k: Tensor, v: Tensor, mask=None, is_causal: bool = False) -> Tensor:
+def attend_in_the_wrong_order(
+    q: Tensor, k: Tensor, v: Tensor, mask=None, is_causal: bool = False
+) -> Tensor:
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat(1, groups, 1, 1), v.repeat(1, groups, 1, 1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
@@ -689,15 +725,25 @@ class GroupedQueryAttention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         self.q_proj = nn.Linear(config.hidden_dim, config.num_heads * config.head_dim, bias=False)
-        self.k_proj = nn.Linear(config.hidden_dim, config.num_kv_heads * config.head_dim, bias=False)
-        self.v_proj = nn.Linear(config.hidden_dim, config.num_kv_heads * config.head_dim, bias=False)
+        self.k_proj = nn.Linear(
+            config.hidden_dim, config.num_kv_heads * config.head_dim, bias=False
+        )
+        self.v_proj = nn.Linear(
+            config.hidden_dim, config.num_kv_heads * config.head_dim, bias=False
+        )
         self.out_proj = nn.Linear(config.hidden_dim, config.hidden_dim, bias=False)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache=None) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache=None
+    ) -> Tensor:
         """mask: bool [B, 1, T, keys], True where a query may look; None: causal, with nothing else to hide."""
         batch, length, dim = x.shape
-        q = self.q_proj(x).view(batch, length, -1, self.head_dim).transpose(1, 2)  # [B, num_heads, T, head_dim]
-        k = self.k_proj(x).view(batch, length, -1, self.head_dim).transpose(1, 2)  # [B, num_kv_heads, T, head_dim]
+        q = (
+            self.q_proj(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
+        )  # [B, num_heads, T, head_dim]
+        k = (
+            self.k_proj(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
+        )  # [B, num_kv_heads, T, head_dim]
         v = self.v_proj(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
         q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         if cache is not None:
@@ -743,8 +789,12 @@ class SwiGLU(nn.Module):
 
 # %% tags=["nbval-check-output"]
 SwiGLU = use("decoder.swiglu", SwiGLU)
-in_mlp, in_attention = (sum(p.numel() for p in part.parameters()) for part in (SwiGLU(smollm), attention))
-print(f"MLP {in_mlp:,}, attention {in_attention:,}: {in_mlp / (in_mlp + in_attention):.0%} of a block are MLP")
+in_mlp, in_attention = (
+    sum(p.numel() for p in part.parameters()) for part in (SwiGLU(smollm), attention)
+)
+print(
+    f"MLP {in_mlp:,}, attention {in_attention:,}: {in_mlp / (in_mlp + in_attention):.0%} of a block are MLP"
+)
 
 # %% [markdown]
 # Three matrices take the place of two, and to pay for the third the inner width shrinks from 4 times the dim to 8/3.
@@ -789,7 +839,9 @@ class DecoderBlock(nn.Module):
         self.norm2 = RMSNorm(config.hidden_dim, config.rms_norm_eps)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache=None) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache=None
+    ) -> Tensor:
         x = x + self.attn(self.norm1(x), rope, mask, cache)
         return x + self.mlp(self.norm2(x))
 
@@ -853,7 +905,8 @@ class LanguageModel(nn.Module):
 LanguageModel = use("decoder.language_model", LanguageModel)
 with torch.device("meta"):  # shapes without numbers
     tied, untied = (
-        sum(p.numel() for p in LanguageModel(LMConfig(tie_weights=tie)).parameters()) for tie in (True, False)
+        sum(p.numel() for p in LanguageModel(LMConfig(tie_weights=tie)).parameters())
+        for tie in (True, False)
     )
 print(f"tied: {tied:,} parameters, {tied * 2 / 2**20:.0f} MiB in 16 bits")
 print(f"a head of its own: {untied - tied:,} more, {(untied - tied) / tied:.0%}")
@@ -876,7 +929,9 @@ decoder = LanguageModel(config).eval()
 decoder.load_state_dict(llama_tensors(theirs.state_dict(), config))
 
 ids = torch.randint(0, 70, (3, 12))
-real = torch.arange(12) >= torch.tensor([[0], [2], [7]])  # row 1 has two padding tokens, row 2 seven
+real = torch.arange(12) >= torch.tensor(
+    [[0], [2], [7]]
+)  # row 1 has two padding tokens, row 2 seven
 with torch.no_grad():
     ours = decoder.head(decoder(decoder.token_embedding(ids), real))
     expected = theirs(ids, attention_mask=real.long(), position_ids=real_positions(real)).logits

@@ -129,7 +129,10 @@ def joined(way, images):
     if way == "in front":
         rows = ("the text", [*before, *after]), ("the sequence", [*tokens, *before, *after])
     else:
-        rows = ("the text", [*before, *places, *after]), ("the sequence", [*before, *tokens, *after])
+        rows = (
+            ("the text", [*before, *places, *after]),
+            ("the sequence", [*before, *tokens, *after]),
+        )
     return lines_figure(rows)
 
 
@@ -179,7 +182,9 @@ print(embeddings.masked_scatter((row == HOLD)[:, :, None], one_image).flatten().
 
 # %% tags=["nbval-check-output"]
 batch = torch.tensor([[HOLD, HOLD, 7, HOLD, HOLD], [8, HOLD, HOLD, 9, 9], [7, 7, 7, 7, 7]])
-three_images = torch.arange(100.0, 106.0).reshape(3, 2, 1)  # two for the first row, one for the second
+three_images = torch.arange(100.0, 106.0).reshape(
+    3, 2, 1
+)  # two for the first row, one for the second
 batch[:, :, None].float().masked_scatter((batch == HOLD)[:, :, None], three_images)[:, :, 0].long()
 
 # %% [markdown]
@@ -196,7 +201,9 @@ quiz("ch06.counts")
 
 # %%
 torn = torch.tensor([[7, HOLD, HOLD, HOLD], [8, HOLD, 9, 9]])
-filled = torn[:, :, None].float().masked_scatter((torn == HOLD)[:, :, None], three_images[:2])[:, :, 0]
+filled = (
+    torn[:, :, None].float().masked_scatter((torn == HOLD)[:, :, None], three_images[:2])[:, :, 0]
+)
 print(filled.tolist())  # 102 and 103 are picture b's
 lines_figure(
     [
@@ -219,7 +226,9 @@ lines_figure(
 def merge_image_tokens(embeddings: Tensor, image_tokens: Tensor, is_placeholder: Tensor) -> Tensor:
     """Put image tokens [P, num_image_tokens, dim] where is_placeholder [B, T] is True in embeddings [B, T, dim]."""
     num_images, num_image_tokens = image_tokens.shape[:2]
-    counts = is_placeholder.sum(dim=1).tolist()  # per row: the sum alone would let a picture run on into the next row
+    counts = is_placeholder.sum(
+        dim=1
+    ).tolist()  # per row: the sum alone would let a picture run on into the next row
     for row, count in enumerate(counts):
         if count % num_image_tokens:
             raise ValueError(
@@ -289,7 +298,9 @@ from nanovlm.viz.decoder import mask_figure
 
 def attends(mask):
     kinds = ["picture"] * 3 + ["question"] * 2 + ["answer"] * 2
-    prefix = {"causal": 0, "the picture is a prefix": 3, "picture and question are a prefix": 5}[mask]
+    prefix = {"causal": 0, "the picture is a prefix": 3, "picture and question are a prefix": 5}[
+        mask
+    ]
     sees = [[key <= query or max(key, query) < prefix for key in range(7)] for query in range(7)]
     names = [f"{kind} {i}" for i, kind in enumerate(kinds)]
     return mask_figure(names, list(range(7)), [True] * 7, sees)
@@ -345,7 +356,9 @@ targets = torch.tensor([shift_labels(two_turns, is_answer)])
 
 for token, target in zip(two_turns, targets[0].tolist(), strict=True):
     if target != -100:
-        before, after = (model.tokenizer.decode([i], skip_special_tokens=False) for i in (token, target))
+        before, after = (
+            model.tokenizer.decode([i], skip_special_tokens=False) for i in (token, target)
+        )
         print(f"after {before!r} should come {after!r}")
 print(f"{int((targets != -100).sum())} of {targets.numel()} positions have a target")
 
@@ -388,7 +401,9 @@ smollm = LMConfig()
 for places in (128, 20):
     flops = 2 * places * smollm.hidden_dim * smollm.vocab_size
     memory = 256 * places * smollm.vocab_size * 4  # a batch of 256 rows, float32
-    print(f"{places:4} positions: {flops / 1e9:.2f} GFLOP a row, {memory / 1e9:.1f} GB of logits a batch")
+    print(
+        f"{places:4} positions: {flops / 1e9:.2f} GFLOP a row, {memory / 1e9:.1f} GB of logits a batch"
+    )
 
 # %% [markdown]
 # Most of these gigabytes would be thrown away, and their gradients take as much again.
@@ -409,7 +424,9 @@ for places in (128, 20):
 class VLMOutput(NamedTuple):
     logits: Tensor  # [B, S, vocab_size]; with targets: [supervised tokens, vocab_size]
     loss: Tensor | None  # the mean over supervised tokens
-    hidden_states: list[Tensor] | None  # the input of every block, then the output: num_blocks + 1 of [B, S, dim]
+    hidden_states: (
+        list[Tensor] | None
+    )  # the input of every block, then the output: num_blocks + 1 of [B, S, dim]
 
 
 # %% [markdown] tags=["stamped"]
@@ -429,7 +446,9 @@ IGNORE = -100  # a target that is not supervised
 class VisionLanguageModel(nn.Module):
     """ViT -> pixel shuffle and linear -> decoder."""
 
-    def __init__(self, config: VLMConfig, vision_encoder=None, projector=None, decoder=None) -> None:
+    def __init__(
+        self, config: VLMConfig, vision_encoder=None, projector=None, decoder=None
+    ) -> None:
         super().__init__()
         self.config = config
         self.vision_encoder = ViT(config.vision) if vision_encoder is None else vision_encoder
@@ -459,7 +478,9 @@ class VisionLanguageModel(nn.Module):
         vocab_size = self.config.language.vocab_size
         outside = (input_ids < 0) | (input_ids >= vocab_size)
         if not input_ids.is_cuda and bool(outside.any()):
-            raise ValueError(f"Token id {int(input_ids[outside][0])} is outside the vocabulary of {vocab_size}.")
+            raise ValueError(
+                f"Token id {int(input_ids[outside][0])} is outside the vocabulary of {vocab_size}."
+            )
         embeddings = self.decoder.token_embedding(input_ids)  # [B, T, dim]
         image_token_id = self.config.image_token_id
         is_placeholder = None if image_token_id is None else input_ids == image_token_id
@@ -476,7 +497,9 @@ class VisionLanguageModel(nn.Module):
                 f"Without placeholders each of the {input_ids.shape[0]} rows needs exactly one picture; "
                 f"got {image_tokens.shape[0]}."
             )
-        combined = torch.cat([image_tokens.to(embeddings.dtype), embeddings], dim=1)  # [B, num_image_tokens + T, dim]
+        combined = torch.cat(
+            [image_tokens.to(embeddings.dtype), embeddings], dim=1
+        )  # [B, num_image_tokens + T, dim]
         if attention_mask is not None:
             attention_mask = F.pad(attention_mask, (image_tokens.shape[1], 0), value=1)
         return combined, attention_mask, image_tokens.shape[1]
@@ -494,18 +517,28 @@ class VisionLanguageModel(nn.Module):
         """ids [B, T], pictures [P, 3, H, W], targets [B, T] with -100 where nothing is asked -> logits and loss."""
         x, attention_mask, num_prefix = self.embed(input_ids, images, attention_mask)
         if document_ids is not None and num_prefix:
-            raise ValueError("Packed rows need image placeholders: a picture as prefix would belong to every document.")
+            raise ValueError(
+                "Packed rows need image placeholders: a picture as prefix would belong to every document."
+            )
         hidden_states: list[Tensor] | None = [] if output_hidden_states else None
         x = self.decoder(x, attention_mask, document_ids, cache, hidden_states)  # [B, S, dim]
         if targets is None:
             return VLMOutput(self.decoder.head(x), None, hidden_states)
         if targets.shape != input_ids.shape:
-            raise ValueError(f"targets {list(targets.shape)} needs the shape of input_ids, {list(input_ids.shape)}.")
+            raise ValueError(
+                f"targets {list(targets.shape)} needs the shape of input_ids, {list(input_ids.shape)}."
+            )
         targets = targets.flatten()
-        supervised = (targets != IGNORE).nonzero()[:, 0]  # where, in B * T: found once, since a GPU is waited for here
-        logits = self.decoder.head(x[:, num_prefix:].flatten(0, 1)[supervised])  # [supervised tokens, vocab_size]
+        supervised = (targets != IGNORE).nonzero()[
+            :, 0
+        ]  # where, in B * T: found once, since a GPU is waited for here
+        logits = self.decoder.head(
+            x[:, num_prefix:].flatten(0, 1)[supervised]
+        )  # [supervised tokens, vocab_size]
         if logits.shape[0] == 0:
-            raise ValueError("No token of this batch is supervised: every target is -100, so there is no mean loss.")
+            raise ValueError(
+                "No token of this batch is supervised: every target is -100, so there is no mean loss."
+            )
         loss = F.cross_entropy(logits.float(), targets[supervised])
         return VLMOutput(logits, loss, hidden_states)
 
@@ -515,7 +548,9 @@ class VisionLanguageModel(nn.Module):
         return generate(self, *args, **options)
 
     @classmethod
-    def from_pretrained(cls, path_or_hub_id, dtype: torch.dtype | None = None) -> "VisionLanguageModel":
+    def from_pretrained(
+        cls, path_or_hub_id, dtype: torch.dtype | None = None
+    ) -> "VisionLanguageModel":
         from nanovlm.weights.pretrained import load
 
         return load(path_or_hub_id, dtype, cls)
@@ -608,7 +643,9 @@ def chances(prompt_ids, pixels, answers):
     found = []
     for answer in answers:
         tokens = [*model.tokenizer.encode(answer), model.tokenizer.eos_token_id]
-        logits = model(torch.tensor([[*prompt_ids, *tokens]]), pixels).logits[0, len(prompt_ids) - 1 : -1]
+        logits = model(torch.tensor([[*prompt_ids, *tokens]]), pixels).logits[
+            0, len(prompt_ids) - 1 : -1
+        ]
         found.append(logits.log_softmax(-1)[range(len(tokens)), tokens].sum().exp().item())
     return found, logits[:1]
 
@@ -640,7 +677,11 @@ def ablation(question, seen):
     return ablation_figure(drawn, seen, question, rows, truth, moved(own_logits, now_logits).item())
 
 
-lever(ablation, question=list(ASKED), seen=["another picture", "its own picture", "grey", "tokens out of order"])
+lever(
+    ablation,
+    question=list(ASKED),
+    seen=["another picture", "its own picture", "grey", "tokens out of order"],
+)
 
 # %% [markdown]
 # The black tick marks the probability that the answer had with the right picture. One question is an anecdote, though,
@@ -652,7 +693,10 @@ from nanovlm.data.thimble import chance
 from nanovlm.evaluation.scores import questions_of
 from nanovlm.viz.fusion import score_table
 
-samples = [thimble_sample("shapes", "test", i, image_size=64) for i in range(budget().pick(ci=25, laptop=60))]
+samples = [
+    thimble_sample("shapes", "test", i, image_size=64)
+    for i in range(budget().pick(ci=25, laptop=60))
+]
 
 
 def scores(model, samples, change=lambda ids: ids):
@@ -743,7 +787,10 @@ def behind(ids):
     return [*text[:-1], *holds, text[-1]]
 
 
-broken = {"as it should be": seen["its own picture"], "behind the question": scores(model, samples, behind)}
+broken = {
+    "as it should be": seen["its own picture"],
+    "behind the question": scores(model, samples, behind),
+}
 right, late = (mean(by_kind) for by_kind in broken.values())
 assert late < mean(chance("shapes"))
 print(f"{right:.0%} of the answers are right, and with the picture behind the question {late:.0%}")
@@ -809,9 +856,14 @@ def first_word(padding, rule):
 # %%
 alone = first_word(0, layout)
 for padding in (3, 40):
-    ours, theirs = ((first_word(padding, rule) - alone).abs().max().item() for rule in (layout, counting_padding))
+    ours, theirs = (
+        (first_word(padding, rule) - alone).abs().max().item()
+        for rule in (layout, counting_padding)
+    )
     assert ours < 1e-3 < theirs
-    print(f"{padding:2} of padding: {ours:.0e} if positions count real tokens, {theirs:.2f} if they count all")
+    print(
+        f"{padding:2} of padding: {ours:.0e} if positions count real tokens, {theirs:.2f} if they count all"
+    )
 
 # %% [markdown]
 # Most answers would survive such a change. But what the model says to *your* question now depends on how long the
@@ -848,7 +900,9 @@ quiz("ch06.strict")
 
 # %%
 torch.manual_seed(0)
-renamed = {name.replace("projector.proj", "MP.proj"): weight for name, weight in model.state_dict().items()}
+renamed = {
+    name.replace("projector.proj", "MP.proj"): weight for name, weight in model.state_dict().items()
+}
 careless = VisionLanguageModel(model.config).eval()
 careless.load_state_dict(renamed, strict=False)  # returns what did not fit, which nobody reads
 careless.tokenizer, careless.image_processor = model.tokenizer, model.image_processor
@@ -976,7 +1030,9 @@ def more_stars(first: Image.Image, second: Image.Image) -> str:
 
 
 def stars(sample) -> int:
-    return sum(turn["assistant"].count(" star") for turn in sample["texts"] if "Describe" in turn["user"])
+    return sum(
+        turn["assistant"].count(" star") for turn in sample["texts"] if "Describe" in turn["user"]
+    )
 
 
 pairs = [(a, b) for a, b in zip(samples[::2], samples[1::2], strict=False) if stars(a) != stars(b)]

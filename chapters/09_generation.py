@@ -989,7 +989,9 @@ print(f"the decoder has {weights / 1e6:.0f} M weights")
 for name, peak, bandwidth in (("T4", 65e12, 320e9), ("H100", 989e12, 3.35e12)):
     read, token = 1e3 * first / peak, 1e3 * weights * 2 / bandwidth
     print(f"{name:5} at least {read:.2f} ms for the prompt, {19 * token:.2f} ms for 19 tokens")
-    print(f"      at most {1e3 / token:,.0f} tokens/s in 16 bits, {2e3 / token:,.0f} in int8, one row")
+    print(
+        f"      at most {1e3 / token:,.0f} tokens/s in 16 bits, {2e3 / token:,.0f} in int8, one row"
+    )
 
 # %% [markdown]
 # (The peaks are those of NVIDIA's data sheets for the T4 and the H100 SXM: 65 and 989 TFLOP/s in 16 bits without

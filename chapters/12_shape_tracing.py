@@ -177,11 +177,22 @@ with Listening():
 
 # %% tags=["nbval-check-output"]
 print("by path:    ", t["projector.proj"].out, "from", t["projector.proj"].inputs[0])
-print("by function:", len(t.find("scaled_dot_product_attention")), "attentions, one in each block of both parts")
+print(
+    "by function:",
+    len(t.find("scaled_dot_product_attention")),
+    "attentions, one in each block of both parts",
+)
 print("by pattern: ", len(t.find("decoder.blocks.*.mlp")), "MLPs in the decoder")
 
 # %%
-t.expect({"vision_encoder": "B 64 128", "pixel_shuffle": "B 16 512", "projector": "B 16 128", "decoder": "B T 128"})
+t.expect(
+    {
+        "vision_encoder": "B 64 128",
+        "pixel_shuffle": "B 16 512",
+        "projector": "B 16 128",
+        "decoder": "B T 128",
+    }
+)
 
 # %% [markdown]
 # Where a claim does not hold, the error names the first step that differs, in the order of execution:
@@ -211,12 +222,18 @@ print(t.table(depth=1))
 # %% tags=["nbval-check-output"]
 parts = ("vision_encoder", "projector", "decoder")
 assert sum(t[name].params for name in parts) == t.num_params  # the decoder's include the head's
-assert sum(t[name].flops for name in parts) + t["decoder.head"].flops == t.flops  # the decoder's do not
+assert (
+    sum(t[name].flops for name in parts) + t["decoder.head"].flops == t.flops
+)  # the decoder's do not
 assert t["projector"].flops == 2 * 16 * 512 * 128
-q = t.find("attend")[-1].inputs[0]  # attend is the package's function around attention; [B, heads, length, head_dim]
+q = t.find("attend")[-1].inputs[
+    0
+]  # attend is the package's function around attention; [B, heads, length, head_dim]
 heads, length, head_dim = q.shape[1:]
 assert t.find("attend")[-1].flops == 2 * (2 * heads * length * length * head_dim)
-print(f"{t['projector'].flops:,} in the projector, {t.find('attend')[-1].flops:,} in one attention of the decoder")
+print(
+    f"{t['projector'].flops:,} in the projector, {t.find('attend')[-1].flops:,} in one attention of the decoder"
+)
 
 # %% [markdown]
 # For the 222M model you do not need the weights, because shapes are enough. On the device `meta` tensors have shapes
@@ -233,8 +250,15 @@ with torch.device("meta"):
 
 
 def work(text_tokens):
-    t = trace(large, torch.zeros(1, text_tokens, dtype=torch.long), torch.zeros(1, 3, 224, 224), device="meta")
-    encoder, projector, decoder, head = (t[n] for n in ("vision_encoder", "projector", "decoder", "decoder.head"))
+    t = trace(
+        large,
+        torch.zeros(1, text_tokens, dtype=torch.long),
+        torch.zeros(1, 3, 224, 224),
+        device="meta",
+    )
+    encoder, projector, decoder, head = (
+        t[n] for n in ("vision_encoder", "projector", "decoder", "decoder.head")
+    )
     return parts_figure(
         [
             Part("vision encoder", encoder.params, encoder.flops),
@@ -255,7 +279,9 @@ lever(work, text_tokens=[1, 20, 79, 400, 1600], start={"text_tokens": 79})
 # those alone (chapter 06).
 
 # %% tags=["nbval-check-output"]
-t222 = trace(large, torch.zeros(1, 79, dtype=torch.long), torch.zeros(1, 3, 224, 224), device="meta")
+t222 = trace(
+    large, torch.zeros(1, 79, dtype=torch.long), torch.zeros(1, 3, 224, 224), device="meta"
+)
 print(f"encoder: {t222['vision_encoder'].params / t222.num_params:.1%} of the parameters, ", end="")
 print(
     f"{t222['vision_encoder'].flops / t222.flops:.1%} of the FLOPs; head: {t222['decoder.head'].flops / t222.flops:.1%}"
@@ -381,7 +407,13 @@ watched
 # %%
 allowed = torch.ones(5, 5, dtype=torch.bool).tril() & real[:, None, :]
 assert not nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=allowed).isnan().any()
-assert not torch.zeros(2, 5, 5).masked_fill(~(allowed | torch.eye(5).bool()), float("-inf")).softmax(-1).isnan().any()
+assert (
+    not torch.zeros(2, 5, 5)
+    .masked_fill(~(allowed | torch.eye(5).bool()), float("-inf"))
+    .softmax(-1)
+    .isnan()
+    .any()
+)
 
 # %% [markdown]
 # ## A comparison of two traces shows what changed
@@ -408,7 +440,14 @@ print(t.diff(after))
 # Three steps are gone, nothing was added, and there is no `!`, so no shape has changed. Every claim still holds:
 
 # %%
-after.expect({"vision_encoder": "B 64 128", "projector": "B 16 128", "decoder": "B T 128", "decoder.head": "B T 444"})
+after.expect(
+    {
+        "vision_encoder": "B 64 128",
+        "projector": "B 16 128",
+        "decoder": "B T 128",
+        "decoder.head": "B T 444",
+    }
+)
 
 # %% [markdown]
 # ### The fault that no shape shows
@@ -525,7 +564,9 @@ failed
 # %% tags=["nbval-check-output"]
 layers = [f"decoder.blocks.{i}" for i in range(model.config.language.num_blocks)]
 seen = trace(model, ids, pixels, attention=layers)
-weights = [seen.attention[layer][0][0] for layer in layers]  # of each layer: the first call, the first row of the batch
+weights = [
+    seen.attention[layer][0][0] for layer in layers
+]  # of each layer: the first call, the first row of the batch
 print(expect_shape(weights[3], "heads length length"))
 assert torch.allclose(weights[3].sum(-1), torch.ones(4, 24)) and not weights[3].triu(1).any()
 
@@ -546,11 +587,15 @@ positions = {word: i for i, word in enumerate(words) if word != "<|image|>"}
 def look(block, head, mean_of_heads, word):
     looks = weights[block].mean(0) if mean_of_heads else weights[block][head]  # [T, S]
     note = f"block {block}, {'mean of the heads' if mean_of_heads else f'head {head}'}"
-    return attention_over_image(image, looks[positions[word]], words, positions[word], tokens, first_image_token, note)
+    return attention_over_image(
+        image, looks[positions[word]], words, positions[word], tokens, first_image_token, note
+    )
 
 
 on_star = [0, 1, 4, 5]  # the image tokens of the star's quarter
-last = torch.stack([w[:, -1] for w in weights])  # [blocks, heads, length], of the position that writes the answer
+last = torch.stack(
+    [w[:, -1] for w in weights]
+)  # [blocks, heads, length], of the position that writes the answer
 on_image = last[..., first_image_token : first_image_token + 16]  # of that, the image tokens
 image_shares, star_shares = on_image.sum(-1), on_image[..., on_star].sum(-1)
 block, head = divmod(star_shares.argmax().item(), star_shares.shape[1])
@@ -585,7 +630,9 @@ def most(row: Tensor) -> tuple[float, int, str]:
 for i in range(4):
     for k in range(4):
         weight, _, name = most(last[i, k])
-        shares = f"the picture {image_shares[i, k]:4.0%}, the star's quarter {star_shares[i, k]:4.0%}"
+        shares = (
+            f"the picture {image_shares[i, k]:4.0%}, the star's quarter {star_shares[i, k]:4.0%}"
+        )
         print(f"block {i}, head {k}: {shares} | the most: {weight:4.0%} on {name}")
 
 # %% [markdown]
@@ -603,11 +650,17 @@ for i in range(4):
 # and predict:
 
 # %%
-reads = [most(row)[1] for row in last[image_shares < 0.05]]  # what heads read that hardly look at the picture
-assert len(reads) >= 2 and all(first_image_token + 16 <= position < len(words) - 1 for position in reads)
+reads = [
+    most(row)[1] for row in last[image_shares < 0.05]
+]  # what heads read that hardly look at the picture
+assert len(reads) >= 2 and all(
+    first_image_token + 16 <= position < len(words) - 1 for position in reads
+)
 assert ((image_shares > 0.3) & (star_shares < image_shares / 2)).sum() >= 3  # mostly past the star
 assert star_shares.max() > 0.5 and (star_shares > 0.5).sum() <= 5
-moved = (last[block] - last[block].mean(0)).abs().sum(-1) / 2  # how much of its weight each head has elsewhere
+moved = (last[block] - last[block].mean(0)).abs().sum(
+    -1
+) / 2  # how much of its weight each head has elsewhere
 assert moved.min() > 0.1  # than the mean of the four
 
 # %%
@@ -633,7 +686,10 @@ looked_at = []  # the fewest of the star's tokens that hold four fifths of what 
 for token in sorted(on_each, key=on_each.get, reverse=True):
     if sum(on_each[chosen] for chosen in looked_at) < 0.8 * star_shares[block, head]:
         looked_at.append(token)
-for name, removed in {"nothing": [], f"{sorted(looked_at)}, which the head looks at": looked_at}.items():
+for name, removed in {
+    "nothing": [],
+    f"{sorted(looked_at)}, which the head looks at": looked_at,
+}.items():
     probability, says = answer_without(removed)
     print(f"without {name}: {probability:.2f}, says {says}")
 assert len(looked_at) <= 2 and probability > 0.9
@@ -645,7 +701,12 @@ assert len(looked_at) <= 2 and probability > 0.9
 # %%
 at_worst = min(answer_without([token])[0] for token in range(16))
 print(f"without whichever single one it needs most: {at_worst:.2f}")
-quarters = {"the star's": on_star, "the right": [2, 3, 6, 7], "the lower": [8, 9, 12, 13], "the far": [10, 11, 14, 15]}
+quarters = {
+    "the star's": on_star,
+    "the right": [2, 3, 6, 7],
+    "the lower": [8, 9, 12, 13],
+    "the far": [10, 11, 14, 15],
+}
 remains = {}
 for name, removed in quarters.items():
     remains[name], says = answer_without(removed)
@@ -695,7 +756,12 @@ print(f"{sum(rows) / 2 / 1e9:.2f} billion FLOPs a picture, theirs and ours")
 # tracer finds the weights where they arise:
 
 # %%
-sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+sizes = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 little = SiglipVisionModel(SiglipVisionConfig(image_size=64, patch_size=16, **sizes)).eval()
 image = torch.randn(1, 3, 64, 64)
 layer = trace(little, image).find("SiglipAttention")[0].path

@@ -72,7 +72,9 @@ signs = [thimble_sample("glyphs", "test", i)["images"][0] for i in range(64)]
 page = Image.new("RGB", (512, 512))
 for i, sign in enumerate(signs):
     page.paste(sign, (i % 8 * 64, i // 8 * 64))
-image_figure(page, "A page of 8 x 8 coloured signs with two to four characters each, all easy to read.")
+image_figure(
+    page, "A page of 8 x 8 coloured signs with two to four characters each, all easy to read."
+)
 
 # %% [markdown]
 # Shrink the page, and look at its top left corner, which shows four signs of the 64. The last picture is what an
@@ -84,7 +86,10 @@ def corner_at(side):
     return page.resize((side, side), Image.Resampling.LANCZOS).crop((0, 0, side // 4, side // 4))
 
 
-shrunk_row([corner_at(side) for side in (512, 256, 128, 64)], [f"the page at {side}" for side in (512, 256, 128, 64)])
+shrunk_row(
+    [corner_at(side) for side in (512, 256, 128, 64)],
+    [f"the page at {side}" for side in (512, 256, 128, 64)],
+)
 
 # %%
 quiz("ch13.read")
@@ -100,14 +105,19 @@ quiz("ch13.read")
 # %%
 pocket = VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
 asked = "What does the sign say?"
-texts = [thimble_sample("glyphs", "test", i)["texts"][0]["assistant"] for i in range(64)]  # of the page, in order
+texts = [
+    thimble_sample("glyphs", "test", i)["texts"][0]["assistant"] for i in range(64)
+]  # of the page, in order
 
 
 def answers_to(questions: list[str], images: Tensor) -> list[str]:
     """One view [3, 64, 64] for each question -> what the pocket model says."""
     batch = prepare_prompts(pocket, questions, [Image.new("RGB", (64, 64))] * len(questions))
     batch["images"] = images  # in place of the empty pictures
-    return [pocket.tokenizer.decode(ids).strip() for ids in pocket.generate(**batch, max_new_tokens=8).tolist()]
+    return [
+        pocket.tokenizer.decode(ids).strip()
+        for ids in pocket.generate(**batch, max_new_tokens=8).tolist()
+    ]
 
 
 def read_signs(views: Tensor) -> float:
@@ -121,7 +131,10 @@ def lose_detail(sign: Image.Image, shrink: int) -> Image.Image:
     return sign.resize((64 // shrink, 64 // shrink), Image.Resampling.LANCZOS)
 
 
-read = {n: read_signs(pocket.image_processor([lose_detail(sign, n) for sign in signs])) for n in (1, 2, 4, 8)}
+read = {
+    n: read_signs(pocket.image_processor([lose_detail(sign, n) for sign in signs]))
+    for n in (1, 2, 4, 8)
+}
 assert read[1] > 0.9 and read[2] > 0.8 and read[4] < 0.5 and read[8] < 0.1
 for shrink, share in read.items():
     print(f"shrunk by {shrink}: {share:4.0%} of the signs are read")
@@ -138,7 +151,11 @@ for shrink, share in read.items():
 from nanovlm.data.thimble.glyphs import CHARACTERS
 
 letters = [one_letter(number) for number in range(4)]
-shrunk_row(letters, [f"the character {CHARACTERS[i]}" for i in range(4)], "Four grey signs of 64 x 64 pixels")
+shrunk_row(
+    letters,
+    [f"the character {CHARACTERS[i]}" for i in range(4)],
+    "Four grey signs of 64 x 64 pixels",
+)
 
 # %% [markdown]
 # Train the two ends first: full size, and shrunk by 8, where a letter is a pixel and a half tall. Predict the second
@@ -147,13 +164,17 @@ shrunk_row(letters, [f"the character {CHARACTERS[i]}" for i in range(4)], "Four 
 # %%
 steps = budget().pick(ci=150, laptop=400)
 reads = {shrink: probe(at_resolution(shrink), steps) for shrink in (1, 8)}
-print(f"full size: {reads[1]:.0%} of the letters are read; shrunk by 8: {reads[8]:.0%}; chance: {1 / 33:.0%}")
+print(
+    f"full size: {reads[1]:.0%} of the letters are read; shrunk by 8: {reads[8]:.0%}; chance: {1 / 33:.0%}"
+)
 
 # %%
 from nanovlm.viz.tiles import share_bars
 
 reads |= {shrink: probe(at_resolution(shrink), steps) for shrink in (2, 4)}
-in_the_table = budget().pick(ci=(0.79, 0.15), laptop=(0.95, 0.28))  # of the text below: a quarter, an eighth
+in_the_table = budget().pick(
+    ci=(0.79, 0.15), laptop=(0.95, 0.28)
+)  # of the text below: a quarter, an eighth
 assert reads[2] > max(reads[4], 0.9) and reads[4] - reads[8] > reads[1] - reads[4] > 0
 assert abs(reads[4] - in_the_table[0]) < 0.08 and abs(reads[8] - in_the_table[1]) < 0.08
 assert read[4] < reads[4] ** 3
@@ -203,8 +224,12 @@ def encoder_tflops(views: int, side: int) -> float:
 
 pairs = {views: views * (side // 16) ** 4 for views, side in ((1, 2048), (16, 512))}
 flops = {views: encoder_tflops(views, side) for views, side in ((1, 2048), (16, 512))}
-print(f"pairs: {pairs[1]:,} as a whole, {pairs[16]:,} in tiles, {pairs[1] // pairs[16]} times fewer")
-print(f"TFLOP: {flops[1]:.1f} as a whole, {flops[16]:.1f} in tiles, {flops[1] / flops[16]:.1f} times less")
+print(
+    f"pairs: {pairs[1]:,} as a whole, {pairs[16]:,} in tiles, {pairs[1] // pairs[16]} times fewer"
+)
+print(
+    f"TFLOP: {flops[1]:.1f} as a whole, {flops[16]:.1f} in tiles, {flops[1] / flops[16]:.1f} times less"
+)
 
 # %% [markdown]
 # Tiles save 16 times in pairs and less than four times in all, because the linear layers cost the same for every patch,
@@ -229,14 +254,20 @@ print(f"TFLOP: {flops[1]:.1f} as a whole, {flops[16]:.1f} in tiles, {flops[1] / 
 from nanovlm.config import TilingConfig
 from nanovlm.data.tiling import TiledImageProcessor
 
-tiler = TiledImageProcessor(64, tiling=TilingConfig(max_side=256))  # tiles of 64 pixels, at most 4 x 4 of them
+tiler = TiledImageProcessor(
+    64, tiling=TilingConfig(max_side=256)
+)  # tiles of 64 pixels, at most 4 x 4 of them
 
 pages = [Image.new("RGB", (128, 128)) for _ in range(16)]
 for i, sign in enumerate(signs):
     pages[i // 4].paste(sign, (i % 2 * 64, i // 2 % 2 * 64))
 squashed = pocket.image_processor(pages)  # [16, 3, 64, 64]
-tiles = torch.cat([tiler(page_of_four)[:4] for page_of_four in pages])  # [64, 3, 64, 64], without the whole
-shrunk_row([pages[0], pages[0].resize((64, 64), Image.Resampling.LANCZOS)], ["four tiles", "one view"])
+tiles = torch.cat(
+    [tiler(page_of_four)[:4] for page_of_four in pages]
+)  # [64, 3, 64, 64], without the whole
+shrunk_row(
+    [pages[0], pages[0].resize((64, 64), Image.Resampling.LANCZOS)], ["four tiles", "one view"]
+)
 
 # %%
 start = time.perf_counter()
@@ -248,8 +279,12 @@ end = time.perf_counter()
 by_page = sum(answer in texts[4 * i : 4 * i + 4] for i, answer in enumerate(said)) / len(signs)
 assert by_tile > 0.9 and by_page < 0.1
 tokens = pocket.config.num_image_tokens
-print(f"squashed: {by_page:4.0%} of 64 signs read, {tokens:2} image tokens a page, {between - start:.2f} s")
-print(f"tiles:    {by_tile:4.0%} of 64 signs read, {4 * tokens:2} image tokens a page, {end - between:.2f} s")
+print(
+    f"squashed: {by_page:4.0%} of 64 signs read, {tokens:2} image tokens a page, {between - start:.2f} s"
+)
+print(
+    f"tiles:    {by_tile:4.0%} of 64 signs read, {4 * tokens:2} image tokens a page, {end - between:.2f} s"
+)
 
 # %% [markdown]
 # The tiles are read nearly all, for four times the tokens, and the squashed pages are not. Is that because of the
@@ -274,11 +309,15 @@ by_view = {}
 for side in (2, 4):
     views, places = zip(*(squash_alone(number, side) for number in range(64)), strict=True)
     by_view[f"{side} x {side}, squashed"] = read_signs(pocket.image_processor(list(views)))
-    by_view[f"{side} x {side}, its place enlarged"] = read_signs(pocket.image_processor(list(places)))
+    by_view[f"{side} x {side}, its place enlarged"] = read_signs(
+        pocket.image_processor(list(places))
+    )
 by_view["its own tile"] = by_tile
 
 small, enlarged, smaller, blurred, _ = by_view.values()
-assert max(small, smaller) < 0.1 and enlarged > 0.8 and blurred < 0.5 and abs(blurred - read[4]) < 0.15
+assert (
+    max(small, smaller) < 0.1 and enlarged > 0.8 and blurred < 0.5 and abs(blurred - read[4]) < 0.15
+)
 share_bars(by_view, chance("glyphs")["read"])
 
 # %% [markdown]
@@ -300,21 +339,27 @@ share_bars(by_view, chance("glyphs")["read"])
 
 # %%
 samples = [thimble_sample("shapes", "test", i, image_size=128) for i in range(48)]
-turns = [sample["texts"][i % 6] for i, sample in enumerate(samples)]  # one of six kinds of questions each
+turns = [
+    sample["texts"][i % 6] for i, sample in enumerate(samples)
+]  # one of six kinds of questions each
 views = torch.stack([tiler(sample["images"][0]) for sample in samples])
 print(expect_shape(views, "images 5 3 64 64"))
 
 
 def accuracy(images: Tensor) -> float:
     said = answers_to([turn["user"] for turn in turns], images)
-    return sum(answer == turn["assistant"] for answer, turn in zip(said, turns, strict=True)) / len(turns)
+    return sum(answer == turn["assistant"] for answer, turn in zip(said, turns, strict=True)) / len(
+        turns
+    )
 
 
 one_tile, the_whole = accuracy(views[:, 0]), accuracy(views[:, -1])
 guessing = sum(chance("shapes").values()) / len(chance("shapes"))
 assert the_whole > 0.9 and one_tile < 0.65
 sure_to = len(turns) ** -0.5  # about 95 % of such samples lie no further off
-share_bars({"the top left tile alone": one_tile, "the view of the whole": the_whole}, guessing, sure_to)
+share_bars(
+    {"the top left tile alone": one_tile, "the view of the whole": the_whole}, guessing, sure_to
+)
 
 # %% [markdown]
 # For this reason both are shown: **tiles** for what is small, and **the whole**, shrunk, for what is large. Four tiles
@@ -375,7 +420,9 @@ def fill_tiles(size: tuple[int, int], tile: int) -> tuple[int, int]:
 smolvlm_grid = use("tiles.grid")
 for size in ((1920, 1080), (4000, 300), (300, 4000)):
     first = scale_to_longest(size, 2048)
-    print(f"{size} -> {first} -> {fill_tiles(first, 512)}: rows and columns {tuple(smolvlm_grid(*size))}")
+    print(
+        f"{size} -> {first} -> {fill_tiles(first, 512)}: rows and columns {tuple(smolvlm_grid(*size))}"
+    )
 
 # %% [markdown]
 # The banner's 300 pixels of height become 154 and then 512, so that it is stretched more than three times. The weights
@@ -413,7 +460,9 @@ def plan(width, height, rule):
     num_tiles = rows * columns if rows * columns > 1 else 0
     smolvlm = tiling.layout == "smolvlm"
     special = num_tiles * (2 if smolvlm else 1) + (3 if smolvlm else 1)
-    return Plan((width, height), (columns * 512, rows * 512), rows, columns, not smolvlm, 64, special)
+    return Plan(
+        (width, height), (columns * 512, rows * 512), rows, columns, not smolvlm, 64, special
+    )
 
 
 def draw_plan(width, height, rule):
@@ -433,13 +482,20 @@ lever(draw_plan, width=(64, 4096, 64), height=(64, 4096, 64), rule=list(RULES))
 # %% tags=["nbval-check-output"]
 print("views of a square picture")
 for name in RULES:
-    counts = [f"{side} px: {plan(side, side, name).views:2}" for side in (64, 512, 513, 1024, 2048, 4000)]
+    counts = [
+        f"{side} px: {plan(side, side, name).views:2}" for side in (64, 512, 513, 1024, 2048, 4000)
+    ]
     print(f"{name:>11}  {'   '.join(counts)}")
 
 lengths = range(64, 4097, 64)
 fewest = {name: min(plan(w, h, name).tokens for w in lengths for h in lengths) for name in RULES}
-assert fewest["SmolVLM"] == plan(256, 64, "SmolVLM").tokens == plan(64, 4096, "SmolVLM").tokens == 331
-print("fewest tokens of any picture:", ", ".join(f"{name} {tokens}" for name, tokens in fewest.items()))
+assert (
+    fewest["SmolVLM"] == plan(256, 64, "SmolVLM").tokens == plan(64, 4096, "SmolVLM").tokens == 331
+)
+print(
+    "fewest tokens of any picture:",
+    ", ".join(f"{name} {tokens}" for name, tokens in fewest.items()),
+)
 
 # %%
 from nanovlm.viz.tiles import cost_figure
@@ -467,7 +523,9 @@ cost_figure(
 
 # %% tags=["nbval-check-output", "answer:tiles.split"]
 pixels = torch.arange(24).reshape(1, 4, 6)  # [channels, height, width]
-tiles = pixels.reshape(1, 2, 2, 3, 2)  # channels, row of tiles, row in the tile, column of tiles, column in the tile
+tiles = pixels.reshape(
+    1, 2, 2, 3, 2
+)  # channels, row of tiles, row in the tile, column of tiles, column in the tile
 tiles = tiles.permute(1, 3, 0, 2, 4).reshape(6, 1, 2, 2)
 assert tiles[1].equal(pixels[:, 0:2, 2:4])
 tiles[1]
@@ -525,7 +583,9 @@ views = small_smolvlm(page)  # [17, 3, 64, 64]
 tokens = F.avg_pool2d(views, 8).flatten(2).transpose(1, 2)  # [17, 64, 3]
 one_map = rejoin(tokens, 4, 4)
 
-resized = small_smolvlm.pixels(page.resize((256, 256), Image.Resampling.LANCZOS))  # uint8 [3, 256, 256]
+resized = small_smolvlm.pixels(
+    page.resize((256, 256), Image.Resampling.LANCZOS)
+)  # uint8 [3, 256, 256]
 at_256 = scale_pixels(resized, small_smolvlm.pixel_range)
 assert torch.allclose(one_map, F.avg_pool2d(at_256, 8).permute(1, 2, 0), atol=1e-5)
 expect_shape(one_map, "32 32 3")
@@ -552,7 +612,9 @@ def _smolvlm_text(rows: int, columns: int, tile: str) -> str:
     whole = f"{FAKE}{SMOLVLM_GLOBAL}{tile}{FAKE}"
     if rows * columns == 1:
         return whole
-    lines = ("".join(FAKE + place_token(r, c) + tile for c in range(columns)) + "\n" for r in range(rows))
+    lines = (
+        "".join(FAKE + place_token(r, c) + tile for c in range(columns)) + "\n" for r in range(rows)
+    )
     return "".join(lines) + "\n" + whole
 
 
@@ -612,7 +674,10 @@ with torch.no_grad():
     expected, logits = theirs(**their_inputs).logits, ours(**our_inputs).logits
 assert expected.std() > 0.5
 torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
-print(f"{len(our_inputs['images'])} views of {expect_shape(our_inputs['images'][0], '3 32 32')}:", end=" ")
+print(
+    f"{len(our_inputs['images'])} views of {expect_shape(our_inputs['images'][0], '3 32 32')}:",
+    end=" ",
+)
 print(f"equal pixels, equal ids, equal logits, {expect_shape(logits, '1 tokens vocabulary')}")
 
 # %% [markdown]
@@ -629,10 +694,16 @@ right_order = our_inputs["images"]
 whole_first = right_order.roll(1, dims=0)
 swapped = right_order[[1, 0, *range(2, len(right_order))]]
 with torch.no_grad():
-    for name, images in (("right", right_order), ("whole first", whole_first), ("two tiles swapped", swapped)):
+    for name, images in (
+        ("right", right_order),
+        ("whole first", whole_first),
+        ("two tiles swapped", swapped),
+    ):
         changed = ours(**{**our_inputs, "images": images}).logits
         moved = bool((changed[0, -1] - expected[0, -1]).abs().max() > 1e-3)
-        print(f"{name}: {expect_shape(changed, '1 tokens vocabulary')}, last logits {'moved' if moved else 'the same'}")
+        print(
+            f"{name}: {expect_shape(changed, '1 tokens vocabulary')}, last logits {'moved' if moved else 'the same'}"
+        )
 
 # %% [markdown]
 # There is no error and no NaN, and all shapes fit. But the text says `<row_1_col_1>`, and the pixels behind it are of
@@ -647,7 +718,9 @@ with torch.no_grad():
 for rows, columns in ((1, 1), (2, 2), (3, 4), (4, 4)):
     text = image_text(rows, columns, 64)
     special, one = text.count("<") - text.count("<image>"), text.count("<") + text.count("\n")
-    print(f"{rows} x {columns}: {text.count('<image>'):5,} image tokens, {special:2} special, {8192 // one:3} fit")
+    print(
+        f"{rows} x {columns}: {text.count('<image>'):5,} image tokens, {special:2} special, {8192 // one:3} fit"
+    )
 
 # %% [markdown]
 # A line break is counted as one token here. Then the work: with SmolVLM-256M's sizes, on the device `meta`, for 64
@@ -661,7 +734,9 @@ for num_views in (1, 5, 17):
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         LanguageModel(LMConfig())(torch.zeros(1, num_views * 64 + 64, 576))
     decoder_tflops = counter.get_total_flops() / 1e12
-    print(f"{num_views:2} views: encoder {encoder_tflops(num_views, 512):.1f} TFLOP, decoder {decoder_tflops:.1f}")
+    print(
+        f"{num_views:2} views: encoder {encoder_tflops(num_views, 512):.1f} TFLOP, decoder {decoder_tflops:.1f}"
+    )
 
 # %% [markdown]
 # Before the first word of the answer, the encoder costs far more than the decoder. Tokens are what people count,
@@ -678,7 +753,10 @@ two = [page.crop((0, 0, 512, 120)), page.crop((0, 0, 64, 64))]
 batch = prepare_prompts(ours, ["What differs?"], [two])
 views_of = [ours.image_processor.num_tiles(image.size) for image in two]
 placeholders = int((batch["input_ids"] == ours.config.image_token_id).sum())
-assert len(batch["images"]) == sum(views_of) and placeholders == sum(views_of) * ours.config.num_image_tokens
+assert (
+    len(batch["images"]) == sum(views_of)
+    and placeholders == sum(views_of) * ours.config.num_image_tokens
+)
 print(
     f"{views_of[0]} + {views_of[1]} views, {placeholders} image tokens in {batch['input_ids'].shape[1]} of the prompt"
 )
@@ -714,7 +792,9 @@ messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "te
 prompt = as_processor.apply_chat_template(messages, add_generation_prompt=True)
 inputs = as_processor(text=prompt, images=[scene], return_tensors="pt")
 with torch.no_grad():
-    difference = as_smolvlm(**inputs).logits - pocket(**prepare_prompts(pocket, [question], [scene])).logits
+    difference = (
+        as_smolvlm(**inputs).logits - pocket(**prepare_prompts(pocket, [question], [scene])).logits
+    )
 assert difference.abs().max() < 1e-3
 answer = as_smolvlm.generate(**inputs, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :]
 their_answer = as_processor.decode(answer, skip_special_tokens=True)
@@ -731,11 +811,23 @@ print(f"{question} {type(as_smolvlm).__name__}: {their_answer}. The pocket model
 
 # %% tags=["nbval-check-output"]
 kinds = {type(module).__name__ for module in theirs.modules()}
-print("Swin, or pooling:  ", sorted(kind for kind in kinds if "swin" in kind.lower() or "pool" in kind.lower()))
-print("cross-attention:   ", [name for name, _ in theirs.named_modules() if "cross" in name.lower()])
-print("decoder block:     ", [name for name, _ in theirs.model.text_model.layers[0].named_children()])
+print(
+    "Swin, or pooling:  ",
+    sorted(kind for kind in kinds if "swin" in kind.lower() or "pool" in kind.lower()),
+)
+print(
+    "cross-attention:   ", [name for name, _ in theirs.named_modules() if "cross" in name.lower()]
+)
+print(
+    "decoder block:     ", [name for name, _ in theirs.model.text_model.layers[0].named_children()]
+)
 connector = theirs.model.connector.modality_projection
-print("projector:         ", type(connector).__name__, "=", [type(m).__name__ for m in list(connector.modules())[1:]])
+print(
+    "projector:         ",
+    type(connector).__name__,
+    "=",
+    [type(m).__name__ for m in list(connector.modules())[1:]],
+)
 
 # %% [markdown]
 # There is no Swin block, no pooling and no cross-attention. The projector is *called* an MLP, in the paper's figure and
@@ -772,7 +864,12 @@ print("projector:         ", type(connector).__name__, "=", [type(m).__name__ fo
 # each a quarter of the budget and takes the largest square grid that fits. Beat it; a score of 0.69 is possible.
 
 # %%
-SIZES = [(1920, 1080), (600, 2400), (3000, 2000), (320, 240)]  # a screenshot, a receipt, a photograph, an icon
+SIZES = [
+    (1920, 1080),
+    (600, 2400),
+    (3000, 2000),
+    (320, 240),
+]  # a screenshot, a receipt, a photograph, an icon
 
 
 def tokens_of(rows: int, columns: int) -> int:
@@ -797,7 +894,9 @@ def choose_grids(sizes: list[tuple[int, int]], budget: int) -> list[tuple[int, i
 grids = choose_grids(SIZES, 2000)
 used = sum(tokens_of(*grid) for grid in grids)
 score = sum(detail(size, *grid) for size, grid in zip(SIZES, grids, strict=True)) / len(SIZES)
-print(f"{score:.3f} with {used:,} tokens of 2,000" if used <= 2000 else f"too many tokens: {used:,}")
+print(
+    f"{score:.3f} with {used:,} tokens of 2,000" if used <= 2000 else f"too many tokens: {used:,}"
+)
 
 # %% [markdown] tags=["stamped"]
 # ## Your turn

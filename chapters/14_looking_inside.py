@@ -87,7 +87,9 @@ def attention_maps(encoder, images):
 
 
 # %% tags=["nbval-check-output"]
-_, pixels = prepare_prompt(model, "Where is the red star?", photo)  # the picture as a tensor, [1, 3, 64, 64]
+_, pixels = prepare_prompt(
+    model, "Where is the red star?", photo
+)  # the picture as a tensor, [1, 3, 64, 64]
 with torch.inference_mode():
     maps = attention_maps(encoder, pixels)
 assert torch.allclose(maps.sum(dim=-1), torch.tensor(1.0))
@@ -108,15 +110,26 @@ def by_quarter(maps):
     return maps.unflatten(-1, (2, 4, 2, 4)).sum(dim=(-3, -1)).flatten(-2)
 
 
-MIDDLES = [[9, 10, 17, 18], [13, 14, 21, 22], [41, 42, 49, 50], [45, 46, 53, 54]]  # four patches in each quarter
-from_shapes = by_quarter(maps[1, 0])[:, MIDDLES].mean(dim=2)  # [num_heads, 4 that look, 4 that are looked at]
+MIDDLES = [
+    [9, 10, 17, 18],
+    [13, 14, 21, 22],
+    [41, 42, 49, 50],
+    [45, 46, 53, 54],
+]  # four patches in each quarter
+from_shapes = by_quarter(maps[1, 0])[:, MIDDLES].mean(
+    dim=2
+)  # [num_heads, 4 that look, 4 that are looked at]
 at_home = from_shapes.diagonal(dim1=1, dim2=2).mean(dim=1)
-elsewhere = (from_shapes * (1 - torch.eye(4))).amax(dim=2).mean(dim=1)  # what the favourite among the others gets
+elsewhere = (
+    (from_shapes * (1 - torch.eye(4))).amax(dim=2).mean(dim=1)
+)  # what the favourite among the others gets
 seeker = elsewhere.argmax().item()
 assert elsewhere[seeker] > 0.55 and at_home[seeker] < 0.2
 print(f"{'block 1':8} {'own quarter':>12} {'favourite other':>16}")
 for head, (own, other) in enumerate(zip(at_home.tolist(), elsewhere.tolist(), strict=True)):
-    print(f"head {head:<3} {own:12.0%} {other:16.0%}" + ("   <- the seeker" if head == seeker else ""))
+    print(
+        f"head {head:<3} {own:12.0%} {other:16.0%}" + ("   <- the seeker" if head == seeker else "")
+    )
 
 # %%
 from nanovlm.viz.vit import patch_attention
@@ -160,7 +173,9 @@ target = from_star.argmax().item()  # the quarter that the star looks at
 assert THERE[target] != "red star" and from_star[target] > 0.5 > 0.4 > from_empty.max()
 assert maps[0, 0, :, 17].max() < 0.1  # block 0 looks widely about
 print(f"{'':31} {'star':>5} {'background':>11}")
-for place, shape, of_star, of_empty in zip(PLACES, THERE, from_star.tolist(), from_empty.tolist(), strict=True):
+for place, shape, of_star, of_empty in zip(
+    PLACES, THERE, from_star.tolist(), from_empty.tolist(), strict=True
+):
     print(f"to {place:12} {shape:15} {of_star:5.0%} {of_empty:11.0%}")
 
 # %% [markdown]
@@ -204,7 +219,9 @@ def drawn(colour=None, shape=None):
     """The scene, with another colour or shape at the target."""
     cells = [tuple(each.split()) for each in THERE]
     cells[target] = (colour or cells[target][0], shape or cells[target][1])
-    return draw(Scene(tuple(cells), "any"), Draws("chapter 02"), 64)  # the same key: the same places, the same light
+    return draw(
+        Scene(tuple(cells), "any"), Draws("chapter 02"), 64
+    )  # the same key: the same places, the same light
 
 
 def looked_at(image):
@@ -231,9 +248,13 @@ images_row(list(images.values()), list(images))
 # %%
 print(f"{colour}, as a  " + "  ".join(f"{each} {share:.0%}" for each, share in with_shape.items()))
 print(f"a {shape}, in  " + "  ".join(f"{each} {share:.0%}" for each, share in with_colour.items()))
-by_shape, by_colour = (max(each.values()) - min(each.values()) for each in (with_shape, with_colour))
+by_shape, by_colour = (
+    max(each.values()) - min(each.values()) for each in (with_shape, with_colour)
+)
 assert by_colour > 2 * by_shape and by_colour > 0.2
-print(f"\nmost and least: {by_shape:.0%} apart between the shapes, {by_colour:.0%} between the colours")
+print(
+    f"\nmost and least: {by_shape:.0%} apart between the shapes, {by_colour:.0%} between the colours"
+)
 
 # %% [markdown]
 # Another shape in that place changes little, and another colour can change much. So the head responds to colour, as seen
@@ -247,10 +268,18 @@ import re
 from nanovlm.data.thimble import thimble_sample
 from nanovlm.viz.vit import share_bars
 
-samples = [thimble_sample("shapes", "test", i, image_size=64) for i in range(budget().pick(ci=120, laptop=400))]
-contents = [dict(re.findall(r"(\w+ \w+): (\w+ \w+|nothing)\.", sample["texts"][-1]["assistant"])) for sample in samples]
+samples = [
+    thimble_sample("shapes", "test", i, image_size=64)
+    for i in range(budget().pick(ci=120, laptop=400))
+]
+contents = [
+    dict(re.findall(r"(\w+ \w+): (\w+ \w+|nothing)\.", sample["texts"][-1]["assistant"]))
+    for sample in samples
+]
 block_1 = maps_of(*(sample["images"][0] for sample in samples))[1]  # [pictures, num_heads, N, N]
-shares = by_quarter(block_1)[:, :, MIDDLES].mean(dim=3)  # [pictures, num_heads, 4 that look, 4 that are looked at]
+shares = by_quarter(block_1)[:, :, MIDDLES].mean(
+    dim=3
+)  # [pictures, num_heads, 4 that look, 4 that are looked at]
 
 
 def mean_shares(head):
@@ -262,17 +291,24 @@ def mean_shares(head):
                 if i == j or content[asking] == "nothing":
                     continue
                 colour, _, shape = content[place].partition(" ")  # "red star", or "nothing"
-                for kind, name in (("shape", shape or "nothing"), ("colour", colour), ("place", place)):
+                for kind, name in (
+                    ("shape", shape or "nothing"),
+                    ("colour", colour),
+                    ("place", place),
+                ):
                     if name != "nothing" or kind == "shape":
                         found[kind].setdefault(name, []).append(table[i][j])
     return {
-        kind: {name: sum(each) / len(each) for name, each in sorted(names.items())} for kind, names in found.items()
+        kind: {name: sum(each) / len(each) for name, each in sorted(names.items())}
+        for kind, names in found.items()
     }
 
 
 def tells(head):
     means = mean_shares(head)
-    return share_bars(means["shape"] | means["colour"] | means["place"], tick=0.25, tick_name="an even share")
+    return share_bars(
+        means["shape"] | means["colour"] | means["place"], tick=0.25, tick_name="an even share"
+    )
 
 
 lever(tells, head=[0, 1, 2, 3], start={"head": seeker})
@@ -288,17 +324,27 @@ print(f"{'block 1':8}{'shapes':>8}{'colours':>9}{'places':>8}   looked at most")
 for head in range(4):
     means = mean_shares(head)
     nothing = means["shape"].pop("nothing")
-    differences.append({kind: max(names.values()) - min(names.values()) for kind, names in means.items()})
+    differences.append(
+        {kind: max(names.values()) - min(names.values()) for kind, names in means.items()}
+    )
     favourites.append(sorted(means["colour"], key=means["colour"].get, reverse=True)[:2])
-    apart = "".join(f"{each:{width}.0%}" for each, width in zip(differences[head].values(), (8, 9, 8), strict=True))
-    print(f"head {head:<3}{apart}   {' and '.join(favourites[head])}" + ("   <- the seeker" if head == seeker else ""))
+    apart = "".join(
+        f"{each:{width}.0%}"
+        for each, width in zip(differences[head].values(), (8, 9, 8), strict=True)
+    )
+    print(
+        f"head {head:<3}{apart}   {' and '.join(favourites[head])}"
+        + ("   <- the seeker" if head == seeker else "")
+    )
 colour_heads = [
     head
     for head, apart in enumerate(differences)
     if apart["colour"] > 0.12 and apart["colour"] > 1.5 * max(apart["shape"], apart["place"])
 ]
 assert seeker in colour_heads and len(colour_heads) > 1
-assert len({favourites[head][0] for head in colour_heads}) > 1  # not all of them have the same favourite
+assert (
+    len({favourites[head][0] for head in colour_heads}) > 1
+)  # not all of them have the same favourite
 print(f"for heads {', '.join(map(str, colour_heads))} the colours make the largest difference")
 
 # %% [markdown]
@@ -318,20 +364,32 @@ print(f"for heads {', '.join(map(str, colour_heads))} the colours make the large
 # %%
 asked, same, different = {}, [], []
 for content, table in zip(contents, shares[:, seeker].tolist(), strict=True):
-    filled = {i: content[place].split()[0] for i, place in enumerate(PLACES) if content[place] != "nothing"}
+    filled = {
+        i: content[place].split()[0]
+        for i, place in enumerate(PLACES)
+        if content[place] != "nothing"
+    }
     for i, mine in filled.items():
         others = {j: theirs for j, theirs in filled.items() if j != i}
         for j, theirs in others.items():
             asked.setdefault((mine, theirs), []).append(table[i][j])
-            if mine in others.values() and len(set(filled.values())) > 1:  # it has both to choose from
+            if (
+                mine in others.values() and len(set(filled.values())) > 1
+            ):  # it has both to choose from
                 (same if theirs == mine else different).append(table[i][j])
 
 mean_asked = {pair: sum(each) / len(each) for pair, each in asked.items()}
 print("who asks  " + "".join(f"{theirs:>8}" for theirs in PALETTE))
 for mine in PALETTE:
-    print(f"{mine:10}" + "".join(f"{mean_asked.get((mine, theirs), math.nan):8.0%}" for theirs in PALETTE))
+    print(
+        f"{mine:10}"
+        + "".join(f"{mean_asked.get((mine, theirs), math.nan):8.0%}" for theirs in PALETTE)
+    )
 for mine in PALETTE:  # no colour looks most at its own
-    assert max(share for (asks, _), share in mean_asked.items() if asks == mine) > 1.3 * mean_asked[mine, mine]
+    assert (
+        max(share for (asks, _), share in mean_asked.items() if asks == mine)
+        > 1.3 * mean_asked[mine, mine]
+    )
 favourite = favourites[seeker][0]
 from_others = [mean_asked[mine, favourite] for mine in PALETTE if mine != favourite]
 assert sum(from_others) / len(from_others) > 1.5 * mean_asked[favourite, favourite]
@@ -341,7 +399,9 @@ print(
     f"\nto {favourite}: {sum(from_others) / len(from_others):.0%} from the others, "
     f"{mean_asked[favourite, favourite]:.0%} from {favourite} itself"
 )
-print(f"with both in the picture: to a shape of its own colour {same:.0%}, to one of another colour {different:.0%}")
+print(
+    f"with both in the picture: to a shape of its own colour {same:.0%}, to one of another colour {different:.0%}"
+)
 
 # %% [markdown]
 # Follow the diagonal: no row has its largest number there. Where a shape can choose, one of its own colour gets much less
@@ -358,14 +418,20 @@ print(f"with both in the picture: to a shape of its own colour {same:.0%}, to on
 filled = torch.tensor([[content[place] != "nothing" for place in PLACES] for content in contents])
 strongest = block_1.amax(dim=-1)[:, :, MIDDLES].mean(dim=-1)  # [pictures, num_heads, 4 that look]
 spread = block_1.log().std(dim=-1)[:, :, MIDDLES].mean(dim=-1)
-strongest, spread = ([table[:, head][filled].mean().item() for head in range(4)] for table in (strongest, spread))
+strongest, spread = (
+    [table[:, head][filled].mean().item() for head in range(4)] for table in (strongest, spread)
+)
 even = min(range(4), key=strongest.__getitem__)
 for head in range(4):
-    print(f"head {head}: strongest patch {strongest[head]:4.0%}, deviation of the scores {spread[head]:.1f}")
+    print(
+        f"head {head}: strongest patch {strongest[head]:4.0%}, deviation of the scores {spread[head]:.1f}"
+    )
 others = [head for head in range(4) if head != even]
 assert even not in colour_heads and min(spread) == spread[even]
 assert strongest[even] < 0.7 * min(strongest[head] for head in others) and strongest[even] < 0.12
-assert all(abs(share - 0.25) < 0.1 for names in mean_shares(even).values() for share in names.values())
+assert all(
+    abs(share - 0.25) < 0.1 for names in mean_shares(even).values() for share in names.values()
+)
 print(f"head {even} is the most even; a wholly even share is {1 / 64:.1%}")
 patch_attention(photo, maps[:, 0], block=1, head=even, patch=17)
 
@@ -433,7 +499,9 @@ def with_blocks(block_class):
     """The encoder with other blocks and the same weights."""
     broken = ViT(model.config.vision).eval()
     broken.blocks = nn.ModuleList(block_class(model.config.vision) for _ in encoder.blocks)
-    broken.load_state_dict(encoder.state_dict())  # strict, and it raises nothing: all names and shapes fit
+    broken.load_state_dict(
+        encoder.state_dict()
+    )  # strict, and it raises nothing: all names and shapes fit
     return broken
 
 
@@ -447,7 +515,10 @@ def ask(broken, samples):
 
 def scores_of(result):
     """The share of right answers: of all kinds of questions together, and of each kind."""
-    by_kind = {kind.rpartition("/")[2]: score.correct / score.total for kind, score in result.scores.items()}
+    by_kind = {
+        kind.rpartition("/")[2]: score.correct / score.total
+        for kind, score in result.scores.items()
+    }
     return {"all": result.accuracy} | by_kind
 
 
@@ -462,11 +533,15 @@ classes = {
     "post-norm": PostNorm,
     "no residual": NoResidual,
 }
-about_shapes = {name: ask(with_blocks(block_class), shapes) for name, block_class in classes.items()}
+about_shapes = {
+    name: ask(with_blocks(block_class), shapes) for name, block_class in classes.items()
+}
 on_shapes = {name: scores_of(result) for name, result in about_shapes.items()}
 
 # %%
-on_signs = {name: scores_of(ask(with_blocks(block_class), signs)) for name, block_class in classes.items()}
+on_signs = {
+    name: scores_of(ask(with_blocks(block_class), signs)) for name, block_class in classes.items()
+}
 
 print(f"{'':18} {'shapes':>7} {'signs':>7}")
 for name in classes:
@@ -487,7 +562,11 @@ for scores, subset in ((on_shapes, "shapes"), (on_signs, "glyphs")):
 whole, without = on_shapes["as it was trained"], on_shapes["no attention"]
 lost = {kind: whole[kind] - without[kind] for kind in whole if kind != "all"}
 worst = max(lost, key=lost.get)
-assert worst == "count" and lost["count"] > 0.1 and all(lost[kind] < 0.06 for kind in lost if kind != "count")
+assert (
+    worst == "count"
+    and lost["count"] > 0.1
+    and all(lost[kind] < 0.06 for kind in lost if kind != "count")
+)
 for kind in lost:
     print(f"{kind:8} {whole[kind]:5.0%} -> {without[kind]:5.0%}")
 
@@ -500,16 +579,24 @@ for kind in lost:
 # %%
 def counts_of(result):
     """The share of right answers to the counting questions, by what is counted."""
-    right = {"all shapes": [], "a shape": [], "a colour": []}  # for each question, whether it was answered right
+    right = {
+        "all shapes": [],
+        "a shape": [],
+        "a colour": [],
+    }  # for each question, whether it was answered right
     for question, answer in result.answers:
         if question.kind == "count":
             word = question.text.split()[2]  # How many ... are there?
-            counted = "all shapes" if word == "shapes" else "a colour" if word in PALETTE else "a shape"
+            counted = (
+                "all shapes" if word == "shapes" else "a colour" if word in PALETTE else "a shape"
+            )
             right[counted].append(answer == question.answer)
     return {counted: sum(each) / len(each) for counted, each in right.items()}
 
 
-whole_counts, without_counts = (counts_of(about_shapes[name]) for name in ("as it was trained", "no attention"))
+whole_counts, without_counts = (
+    counts_of(about_shapes[name]) for name in ("as it was trained", "no attention")
+)
 for counted, share in whole_counts.items():
     print(f"count {counted:10} {share:5.0%} -> {without_counts[counted]:5.0%}")
 lost_counts = {counted: whole_counts[counted] - without_counts[counted] for counted in whole_counts}
@@ -542,11 +629,16 @@ def count_colours(broken):
     model.vision_encoder = broken
     answers = answer_all(model, counting)
     model.vision_encoder = encoder
-    return sum(answer == question.answer for question, answer in zip(counting, answers, strict=True)) / len(counting)
+    return sum(
+        answer == question.answer for question, answer in zip(counting, answers, strict=True)
+    ) / len(counting)
 
 
 def without_heads(*heads):
-    broken, head_dim = with_blocks(ViTBlock), model.config.vision.hidden_dim // model.config.vision.num_heads
+    broken, head_dim = (
+        with_blocks(ViTBlock),
+        model.config.vision.hidden_dim // model.config.vision.num_heads,
+    )
     with torch.no_grad():
         for head in heads:
             broken.blocks[1].attn.out_proj.weight[:, head * head_dim : (head + 1) * head_dim] = 0
@@ -554,11 +646,18 @@ def without_heads(*heads):
 
 
 encoders = {"all heads": encoder}
-encoders |= {f"without head {head}": without_heads(head) for head in range(model.config.vision.num_heads)}
-encoders |= {"without colour heads": without_heads(*colour_heads), "no attention": with_blocks(NoAttention)}
+encoders |= {
+    f"without head {head}": without_heads(head) for head in range(model.config.vision.num_heads)
+}
+encoders |= {
+    "without colour heads": without_heads(*colour_heads),
+    "no attention": with_blocks(NoAttention),
+}
 counts = {name: count_colours(broken) for name, broken in encoders.items()}
 which = {name: scores_of(ask(broken, shapes))["colour"] for name, broken in encoders.items()}
-print(f"{'':22} {'count a colour':>15} {'which colour':>13}   ({len(counting)} questions, {num_images} questions)")
+print(
+    f"{'':22} {'count a colour':>15} {'which colour':>13}   ({len(counting)} questions, {num_images} questions)"
+)
 for name in encoders:
     print(f"{name:22} {counts[name]:15.0%} {which[name]:13.0%}")
 print(
@@ -616,7 +715,9 @@ expect_shape(flow, "64 64")
 
 # %%
 for name, table in (("block 1 alone, mean over heads", maps[1, 0].mean(dim=0)), ("rollout", flow)):
-    print(f"{name:32} patch 17 takes {table[17, 17]:5.1%} from itself, at most {table[17].max():5.1%} from one patch")
+    print(
+        f"{name:32} patch 17 takes {table[17, 17]:5.1%} from itself, at most {table[17].max():5.1%} from one patch"
+    )
 
 # %% [markdown]
 # By this account at least a quarter of what patch 17 holds at the end is its own, because each of the two blocks keeps
@@ -646,7 +747,10 @@ words = logit_lens(states, model.decoder)[:, 0]  # [states, positions]
 print(" " * 16 + "".join(f"{model.tokenizer.decode([token])!r:>16}" for token in ids[-4:]))
 for layer, row in enumerate(words):
     name = "embeddings" if layer == 0 else f"behind block {layer - 1}"
-    print(f"{name:16}" + "".join(f"{model.tokenizer.decode([int(token)])!r:>16}" for token in row[-4:]))
+    print(
+        f"{name:16}"
+        + "".join(f"{model.tokenizer.decode([int(token)])!r:>16}" for token in row[-4:])
+    )
 
 # %% [markdown]
 # The row of the embeddings shows that an input token is not yet a prediction. The lens is a way to look, with the limits

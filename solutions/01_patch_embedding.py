@@ -208,7 +208,9 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
     # SOLUTION
     batch, channels, height, width = images.shape
     rows, columns = height // patch_size, width // patch_size
-    x = images.reshape(batch, channels, rows, patch_size, columns, patch_size)  # [B, channel, row, p, column, p]
+    x = images.reshape(
+        batch, channels, rows, patch_size, columns, patch_size
+    )  # [B, channel, row, p, column, p]
     x = x.permute(0, 2, 4, 1, 3, 5)  # [B, row, column, channel, p, p]
     return x.reshape(batch, rows * columns, channels * patch_size**2)
     # END SOLUTION
@@ -265,9 +267,13 @@ def test_patchify(patchify) -> None:
     images = torch.arange(96.0).reshape(2, 2, 4, 6)
     out = patchify(images, 2)
     assert out.shape == (2, 6, 8), "two pictures of 2 x 3 patches"
-    assert out[0, 0].tolist() == [0, 1, 6, 7, 24, 25, 30, 31], "the patch at the top left, channel by channel"
+    assert out[0, 0].tolist() == [0, 1, 6, 7, 24, 25, 30, 31], (
+        "the patch at the top left, channel by channel"
+    )
     assert out[0, 1].tolist() == [2, 3, 8, 9, 26, 27, 32, 33], "the next patch in the same row"
-    assert out[0, 3].tolist() == [12, 13, 18, 19, 36, 37, 42, 43], "the first patch of the second row"
+    assert out[0, 3].tolist() == [12, 13, 18, 19, 36, 37, 42, 43], (
+        "the first patch of the second row"
+    )
     assert torch.equal(out[1], out[0] + 48), "the second picture"
     # END SOLUTION
 
@@ -316,7 +322,9 @@ def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
     # SOLUTION
     batch, num_patches, wide = patches.shape
     grid, channels = round(num_patches**0.5), wide // patch_size**2
-    x = patches.reshape(batch, grid, grid, channels, patch_size, patch_size)  # [B, row, column, channel, p, p]
+    x = patches.reshape(
+        batch, grid, grid, channels, patch_size, patch_size
+    )  # [B, row, column, channel, p, p]
     x = x.permute(0, 3, 1, 4, 2, 5)  # [B, channel, row, p, column, p]
     return x.reshape(batch, channels, grid * patch_size, grid * patch_size)
     # END SOLUTION
@@ -438,13 +446,17 @@ class PatchEmbedding(nn.Module):
         self.config = config
         # SOLUTION
         self.conv = nn.Conv2d(3, config.hidden_dim, config.patch_size, stride=config.patch_size)
-        self.position_embedding = nn.Parameter(torch.randn(1, config.num_patches, config.hidden_dim) * 0.02)
+        self.position_embedding = nn.Parameter(
+            torch.randn(1, config.num_patches, config.hidden_dim) * 0.02
+        )
         # END SOLUTION
 
     def forward(self, images: Tensor) -> Tensor:
         size = self.config.image_size
         if images.ndim != 4 or images.shape[1:] != (3, size, size):
-            raise ValueError(f"The ViT expects pictures of shape [B, 3, {size}, {size}]; got {list(images.shape)}.")
+            raise ValueError(
+                f"The ViT expects pictures of shape [B, 3, {size}, {size}]; got {list(images.shape)}."
+            )
         # SOLUTION
         x = self.conv(images)  # [B, dim, grid, grid]
         x = x.flatten(2).transpose(1, 2)  # [B, num_patches, dim]

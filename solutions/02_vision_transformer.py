@@ -646,7 +646,9 @@ check("vit.streaming_attention", streaming_attention)
 def siglip_loss(images: Tensor, texts: Tensor, log_scale: Tensor, bias: Tensor) -> Tensor:
     """Each picture with each text is judged alone. [B, dim], [B, dim], scalar, scalar -> scalar"""
     # SOLUTION
-    logits = F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T * log_scale.exp() + bias  # [B, B]
+    logits = (
+        F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T * log_scale.exp() + bias
+    )  # [B, B]
     targets = 2 * torch.eye(len(images)) - 1
     return -F.logsigmoid(targets * logits).sum() / len(images)
     # END SOLUTION

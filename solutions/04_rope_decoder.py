@@ -391,7 +391,9 @@ def prefix_mask(attention_mask: Tensor, prefix: Tensor) -> Tensor:
     # SOLUTION
     index = torch.arange(attention_mask.shape[1])
     inside = prefix.bool()
-    mask = (index[:, None] >= index[None, :]) | (inside[:, :, None] & inside[:, None, :])  # [B, query, key]
+    mask = (index[:, None] >= index[None, :]) | (
+        inside[:, :, None] & inside[:, None, :]
+    )  # [B, query, key]
     mask = mask & attention_mask.bool()[:, None, :]
     return (mask | (index[:, None] == index[None, :]))[:, None]
     # END SOLUTION
@@ -534,21 +536,34 @@ class GroupedQueryAttention(nn.Module):
         self.out_proj = nn.Linear(dim, dim, bias=False)
         # END SOLUTION
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache=None) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache=None
+    ) -> Tensor:
         """mask: bool [B, 1, T, keys], True where a query may attend; None: causal, with nothing else to hide."""
         batch, length, dim = x.shape
         # SOLUTION
-        q = self.q_proj(x).view(batch, length, -1, self.head_dim).transpose(1, 2)  # [B, num_heads, T, head_dim]
-        k = self.k_proj(x).view(batch, length, -1, self.head_dim).transpose(1, 2)  # [B, num_kv_heads, T, head_dim]
+        q = (
+            self.q_proj(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
+        )  # [B, num_heads, T, head_dim]
+        k = (
+            self.k_proj(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
+        )  # [B, num_kv_heads, T, head_dim]
         v = self.v_proj(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
         q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         # END SOLUTION
-        if cache is not None:  # generation: the keys and values of earlier tokens come back with the new ones
+        if (
+            cache is not None
+        ):  # generation: the keys and values of earlier tokens come back with the new ones
             k, v = cache.update(k, v)
         # SOLUTION
         groups = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)  # [B, num_heads, keys, head_dim]
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and length > 1)
+        k, v = (
+            k.repeat_interleave(groups, dim=1),
+            v.repeat_interleave(groups, dim=1),
+        )  # [B, num_heads, keys, head_dim]
+        x = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None and length > 1
+        )
         return self.out_proj(x.transpose(1, 2).reshape(batch, length, dim))
         # END SOLUTION
 
@@ -670,7 +685,9 @@ class DecoderBlock(nn.Module):
         self.mlp = SwiGLU(config)
         # END SOLUTION
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache=None) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache=None
+    ) -> Tensor:
         # SOLUTION
         x = x + self.attn(self.norm1(x), rope, mask, cache)
         return x + self.mlp(self.norm2(x))
@@ -888,7 +905,10 @@ def test_decoder(decoder) -> None:
     swapped = decoder(x[:, [1, 0, 2, 3, 4]], real)
     assert not torch.allclose(swapped[:, 4], out[:, 4], atol=1e-3), "the order does not matter"
 
-    batch, mask = torch.zeros(2, 7, 24), torch.tensor([[1, 1, 0, 0, 1, 1, 1], [0, 1, 1, 1, 1, 1, 0]])
+    batch, mask = (
+        torch.zeros(2, 7, 24),
+        torch.tensor([[1, 1, 0, 0, 1, 1, 1], [0, 1, 1, 1, 1, 1, 0]]),
+    )
     batch[0, mask[0] == 1] = batch[1, mask[1] == 1] = x[0]
     padded = decoder(batch, mask)
     assert padded.isfinite().all(), "NaN"

@@ -195,7 +195,10 @@ check("text.split_digits", split_digits)
 def fertility(encode: Callable[[str], list[int]], texts: dict[str, list[str]]) -> dict[str, float]:
     """Language -> tokens for each character."""
     # SOLUTION
-    return {name: sum(len(encode(text)) for text in some) / sum(map(len, some)) for name, some in texts.items()}
+    return {
+        name: sum(len(encode(text)) for text in some) / sum(map(len, some))
+        for name, some in texts.items()
+    }
     # END SOLUTION
 
 
@@ -479,7 +482,19 @@ check("text.build_labels", build_labels)
 def test_labels(build) -> None:
     """Raises AssertionError if build(ids, assistant_id, end_id) is wrong."""
     # SOLUTION
-    ids = [20, 4, 93, 30, 0, 95, 10, 20, 93, 30, 96]  # 30 opens an answer, 10 ends it; the second is cut off
+    ids = [
+        20,
+        4,
+        93,
+        30,
+        0,
+        95,
+        10,
+        20,
+        93,
+        30,
+        96,
+    ]  # 30 opens an answer, 10 ends it; the second is cut off
     assert list(build(ids, 30, 10)) == [-100, -100, -100, -100, 0, 95, 10, -100, -100, -100, 96]
     # END SOLUTION
 
@@ -659,7 +674,12 @@ from nanovlm.data.thimble import thimble_sample
 def conversations(split: str, number: int) -> list[str]:
     subsets = ("shapes", "charts", "glyphs")
     samples = [thimble_sample(s, split, i, image_size=8) for s in subsets for i in range(number)]
-    return [turn[role] for sample in samples for turn in sample["texts"] for role in ("user", "assistant")]
+    return [
+        turn[role]
+        for sample in samples
+        for turn in sample["texts"]
+        for role in ("user", "assistant")
+    ]
 
 
 pieces = use("text.split_digits")

@@ -99,9 +99,13 @@ def merge_image_tokens(embeddings: Tensor, image_tokens: Tensor, is_placeholder:
     num_images, num_image_tokens = image_tokens.shape[:2]
     counts = is_placeholder.sum(dim=1).tolist()
     if any(count % num_image_tokens for count in counts):
-        raise ValueError(f"Each picture needs {num_image_tokens} placeholders in one row; the rows have {counts}.")
+        raise ValueError(
+            f"Each picture needs {num_image_tokens} placeholders in one row; the rows have {counts}."
+        )
     if sum(counts) != num_images * num_image_tokens:
-        raise ValueError(f"There are {sum(counts)} placeholders for {num_images} pictures of {num_image_tokens}.")
+        raise ValueError(
+            f"There are {sum(counts)} placeholders for {num_images} pictures of {num_image_tokens}."
+        )
     return embeddings.masked_scatter(is_placeholder[:, :, None], image_tokens.to(embeddings.dtype))
     # END SOLUTION
 
@@ -182,11 +186,19 @@ def embed(
         return embeddings, attention_mask, 0
     image_tokens = self.projector(self.vision_encoder(images))  # [P, num_image_tokens, dim]
     if has_placeholder:
-        return merge_image_tokens(embeddings, image_tokens, input_ids == image_token_id), attention_mask, 0
+        return (
+            merge_image_tokens(embeddings, image_tokens, input_ids == image_token_id),
+            attention_mask,
+            0,
+        )
     num_prefix = image_tokens.shape[1]
     if attention_mask is not None:
         attention_mask = F.pad(attention_mask, (num_prefix, 0), value=1)
-    return torch.cat([image_tokens.to(embeddings.dtype), embeddings], dim=1), attention_mask, num_prefix
+    return (
+        torch.cat([image_tokens.to(embeddings.dtype), embeddings], dim=1),
+        attention_mask,
+        num_prefix,
+    )
     # END SOLUTION
 
 
@@ -310,7 +322,9 @@ def forward(
     """ids, pictures, mask, targets -> logits, the mean loss over supervised tokens, hidden states"""
     x, joint_mask, num_prefix = self.embed(input_ids, images, attention_mask)
     if document_ids is not None and num_prefix:
-        raise ValueError("Packed rows need image placeholders: a picture as prefix would belong to every document.")
+        raise ValueError(
+            "Packed rows need image placeholders: a picture as prefix would belong to every document."
+        )
     hidden_states: list[Tensor] | None = [] if output_hidden_states else None
     # SOLUTION
     x = self.decoder(x, joint_mask, document_ids, cache, hidden_states)  # [B, S, dim]
@@ -433,13 +447,19 @@ def parameters_by_part(config: VLMConfig) -> dict[str, int]:
     patches = 3 * vision.patch_size**2 * dim + dim + vision.num_patches * dim
     encoder = patches + vision.num_blocks * (attention + mlp + 2 * norm) + norm
 
-    dim, inter, kv_dim = language.hidden_dim, language.inter_dim, language.num_kv_heads * language.head_dim
+    dim, inter, kv_dim = (
+        language.hidden_dim,
+        language.inter_dim,
+        language.num_kv_heads * language.head_dim,
+    )
     attention = 2 * dim * dim + 2 * dim * kv_dim  # q and out; k and v
     block = attention + 3 * dim * inter + 2 * dim  # gate, up and down; two norms
     words = language.vocab_size * dim * (1 if language.tie_weights else 2)
     return {
         "vision_encoder": encoder,
-        "projector": projector.vision_dim * projector.pixel_shuffle_factor**2 * projector.language_dim,
+        "projector": projector.vision_dim
+        * projector.pixel_shuffle_factor**2
+        * projector.language_dim,
         "decoder": words + language.num_blocks * block + dim,
     }
     # END SOLUTION

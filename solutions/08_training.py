@@ -289,7 +289,9 @@ def param_groups(
         decayed = p.ndim == 2 and (is_projector or "blocks." in name)
         groups.setdefault((lr, weight_decay if decayed else 0.0), []).append(p)
     keys = ("lr", "weight_decay")
-    return [{"params": params, **dict(zip(keys, key, strict=True))} for key, params in groups.items()]
+    return [
+        {"params": params, **dict(zip(keys, key, strict=True))} for key, params in groups.items()
+    ]
     # END SOLUTION
 
 

@@ -79,7 +79,9 @@ def ablate_head(attention: ViTAttention, x: Tensor, head: int) -> Tensor:
     """The module's output without this head. [B, N, dim] -> [B, N, dim]"""
     # SOLUTION
     batch, num_patches, dim = x.shape
-    qkv = attention.qkv_proj(x).view(batch, num_patches, 3, attention.num_heads, dim // attention.num_heads)
+    qkv = attention.qkv_proj(x).view(
+        batch, num_patches, 3, attention.num_heads, dim // attention.num_heads
+    )
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     mixed = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(dim=-1) @ v
     keep = torch.ones(attention.num_heads, 1, 1)

@@ -55,7 +55,9 @@ def expect_gradients(
     for name, right in wanted.items():
         own = found[name]
         expect(own is not None and (own.any() or not right.any()), f"No gradient reaches {name}: {cut}.")
-        expect(own.isfinite().all(), f"The gradient that reaches {name} holds NaN or infinity, though the result is fine.")
+        expect(
+            own.isfinite().all(), f"The gradient that reaches {name} holds NaN or infinity, though the result is fine."
+        )
         close = torch.allclose(own, right, rtol=1e-3, atol=1e-4 * max(1.0, float(right.abs().max())))
         expect(close, f"The gradient that reaches {name} is only a part of the right one: somewhere {cut}.")
 
@@ -68,7 +70,9 @@ def _gradients(run: Callable[[Any, Tensor], Tensor], module: Any, x: Tensor, wha
     inputs = {what: x} | (dict(module.named_parameters()) if isinstance(module, nn.Module) else {})
     out = run(module, x)
     weights = noise(*out.shape, seed=9).to(out.dtype)  # a plain sum is blind behind a LayerNorm
-    return dict(zip(inputs, torch.autograd.grad((out * weights).sum(), list(inputs.values()), allow_unused=True), strict=True))
+    return dict(
+        zip(inputs, torch.autograd.grad((out * weights).sum(), list(inputs.values()), allow_unused=True), strict=True)
+    )
 
 
 def expect_one_mask(run: Callable[[], Any]) -> None:

@@ -126,7 +126,7 @@ def _(answers, expected):
 
 
 @SCORE.mistake(
-    "You look only at how an answer begins. Then \"blue star\" is right where \"blue\" was asked for. Right means equal."
+    'You look only at how an answer begins. Then "blue star" is right where "blue" was asked for. Right means equal.'
 )
 def _(answers, expected):
     return _share([a.startswith(e) for a, e in _pairs(answers, expected)], answers)
@@ -140,7 +140,9 @@ def _(answers, expected):
     return len(set(answers) & set(expected)) / len(answers) if answers else 0.0
 
 
-@SCORE.mistake("You sort the lists before you compare them, so that answers meet the questions of others. Keep the order.")
+@SCORE.mistake(
+    "You sort the lists before you compare them, so that answers meet the questions of others. Keep the order."
+)
 def _(answers, expected):
     return _share([a == e for a, e in _pairs(sorted(answers), sorted(expected))], answers)
 

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanovlm.course.judge.exercise import Case, Exercise, expect, with_weights
 from nanovlm.course.exercises.ch01.patches import cut, numbered
 from nanovlm.course.exercises.common import noise
+from nanovlm.course.judge.exercise import Case, Exercise, expect, with_weights
 
 # -- patches.conv_equals_linear ----------------------------------------------------------------------------------------
 
@@ -163,7 +163,9 @@ def _(conv):
     return _linear(conv.weight.flip(2, 3).flatten(1), conv.bias)
 
 
-@CONV_EQUALS_LINEAR.mistake("The bias came along, and the weight did not: it has the random numbers that it began with.")
+@CONV_EQUALS_LINEAR.mistake(
+    "The bias came along, and the weight did not: it has the random numbers that it began with."
+)
 def _(conv):
     linear = nn.Linear(conv.weight[0].numel(), conv.out_channels, bias=conv.bias is not None)
     with torch.no_grad():
@@ -172,17 +174,23 @@ def _(conv):
     return linear
 
 
-@CONV_EQUALS_LINEAR.mistake("Rows and columns inside each patch are swapped: merge the axes in the order in which they are.")
+@CONV_EQUALS_LINEAR.mistake(
+    "Rows and columns inside each patch are swapped: merge the axes in the order in which they are."
+)
 def _(conv):
     return _linear(conv.weight.transpose(2, 3).flatten(1), conv.bias)
 
 
-@CONV_EQUALS_LINEAR.mistake("The colours come in the opposite order, blue first. Leave the axis of the channels as it is.")
+@CONV_EQUALS_LINEAR.mistake(
+    "The colours come in the opposite order, blue first. Leave the axis of the channels as it is."
+)
 def _(conv):
     return _linear(conv.weight.flip(1).flatten(1), conv.bias)
 
 
-@CONV_EQUALS_LINEAR.mistake("The convolution may come without a bias (conv.bias is None): then there is nothing to copy.")
+@CONV_EQUALS_LINEAR.mistake(
+    "The convolution may come without a bias (conv.bias is None): then there is nothing to copy."
+)
 def _(conv):
     if conv.bias is None:
         raise TypeError

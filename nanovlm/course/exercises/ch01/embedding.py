@@ -182,7 +182,9 @@ class _(_Embedding):
         return (x + self.position_embedding.reshape(1, *x.shape[1:])).transpose(1, 2)
 
 
-@ADD_POSITIONS.mistake("The positions are multiplied with the patches. They are added: what a patch shows stays beside it.")
+@ADD_POSITIONS.mistake(
+    "The positions are multiplied with the patches. They are added: what a patch shows stays beside it."
+)
 class _(_Embedding):
     def forward(self, images: Tensor) -> Tensor:
         return self.conv(images).flatten(2).transpose(1, 2) * self.position_embedding
@@ -212,7 +214,9 @@ class _(_Embedding):
         return self.conv(images).flatten(2).transpose(1, 2) + self.position_embedding[:, :1]
 
 
-@ADD_POSITIONS.mistake("There is a non-linear function behind the convolution. The patch embedding is linear: leave it out.")
+@ADD_POSITIONS.mistake(
+    "There is a non-linear function behind the convolution. The patch embedding is linear: leave it out."
+)
 class _(_Embedding):
     def forward(self, images: Tensor) -> Tensor:
         return F.gelu(self.conv(images)).flatten(2).transpose(1, 2) + self.position_embedding

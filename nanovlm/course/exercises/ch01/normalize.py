@@ -95,7 +95,9 @@ def _(pixels):
     return (2 * pixels - 255) / 255
 
 
-@NORMALIZE.mistake("The largest byte is 255, not 256, and half of it is 127.5, not 128: white ends at 0.99 instead of 1.")
+@NORMALIZE.mistake(
+    "The largest byte is 255, not 256, and half of it is 127.5, not 128: white ends at 0.99 instead of 1."
+)
 def _(pixels):
     return (pixels.float() - 128) / 128
 

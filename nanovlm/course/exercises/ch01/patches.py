@@ -143,7 +143,9 @@ def _(images, patch_size):
     return windows.reshape(images.shape[0], -1, patch_size**2)
 
 
-@PATCHIFY.mistake("This works for a square picture only: the number of columns comes from the width, not from the height.")
+@PATCHIFY.mistake(
+    "This works for a square picture only: the number of columns comes from the width, not from the height."
+)
 def _(images, patch_size):
     batch, channels, height, width = images.shape
     if height != width:

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanovlm.course.judge.exercise import Case, Exercise, expect
 from nanovlm.course.exercises.ch01.patches import numbered
 from nanovlm.course.exercises.common import noise
+from nanovlm.course.judge.exercise import Case, Exercise, expect
 from nanovlm.models.vision_transformer import resize_positions
 
 # -- patches.resize_positions ------------------------------------------------------------------------------------------
@@ -141,7 +141,9 @@ def _(positions, grid_size):
     return F.interpolate(grid, (grid_size, grid_size), mode="bicubic", antialias=True).flatten(2).mT
 
 
-@RESIZE_POSITIONS.mistake("The result is still a grid, [1, dim, rows, columns]. Merge the grid and bring dim to the end.")
+@RESIZE_POSITIONS.mistake(
+    "The result is still a grid, [1, dim, rows, columns]. Merge the grid and bring dim to the end."
+)
 def _(positions, grid_size):
     return stretched(positions, grid_size).mT.unflatten(2, (grid_size, grid_size))
 
@@ -151,13 +153,17 @@ def _(positions, grid_size):
     return stretched(positions, grid_size).mT
 
 
-@RESIZE_POSITIONS.mistake("The table is cut off, or filled up with zeros, so that new places have no vector of their own.")
+@RESIZE_POSITIONS.mistake(
+    "The table is cut off, or filled up with zeros, so that new places have no vector of their own."
+)
 def _(positions, grid_size):
     missing = max(0, grid_size**2 - positions.shape[1])
     return F.pad(positions, (0, 0, 0, missing))[:, : grid_size**2]
 
 
-@RESIZE_POSITIONS.mistake("The old vectors are used again from the start, for places that are somewhere else in the picture.")
+@RESIZE_POSITIONS.mistake(
+    "The old vectors are used again from the start, for places that are somewhere else in the picture."
+)
 def _(positions, grid_size):
     return positions[:, torch.arange(grid_size**2) % positions.shape[1]]
 
@@ -173,7 +179,9 @@ def _(positions, grid_size):
     return stretched(positions, factor * round(positions.shape[1] ** 0.5))
 
 
-@RESIZE_POSITIONS.mistake("You bring the new vectors to one length afterwards. A blend of two vectors may be shorter: leave it.")
+@RESIZE_POSITIONS.mistake(
+    "You bring the new vectors to one length afterwards. A blend of two vectors may be shorter: leave it."
+)
 def _(positions, grid_size):
     x = stretched(positions, grid_size)
     return x / x.norm(dim=-1, keepdim=True) * positions.norm(dim=-1).mean()

@@ -114,7 +114,7 @@ def _(image, size):
 
 
 @PREPARE.mistake(
-    'A picture that is grey or transparent has one channel or four, and raises here. Convert every picture first: '
+    "A picture that is grey or transparent has one channel or four, and raises here. Convert every picture first: "
     'image.convert("RGB").'
 )
 def _(image, size):
@@ -128,7 +128,9 @@ def _(image, size):
     return _rgb(image, size, Image.Resampling.NEAREST).permute(2, 0, 1)[None] / 127.5 - 1
 
 
-@PREPARE.mistake("The picture is resized bilinearly. The model was trained with BICUBIC; a picture is part of its input.")
+@PREPARE.mistake(
+    "The picture is resized bilinearly. The model was trained with BICUBIC; a picture is part of its input."
+)
 def _(image, size):
     return _rgb(image, size, Image.Resampling.BILINEAR).permute(2, 0, 1)[None] / 127.5 - 1
 
@@ -193,7 +195,9 @@ def _length(x: Tensor) -> Tensor:
     return x.pow(2).sum(dim=-1).sqrt()
 
 
-@WHERE_OVER_WHAT.mistake("These are the lengths themselves. What all vectors share says nothing: subtract the mean vector.")
+@WHERE_OVER_WHAT.mistake(
+    "These are the lengths themselves. What all vectors share says nothing: subtract the mean vector."
+)
 def _(what, where):
     return (_length(where).mean() / _length(what).mean()).item()
 
@@ -203,7 +207,9 @@ def _(what, where):
     return 1 / ratio(what, where)
 
 
-@WHERE_OVER_WHAT.mistake("You subtract one number, the mean over everything. Each dimension has a mean of its own: dim=0.")
+@WHERE_OVER_WHAT.mistake(
+    "You subtract one number, the mean over everything. Each dimension has a mean of its own: dim=0."
+)
 def _(what, where):
     a, b = ((v - v.mean()).flatten(0, 1) for v in (where, what))
     return (_length(a).mean() / _length(b).mean()).item()

@@ -101,13 +101,17 @@ def _(patchify):
     patchify(_square(), 4)
 
 
-@TEST_PATCHIFY.mistake("Your picture is a square. A version that assumes one gets through: take one that is wider than high.")
+@TEST_PATCHIFY.mistake(
+    "Your picture is a square. A version that assumes one gets through: take one that is wider than high."
+)
 def _(patchify):
     assert torch.equal(patchify(_square(), 4), cut(_square(), 4))
     assert torch.equal(patchify(_square(1), 4), cut(_square(1), 4))
 
 
-@TEST_PATCHIFY.mistake("Your pictures all have three channels. A version that assumes so gets through: take another number.")
+@TEST_PATCHIFY.mistake(
+    "Your pictures all have three channels. A version that assumes so gets through: take another number."
+)
 def _(patchify):
     images = numbered(2, 3, 4, 8)
     assert torch.equal(patchify(images, 2), cut(images, 2))
@@ -121,7 +125,9 @@ def _(patchify):
     assert torch.equal(patchify(images, 2), cut(images, 2))
 
 
-@TEST_PATCHIFY.mistake("Your batch holds one picture, so a version that loses or merges pictures gets through. Take two.")
+@TEST_PATCHIFY.mistake(
+    "Your batch holds one picture, so a version that loses or merges pictures gets through. Take two."
+)
 def _(patchify):
     images = numbered(1, 2, 4, 8)
     assert torch.equal(patchify(images, 2)[0], cut(images, 2)[0])
@@ -141,7 +147,9 @@ def _(patchify):
     return True
 
 
-@TEST_PATCHIFY.mistake("Your test asks for something that a right patchify does not do. Read once more what it promises.")
+@TEST_PATCHIFY.mistake(
+    "Your test asks for something that a right patchify does not do. Read once more what it promises."
+)
 def _(patchify):
     raise AssertionError
 

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanovlm.course.judge.exercise import Case, Exercise, expect
 from nanovlm.course.exercises.ch01.patches import cut, numbered
 from nanovlm.course.exercises.common import noise
+from nanovlm.course.judge.exercise import Case, Exercise, expect
 
 # -- patches.unpatchify ------------------------------------------------------------------------------------------------
 
@@ -115,13 +115,17 @@ def _(patches, patch_size):
     return x.permute(0, 3, 4, 1, 5, 2).reshape(batch, -1, side, side)
 
 
-@UNPATCHIFY.mistake("F.fold wants the patches as its last axis: [batch, numbers of a patch, patches]. Swap the axes first.")
+@UNPATCHIFY.mistake(
+    "F.fold wants the patches as its last axis: [batch, numbers of a patch, patches]. Swap the axes first."
+)
 def _(patches, patch_size):
     side = round(patches.shape[1] ** 0.5) * patch_size
     return F.fold(patches, (side, side), patch_size, stride=patch_size)
 
 
-@UNPATCHIFY.mistake("The channels come last, as PIL stores a picture. PyTorch's layers want them before height and width.")
+@UNPATCHIFY.mistake(
+    "The channels come last, as PIL stores a picture. PyTorch's layers want them before height and width."
+)
 def _(patches, patch_size):
     return put_back(patches, patch_size).permute(0, 2, 3, 1)
 
@@ -138,7 +142,9 @@ def _(patches, patch_size):
     return put_back(patches[:1], patch_size)
 
 
-@UNPATCHIFY.mistake("The patches stand below each other, in one column. They form a square grid: rows and columns of it.")
+@UNPATCHIFY.mistake(
+    "The patches stand below each other, in one column. They form a square grid: rows and columns of it."
+)
 def _(patches, patch_size):
     x, batch, side = _unfolded(patches, patch_size)
     return x.permute(0, 3, 1, 2, 4, 5).reshape(batch, x.shape[3], -1, patch_size)

@@ -329,7 +329,9 @@ def _(qkv, num_heads):
     return qkv.chunk(3, dim=-1)
 
 
-@SPLIT_HEADS.mistake("The batch and heads are one axis here. Keep them apart: [batch, num_heads, num_patches, head_dim].")
+@SPLIT_HEADS.mistake(
+    "The batch and heads are one axis here. Keep them apart: [batch, num_heads, num_patches, head_dim]."
+)
 def _(qkv, num_heads):
     return tuple(part.flatten(0, 1) for part in split_heads(qkv, num_heads))
 

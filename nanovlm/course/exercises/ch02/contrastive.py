@@ -66,7 +66,10 @@ def _(fn) -> None:
 @SIGLIP_LOSS.property("large logits do no harm")
 def _(fn) -> None:
     loss = fn(noise(4, 3), noise(4, 3, seed=1), torch.tensor(7.0), torch.tensor(-10.0))
-    expect(loss.isfinite(), "With logits in the thousands the loss is not finite: log(sigmoid(x)) is log(0). F.logsigmoid is not.")
+    expect(
+        loss.isfinite(),
+        "With logits in the thousands the loss is not finite: log(sigmoid(x)) is log(0). F.logsigmoid is not.",
+    )
 
 
 @SIGLIP_LOSS.property("gradients reach the vectors, the scale and the bias")
@@ -121,10 +124,12 @@ for _sentence, _version in {
     ),
     "This is CLIP's loss, a softmax over the texts and one over the pictures. SigLIP judges each pair by itself.": (
         lambda a, b, t, c: (
-            F.cross_entropy(_logits(a, b, t, c), torch.arange(len(a)))
-            + F.cross_entropy(_logits(a, b, t, c).mT, torch.arange(len(a)))
+            (
+                F.cross_entropy(_logits(a, b, t, c), torch.arange(len(a)))
+                + F.cross_entropy(_logits(a, b, t, c).mT, torch.arange(len(a)))
+            )
+            / 2
         )
-        / 2
     ),
     "This is a softmax over the texts. SigLIP judges each pair by itself, with a sigmoid.": (
         lambda a, b, t, c: F.cross_entropy(_logits(a, b, t, c), torch.arange(len(a)))
@@ -236,12 +241,12 @@ for _sentence, _size in {
         lambda x, u, norm: (u.square().sum(-1) / x.square().sum(-1)).mean()
     ),
 }.items():
-    UPDATE_SIZES.mistake(_sentence)(
-        lambda encoder, images, size=_size: _walk(encoder, images, size)
-    )
+    UPDATE_SIZES.mistake(_sentence)(lambda encoder, images, size=_size: _walk(encoder, images, size))
 
 
-@UPDATE_SIZES.mistake("x is never changed, so that every block is measured on the patch embedding. Add the update to x.")
+@UPDATE_SIZES.mistake(
+    "x is never changed, so that every block is measured on the patch embedding. Add the update to x."
+)
 def _(encoder, images):
     sizes = []
     with torch.no_grad():

@@ -171,7 +171,11 @@ def _(q, k, v, block):
 
 @STREAMING.mistake("The first block starts at key block, so that the first keys are never read.")
 def _(q, k, v, block):
-    return streaming_attention(q, k[..., block:, :], v[..., block:, :], block) if k.shape[-2] > block else v[..., :0, :] * q
+    return (
+        streaming_attention(q, k[..., block:, :], v[..., block:, :], block)
+        if k.shape[-2] > block
+        else v[..., :0, :] * q
+    )
 
 
 @STREAMING.mistake("Only the first block of keys is read: the return is inside the loop.")

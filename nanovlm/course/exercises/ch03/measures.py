@@ -61,7 +61,9 @@ SAVINGS = Exercise(
 @SAVINGS.property("the number of blocks makes no difference")
 def _(fn) -> None:
     one, many = (fn(1024, 4, ViTConfig(num_blocks=n)) for n in (1, 12))
-    expect(abs(one[1] - many[1]) < 1e-6, "With 12 blocks your factor is another than with one. All blocks cost the same.")
+    expect(
+        abs(one[1] - many[1]) < 1e-6, "With 12 blocks your factor is another than with one. All blocks cost the same."
+    )
 
 
 def _savings(
@@ -85,9 +87,7 @@ for _sentence, _version in {
     "Attention's two products are counted as one: scores, and the weighted sum of values.": (
         lambda n, t, c: _savings(n, t, c, both=0.5)
     ),
-    "The two factors have changed places: pairs first, then operations.": (
-        lambda n, t, c: _savings(n, t, c)[::-1]
-    ),
+    "The two factors have changed places: pairs first, then operations.": (lambda n, t, c: _savings(n, t, c)[::-1]),
     "The MLP is left out: it has two layers, hidden_dim x inter_dim each.": lambda n, t, c: _savings(n, t, c, mlp=0),
     "The MLP has two layers; you count one.": lambda n, t, c: _savings(n, t, c, mlp=1),
     "The MLP's width is written in as 4 * hidden_dim. The config says it: inter_dim.": (
@@ -274,7 +274,9 @@ def _(shuffle):
     assert shuffle(x, 2)[0].tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
 
 
-@TEST_SHUFFLE.mistake("Your example has one picture. A second one shows whether the pictures of a batch are kept apart.")
+@TEST_SHUFFLE.mistake(
+    "Your example has one picture. A second one shows whether the pictures of a batch are kept apart."
+)
 def _(shuffle):
     x = torch.arange(32.0).view(1, 16, 2)
     assert shuffle(x, 2).equal(pixel_shuffle(x, 2))

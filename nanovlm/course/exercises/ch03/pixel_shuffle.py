@@ -130,9 +130,7 @@ def _(x, factor):
     return unfolded(x, factor).transpose(2, 3).flatten(3)
 
 
-@SHUFFLE.mistake(
-    "The sequence is divided by r alone. A group is r wide and r high, so r * r patches become one token."
-)
+@SHUFFLE.mistake("The sequence is divided by r alone. A group is r wide and r high, so r * r patches become one token.")
 def _(x, factor):
     return x.reshape(x.shape[0], x.shape[1] // factor, x.shape[2] * factor)
 

@@ -19,9 +19,7 @@ def written(tokens: Tensor, end: int) -> int:
     return int((before == 0).sum())
 
 
-def tokens_per_second(
-    generate: Callable[[], Tensor], clock: Callable[[], float], end: int, repeats: int
-) -> float:
+def tokens_per_second(generate: Callable[[], Tensor], clock: Callable[[], float], end: int, repeats: int) -> float:
     """Tokens that one call writes, divided by the median of its times, the first call left out."""
     tokens = generate()
     times = []
@@ -82,7 +80,9 @@ SPEED = Exercise(
 @SPEED.property("one slow call among the repeats changes nothing")
 def _(measure) -> None:
     calm, disturbed = (run_speed(measure, TWO_ROWS, [2.0, 1.0, 1.1, slow], 1, 3) for slow in (1.2, 60.0))
-    expect(calm == disturbed, f"One call that took a minute moves it from {calm:.3g} to {disturbed:.3g} tokens a second.")
+    expect(
+        calm == disturbed, f"One call that took a minute moves it from {calm:.3g} to {disturbed:.3g} tokens a second."
+    )
 
 
 def _speed(generate, clock, end, repeats, wrong=""):

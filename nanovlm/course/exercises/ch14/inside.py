@@ -133,7 +133,14 @@ def _(attention, x, head):
 # -- inside.logit_lens -------------------------------------------------------------------------------------------------
 
 DECODER = LMConfig(
-    hidden_dim=8, inter_dim=12, rope_base=500.0, num_blocks=3, num_heads=2, num_kv_heads=1, vocab_size=19, max_positions=32
+    hidden_dim=8,
+    inter_dim=12,
+    rope_base=500.0,
+    num_blocks=3,
+    num_heads=2,
+    num_kv_heads=1,
+    vocab_size=19,
+    max_positions=32,
 )
 
 
@@ -188,9 +195,7 @@ def _(fn) -> None:
 
 for _sentence, _version in {
     "The norm is missing, or its learned weight (length alone does not change which logit is largest). Between the last "
-    "block and head comes decoder.norm.": (
-        lambda states, d: d.head(torch.stack(states)).argmax(-1)
-    ),
+    "block and head comes decoder.norm.": (lambda states, d: d.head(torch.stack(states)).argmax(-1)),
     "The last state is normalised twice: it is the decoder's output, which is behind the norm already.": (
         lambda states, d: d.head(d.norm(torch.stack(states))).argmax(-1)
     ),
@@ -219,7 +224,11 @@ for _sentence, _version in {
     ),
     "A block runs again on every state, so that each row is one block further than it says.": (
         lambda states, d: torch.stack(
-            [*(d.head(d.norm(s)).argmax(-1) for s in states[1:-1]), d.head(states[-1]).argmax(-1), d.head(states[-1]).argmax(-1)]
+            [
+                *(d.head(d.norm(s)).argmax(-1) for s in states[1:-1]),
+                d.head(states[-1]).argmax(-1),
+                d.head(states[-1]).argmax(-1),
+            ]
         )
     ),
 }.items():
