@@ -846,7 +846,7 @@ curves_figure("Recall@1 of captions for unseen pictures", {"sigmoid": with_sigmo
 
 # %%
 print(f"after {steps} steps, recall@1: sigmoid {with_sigmoid[-1][1]:.0%}, softmax {with_softmax[-1][1]:.0%}")
-print(f"learned scale {two_encoders.log_scale.exp():.1f}, bias {two_encoders.bias:.1f}")
+print(f"learned scale {two_encoders.log_scale.exp().item():.1f}, bias {two_encoders.bias.item():.1f}")
 
 # %% [markdown]
 # One run on one small data set does not decide which loss is better, and the paper reports that the two come close to

@@ -1,15 +1,17 @@
 # %% [markdown]
 # # 03 Pixel shuffle and the projector
 #
-# The projector between eye and language: fold every tile of patches into one token, which makes the line four to sixteen
-# times shorter, then bring it to the width of a word with one linear layer. Thirty minutes; the code runs in seconds.
+# The projector between vision encoder and decoder: lay every group of patches end to end as one token, which makes the
+# sequence four to sixteen times shorter, then bring it to the width of a word embedding with one linear layer. Forty
+# minutes; the code runs in seconds.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [← 02 The vision transformer](02_vision_transformer.ipynb) ·
 # [04 The decoder →](04_rope_decoder.ipynb) ·
-# [exercises](../exercises/03_pixel_shuffle_and_projector.ipynb)
+# [exercises](../exercises/03_pixel_shuffle_and_projector.ipynb) ·
+# [notation and terms](notation.md)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/03_pixel_shuffle_and_projector.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/03_pixel_shuffle_and_projector.ipynb
@@ -39,25 +41,33 @@ from PIL import Image
 from torch import Tensor, nn
 
 from nanovlm.assets import asset_path
-from nanovlm.config import LMConfig, ProjectorConfig, VLMConfig
+from nanovlm.config import LMConfig, ProjectorConfig, ViTConfig, VLMConfig
 from nanovlm.course import expect_shape, lever, quiz, use
 
 # %% [markdown]
-# ## The question: who pays for a picture?
+# **After this chapter you can**
 #
-# The encoder of chapter 02 hands over one vector for each patch. The nanoVLM of 222 million parameters makes 14 x 14 =
-# 196 of them. SmolVLM-256M encodes pictures of 512 pixels, in patches of 16: that makes 32 x 32 = 1,024
-# ([Marafioti et al. 2025](https://arxiv.org/abs/2504.05299)).
+# 1. shorten a sequence of patches without losing a number, and undo it,
+# 2. find a rearrangement that has the right shape and the wrong contents,
+# 3. calculate what image tokens cost, and compare the connectors of other models.
 #
-# Your question is a few dozen tokens long. So nearly all that the decoder reads would be picture. What does that cost?
+# You need chapter 02. Of the forty minutes, about twenty are reading and ten are code; the exercises come on top.
+
+# %% [markdown]
+# ## Image tokens are most of what a decoder reads
+#
+# The encoder of chapter 02 returns one vector for each patch. The nanoVLM of 222 million parameters has 14 x 14 = 196 of
+# them, and SmolVLM-256M, which encodes pictures of 512 pixels in patches of 16, has 32 x 32 = 1,024 ([Marafioti et al.
+# 2025](https://arxiv.org/abs/2504.05299)). A question is a few dozen tokens long, so nearly all that the decoder reads
+# would be picture. What does that cost?
 #
 # A decoder does two kinds of products:
 #
-# - **linear layers**: each token goes through the same matrices. Twice the tokens, twice the work.
-# - **attention**: each token meets each other one. Twice the tokens, four times the work. (Chapter 04 hides the future,
-#   which is half of the pairs. We count all of them, as PyTorch's counter does.)
+# - In the **linear layers** each token goes through the same matrices, so twice the tokens take twice the work.
+# - In **attention** each token meets each other one, so twice the tokens take four times the work. (Chapter 04 hides the
+#   future, which is half of the pairs. We count all of them, as PyTorch's counter does.)
 #
-# That is easy to count. A product of `[n, a]` and `[a, b]` needs `n * a * b` multiplications and as many additions.
+# A product of `[n, a]` and `[a, b]` needs `n * a * b` multiplications and as many additions.
 
 
 # %%
@@ -71,9 +81,9 @@ def decoder_flops(num_tokens: int, config: LMConfig) -> tuple[int, int]:
 
 
 # %% [markdown]
-# You build these layers in chapter 04, so take their sizes on trust for now. Do not take the count on trust. PyTorch
-# can count as well, while a real decoder runs on the device `meta`, where tensors have shapes but no numbers. The
-# decoder is SmolLM2-135M, which both the 222M model and SmolVLM-256M have.
+# You build these layers in chapter 04, so take their sizes on trust for now, but not the count. PyTorch can count as
+# well, while a real decoder runs on the device `meta`, where tensors have shapes but no numbers. The decoder is
+# SmolLM2-135M, which both the 222M model and SmolVLM-256M have.
 
 # %% tags=["nbval-check-output"]
 from torch.utils.flop_counter import FlopCounterMode
@@ -82,94 +92,97 @@ from nanovlm.models.language_model import LanguageModel
 
 smollm = LMConfig()  # the defaults are SmolLM2-135M's sizes
 with torch.device("meta"):
-    decoder, line_of_tokens = LanguageModel(smollm), torch.zeros(1, 1024 + 64, smollm.hidden_dim)
+    decoder, sequence = LanguageModel(smollm), torch.zeros(1, 1024 + 64, smollm.hidden_dim)
 with FlopCounterMode(display=False) as counter:
-    decoder(line_of_tokens)
+    decoder(sequence)
 
 linear, attention = decoder_flops(1024 + 64, smollm)
 assert counter.get_total_flops() == linear + attention
 print(f"{linear / 1e9:.0f} billion in linear layers, {attention / 1e9:.0f} billion in attention")
 
 # %% [markdown]
-# That is one picture and a question of 64 tokens, before the first word of the answer. (The two kinds are all that we
-# count. Norms and activations are cheap, and the head runs on few positions.)
-#
-# What if the same picture came in 64 tokens? Predict:
+# That is for one picture and a question of 64 tokens, before the first word of the answer. (Norms and activations are
+# cheap, and the head runs on few positions, so we leave them out.) What if the same picture came in 64 tokens?
 
 # %%
 quiz("ch03.cost")
 
 # %% tags=["nbval-check-output"]
+full = sum(decoder_flops(1024 + 64, smollm))
 for num_image_tokens in (1024, 256, 64):
-    linear, attention = decoder_flops(num_image_tokens + 64, smollm)
-    print(f"{num_image_tokens:5,} image tokens: {(linear + attention) / 1e9:6.1f} billion")
+    total = sum(decoder_flops(num_image_tokens + 64, smollm))
+    print(f"{num_image_tokens:5,} image tokens: {total / 1e9:6.1f} billion, {full / total:4.1f} times less")
 
 # %% [markdown]
-# So fewer tokens it is. But how? We could keep every fourth patch, or average four. Both throw away what the encoder
-# found out. There is a way that throws nothing away.
+# So fewer tokens are worth having. We could keep every fourth patch or average four of them, but both discard what the
+# encoder has found. Pixel shuffle makes the sequence shorter and discards nothing.
 
 # %% [markdown]
-# ## Space to depth
+# ## Pixel shuffle trades length for width
 #
-# Take a tile of 2 x 2 neighbouring patches. Do not average the four vectors: *lay them end to end*. One vector, four
-# times as wide. The line becomes four times shorter, and every number is still there.
+# Take a group of 2 x 2 neighbouring patches. Instead of averaging their four vectors, *lay them end to end*: this gives
+# one vector that is four times as wide. The sequence becomes four times shorter, and every number is still there.
 #
-# The same with tiles of `r` x `r`: `r * r` times fewer tokens, `r * r` times wider. Its name is **pixel shuffle**, or
-# *space to depth*. Before you go on:
+# With groups of `r` x `r` patches there are `r * r` times fewer tokens, each `r * r` times wider. The operation is called
+# **pixel shuffle** or *space to depth*.
 
 # %%
 quiz("ch03.tokens")
 
 # %% [markdown]
-# ### By hand
+# ### By hand, on sixteen patches
 #
-# Sixteen patches, four in a row. Each holds a single number, its own.
+# Each of these sixteen patches, four in a row, holds a single number, its own.
 
 # %% tags=["nbval-check-output"]
 patches = torch.arange(16).reshape(4, 4)
 patches
 
 # %% [markdown]
-# The tile at the top left is a slice. Flattened, it is the first token:
+# The group at the top left is a slice. Flattened, it is the first token.
 
 # %% tags=["nbval-check-output"]
 patches[0:2, 0:2].flatten()
 
 # %% [markdown]
-# Now all tiles at once, without a loop. You know the trick from `patchify` in chapter 01, where it was pixels; what is
-# new is only that each entry will be a whole vector. Give each step its own axis. A row number from 0 to 3 is *which
-# tile row* (0 or 1) and *which row inside the tile* (0 or 1). The same holds for columns. So two axes unfold to four:
+# To take all groups at once, without a loop, give each step its own axis. You know this from `patchify` in chapter 01,
+# where the entries were pixels. A row number from 0 to 3 says *which row of groups* (0 or 1) and *which row inside the
+# group* (0 or 1), and the same holds for columns, so two axes become four.
 
 # %% tags=["nbval-check-output"]
 unfolded = patches.reshape(2, 2, 2, 2)
 expect_shape(unfolded, "row inner_row column inner_column")
 
 # %% [markdown]
-# No number has moved: this only names them anew. Now bring the two inner axes together. *This* is the step that moves
-# them.
+# This has only renamed the places, and no number has moved. The next step moves them: it brings the two inner axes
+# together.
 
 # %% tags=["nbval-check-output"]
-tiles = unfolded.transpose(1, 2)
-expect_shape(tiles, "row column inner_row inner_column")
+grouped = unfolded.transpose(1, 2)
+expect_shape(grouped, "row column inner_row inner_column")
 
 # %% [markdown]
-# Merge the outer axes into "which token", the inner ones into "what it holds":
+# Then the outer axes are merged into "which token" and the inner ones into "what it holds".
 
 # %% tags=["nbval-check-output"]
-tokens = tiles.reshape(4, 4)
+tokens = grouped.reshape(4, 4)
 assert tokens[0].equal(patches[0:2, 0:2].flatten())
 tokens
 
 # %% [markdown]
-# Each line is a token. Check one against the grid above: token 1 should be the tile at the top right.
+# Each row is a token. Compare one with the grid above: token 1 should be the group at the top right.
 #
 # ### With vectors and a batch
 #
-# The encoder gives `[batch, num_patches, dim]`: one patch axis in place of rows and columns, and a vector for each
-# patch. So we unfold one axis into four, and the vector stays in one piece at the end.
+# The encoder returns `[batch, num_patches, dim]`, with one axis for all patches and a vector for each. So one axis is
+# split into four, and the vector stays whole at the end.
+
+# %% [markdown] tags=["stamped"]
+# **The next cell is folded, because it answers this exercise:** [exercise 3.1, Groups of patches become
+# tokens](../exercises/03_pixel_shuffle_and_projector.ipynb). Write yours first, or unfold it.
 
 
-# %% tags=["package:nanovlm.models.modality_projector.pixel_shuffle"]
+# %% tags=["package:nanovlm.models.modality_projector.pixel_shuffle", "answer:pixel_shuffle.shuffle"]
 def pixel_shuffle(x: Tensor, factor: int) -> Tensor:
     """Trade length for width. [B, grid * grid, dim] -> [B, (grid / factor) ** 2, dim * factor ** 2]"""
     batch, num_patches, dim = x.shape
@@ -182,17 +195,19 @@ def pixel_shuffle(x: Tensor, factor: int) -> Tensor:
 
 
 # %% [markdown]
-# einops says the same in one line. Read it as a sentence: on the left `row`, `i`, `column`, `j` are folded into one
-# axis, on the right `i` and `j` have gone to the vector.
+# einops says the same in one line. On the left `row`, `i`, `column` and `j` are one axis, and on the right `i` and `j`
+# have moved to the vector.
 
 # %%
+pixel_shuffle = use("pixel_shuffle.shuffle", pixel_shuffle)
+
 torch.manual_seed(0)
 x = torch.randn(2, 144, 5)  # two pictures of 12 x 12 patches
 in_one_line = rearrange(x, "b (row i column j) d -> b (row column) (i j d)", row=6, column=6, i=2, j=2)
 assert pixel_shuffle(x, 2).equal(in_one_line)
 
 # %% [markdown]
-# A grid of 12 divides by 1, 2, 3 and 4. Watch the two numbers trade places:
+# A grid of 12 divides by 1, 2, 3 and 4. As r grows, length and width change in opposite directions.
 
 # %% tags=["nbval-check-output"]
 for r in (1, 2, 3, 4):
@@ -201,13 +216,14 @@ for r in (1, 2, 3, 4):
     print(f"r = {r}:", expect_shape(y, f"batch {(12 // r) ** 2} {5 * r * r}"))
 
 # %% [markdown]
-# Now real sizes. Each line is what an encoder hands over, and what the decoder gets:
+# Three real models, with what the encoder returns and what the decoder gets:
 #
 # - **nanoVLM-222M**, the first one ([weights](https://huggingface.co/lusxvr/nanoVLM-222M)): SigLIP-B/16 at 224 pixels,
-#   r = 2. (nanoVLM's code has gone on to larger sizes since.)
+#   r = 2.
 # - **SmolVLM-256M**: SigLIP-B/16 at 512 pixels, r = 4.
 # - **SmolVLM-2.2B** ([blog](https://huggingface.co/blog/smolvlm)): SigLIP-SO400M at 384 pixels, 27 x 27 patches of 14
-#   pixels, r = 3. (27 x 14 is 378: the convolution leaves out the last 6 pixels. And 27 is odd, so r = 2 cannot be.)
+#   pixels, r = 3. (27 x 14 is 378, so the convolution leaves out the last 6 pixels; and r = 2 is impossible, since 27 is
+#   odd.)
 
 # %% tags=["nbval-check-output"]
 for name, grid, dim, r in (("nanoVLM-222M", 14, 768, 2), ("SmolVLM-256M", 32, 768, 4), ("SmolVLM-2.2B", 27, 1152, 3)):
@@ -216,10 +232,10 @@ for name, grid, dim, r in (("nanoVLM-222M", 14, 768, 2), ("SmolVLM-256M", 32, 76
     print(f"{name}: {expect_shape(before, f'1 {grid**2} {dim}')}  ->  {expect_shape(after, '1 tokens wide')}")
 
 # %% [markdown]
-# ## See it
+# ## What was spread over the picture becomes depth
 #
-# The name comes from pictures, so look at one. A grey picture of 64 x 64 pixels is a grid with one number in each
-# place: 64 x 64 x 1. With r = 2 it becomes 32 x 32 x 4: four *channels*, each a small picture.
+# The name comes from pictures. A grey picture of 64 x 64 pixels is a grid with one number in each place, 64 x 64 x 1.
+# With r = 2 it becomes 32 x 32 x 4: four *channels*, each a small picture.
 
 # %%
 from nanovlm.viz.pixel_shuffle import stages_figure
@@ -228,38 +244,35 @@ image = Image.open(asset_path("images/shapes.png")).convert("RGB").resize((64, 6
 stages_figure(image)
 
 # %% [markdown]
-# The area is the same in all four. Only the way of cutting differs. Each small picture holds every r-th pixel of the
-# large one, so it looks like a coarse copy of the whole. All of them together are the picture.
+# The number of values is the same in all four, and only the arrangement differs. Each channel holds every r-th pixel of
+# the large picture, so it resembles a coarse copy of the whole.
 #
-# Where does one tile go? Move the lever. (Without a kernel you see r = 4.)
+# Where does one group go? Move the levers; without a kernel you see r = 4.
 
 # %%
 from nanovlm.viz.pixel_shuffle import shuffle_figure
 
 
-def one_tile(r, row, column):
+def one_group(r, row, column):
     return shuffle_figure(image, r, row, column)
 
 
-lever(one_tile, r=[1, 2, 4, 8], row=(0, 15), column=(0, 15), start={"r": 4, "row": 3, "column": 3})
+lever(one_group, r=[1, 2, 4, 8], row=(0, 15), column=(0, 15), start={"r": 4, "row": 3, "column": 3})
 
 # %% [markdown]
-# One number of the tile in each channel, all at the same place. That is why it is called space to depth: what was
-# spread over the picture now lies on top of each other.
-#
-# In the model the numbers are not pixels but the encoder's vectors, 768 numbers for each patch. The moves are the same.
+# The group gives one number to each channel, always at the same place. That is why the operation is called space to
+# depth. In the model the entries are not pixels but the encoder's vectors, 768 numbers for each patch, and the moves are
+# the same.
 
 # %% [markdown]
-# ## Nothing is lost
-#
-# Is it? Say what you think first:
+# ## Nothing is lost by pixel shuffle
 
 # %%
 quiz("ch03.lost")
 
 # %% [markdown]
-# The proof that nothing is lost is a way back. You write it in exercise 3.2. If you have solved that already, this
-# cell takes yours.
+# An operation loses nothing if it can be undone. You write the inverse in exercise 3.2, and this cell takes yours once it
+# passes.
 
 # %%
 pixel_unshuffle = use("pixel_shuffle.unshuffle")
@@ -268,15 +281,14 @@ for r in (1, 2, 3, 4):
     assert pixel_unshuffle(pixel_shuffle(x, r), r).equal(x)
 
 # %% [markdown]
-# A word about names. PyTorch's `F.pixel_shuffle` goes the *other* way, from depth to space, as in the paper that gave
-# it the name, where a network makes small pictures large ([Shi et al. 2016](https://arxiv.org/abs/1609.05158)). What
-# VLMs call pixel shuffle is PyTorch's `F.pixel_unshuffle`. Almost: we come to that.
+# PyTorch's `F.pixel_shuffle` goes the *other* way, from depth to space, as in the paper that introduced the name for a
+# network that enlarges pictures ([Shi et al. 2016](https://arxiv.org/abs/1609.05158)). What vision-language models call
+# pixel shuffle is close to PyTorch's `F.pixel_unshuffle`; below we see where the two differ.
 
 # %% [markdown]
-# ## What breaks: the right shape with the wrong tokens
+# ## A plain reshape has the right shape and the wrong tokens
 #
-# All that reshaping and transposing to get from `[1, 196, 768]` to `[1, 49, 3072]`. Is a single `reshape` not enough?
-# Predict:
+# All these steps lead from `[1, 196, 768]` to `[1, 49, 3072]`. Would a single `reshape` be enough?
 
 # %%
 quiz("ch03.reshape")
@@ -288,17 +300,14 @@ def wrong_shuffle(x: Tensor, factor: int) -> Tensor:
     return x.reshape(batch, num_patches // factor**2, dim * factor**2)
 
 
-# %% [markdown]
-# Here is the trap. Every check of shapes passes:
-
 # %% tags=["nbval-check-output"]
 x = torch.randn(1, 196, 768)
-for shuffle in (pixel_shuffle, wrong_shuffle):
-    print(shuffle.__name__, expect_shape(shuffle(x, 2), "batch 49 3072"))
+for name, shuffle in (("pixel_shuffle", pixel_shuffle), ("wrong_shuffle", wrong_shuffle)):
+    print(name, expect_shape(shuffle(x, 2), "batch 49 3072"))
 
 # %% [markdown]
-# A shape cannot tell the two apart. Numbers can. `patch_map` pushes each patch's own number through a function and
-# reads off where it came out:
+# Every check of shapes passes, because a shape says how many numbers there are and not which. To tell the two apart,
+# follow the numbers: `patch_map` sends each patch's own number through a function and reads off where it comes out.
 
 # %% tags=["nbval-check-output"]
 from nanovlm.trace import patch_map
@@ -310,9 +319,9 @@ print()
 print(wrong)
 
 # %% [markdown]
-# Tiles, and strips: a row of four patches instead of a 2 x 2 tile. On the 222M model's grid it is worse. 14 does not
-# divide by 4, so some strips run over the edge: half of the token is at the right end of a row, the other half at the
-# left end of the next.
+# The right version makes groups, and the wrong one strips: four patches in a row instead of 2 x 2. On the 222M model's
+# grid it is worse. Since 14 does not divide by 4, some strips cross the edge, so that half of a token is at the right
+# end of one row and the other half at the left end of the next.
 
 # %% tags=["nbval-check-output"]
 large = patch_map(lambda x: wrong_shuffle(x, 2), grid=14)
@@ -320,9 +329,9 @@ torn = [token for token in range(len(large)) if large.shape_of(token) == "scatte
 print(f"{len(torn)} of {len(large)} tokens are torn apart, such as token {torn[0]}: patches {large[torn[0]]}")
 
 # %% [markdown]
-# What would a trained model see? Its linear layer was trained on tiles: it takes the second quarter of a token for the
-# patch *to the right* and the third for the patch *below*. So put the patches where the layer believes them to be. That
-# is what the way back does.
+# What would a trained model make of that? Its linear layer was trained on groups: it takes the second quarter of a token
+# for the patch *to the right* and the third for the patch *below*. So we put the patches where the layer assumes them to
+# be, which is what the inverse does.
 
 # %%
 from nanovlm.viz.pixel_shuffle import images_row
@@ -339,20 +348,18 @@ def to_image(patches):
 
 
 seen = [to_image(pixel_unshuffle(shuffle(to_patches(image), 2), 2)) for shuffle in (pixel_shuffle, wrong_shuffle)]
-images_row([image, *seen], ["the picture", "as tiles: unharmed", "as strips: what the layer believes"])
+images_row([image, *seen], ["the picture", "as groups: unharmed", "as strips: what the layer assumes"])
 
 # %% [markdown]
-# Nothing raises, nothing is NaN, all shapes fit. In chapter 06 you put this version into the pocket model and ask it
-# where things are.
+# Nothing raises, nothing is NaN and all shapes fit. In chapter 06 you put this version into the pocket model and ask it
+# where things are. A model that is trained with strips from the start can learn to use them, since each token always
+# holds the same four patches. But a strip joins patches that are further apart, and weights that others have trained do
+# not fit. How much worse such a model would be, we have not measured.
 #
-# To be fair: a model that is trained *with* strips from the start can learn to use them, since each token always holds
-# the same four patches. But a strip joins patches that lie further apart than those of a tile, and nobody else's
-# weights will fit. How much worse it would be, we have not measured.
+# ### The right groups in another order
 #
-# ### The right tiles in another order
-#
-# Now PyTorch's `F.pixel_unshuffle`. It wants the picture as `[batch, dim, row, column]`. Four patches with two numbers
-# each; `31` is number 1 of patch 3:
+# PyTorch's `F.pixel_unshuffle` takes a picture as `[batch, dim, row, column]`. Below are four patches with two numbers
+# each, where `31` is number 1 of patch 3.
 
 # %% tags=["nbval-check-output"]
 four_patches = torch.tensor([[[0, 1], [10, 11], [20, 21], [30, 31]]])
@@ -362,19 +369,19 @@ print("ours:   ", pixel_shuffle(four_patches, 2).tolist())
 print("torch's:", torchs.tolist())
 
 # %% [markdown]
-# The same tile, the same numbers. But ours goes patch by patch, and PyTorch's goes channel by channel. For a model
-# trained from scratch it makes no difference: the linear layer behind it weighs the numbers in any order. For weights
-# that somebody has trained it makes all the difference. nanoVLM's and SmolVLM's were trained patch by patch.
+# Both hold the same group, ours patch by patch and PyTorch's channel by channel. For a model that is trained from scratch
+# the order makes no difference, because the linear layer behind it weighs the numbers in any order. For weights that have
+# been trained it decides everything, and nanoVLM's and SmolVLM's were trained patch by patch.
 
 # %%
 assert rearrange(torchs, "b n (d p) -> b n (p d)", p=4).equal(pixel_shuffle(four_patches, 2))
 
 # %% [markdown]
-# ## Which part of the picture is token 5?
+# ## Each image token belongs to one part of the picture
 #
-# Pixel shuffle mixes no tiles, so each image token belongs to one part of the picture. (The encoder has let the patches
-# look at each other, so a token knows something of the rest as well.) Later, when the decoder attends to token 5, you
-# can say where it looks. Move the lever over the tokens. Watch the order of the patches.
+# Pixel shuffle never mixes groups, so each image token belongs to one part of the picture. (The encoder has let the
+# patches attend to each other, so a token also carries information about the rest.) Later, when the decoder attends to
+# token 5, you can say where that is. Move the lever over the tokens and watch the order of the patches.
 
 # %%
 from nanovlm.viz.pixel_shuffle import token_figure
@@ -388,16 +395,20 @@ def which_patches(token, r):
 lever(which_patches, token=(0, 15), r=[1, 2, 4], start={"token": 5, "r": 2})
 
 # %% [markdown]
-# `patch_map` found the patches by trying. There is also a formula, and you write it in exercise 3.3.
+# `patch_map` found the patches by trying. There is also a formula, which you write in exercise 3.3.
 
 # %% [markdown]
-# ## One linear layer
+# ## The projector is one linear layer
 #
-# A token is now 3,072 numbers wide. The decoder's words are 576 wide. One linear layer makes the one of the other, and
-# that is the whole **projector**. It has no bias and no activation.
+# A token is now 3,072 numbers wide, and the decoder's embeddings are 576 wide. One linear layer maps the one to the
+# other, without bias and without an activation, and together with pixel shuffle it is the whole **projector**.
+
+# %% [markdown] tags=["stamped"]
+# **The next cell is folded, because it answers this exercise:** [exercise 3.4, One linear layer between two
+# worlds](../exercises/03_pixel_shuffle_and_projector.ipynb). Write yours first, or unfold it.
 
 
-# %% tags=["package:nanovlm.models.modality_projector.ModalityProjector"]
+# %% tags=["package:nanovlm.models.modality_projector.ModalityProjector", "answer:pixel_shuffle.projector"]
 class ModalityProjector(nn.Module):
     """[B, num_patches, vision_dim] -> [B, num_patches / factor ** 2, language_dim]"""
 
@@ -411,21 +422,20 @@ class ModalityProjector(nn.Module):
 
 
 # %% tags=["nbval-check-output"]
+ModalityProjector = use("pixel_shuffle.projector", ModalityProjector)
+
 projector = ModalityProjector(ProjectorConfig(vision_dim=768, language_dim=576, pixel_shuffle_factor=2))
 print(expect_shape(projector(torch.randn(2, 196, 768)), "batch 49 576"))
 print(f"{sum(p.numel() for p in projector.parameters()):,} weights")
 
 # %% [markdown]
-# Why is so little enough? The encoder has already found out what is in the picture, and the decoder already knows what
-# to do with vectors. The layer only translates. The first LLaVA was built in the same way ([Liu et al.
-# 2023](https://arxiv.org/abs/2304.08485)). Others take two layers with an activation between them, as LLaVA-1.5 does
-# ([Liu et al. 2023](https://arxiv.org/abs/2310.03744)).
+# Why can so little be enough? The encoder already describes the picture, and the decoder already knows what to do with
+# vectors in its own space, so the layer has to translate and nothing more. In nanoVLM encoder and decoder come trained,
+# while this layer starts from random numbers. That is why nanoVLM gives it a learning rate a hundred times as large,
+# 0.00512 beside 0.00005
+# ([config.py](https://github.com/huggingface/nanoVLM/blob/03ecd8c3436a81840ed7eb4e7677988b199cdc30/models/config.py)).
 #
-# In nanoVLM encoder and decoder come trained, and this layer starts from random numbers. It has the most to learn.
-# That is why nanoVLM gives it a much higher learning rate than theirs: 0.00512 beside 0.00005 in its present
-# [settings](https://github.com/huggingface/nanoVLM/blob/main/models/config.py).
-#
-# Does the layer mix tokens? Predict, then try:
+# Does the layer mix tokens? Predict first, then run the cell.
 
 # %%
 quiz("ch03.mix")
@@ -439,10 +449,10 @@ moved = (small(x) - small(changed)).abs().sum(-1)[0] > 1e-6
 print("tokens that changed:", moved.nonzero().flatten().tolist())
 
 # %% [markdown]
-# ### Here something *is* lost
+# ### The linear layer is where something is lost
 #
-# Pixel shuffle keeps everything. The layer behind it cannot: 3,072 numbers go in and 576 come out. With r = 4 it is
-# 12,288 into 576.
+# Pixel shuffle keeps everything. The layer behind it cannot, because 3,072 numbers go in and 576 come out. With r = 4 it
+# is 12,288 to 576.
 
 # %% tags=["nbval-check-output"]
 for r in (1, 2, 4):
@@ -450,14 +460,14 @@ for r in (1, 2, 4):
     print(f"r = {r}: {wide:6,} numbers -> 576, {wide / 576:4.1f} to 1, {wide * 576:9,} weights")
 
 # %% [markdown]
-# So r is a bargain. A large r makes the decoder cheap and squeezes more of the picture into each token. The authors of
-# SmolVLM report that their small models gain from r = 4, and warn that high ratios can hurt where exact places count,
-# as in reading text ([Marafioti et al. 2025](https://arxiv.org/abs/2504.05299), on pixel shuffle).
+# So r is a trade-off: a large r makes the decoder cheap and forces more of the picture into each token. The authors of
+# SmolVLM report that their small models gain from r = 4, and warn that high ratios can hurt where exact places count, as
+# in reading text ([Marafioti et al. 2025](https://arxiv.org/abs/2504.05299), on pixel shuffle).
 #
-# ### Is this SmolVLM's?
+# ### Equal to SmolVLM's connector
 #
-# The next cell asks transformers' own code: the same weights, the same answer. (It needs transformers, which the course
-# itself does not: `pip install transformers`. Skip the cell if you have none; nothing below depends on it.)
+# The next cell asks transformers' own code for the same result with the same weights. (The course itself does not need
+# transformers: `pip install transformers`, or skip the cell, since nothing below depends on it.)
 
 # %% tags=["nbval-check-output"]
 from transformers import SmolVLMConfig
@@ -478,10 +488,33 @@ torch.testing.assert_close(ours(x), theirs(x))
 expect_shape(ours(x), "batch 64 8")
 
 # %% [markdown]
+# ## Other connectors
+#
+# Between encoder and decoder one can put more than this. The table gives, for a picture that is not cut into tiles, the
+# vectors that come from the encoder and the tokens that the decoder reads.
+#
+# | model | connector | vectors → tokens | positions kept |
+# |---|---|---|---|
+# | [LLaVA](https://arxiv.org/abs/2304.08485) | one linear layer | 256 → 256 | yes |
+# | [LLaVA-1.5](https://arxiv.org/abs/2310.03744) | two linear layers with GELU | 576 → 576 | yes |
+# | [PaliGemma](https://arxiv.org/abs/2407.07726) | one linear layer | 256 → 256 | yes |
+# | [Qwen2-VL](https://arxiv.org/abs/2409.12191) | 2 x 2 neighbours, two linear layers | N → N / 4 | yes |
+# | [InternVL 1.5](https://arxiv.org/abs/2404.16821) | pixel shuffle r = 2, MLP | 1,024 → 256 | yes |
+# | SmolVLM, nanoVLM | pixel shuffle, one linear layer | 1,024 → 64, 196 → 49 | yes |
+# | [Honeybee](https://arxiv.org/abs/2312.06742) | convolutions and pooling | any number | yes |
+# | [Flamingo](https://arxiv.org/abs/2204.14198) | 64 learned queries attend to the vectors; cross-attention | any → 64 | no |
+# | [BLIP-2](https://arxiv.org/abs/2301.12597) | Q-Former, 32 learned queries | 257 → 32 | no |
+#
+# Learned queries can make any number of tokens, and they have to learn *where* things are, which pixel shuffle gives for
+# free. In a comparison at equal data, connectors that keep the vectors did better at fine-grained perception, and
+# compressing ones were about equal at coarse perception and reasoning ([Lin et al.
+# 2024](https://arxiv.org/abs/2410.06765)).
+
+# %% [markdown]
 # ## Tokens against cost
 #
 # Back to the first question, now with levers. SmolVLM cuts a large picture into tiles, at most 4 x 4 of them here, and
-# adds a view of the whole: 17 encoded pictures in one prompt. Move the text, the size, the tiles.
+# adds a view of the whole: 17 encoded pictures in one prompt.
 
 # %%
 from nanovlm.viz.pixel_shuffle import Cost, cost_bars
@@ -499,14 +532,11 @@ def cost(pixels, tiles, text_tokens):
 lever(cost, pixels=[224, 512], tiles=[1, 17], text_tokens=(0, 512, 32), start={"pixels": 512, "text_tokens": 64})
 
 # %% [markdown]
-# Three things to find:
+# With one tile, **attention** (orange) is the smaller part, and with 17 tiles and r = 1 it is the larger one by far,
+# because it grows with the square. With **more text** the gain gets smaller, because pixel shuffle shortens pictures
+# only.
 #
-# - With one tile, **attention** (orange) is the smaller part. With 17 tiles and r = 1 it is the larger one by far: it
-#   grows with the square.
-# - With **more text** the gain gets smaller. Pixel shuffle shortens pictures only.
-# - The **222M model**, 224 pixels and r = 2, goes from 196 image tokens to 49.
-#
-# There is a wall too. SmolLM2-135M was made for 8,192 positions:
+# There is a hard limit too, since SmolLM2-135M was made for 8,192 positions. Without pixel shuffle 17 tiles do not fit.
 
 # %% tags=["nbval-check-output"]
 for r in (1, 2, 4):
@@ -514,18 +544,27 @@ for r in (1, 2, 4):
     print(f"17 tiles, r = {r}: {num_image_tokens:6,} tokens of {smollm.max_positions:,}")
 
 # %% [markdown]
-# Without pixel shuffle such a picture would not even fit.
-#
-# What the bars leave out: the vision encoder. It reads all the patches, whatever r is, so its bill stays. Why not give
-# it larger patches then, and be done? SigLIP was trained with patches of 16 pixels, so its weights would not fit. And
-# small patches can look at each other in the encoder, while the numbers inside one large patch cannot. So the encoder
-# works on fine patches, and only its result is folded.
+# The bars leave out the vision encoder, which reads all patches whatever r is. It gains from tiles, though: a picture of
+# 2,048 pixels in 16 tiles has 16 times fewer pairs of patches than in one piece. "Sixteen times less" is the pairs alone,
+# because the linear layers still see every patch.
+
+# %% tags=["nbval-check-output"]
+vit, num_patches = ViTConfig(), 128 * 128  # SigLIP-B; 2,048 pixels in patches of 16
+linear = 2 * num_patches * (4 * vit.hidden_dim**2 + 2 * vit.hidden_dim * vit.inter_dim) * vit.num_blocks
+attention = 4 * num_patches**2 * vit.hidden_dim * vit.num_blocks
+in_one, in_tiles = linear + attention, linear + attention / 16
+print(f"in one piece {in_one / 1e12:.1f} T, in 16 tiles {in_tiles / 1e12:.1f} T: {in_one / in_tiles:.1f} times less")
+
+# %% [markdown]
+# Why not give the encoder larger patches, then, instead of shuffling afterwards? SigLIP was trained with patches of 16
+# pixels, so its weights would not fit. And small patches can attend to each other in the encoder, which the numbers
+# inside one large patch cannot. So the encoder works on fine patches, and its result is shortened.
 
 # %% [markdown]
 # ## Where this lives in the package
 #
-# Both definitions are the package's, in `nanovlm/models/modality_projector.py`. The builder of this notebook compares
-# them with that file and fails if they differ. In the whole model the projector stands between encoder and decoder:
+# Both definitions are the package's, in `nanovlm/models/modality_projector.py`, and the builder of this notebook compares
+# them with that file. In the whole model the projector is between encoder and decoder.
 
 # %% tags=["nbval-check-output"]
 from nanovlm import VisionLanguageModel
@@ -541,30 +580,59 @@ share = sum(p.numel() for p in model.projector.parameters()) / sum(p.numel() for
 print(f"{config.num_image_tokens} image tokens; the projector holds {share:.1%} of the weights")
 
 # %% [markdown]
-# The same file serves every size. In chapter 06 your version of it carries the pocket model's weights.
-#
 # What you take along:
 #
 # - Tokens cost. Pixel shuffle trades length for width and loses nothing.
-# - The shape does not prove the tokens. Push numbers through and look.
-# - The linear layer translates each token alone. What is squeezed out is squeezed out there.
+# - The shape does not prove the contents. Send numbers through and look where they come out.
+# - The linear layer translates each token alone, and what is lost is lost there.
 #
-# Now close this page and write it yourself. The code above is the answer to two of the exercises, and it is worth more
-# if it comes out of your own head.
+# **In the wild.** The same function in
+# [nanoVLM](https://github.com/huggingface/nanoVLM/blob/v0.1/models/modality_projector.py), and in transformers'
+# [SmolVLM](https://github.com/huggingface/transformers/blob/v4.56.0/src/transformers/models/smolvlm/modeling_smolvlm.py).
+
+# %% [markdown]
+# ## Challenge: beat pixel shuffle at equal tokens
+#
+# A connector turns the pocket encoder's 64 vectors of 128 numbers into 16 tokens of 128. How much of the encoder's output
+# can still be read off the tokens, by the best linear readout? The score is the share of the variance that this readout
+# recovers on pictures it was not fitted to. The baselines are the mean of each group and pixel shuffle with a random
+# layer. Write a better `connector`; it may look at the training vectors.
+
+# %%
+from nanovlm.course.kept_share import encoded_images, kept_share
+
+train_vectors, test_vectors = encoded_images("train", 64), encoded_images("test", 32)  # [pictures, 64, 128]
+random_layer = torch.randn(512, 128) / 512**0.5
+
+
+def mean_of_groups(x):
+    return pixel_shuffle(x, 2).unflatten(-1, (4, 128)).mean(dim=2)
+
+
+def connector(x):
+    """[B, 64, 128] -> [B, 16, 128]. Replace the random layer."""
+    return pixel_shuffle(x, 2) @ random_layer
+
+
+for name, function in (("mean of each group", mean_of_groups), ("shuffle and a random layer", connector)):
+    print(f"{name:28} {kept_share(function, train_vectors, test_vectors):.1%}")
 
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/03_pixel_shuffle_and_projector.ipynb) ([in Colab][exercises]): 5 of them, about 41 minutes.
+# [Open the exercises](../exercises/03_pixel_shuffle_and_projector.ipynb) ([in Colab][exercises]): 8 of them, about 73 minutes.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/03_pixel_shuffle_and_projector.ipynb
 #
 # | | exercise | difficulty | minutes |
 # |---|---|---|---|
-# | 3.1 | Tiles to tokens (`pixel_shuffle.shuffle`) | ●●○ | 12 |
+# | 3.1 | Groups of patches become tokens (`pixel_shuffle.shuffle`) | ●●○ | 12 |
 # | 3.2 | And back again (`pixel_shuffle.unshuffle`) | ●●○ | 8 |
 # | 3.3 | Which patches does a token hold? (`pixel_shuffle.patch_map`) | ●●○ | 8 |
 # | 3.4 | One linear layer between two worlds (`pixel_shuffle.projector`) | ●○○ | 8 |
 # | 3.5 | What a picture costs (`pixel_shuffle.token_budget`) | ●○○ | 5 |
+# | 3.6 | Measure it: sixteen times less of what? (`pixel_shuffle.tile_savings`) | ●●○ | 12 |
+# | 3.7 | Mend it: a shuffle for pictures that are not square (`pixel_shuffle.shuffle_rectangle`) | ●●○ | 10 |
+# | 3.8 | Write the test that no shape passes (`pixel_shuffle.test_shuffle`) | ●●○ | 10 |
 #
 # Next: [04 The decoder](04_rope_decoder.ipynb)

@@ -154,7 +154,7 @@ sample_card(turned[0].images[0], alt="A picture of shapes, turned by ten degrees
 
 # %%
 from nanovlm.viz.contact_sheet import AnsweredImage, contact_sheet
-from nanovlm.viz.style import image, png_bytes, svg_figure
+from nanovlm.viz.style import png_bytes, raster, svg_figure
 
 failed = [(q, a) for q, a in zip(turned, turned_answers, strict=True) if a != q.answer]
 cards = [AnsweredImage(q.images[0], q.text, a, q.answer) for q, a in failed[:8]]
@@ -164,7 +164,7 @@ print(dict(Counter(q.kind for q, _ in failed)))
 title = f"{len(failed)} failures; the first {len(cards)} of them."
 sheet = contact_sheet("Turned by ten degrees", title, cards, 4, scale=1)
 height = round(720 * sheet.height / sheet.width)
-drawn = image(0, 0, 720, height, png_bytes(sheet))
+drawn = raster(0, 0, 720, height, png_bytes(sheet))
 svg_figure(720, height, [drawn], "Turned pictures, each with a wrong answer.")
 
 # %% [markdown]

@@ -2,7 +2,8 @@
 # # 14 Looking inside
 #
 # What happens inside the model: attention over the picture, experiments that pull explanations apart, heads taken away,
-# attention followed through all blocks, and a decoder whose layers are read as words. An hour; the code runs in a minute.
+# attention followed through all blocks, and a decoder whose layers are read as words. Three quarters of an hour; the code
+# runs in a minute.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
@@ -36,6 +37,7 @@ import math
 
 import torch
 from PIL import Image, ImageOps
+from torch import nn
 
 from nanovlm import VisionLanguageModel
 from nanovlm.assets import asset_path
@@ -51,7 +53,7 @@ from nanovlm.viz.pixel_shuffle import images_row
 # 2. find out by ablation whether a model needs a part, and say why a map alone cannot tell,
 # 3. read the vectors in the middle of a decoder with the logit lens.
 #
-# You need chapters 02, 04 and 06. Of the hour, about twenty-five minutes are reading and twenty-five are code.
+# You need chapters 02, 04 and 06. Of that time, about half is reading and half is code; the exercises come on top.
 
 # %% [markdown]
 # ## Attention over the picture
@@ -617,8 +619,8 @@ for name, table in (("block 1 alone, mean over heads", maps[1, 0].mean(dim=0)), 
     print(f"{name:32} patch 17 takes {table[17, 17]:5.1%} from itself, at most {table[17].max():5.1%} from one patch")
 
 # %% [markdown]
-# By this account most of what patch 17 holds at the end is still its own. The numbers are only as good as their
-# assumptions, though: that all heads count equally, that values and MLPs change nothing about who contributes, and that
+# By this account at least a quarter of what patch 17 holds at the end is its own, because each of the two blocks keeps
+# half. The numbers are only as good as their assumptions, though: that all heads count equally, that values and MLPs change nothing about who contributes, and that
 # exactly half comes through the residual connection. Exercise 2.8 measures that last share, and it is not a half
 # everywhere.
 #

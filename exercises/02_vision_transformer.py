@@ -163,8 +163,8 @@ check("vit.split_heads", split_heads)
 # 3. back: the heads of a patch end to end, head 0 first, so that it is `[batch, N, dim]` again,
 # 4. one linear layer `out_proj`, from `dim` to `dim`.
 #
-# Both layers have a bias, as `nn.Linear` has by default. The config gives `hidden_dim`, which is `dim`, and `num_heads`.
-# The names matter, because the shipped weights are stored under them.
+# Both layers have a bias, as `nn.Linear` has by default. The config gives `hidden_dim`, which is `dim`, and
+# `num_heads`. The names matter, because the shipped weights are stored under them.
 #
 # The cell below takes your `attend` and `split_heads` if they pass their checks, and the course's otherwise. You may use
 # them or do without.

@@ -1,13 +1,15 @@
 # %% [markdown]
 # # 03 Exercises: pixel shuffle and the projector
 #
-# Five short ones. By the end you have written the projector between vision encoder and decoder, and its way back.
+# Eight of them. After the first five you have written the projector between vision encoder and decoder, and its inverse.
+# The others measure what tiles save, mend a shuffle and test one.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [the chapter](../chapters/03_pixel_shuffle_and_projector.ipynb) ·
-# [the solutions](../solutions/03_pixel_shuffle_and_projector.ipynb)
+# [the solutions](../solutions/03_pixel_shuffle_and_projector.ipynb) ·
+# [notation and terms](../chapters/notation.md)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/03_pixel_shuffle_and_projector.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/exercises/03_pixel_shuffle_and_projector.ipynb
@@ -30,29 +32,30 @@ except ImportError:
     import_module("nanovlm.course")
 
 # %%
+import torch
 from torch import Tensor, nn
 
-from nanovlm.config import ProjectorConfig
+from nanovlm.config import ProjectorConfig, ViTConfig
 from nanovlm.course import check, use
 
 # %% [markdown] tags=["stamped"]
-# ## Exercise 3.1 · Tiles to tokens
+# ## Exercise 3.1 · Groups of patches become tokens
 # `pixel_shuffle.shuffle` · difficulty ●●○ · about 12 minutes
 #
 # **Why it matters.** It makes a picture four times shorter for the decoder at r = 2, without throwing a number
-# away. Get the order wrong and every shape still fits, nothing complains, and weights trained for tiles see a
+# away. With the wrong order every shape still fits and nothing complains, and weights trained for groups see a
 # scrambled picture.
 
 # %% [markdown] tags=["exercise"]
-# The encoder hands over one vector for each patch, in reading order. Make every `factor` x `factor` tile of
-# neighbouring patches into one token: the tile's vectors, laid end to end, row by row.
+# The encoder returns one vector for each patch, in reading order. Make one token of every group of `factor` x `factor`
+# neighbouring patches: the group's vectors, laid end to end, row by row.
 #
 # `[batch, grid * grid, dim]` becomes `[batch, (grid / factor) ** 2, dim * factor ** 2]`. Patches that hold their own
 # number, on a 4 x 4 grid with `factor = 2`:
 #
 # ```
 #  0  1 |  2  3
-#  4  5 |  6  7         0  1  4  5      token 0, the top left tile
+#  4  5 |  6  7         0  1  4  5      token 0, the group at the top left
 # ------+------   ->    2  3  6  7      token 1
 #  8  9 | 10 11         8  9 12 13      token 2
 # 12 13 | 14 15        10 11 14 15      token 3
@@ -63,22 +66,22 @@ from nanovlm.course import check, use
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# A tile is r rows of r neighbours. In reading order its patches do not stand next to each other: between the
-# first row of a tile and its second lies the rest of the picture's row.
+# A group is r rows of r neighbours. In reading order its patches do not follow each other: between the first
+# row of a group and its second comes the rest of the picture's row.
 #
 # </details>
 # <details><summary>Hint 2: a plan</summary>
 #
-# Unfold the one patch axis into four: tile row, row inside the tile, tile column, column inside the tile. Bring
-# the two 'inside' axes together. Then merge: two axes into tokens, three into the new, wider dim.
+# Split the one patch axis into four: row of groups, row inside the group, column of groups, column inside the
+# group. Bring the two inner axes together. Then merge: two axes into tokens, three into the new, wider dim.
 #
 # </details>
 # <details><summary>Hint 3: almost code</summary>
 #
 # ```python
 # x = x.reshape(batch, grid // r, r, grid // r, r, dim)
-# x = swap the axes 2 and 3, so that it reads [batch, row, column, r, r, dim]
-# return x.reshape(batch, number of tiles, r * r * dim)
+# x = x.transpose(…)                                     # [batch, row, column, r, r, dim]
+# return x.reshape(batch, number of groups, r * r * dim)
 # ```
 #
 # </details>
@@ -98,11 +101,10 @@ check("pixel_shuffle.shuffle", pixel_shuffle)
 # `pixel_shuffle.unshuffle` · difficulty ●●○ · about 8 minutes
 #
 # **Why it matters.** An operation that can be undone has lost nothing. And with the inverse one can see what a
-# wrong shuffle does to a picture: the chapter draws it.
+# wrong shuffle does to a picture, which the chapter draws.
 
 # %% [markdown] tags=["exercise"]
-# Nothing was lost, so it can be undone. Take the tokens of `pixel_shuffle` apart again and put every patch back where
-# it was: `[batch, side * side, dim * factor ** 2]` becomes `[batch, (side * factor) ** 2, dim]`, in reading order.
+# Pixel shuffle loses nothing, so it can be undone. Take its tokens apart again and put every patch back where it was: `[batch, side * side, dim * factor ** 2]` becomes `[batch, (side * factor) ** 2, dim]`, in reading order.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -112,16 +114,16 @@ check("pixel_shuffle.shuffle", pixel_shuffle)
 # </details>
 # <details><summary>Hint 2: a plan</summary>
 #
-# Unfold tokens into tile rows and tile columns, and the wide dim into r, r and dim. Then bring row next to row
-# and column next to column.
+# Split the tokens into rows and columns of groups, and the wide dim into r, r and dim. Then bring row next to
+# row and column next to column.
 #
 # </details>
 # <details><summary>Hint 3: almost code</summary>
 #
 # ```python
 # side = round(num_tokens ** 0.5)
-# x = x.reshape(batch, side, side, r, r, dim)
-# x = swap the axes 2 and 3 again
+# x = x.reshape(batch, side, side, …)
+# x = x.transpose(2, 3)
 # return x.reshape(batch, number of patches, dim)
 # ```
 #
@@ -141,31 +143,31 @@ check("pixel_shuffle.unshuffle", pixel_unshuffle)
 # ## Exercise 3.3 · Which patches does a token hold?
 # `pixel_shuffle.patch_map` · difficulty ●●○ · about 8 minutes
 #
-# **Why it matters.** To ask what an image token looks at, one must know which part of the picture it is. Every
-# attention map drawn over a picture stands on this small piece of arithmetic.
+# **Why it matters.** To ask what an image token shows, one must know which part of the picture it is. Every
+# attention map that is drawn over a picture depends on this arithmetic.
 
 # %% [markdown] tags=["exercise"]
-# Which patches does one image token hold? Return their numbers as a list of `factor ** 2` ints, in the order in which
-# they lie in the token. Patches and tokens are both counted from 0 in reading order. On a 4 x 4 grid with `factor = 2`,
+# Which patches does one image token hold? Return their numbers as a list of `factor ** 2` ints, in the order that they
+# have in the token. Patches and tokens are both counted from 0 in reading order. On a 4 x 4 grid with `factor = 2`,
 # token 1 holds `[2, 3, 6, 7]`.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# Find the tile first: in which row and column of tiles is this token? Then its top left patch.
+# Find the group first: in which row and column of groups is this token? Then find its top left patch.
 #
 # </details>
 # <details><summary>Hint 2: a plan</summary>
 #
-# There are grid // r tiles in a row. Token t is tile (t // that, t % that). Its patches lie in r picture rows,
-# each grid patches further on than the one above.
+# There are grid // r groups in a row, so token t is group (t // that, t % that). Its patches are in r rows of
+# the picture, and each row begins grid patches after the one above.
 #
 # </details>
 # <details><summary>Hint 3: almost code</summary>
 #
 # ```python
 # row, column = divmod(token, grid // r)
-# first = (row * r) * grid + column * r
+# first = …                                   # the number of the top left patch
 # the patch i rows down and j to the right is first + i * grid + j
 # ```
 #
@@ -186,10 +188,10 @@ check("pixel_shuffle.patch_map", patch_map)
 # `pixel_shuffle.projector` · difficulty ●○○ · about 8 minutes
 #
 # **Why it matters.** This is all that joins a vision encoder to a language model. Where these two come trained,
-# it is the only part that starts from random numbers, which is why nanoVLM gives it the largest learning rate.
+# the projector starts from random numbers, which is why nanoVLM gives it the largest learning rate.
 
 # %% [markdown] tags=["exercise"]
-# The projector itself: shuffle, then one linear layer without bias, called `proj`, from the shuffled width to the
+# Write the projector: pixel shuffle, then one linear layer without bias, called `proj`, from the shuffled width to the
 # decoder's. The config has `vision_dim`, `language_dim` and `pixel_shuffle_factor`.
 #
 # The cell below takes your `pixel_shuffle` if it passes its check, and the package's otherwise.
@@ -197,7 +199,7 @@ check("pixel_shuffle.patch_map", patch_map)
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# Two steps: make the sequence shorter and wider, then change the width to the decoder's.
+# There are two steps: make the sequence shorter and wider, then change the width to the decoder's.
 #
 # </details>
 # <details><summary>Hint 2: a plan</summary>
@@ -210,7 +212,7 @@ check("pixel_shuffle.patch_map", patch_map)
 #
 # ```python
 # in __init__: self.factor = config.pixel_shuffle_factor
-#              self.proj = nn.Linear(vision_dim * factor ** 2, language_dim, bias=False)
+#              self.proj = nn.Linear(…, config.language_dim, bias=False)
 # in forward:  shuffle first, then project
 # ```
 #
@@ -251,20 +253,20 @@ check("pixel_shuffle.projector", ModalityProjector)
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# Along one side: pixels -> patches -> tokens. Then both sides, then all tiles.
+# Go along one side first: pixels, then patches, then tokens. Then take both sides, then all tiles.
 #
 # </details>
 # <details><summary>Hint 2: a plan</summary>
 #
-# patch_size divides the side into patches; r divides the patches into tokens; the number of tokens is that
+# patch_size divides the side into patches, and r divides the patches into tokens. The number of tokens is that
 # side, squared, times the number of tiles.
 #
 # </details>
 # <details><summary>Hint 3: almost code</summary>
 #
 # ```python
-# side = image_size // patch_size // factor
-# return … * side ** 2
+# side = …                       # tokens along one side
+# return num_tiles * side ** 2
 # ```
 #
 # </details>
@@ -278,3 +280,153 @@ def token_budget(image_size: int, patch_size: int, factor: int, num_tiles: int =
 
 # %%
 check("pixel_shuffle.token_budget", token_budget)
+
+# %% [markdown] tags=["stamped"]
+# ## Exercise 3.6 · Measure it: sixteen times less of what?
+# `pixel_shuffle.tile_savings` · difficulty ●●○ · about 12 minutes
+#
+# **Why it matters.** A factor is only as good as what it counts. Tiles save an encoder pairs of patches, and a
+# blog post that quotes this factor as the saving of compute promises four times too much.
+
+# %% [markdown] tags=["exercise"]
+# **Measure it.** An encoder reads a picture of `num_patches` patches either in one piece, or in `num_tiles` tiles of equal
+# size, one after another. Return two factors: how many times fewer pairs of patches attend to each other with tiles, and
+# how many times fewer operations one block needs.
+#
+# Count a multiplication and an addition as two operations. A block has four linear layers, `qkv_proj` (dim to 3 dim),
+# `out_proj` (dim to dim), `fc1` (dim to inter) and `fc2` (inter to dim), and in attention the scores and the weighted sum.
+# Leave out biases, norms, softmax and activation.
+
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Count two things for the whole picture and for all tiles together: pairs of patches, and operations.
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# Attention in one block takes 4 * n * n * dim operations for n patches. The linear layers take 2 * n * (4 * dim
+# * dim + 2 * dim * inter). With tiles, attention runs num_tiles times on n / num_tiles patches, and the linear
+# layers see as many patches as before.
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# ```python
+# linear = 2 * n * (4 * dim**2 + 2 * dim * inter)
+# whole = linear + 4 * n**2 * dim
+# tiled = linear + …
+# return n**2 / (num_tiles * (n // num_tiles)**2), whole / tiled
+# ```
+#
+# </details>
+
+
+# %%
+def tile_savings(num_patches: int, num_tiles: int, config: ViTConfig) -> tuple[float, float]:
+    """(pairs, operations): how many times fewer with tiles than in one piece."""
+    raise NotImplementedError("pixel_shuffle.tile_savings")
+
+
+# %%
+check("pixel_shuffle.tile_savings", tile_savings)
+
+# %% [markdown] tags=["stamped"]
+# ## Exercise 3.7 · Mend it: a shuffle for pictures that are not square
+# `pixel_shuffle.shuffle_rectangle` · difficulty ●●○ · about 10 minutes
+#
+# **Why it matters.** Models with native resolution encode pictures as they are, wide or tall. Code that was
+# only ever tried on squares hides two kinds of mistakes there.
+
+# %% [markdown] tags=["exercise"]
+# **Mend it.** Somebody has generalised pixel shuffle to pictures that are not square:
+#
+# ```python
+# def shuffle_rectangle(x, height, width, factor):
+#     batch, _, dim = x.shape
+#     x = x.reshape(batch, width // factor, factor, height // factor, factor, dim)
+#     x = x.transpose(2, 3)
+#     return x.reshape(batch, -1, factor * factor * dim)
+# ```
+#
+# The symptom: with square pictures all tests pass, and with wide ones the model confuses left and right. `x` is `[batch,
+# height * width, dim]`, in reading order, and `factor` divides both sides.
+
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# On a square picture rows and columns have the same number. Which of the sizes in the code is which?
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# The patch axis is height rows of width patches. Split it in this order: rows of groups, rows inside, columns
+# of groups, columns inside. Then bring the inner axes together.
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# ```python
+# x = x.reshape(batch, …, factor, …, factor, dim)
+# x = x.transpose(2, 3)
+# return x.reshape(batch, (height // factor) * (width // factor), factor * factor * dim)
+# ```
+#
+# </details>
+
+
+# %%
+def shuffle_rectangle(x: Tensor, height: int, width: int, factor: int) -> Tensor:
+    """[B, height * width, dim] -> [B, height * width / factor ** 2, dim * factor ** 2]; sizes in patches"""
+    raise NotImplementedError("pixel_shuffle.shuffle_rectangle")
+
+
+# %%
+check("pixel_shuffle.shuffle_rectangle", shuffle_rectangle)
+
+# %% [markdown] tags=["stamped"]
+# ## Exercise 3.8 · Write the test that no shape passes
+# `pixel_shuffle.test_shuffle` · difficulty ●●○ · about 10 minutes
+#
+# **Why it matters.** Eight wrong shuffles have the right shape. One small example, with numbers that say where
+# they come from, tells all of them apart.
+
+# %% [markdown] tags=["exercise"]
+# **Write the test.** The check runs your test on a pixel shuffle that is right, where it has to pass, and on eight that are
+# wrong, where it has to fail. All of them return the right shape.
+#
+# A test calls the function that it is given, `shuffle(x, factor)`, with a small example, compares the result with what you
+# have written down by hand, and returns nothing.
+
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# What must an example contain so that each mistake shows: how many pictures, how many numbers in a patch?
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# Two pictures of 4 x 4 patches with two numbers each, all different: torch.arange. Write down two or three
+# tokens by hand, one of them of the second picture.
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# ```python
+# x = torch.arange(64.0).view(2, 16, 2)
+# tokens = shuffle(x, 2)
+# assert tokens[0, 0].tolist() == [0, 1, 2, 3, …]
+# and the same for tokens[0, 1] and tokens[1, 2]
+# ```
+#
+# </details>
+
+
+# %%
+def test_shuffle(shuffle) -> None:
+    """Passes for pixel_shuffle, and fails for every other rearrangement."""
+    raise NotImplementedError("pixel_shuffle.test_shuffle")
+
+
+# %%
+check("pixel_shuffle.test_shuffle", test_shuffle)

@@ -107,8 +107,8 @@ check("inside.ablate_head", ablate_head)
 # ```
 #
 # The symptom: its last row agrees with the model's predictions, and the rows before show words that have little to do
-# with the answer, even one block before the end. `states` are what `output_hidden_states=True` returns: the input of every
-# block, and last the decoder's output, which `decoder.norm` has normalised already. Return the token ids,
+# with the answer, even one block before the end. `states` are what `output_hidden_states=True` returns: the input of
+# every block, and last the decoder's output, which `decoder.norm` has normalised already. Return the token ids,
 # `[states, batch, positions]`.
 
 # %% [markdown] tags=["stamped"]
@@ -154,9 +154,9 @@ check("inside.logit_lens", logit_lens)
 
 # %% [markdown] tags=["exercise"]
 # Attention rollout. `maps` are the attention weights of an encoder for one picture, `[num_blocks, num_heads, N, N]`; a
-# row belongs to the patch that attends. Take each block for one matrix: the mean of its heads, with the identity added for
-# the residual connection, and halved, so that rows sum to 1. Multiply the matrices of all blocks, so that row i of the
-# result says how much of output i comes from each *input* patch.
+# row belongs to the patch that attends. Take each block for one matrix: the mean of its heads, with the identity added
+# for the residual connection, and halved, so that rows sum to 1. Multiply the matrices of all blocks, so that row i of
+# the result says how much of output i comes from each *input* patch.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>

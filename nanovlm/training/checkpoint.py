@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nanovlm.config import TrainConfig
 from nanovlm.files import to_the_disk
+from nanovlm.settings import first_line
 from nanovlm.training.sharded import UNFINISHED, load_sharded
 
 KEEP = 2  # the newest, and the one before it should the disk fail
@@ -102,7 +103,7 @@ def save_checkpoint(directory: Path, step: int, state: dict[str, Any]) -> Path:
         temporary.unlink(missing_ok=True)
         last = checkpoints(directory)
         raise OSError(
-            f"Could not write the checkpoint {path} ({_first_line(error)}); the last one, "
+            f"Could not write the checkpoint {path} ({first_line(error)}); the last one, "
             f"{last[-1].name if last else 'had there been one'}, is untouched. Free some space or choose another "
             "--output-dir, then go on with --resume."
         ) from error
@@ -170,7 +171,7 @@ def load_checkpoint(path: Path, own: Mapping[str, Tensor] | None = None) -> dict
                     raise ValueError(f"{damaged} in it is damaged")
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = "it holds more than tensors and numbers" if isinstance(error, UnpicklingError) else _first_line(error)
+        reason = "it holds more than tensors and numbers" if isinstance(error, UnpicklingError) else first_line(error)
         raise ValueError(f"{path} cannot be read ({reason}). Delete it to resume from the one before it.") from error
     strange = [name for name, kind in CONTENT.items() if not isinstance(_entry(state, name), kind)]
     if strange:
@@ -188,7 +189,7 @@ def taking_over(path: Path) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
-        raise _of_another_version(path, f"what is needed ({_first_line(error)})") from error
+        raise _of_another_version(path, f"what is needed ({first_line(error)})") from error
 
 
 def _of_another_version(path: Path, what: str) -> ValueError:
@@ -205,10 +206,6 @@ def changed_settings(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
         for name, value in now.items()
         if name not in OF_THE_PLACE and saved.get(name) != value
     ]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def replace_directory(new: Path, old: Path) -> None:

@@ -22,6 +22,7 @@ from nanovlm.training.checkpoint import (
     Background,
     changed_settings,
     checkpoints,
+    drop_old,
     find_run,
     get_run_name,
     load_checkpoint,
@@ -34,6 +35,7 @@ from nanovlm.training.checkpoint import (
 )
 from nanovlm.training.interrupt import Interrupt
 from nanovlm.training.optimizer import Optimizers
+from nanovlm.training.plan import does_not_fit
 from nanovlm.training.run_log import MetricsLog, Throughput, Watch
 from nanovlm.training.sharded import ShardedSaver
 from nanovlm.training.step import get_lr, train_step
@@ -121,7 +123,7 @@ def _train(config: TrainConfig, model: VisionLanguageModel, watch: Watch | None,
             log(f"changed    {', '.join(changed)}")
 
     dealt = world > 1 and config.parallel == "fsdp"
-    save_in_parts = ShardedSaver(background=device.type == "cuda") if dealt else None
+    save_in_parts = ShardedSaver(device.type == "cuda", drop_old) if dealt else None
     in_background = Background(device)
 
     def save() -> None:
@@ -190,6 +192,9 @@ def _train(config: TrainConfig, model: VisionLanguageModel, watch: Watch | None,
             f"Step {progress.step}: {error}. Last good checkpoint: {checkpoints(directory / 'checkpoints')[-1]}. "
             "Lower the learning rate, or look at those samples."
         ) from error
+    except torch.OutOfMemoryError as error:
+        room = torch.cuda.get_device_properties(device).total_memory / 1e9
+        raise ValueError(does_not_fit(model.config, config, room, precision.name, world)) from error
     for saver in filter(None, (save_in_parts, in_background)):
         saver.finish()
     progress.seconds += time.perf_counter() - clock

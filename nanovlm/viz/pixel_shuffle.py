@@ -23,8 +23,8 @@ def stages_figure(image: Image.Image, factors: Sequence[int] = (1, 2, 4, 8)) -> 
         body += [
             text(x, 30, shape, 15, font_weight="bold"),
             *_channels(grey, r, x, 42, panel),
-            text(x, 42 + panel + 20, f"r = {r}: {r * r} channel{'s' * (r > 1)}", 12),
-            text(x, 42 + panel + 37, f"{(side // r) ** 2:,} places × {r * r} = {side * side:,}", 12, "muted"),
+            text(x, 42 + panel + 20, f"r = {r}: {r * r} channel{'s' * (r > 1)}", 13),
+            text(x, 42 + panel + 37, f"{(side // r) ** 2:,} places × {r * r} = {side * side:,}", 13, "muted"),
         ]
         told.append(f"r = {r}: {shape}")
     alt = (
@@ -35,14 +35,14 @@ def stages_figure(image: Image.Image, factors: Sequence[int] = (1, 2, 4, 8)) -> 
 
 
 def shuffle_figure(image: Image.Image, r: int, row: int = 3, column: int = 3) -> Figure:
-    """A grey picture with one r x r tile marked, and its channels, with the tile's place marked in each.
+    """A grey picture with one r x r group marked, and its channels, with the group's place marked in each.
 
-    row, column: of the tile; a place outside of the picture becomes the nearest one inside.
+    row, column: of the group; a place outside of the picture becomes the nearest one inside.
     """
     grey = _grey(image, (r,))
     side, panel, top = len(grey), 296, 44
     row, column = min(row, side // r - 1), min(column, side // r - 1)
-    size, left = panel * r / side, 384  # pixels of a tile on the page; where the channels begin
+    size, left = panel * r / side, 384  # pixels of a group on the page; where the channels begin
     cell = panel / r
     place = cell / (side // r)  # one value of a channel, on the page
     body = [
@@ -61,12 +61,12 @@ def shuffle_figure(image: Image.Image, r: int, row: int = 3, column: int = 3) ->
             body.append(rect(x, y, mark, mark, "none", "orange", stroke_width=1.5))
     count = "1 number" if r == 1 else f"{r * r} numbers"
     body += [
-        text(16, top + panel + 22, f"The marked tile is {r} × {r} pixels.", 13),
+        text(16, top + panel + 22, f"The marked group is {r} × {r} pixels.", 13),
         text(left, top + panel + 22, f"It becomes one place with {count}.", 13),
     ]
     alt = (
-        f"Pixel shuffle with r = {r}. Left, a picture of {side} × {side} with one tile of {r} × {r} marked. Right, "
-        f"{r * r} channel(s) of {side // r} × {side // r}; the tile is the marked place, one number in each channel."
+        f"Pixel shuffle with r = {r}. Left, a picture of {side} × {side} with one group of {r} × {r} marked. Right, "
+        f"{r * r} channel(s) of {side // r} × {side // r}; the group is the marked place, one number in each channel."
     )
     return svg_figure(WIDTH, top + panel + 38, body, alt)
 
@@ -95,7 +95,7 @@ def token_figure(image: Image.Image, tokens: Sequence[Sequence[int]], token: int
     per_row, pitch = (8, 45) if len(held) <= 16 else (16, 22.5)
     body += [
         text(left, top + 14, f"Token {token} of {len(tokens)}, counted from 0", 15, font_weight="bold"),
-        text(left, top + 36, "holds these patches, end to end:" if len(held) > 1 else "holds this patch:", 12, "muted"),
+        text(left, top + 36, "holds these patches, end to end:" if len(held) > 1 else "holds this patch:", 13, "muted"),
     ]
     y = top + 46.0
     for k, patch in enumerate(held):
@@ -105,10 +105,10 @@ def token_figure(image: Image.Image, tokens: Sequence[Sequence[int]], token: int
         wide = pitch - 4
         body += [raster(x, y, wide, wide, png_bytes(crop)), rect(x, y, wide, wide, "none", "orange")]
         if per_row == 8:
-            body.append(text(x + wide / 2, y + wide + 12, patch, 11, "muted", "middle"))
+            body.append(text(x + wide / 2, y + wide + 12, patch, 13, "muted", "middle"))
     y = max(y + pitch + 34, top + 166)
     side, small = round(len(tokens) ** 0.5), 96
-    body.append(text(left, y, f"The row of {len(tokens)} image tokens, folded to a grid:", 12, "muted"))
+    body.append(text(left, y, f"The sequence of {len(tokens)} image tokens, as a grid:", 13, "muted"))
     for t in range(len(tokens)):
         x0, y0 = left + t % side * small / side, y + 10 + t // side * small / side
         fill, gap = ("orange" if t == token else "soft"), min(2, small / side / 4)
@@ -125,7 +125,7 @@ def images_row(images: Sequence[Image.Image], captions: Sequence[str]) -> Figure
     side, body = 208, []
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         x = 16 + i * (side + 22)
-        body += [raster(x, 16, side, side, png_bytes(image.convert("RGB"))), text(x, 16 + side + 20, caption, 12)]
+        body += [raster(x, 16, side, side, png_bytes(image.convert("RGB"))), text(x, 16 + side + 20, caption, 13)]
     return svg_figure(WIDTH, side + 52, body, "Pictures from left to right: " + "; ".join(captions) + ".")
 
 
@@ -144,9 +144,9 @@ def cost_bars(costs: Sequence[Cost], text_tokens: int) -> Figure:
     most = max(cost.linear + cost.attention for cost in costs)
     body = [
         rect(x0, 18, 26, 10, "blue", rx=2),
-        text(x0 + 32, 27, "linear layers", 12),
+        text(x0 + 32, 27, "linear layers", 13),
         rect(x0 + 140, 18, 26, 10, "orange", rx=2),
-        text(x0 + 172, 27, "attention", 12),
+        text(x0 + 172, 27, "attention", 13),
     ]
     told = []
     for i, cost in enumerate(costs):
@@ -155,11 +155,11 @@ def cost_bars(costs: Sequence[Cost], text_tokens: int) -> Figure:
         times = "" if i == 0 else f"{first / total:.1f} times less" if total else "nothing"
         body += [
             text(16, y + 13, f"r = {cost.r}", 14, font_weight="bold"),
-            text(16, y + 29, f"{cost.image_tokens:,} + {text_tokens:,} tokens", 12, "muted"),
+            text(16, y + 29, f"{cost.image_tokens:,} + {text_tokens:,} tokens", 13, "muted"),
             rect(x0, y, max(wide, 0.5), 22, "blue", rx=2),
             rect(x0 + wide, y, max(full * cost.attention / most, 0.5), 22, "orange", rx=2),
-            text(x0 + full * total / most + 10, y + 10, f"{total / 1e9:,.1f} billion", 12, font_weight="bold"),
-            text(x0 + full * total / most + 10, y + 25, times, 12, "muted"),
+            text(x0 + full * total / most + 10, y + 10, f"{total / 1e9:,.1f} billion", 13, font_weight="bold"),
+            text(x0 + full * total / most + 10, y + 26, times, 13, "muted"),
         ]
         share = cost.attention / total if total else 0
         told.append(

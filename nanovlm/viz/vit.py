@@ -40,16 +40,16 @@ def attention_tables(scores: Tensor, weights: Tensor, names: Sequence[str], over
     body = [
         text(left, 28, "scores", 15, font_weight="bold"),
         text(right, 28, "weights", 15, font_weight="bold"),
-        text(right + 78, 28, f"softmax over the {over}", 12, "muted"),
+        text(right + 78, 28, f"softmax over the {over}", 13, "muted"),
         arrow(left + n * cell + 30, top + n * cell / 2, left + n * cell + 66, top + n * cell / 2),
-        text(WIDTH - 16, top + n * cell + 42, "a column's sum: how much that patch is looked at", 12, "muted", "end"),
+        text(WIDTH - 16, top + n * cell + 42, "a column's sum: how much attention that patch gets", 13, "muted", "end"),
     ]
     largest = max(float(scores.abs().max()), 1e-6)
     for x, table, shade in ((left, scores / largest, scores), (right, weights, weights)):
         for i, name in enumerate(names):
             body += [
-                text(x - 8, top + i * cell + cell / 2 + 4, name, 12, anchor="end"),
-                text(x + i * cell + cell / 2, top - 8, name, 11, "muted", "middle"),
+                text(x - 8, top + i * cell + cell / 2 + 4, name, 13, anchor="end"),
+                text(x + i * cell + cell / 2, top - 8, name, 13, "muted", "middle"),
             ]
             for j in range(n):
                 colour = heat(float(table[i, j]))
@@ -65,15 +65,15 @@ def attention_tables(scores: Tensor, weights: Tensor, names: Sequence[str], over
                     ),
                 ]
     end = right + n * cell
-    body.append(text(end + 12, top - 8, "sum", 11, "muted"))
+    body.append(text(end + 12, top - 8, "sum", 13, "muted"))
     for i in range(n):
         y = top + i * cell + cell / 2 + 4
         body.append(text(end + 12, y, f"{float(weights[i].sum()):.2f}", 13, font_weight="bold"))
         x = right + i * cell + cell / 2 - 1
         body.append(text(x, top + n * cell + 18, f"{float(weights[:, i].sum()):.2f}", 13, anchor="middle"))
-    body.append(text(right - 8, top + n * cell + 18, "sum", 11, "muted", "end"))
+    body.append(text(right - 8, top + n * cell + 18, "sum", 13, "muted", "end"))
     rows = "; ".join(
-        f"{name} looks at {', '.join(f'{other} {float(w):.2f}' for other, w in zip(names, row, strict=True))}"
+        f"{name} attends to {', '.join(f'{other} {float(w):.2f}' for other, w in zip(names, row, strict=True))}"
         for name, row in zip(names, weights, strict=True)
     )
     alt = f"A table of scores and a table of weights, softmax over the {over}, a row for each query: {rows}."
@@ -88,14 +88,14 @@ def weight_bars(rows: Mapping[str, Sequence[float]]) -> Figure:
         wide = min(440 / len(weights), 46)
         body += [
             text(16, base - high + 12, name, 13),
-            text(16, base - high + 32, f"largest {max(weights):.1%}", 12, "muted"),
+            text(16, base - high + 32, f"largest {max(weights):.1%}", 13, "muted"),
             line(190, base, 190 + wide * len(weights), base),
         ]
         for j, weight in enumerate(weights):
             x, tall = 190 + j * wide, high * weight
             body += [
                 rect(x + 3, base - tall, wide - 6, max(tall, 0.5), "blue" if i % 2 == 0 else "orange"),
-                text(x + wide / 2, base - tall - 5, f"{weight:.0%}", 11, anchor="middle"),
+                text(x + wide / 2, base - tall - 5, f"{weight:.0%}", 13, anchor="middle"),
             ]
         told.append(f"{name}: {', '.join(f'{weight:.0%}' for weight in weights)}")
     alt = f"The weights of one query over its keys. {'; '.join(told)}."
@@ -127,9 +127,9 @@ def patch_attention(image: Image.Image, maps: Tensor, block: int, head: int, pat
     weights = maps[block, head, patch]
     best, side, top, left = int(weights.argmax()), 304, 44, 356
     body = [
-        text(16, 29, f"Patch {patch} looks: block {block}, head {head}", 15, font_weight="bold"),
+        text(16, 29, f"Patch {patch} attends: block {block}, head {head}", 15, font_weight="bold"),
         *_lit(pixels, weights, grid, patch, 16, top, side),
-        text(16, top + side + 20, "outlined: the patch that looks; bright: where it looks", 12, "muted"),
+        text(16, top + side + 20, "outlined: the patch that attends; bright: what it attends to", 13, "muted"),
         text(
             16,
             top + side + 38,
@@ -150,7 +150,7 @@ def patch_attention(image: Image.Image, maps: Tensor, block: int, head: int, pat
                 body.append(rect(x - 2.5, y - 2.5, small + 5, small + 5, "none", "blue", stroke_width=2, rx=2))
     row, column = divmod(best, grid)
     alt = (
-        f"Where patch {patch} looks in block {block}, head {head}: most of all, with {float(weights[best]):.0%}, at "
+        f"What patch {patch} attends to in block {block}, head {head}: most, with {float(weights[best]):.0%}, to "
         f"patch {best}, in row {row} and column {column}. Beside it the same for all {num_blocks * num_heads} heads."
     )
     return svg_figure(WIDTH, top + side + 52, body, alt)
@@ -172,7 +172,7 @@ def share_bars(shares: Mapping[str, float], tick: float | None = None, tick_name
         x = start + full * tick
         body += [
             line(x, 10, x, bottom - 4, "ink", 2),
-            text(x, bottom + 12, f"{tick_name} {tick:.0%}", 12, "muted", "middle"),
+            text(x, bottom + 12, f"{tick_name} {tick:.0%}", 13, "muted", "middle"),
         ]
     told = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
     alt = f"Bars: {told}." + (f" The tick, {tick_name}, is at {tick:.0%}." if tick is not None else "")
@@ -193,11 +193,11 @@ def loss_curves(losses: Mapping[str, Sequence[float]], chance: float) -> Figure:
         line(left, top + high, left + wide, top + high),
         line(left, top, left, top + high),
         line(left, floor, left + wide, floor, "muted", 1, stroke_dasharray="4 4"),
-        text(left - 8, floor + 4, f"{chance:.2f}", 12, "muted", "end"),
-        text(left - 8, top + high + 4, "0", 12, "muted", "end"),
-        text(left, top + high + 20, "step 1", 12, "muted"),
-        text(left + wide, top + high + 20, f"step {steps}", 12, "muted", "end"),
-        text(left - 8, floor + 20, "guessing", 12, "muted", "end"),
+        text(left - 8, floor + 4, f"{chance:.2f}", 13, "muted", "end"),
+        text(left - 8, top + high + 4, "0", 13, "muted", "end"),
+        text(left, top + high + 20, "step 1", 13, "muted"),
+        text(left + wide, top + high + 20, f"step {steps}", 13, "muted", "end"),
+        text(left - 8, floor + 20, "guessing", 13, "muted", "end"),
     ]
     ends = {name: top + high * (1 - min(values[-1], highest) / highest) for name, values in losses.items()}
     below = -100.0

@@ -34,7 +34,7 @@ def test_the_tables_hold_scores_weights_and_both_sums() -> None:
     said = words(drawn(figure))
     assert "4.00" in said and "0.96" in said and "1.54" in said  # a score, its weight, the tip's column
     assert said.count("1.00") == 3 and "over the keys" in said
-    assert "middle looks at middle 0.02, tip 0.96" in figure.alt
+    assert "middle attends to middle 0.02, tip 0.96" in figure.alt
 
 
 @pytest.mark.parametrize("scale", [0.0, -300.0, 1e4])

@@ -195,6 +195,49 @@ def budget_by_power(image_size, patch_size, factor, num_tiles=1):
     return pow(image_size // (patch_size * factor), 2) * num_tiles
 
 
+def savings_as_shares(num_patches, num_tiles, config):
+    """Attention's share of the work, from a weight for each patch."""
+    weights = 4 * config.hidden_dim**2 + 2 * config.hidden_dim * config.inter_dim
+    attention = 2 * num_patches * config.hidden_dim
+    return num_tiles, (weights + attention) / (weights + attention / num_tiles)
+
+
+def savings_by_counting(num_patches, num_tiles, config):
+    def flops(n):
+        products = [(n, config.hidden_dim, 3 * config.hidden_dim), (n, config.hidden_dim, config.hidden_dim)]
+        products += [(n, config.hidden_dim, config.inter_dim), (n, config.inter_dim, config.hidden_dim)]
+        products += [(n, config.hidden_dim, n), (n, n, config.hidden_dim)]
+        return sum(2 * a * b * c for a, b, c in products)
+
+    part = num_patches // num_tiles
+    return [num_patches**2 / sum(part**2 for _ in range(num_tiles)), flops(num_patches) / (num_tiles * flops(part))]
+
+
+def rectangle_einops(x, height, width, factor):
+    return rearrange(x, "b (h i w j) d -> b (h w) (i j d)", h=height // factor, w=width // factor, i=factor, j=factor)
+
+
+def rectangle_by_index(x, height, width, factor):
+    numbers = torch.arange(height * width).view(height, width)
+    order = numbers.unfold(0, factor, factor).unfold(1, factor, factor).reshape(-1)
+    return x[:, order].reshape(len(x), -1, x.shape[2] * factor**2)
+
+
+def test_by_loops(shuffle):
+    x = torch.randn(2, 36, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(shuffle(x, 3), shuffle_by_loops(x, 3))
+
+
+def test_by_einops(shuffle):
+    x = torch.arange(2 * 64 * 2).view(2, 64, 2)
+    wanted = rearrange(x, "b (h i w j) d -> b (h w) (i j d)", h=4, w=4, i=2, j=2)
+    np.testing.assert_array_equal(shuffle(x, 2).numpy(), wanted.numpy())
+
+
+for _test in (test_by_loops, test_by_einops):
+    _test.__test__ = False
+
+
 VERSIONS = {
     "pixel_shuffle.shuffle": (
         pixel_shuffle,
@@ -219,4 +262,7 @@ VERSIONS = {
         budget_by_shapes,
         budget_by_power,
     ),
+    "pixel_shuffle.tile_savings": (savings_as_shares, savings_by_counting),
+    "pixel_shuffle.shuffle_rectangle": (rectangle_einops, rectangle_by_index),
+    "pixel_shuffle.test_shuffle": (test_by_loops, test_by_einops),
 }

@@ -435,6 +435,141 @@ def factor_to_the_fourth(image_size, patch_size, factor, num_tiles=1):
     return num_tiles * (image_size // patch_size // factor**2) ** 2
 
 
+# -- pixel_shuffle.tile_savings ----------------------------------------------------------------------------------------
+
+
+def both_factors(n, t, c, linear=1.0, linear_tiles=1.0, attention_tiles=None, mlp=2, width=None):
+    d, i = c.hidden_dim, width or c.inter_dim
+    lin, att = linear * 2 * n * (4 * d * d + mlp * d * i), 4 * n * n * d
+    tiled = lin / linear_tiles + att / (attention_tiles or t)
+    return float(t), (lin + att) / tiled
+
+
+def attention_alone(n, t, c):
+    return both_factors(n, t, c, linear=0)
+
+
+def linear_in_tiles_too(n, t, c):
+    return both_factors(n, t, c, linear_tiles=t)
+
+
+def a_single_tile(n, t, c):
+    return both_factors(n, t, c, attention_tiles=t * t)
+
+
+def inverted(n, t, c):
+    return 1 / t, 1 / both_factors(n, t, c)[1]
+
+
+def swapped(n, t, c):
+    return both_factors(n, t, c)[::-1]
+
+
+def no_mlp(n, t, c):
+    return both_factors(n, t, c, mlp=0)
+
+
+def half_mlp(n, t, c):
+    return both_factors(n, t, c, mlp=1)
+
+
+def four_times_wide(n, t, c):
+    return both_factors(n, t, c, width=4 * c.hidden_dim)
+
+
+def pairs_squared(n, t, c):
+    return float(t * t), both_factors(n, t, c)[1]
+
+
+def one_product(n, t, c):
+    lin = 2 * n * (4 * c.hidden_dim**2 + 2 * c.hidden_dim * c.inter_dim)
+    att = 2 * n * n * c.hidden_dim
+    return float(t), (lin + att) / (lin + att / t)
+
+
+def macs(n, t, c):
+    return both_factors(n, t, c, linear=0.5)
+
+
+def pairs_only(n, t, c):
+    return float(t)
+
+
+# -- pixel_shuffle.shuffle_rectangle -----------------------------------------------------------------------------------
+
+
+def split_as(x, h, w, r, *order):
+    b, _, d = x.shape
+    return x.reshape(b, h // r, r, w // r, r, d).permute(*order).reshape(b, h * w // r**2, r * r * d)
+
+
+def as_it_was(x, height, width, factor):
+    return split_as(x, width, height, factor, 0, 1, 3, 2, 4, 5)
+
+
+def column_by_column(x, height, width, factor):
+    return split_as(x, height, width, factor, 0, 3, 1, 2, 4, 5)
+
+
+def down_first(x, height, width, factor):
+    return split_as(x, height, width, factor, 0, 1, 3, 4, 2, 5)
+
+
+def channels_first(x, height, width, factor):
+    return split_as(x, height, width, factor, 0, 1, 3, 5, 2, 4)
+
+
+def no_move(x, height, width, factor):
+    return x.reshape(x.shape[0], height * width // factor**2, factor**2 * x.shape[2])
+
+
+def square_assumed(x, height, width, factor):
+    return pixel_shuffle(x, factor)
+
+
+def all_turned(x, height, width, factor):
+    return split_as(x, height, width, factor, 0, 3, 1, 4, 2, 5)
+
+
+# -- pixel_shuffle.test_shuffle ----------------------------------------------------------------------------------------
+
+
+def shape_alone(shuffle):
+    x = torch.randn(2, 36, 3)
+    assert shuffle(x, 3).shape == (2, 4, 27)
+
+
+def nothing_asserted(shuffle):
+    shuffle(torch.randn(2, 36, 3), 3)
+
+
+def all_there(shuffle):
+    x = torch.arange(72.0).view(2, 36, 1)
+    assert sorted(shuffle(x, 2).flatten().tolist()) == sorted(x.flatten().tolist())
+
+
+def one_number(shuffle):
+    assert shuffle(torch.arange(16).view(1, 16, 1), 2)[0, 0].tolist() == [0, 1, 4, 5]
+
+
+def one_picture(shuffle):
+    x = torch.arange(48.0).view(1, 16, 3)
+    assert shuffle(x, 2)[0].equal(pixel_shuffle(x, 2)[0])
+
+
+def says_true(shuffle):
+    return shuffle(torch.zeros(1, 4, 1), 2).shape == (1, 1, 4)
+
+
+def wrong_by_hand(shuffle):
+    assert shuffle(torch.arange(16).view(1, 16, 1), 2)[0, 0].tolist() == [0, 1, 2, 3]
+
+
+def factor_one(shuffle):
+    x = torch.randn(2, 16, 3)
+    assert shuffle(x, 1).equal(x)
+
+
 WRONG = {
     "pixel_shuffle.shuffle": [
         (plain_reshape, "plain reshape"),
@@ -522,5 +657,38 @@ WRONG = {
         (patch_squared_away, "patch_size once"),
         (colours, "colour"),
         (factor_to_the_fourth, "r squared"),
+    ],
+    "pixel_shuffle.tile_savings": [
+        (attention_alone, "linear layers are left out"),
+        (linear_in_tiles_too, "every patch"),
+        (a_single_tile, "one tile"),
+        (inverted, "upside down"),
+        (swapped, "changed places"),
+        (no_mlp, "MLP is left out"),
+        (half_mlp, "count one"),
+        (four_times_wide, "inter_dim"),
+        (pairs_squared, "squared"),
+        (one_product, "as one"),
+        (macs, "as one in the linear"),
+        (pairs_only, "2 things"),
+    ],
+    "pixel_shuffle.shuffle_rectangle": [
+        (as_it_was, "changed places"),
+        (column_by_column, "column by column"),
+        (down_first, "down the columns"),
+        (channels_first, "channel first"),
+        (no_move, "strips"),
+        (square_assumed, "square"),
+        (all_turned, "transposed"),
+    ],
+    "pixel_shuffle.test_shuffle": [
+        (shape_alone, "shape alone"),
+        (nothing_asserted, "asserts nothing"),
+        (all_there, "still there"),
+        (one_number, "single number"),
+        (one_picture, "one picture"),
+        (says_true, "returns nothing"),
+        (wrong_by_hand, "a shuffle that is right"),
+        (factor_one, "catches"),
     ],
 }

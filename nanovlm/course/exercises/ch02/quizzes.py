@@ -11,23 +11,23 @@ Quiz(
     choices=("each row", "each column", "the whole table"),
     right=0,
     because=(
-        "Each patch shares out its own attention: 100 % over all that it looks at.",
-        "Then every patch would be looked at by the same amount in all, the background as much as the tip, and a patch "
-        "that asks could end up with next to nothing.",
-        "Then the patches would compete for attention: if one asks loudly, the others get nothing.",
+        "Each patch distributes its own attention: 100 % over all that it attends to.",
+        "Then every patch would receive the same amount of attention in all, the background as much as the tip, and a "
+        "patch that asks could end up with next to nothing.",
+        "Then the queries would compete: a query with large scores would leave nothing to the others.",
     ),
 )
 
 Quiz(
     id="ch02.scale",
-    question="Queries and keys of independent random numbers, mean 0 and spread 1. You make them four times as long, "
-    "head_dim 16 to 64. What happens to the spread of their dot products?",
+    question="Queries and keys of independent random numbers, mean 0 and standard deviation 1. You make them four times "
+    "as long, head_dim 16 to 64. What happens to the standard deviation of their dot products?",
     choices=("it stays", "it doubles", "it is four times as large"),
     right=1,
     because=(
         "Each product adds its own noise to the sum. They cancel in part, not in full.",
-        "The variance is four times as large, since that many independent products are added; the spread is its square "
-        "root.",
+        "The variance is four times as large, since that many independent products are added, and the standard deviation "
+        "is its square root.",
         "That would be so if all products pointed the same way. These are independent: they cancel in part.",
     ),
 )

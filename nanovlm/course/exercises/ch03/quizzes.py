@@ -12,7 +12,7 @@ Quiz(
     because=(
         "That is the number of patches, 14 x 14, before pixel shuffle.",
         "r = 2 halves the rows and the columns: a quarter of the patches remains, not half.",
-        "14 x 14 patches become 7 x 7 tiles of 2 x 2.",
+        "14 x 14 patches become 7 x 7 groups of 2 x 2.",
         "That is one side of the grid of patches.",
     ),
 )
@@ -38,7 +38,7 @@ Quiz(
     right=2,
     because=(
         "r = 4 shortens each side of the picture four times. Both sides count.",
-        "The line gets 8.5 times shorter, from 1,088 tokens to 128. But one part of the work, attention, grows with "
+        "The sequence gets 8.5 times shorter, from 1,088 tokens to 128. But one part of the work, attention, grows with "
         "the square of the length.",
         "The linear layers do 8.5 times less, attention 72 times less. Together that is about 11.",
         "There are 16 times fewer image tokens, but the text is as long as before.",
@@ -52,8 +52,8 @@ Quiz(
     choices=("patches 0, 1, 4, 5", "patches 0, 1, 2, 3", "patches 0, 4, 8, 12", "an error: the shapes do not fit"),
     right=1,
     because=(
-        "That is the tile. reshape knows nothing of a grid, only of one long line.",
-        "reshape takes numbers as they lie in memory: four patches that follow each other, the top row.",
+        "That is the group. reshape knows nothing of a grid, only of one long sequence.",
+        "reshape takes numbers in the order of memory: four patches that follow each other, the top row.",
         "That would be a column, every fourth patch.",
         "16 * dim numbers are as many as 4 * (4 * dim). That is all that reshape asks.",
     ),
@@ -67,7 +67,7 @@ Quiz(
     because=(
         "That would need attention, or another step that mixes tokens. There is none in the projector.",
         "Patch 0 went into token 0, and the linear layer works on each token alone.",
-        "The top row of tokens is 0 and 1, but patch 0 lies in the tile of token 0.",
+        "The top row of tokens is 0 and 1, but patch 0 belongs to the group of token 0.",
         "Its numbers are among those that the linear layer weighs and adds.",
     ),
 )
