@@ -277,7 +277,7 @@ def test_weights_hold_in_every_epoch_of_a_download():
 
 def test_an_error_without_a_message_is_called_by_its_name(tmp_path, monkeypatch):
     config = tree(tmp_path, {"one": 4, "two": 4})
-    monkeypatch.setattr("pyarrow.parquet.read_metadata", lambda _: (_ for _ in ()).throw(ValueError()))
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile", lambda _: (_ for _ in ()).throw(ValueError()))
     with pytest.raises(ValueError, match="is no whole parquet file: ValueError"):
         open_subsets(TrainConfig(dataset_path=config["dataset_path"], dataset_names=("one",)))
 
