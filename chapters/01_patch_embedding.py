@@ -48,6 +48,7 @@ from nanovlm import VisionLanguageModel, VLMConfig
 from nanovlm.assets import asset_path
 from nanovlm.config import ViTConfig
 from nanovlm.course import budget, expect_shape, lever, quiz, use
+from nanovlm.course.holes import clouds
 from nanovlm.viz.patches import numbers_figure, patch_grid_figure, similarity, similarity_figure
 from nanovlm.viz.pixel_shuffle import images_row
 
@@ -316,7 +317,7 @@ patches
 # A real picture also has an axis for the channels and one for the batch, but the idea is the same.
 
 # %% [markdown] tags=["stamped"]
-# **The next cell is folded, because it answers this exercise:** [exercise 1.2, Cut a picture into
+# **The next cell is folded, because it answers this exercise:** [exercise 1.3, Cut a picture into
 # patches](../exercises/01_patch_embedding.ipynb). Write yours first, or unfold it.
 
 
@@ -402,7 +403,7 @@ print("conv:  ", expect_shape(conv.weight, "dim 3 8 8"))
 print("linear:", expect_shape(linear.weight, "dim 192"))
 
 # %% [markdown] tags=["stamped"]
-# **The next cell is folded, because it answers this exercise:** [exercise 1.4, A convolution that is a linear
+# **The next cell is folded, because it answers this exercise:** [exercise 1.6, A convolution that is a linear
 # layer](../exercises/01_patch_embedding.ipynb). Write yours first, or unfold it.
 
 
@@ -494,7 +495,7 @@ print("with positions: does the output change?", bool(moved > 1))
 # separate them. With this, the part is complete: it cuts, projects and adds.
 
 # %% [markdown] tags=["stamped"]
-# **The next cell is folded, because it answers this exercise:** [exercise 1.5, The whole patch
+# **The next cell is folded, because it answers this exercise:** [exercise 1.7, The whole patch
 # embedding](../exercises/01_patch_embedding.ipynb). Write yours first, or unfold it.
 
 
@@ -586,7 +587,7 @@ assert mean(by_place["shuffled positions"]) < mean(by_place["no positions (zeros
 # %% [markdown]
 # The decoder receives the image tokens in order, and it knows that order by its own means, which you meet in chapter
 # 04. It could have used the order to say where things are. The table shows that this model did not learn to: it
-# relies on the positions that the encoder adds.
+#     relies on the positions that the encoder adds.
 
 # %% [markdown]
 # ### A position needs the right scale beside the patch
@@ -698,16 +699,6 @@ assert max(map(abs, by_distance(trained[0]))) < 0.1
 
 
 # %%
-def clouds(count: int, grid: int = 8, seed: int | None = None) -> Tensor:
-    """Soft random pictures, one colour for each patch. -> [count, grid * grid, 3]"""
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    coarse = torch.randn(count, 3, 5, 5, generator=generator)
-    scale, edge = grid * 3 // 2, grid // 4
-    soft = F.interpolate(coarse, size=(scale, scale), mode="bicubic", align_corners=False)
-    return soft[:, :, edge : edge + grid, edge : edge + grid].flatten(2).transpose(1, 2)
-
-
-# %%
 def fill(positions: Tensor, colours: Tensor, hidden: Tensor) -> Tensor:
     """Guess every patch from the visible ones. positions [N, dim], colours [B, N, 3], hidden [B, N]"""
     scores = positions @ positions.T  # [N, N]: how similar two places are
@@ -778,7 +769,7 @@ lever(alike, positions=list(maps), row=(0, 7), column=(0, 7), start={"row": 3, "
 # 2020](https://arxiv.org/abs/2010.11929), section 3.2).
 
 # %% [markdown] tags=["stamped"]
-# **The next cell is folded, because it answers this exercise:** [exercise 1.6, Positions for another
+# **The next cell is folded, because it answers this exercise:** [exercise 1.9, Positions for another
 # grid](../exercises/01_patch_embedding.ipynb). Write yours first, or unfold it.
 
 
@@ -908,8 +899,9 @@ print(f"{held:,} weights, {held / sum(p.numel() for p in nanovlm_222m.parameters
 # - Positions can be interpolated if, and only if, neighbours have similar vectors.
 #
 # Two links lead further: the paper on the vision transformer ([Dosovitskiy et al.
-# 2020](https://arxiv.org/abs/2010.11929)) and one on [convolutional stems](https://arxiv.org/abs/2106.14881), which
-# replace the single convolution by several and are the subject of this chapter's challenge.
+# 2020](https://arxiv.org/abs/2010.11929)), and one that replaces the single convolution by several small ones and
+# measures what this gains ([Xiao et al. 2021](https://arxiv.org/abs/2106.14881)). The exercises end with a challenge:
+# fill the holes with less error than the map of this chapter, within the same budget.
 #
 # So far the patches do not exchange information, which is the subject of chapter 02. Before you go on, write the
 # folded answers yourself in the exercises, because you will remember what you have written.
@@ -917,17 +909,20 @@ print(f"{held:,} weights, {held / sum(p.numel() for p in nanovlm_222m.parameters
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/01_patch_embedding.ipynb) ([in Colab][exercises]): 6 of them, about 54 minutes.
+# [Open the exercises](../exercises/01_patch_embedding.ipynb) ([in Colab][exercises]): 9 of them, about 84 minutes.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/01_patch_embedding.ipynb
 #
 # | | exercise | difficulty | minutes |
 # |---|---|---|---|
 # | 1.1 | From bytes to the model's range (`patches.normalize`) | ●○○ | 4 |
-# | 1.2 | Cut a picture into patches (`patches.patchify`) | ●●○ | 12 |
-# | 1.3 | Put the picture back together (`patches.unpatchify`) | ●●○ | 8 |
-# | 1.4 | A convolution that is a linear layer (`patches.conv_equals_linear`) | ●●○ | 8 |
-# | 1.5 | The whole patch embedding (`patches.add_positions`) | ●●○ | 12 |
-# | 1.6 | Positions for another grid (`patches.resize_positions`) | ●●○ | 10 |
+# | 1.2 | Mend it: a picture on its way into the model (`patches.prepare`) | ●●○ | 10 |
+# | 1.3 | Cut a picture into patches (`patches.patchify`) | ●●○ | 12 |
+# | 1.4 | Write the test: which patchify is right? (`patches.test_patchify`) | ●●○ | 12 |
+# | 1.5 | Put the picture back together (`patches.unpatchify`) | ●●○ | 8 |
+# | 1.6 | A convolution that is a linear layer (`patches.conv_equals_linear`) | ●●○ | 8 |
+# | 1.7 | The whole patch embedding (`patches.add_positions`) | ●●○ | 12 |
+# | 1.8 | Measure it: where beside what (`patches.where_over_what`) | ●●○ | 8 |
+# | 1.9 | Positions for another grid (`patches.resize_positions`) | ●●○ | 10 |
 #
 # Next: [02 The vision transformer](02_vision_transformer.ipynb)

@@ -3,15 +3,16 @@
 #
 # You turn a conversation about a picture into a sequence of numbers, and decide which of them the model learns to write.
 # Afterwards you can (1) explain where a tokenizer comes from and what it costs, (2) build prompts and labels in which no
-# user can forge a token, and (3) recognise wrong labels although the loss goes down. You need chapter 04. About an hour;
-# the code runs in a minute.
+# user can forge a token, and (3) recognise wrong labels although the loss goes down. You need the decoder of chapter 04.
+# Fifty minutes; the code runs in a minute.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [← 04 The decoder](04_rope_decoder.ipynb) ·
 # [06 The vision-language model →](06_vision_language_model.ipynb) ·
-# [exercises](../exercises/05_text_tokens.ipynb)
+# [exercises](../exercises/05_text_tokens.ipynb) ·
+# [notation and terms](notation.md)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/05_text_tokens.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/05_text_tokens.ipynb
@@ -65,7 +66,7 @@ print(ids)
 [tokenizer.decode([token]) for token in ids]
 
 # %% [markdown]
-# Each number is a **token**. Here a token is a word, together with the space in front of it, or a mark. This chapter
+# Each number is a **token**, which here is a word, together with the space in front of it, or a mark. This chapter
 # answers three questions. How is a text cut into tokens? How does the model know who speaks, and where the picture is?
 # And which of the tokens does it learn to write? The third question sounds like a detail, but if you get it wrong,
 # nothing complains: the loss goes down while the answers get worse.
@@ -113,7 +114,7 @@ print(f"{rows:,} rows x {width} = {rows * width / 1e6:.1f} million numbers, {sha
 # %% [markdown]
 # ## Byte-pair encoding merges the most frequent pair, again and again
 #
-# Begin with characters. Find the two neighbours that occur together most often, and merge them into one token. Repeat.
+# Begin with characters. Find the two neighbours that occur together most often, merge them into one token, and repeat.
 # This was a way to compress files before [Sennrich et al. 2016](https://arxiv.org/abs/1508.07909) used it for
 # translation. Here is a text of six words, with its most frequent pairs:
 
@@ -123,8 +124,12 @@ def count_pairs(words):
     return Counter(pair for word in words for pair in pairwise(word))
 
 
-words = [list(word) for word in ["red", "red", "red", "green", "green", "tree"]]
+words = [list(word) for word in ("red", "red", "red", "green", "green", "tree")]
 count_pairs(words).most_common(3)
+
+# %% [markdown] tags=["stamped"]
+# **The next cell is folded, because it answers this exercise:** [exercise 5.1, One step of byte-pair
+# encoding](../exercises/05_text_tokens.ipynb). Write yours first, or unfold it.
 
 
 # %% tags=["answer:text.bpe_step"]
@@ -144,7 +149,7 @@ def bpe_step(words):
 
 
 # %% [markdown]
-# The pair `r e` wins. One step merges it in every word. We repeat the step until each word is a single token, and where
+# The pair `r e` wins, and one step merges it in every word. We repeat the step until each word is a single token, and where
 # two pairs are equally frequent, the one that comes first is taken.
 
 # %% tags=["nbval-check-output"]
@@ -188,7 +193,7 @@ for text in ("Where is the zebra?", "写真 of a zebra"):
 # %% [markdown]
 # Every text comes back as it was. A token that is only a part of a character is shown as `�`, which is normal: text that
 # streams out of a model has to wait for whole characters. The price is that a language from which the tokenizer did not
-# learn needs many more tokens for the same content. Exercise 5.3 measures it.
+# learn needs many more tokens for the same content, which exercise 5.3 measures.
 #
 # ### The same loop made the pocket tokenizer
 #
@@ -216,8 +221,8 @@ same = sum(a == tuple(b) for a, b in zip(learned, stored["merges"], strict=True)
 print(f"{len(words)} words, {same} of {len(learned)} merges as in the file. The first: {learned[:4]}")
 
 # %% [markdown]
-# Move **merges** to see the tokens grow, and type sentences of your own. Which word is whole first? What becomes of `写`?
-# In `705 SIGN` the digits stay alone, and so do capitals. That is on purpose, because the Thimble has signs to be read
+# Move **merges** to see the tokens grow, and type sentences of your own. Which word is whole first, and what becomes of
+# `写`? In `705 SIGN` the digits stay alone, and so do capitals. That is on purpose, because the Thimble has signs to be read
 # letter by letter: a **pre-tokenizer** cuts the text before any merge, and merges never cross its cuts. Exercise 5.2 is
 # one that keeps digits apart.
 
@@ -239,8 +244,8 @@ lever(cut_sentence, merges=(0, len(learned)), text=text, start={"merges": 60})
 # %% [markdown]
 # ## Special tokens are not text
 #
-# Who is speaking? Where is the picture? When is the answer over? No text can answer these questions safely, so tokens are
-# set aside for them that no text can become. The vocabulary therefore has three parts:
+# Who is speaking, where is the picture, and when is the answer over? No text can answer these questions safely, so tokens
+# are set aside for them that no text can become. The vocabulary therefore has three parts:
 
 # %% tags=["nbval-check-output"]
 special = {tokenizer.tokenizer.id_to_token(token): token for token in range(6)}
@@ -278,8 +283,8 @@ for messages, ask in (([question, answer], False), ([question], True)):
 #
 # ### A model knows one form only
 #
-# You write the prompt by hand, and it differs a little from the template. A person would not mind. Predict what the model
-# does:
+# You write the prompt by hand, and it differs a little from the template. A person would not mind. Predict what the
+# model does with such a prompt:
 
 # %%
 quiz("ch05.template")
@@ -369,7 +374,7 @@ except ValueError as error:
 
 # %% [markdown]
 # Without the refusal, the last token of one picture would take the first place of the next picture in the batch, and so
-# on to the end. Chapter 06 builds this fusion.
+# on to the end. The fusion itself is built in chapter 06.
 
 # %% [markdown]
 # ## What a user types must stay text
@@ -467,7 +472,8 @@ print("by default it returns", list(theirs.apply_chat_template([question, answer
 # %% [markdown]
 # ## Labels: the answers and their ends are learned
 #
-# Training compares at each place what the model predicts with what it should have predicted. Which places count? Predict:
+# Training compares at each place what the model predicts with what it should have predicted. Predict which places should
+# count:
 
 # %%
 quiz("ch05.labels")
@@ -543,6 +549,10 @@ print(f"first turn: {first} supervised tokens, all turns: {every}, 1 in {every /
 
 # %%
 from nanovlm.data.chat import IGNORE
+
+# %% [markdown] tags=["stamped"]
+# **The next cell is folded, because it answers this exercise:** [exercise 5.9, Shift
+# once](../exercises/05_text_tokens.ipynb). Write yours first, or unfold it.
 
 
 # %% tags=["package:nanovlm.data.chat.shift_labels", "answer:text.shift_once"]
@@ -666,7 +676,7 @@ torch.testing.assert_close(out.loss, F.cross_entropy(out.logits[0], target[0]))
 # `apply_chat_template` returns ([nanoVLM's data
 # code](https://github.com/huggingface/nanoVLM/blob/a363608b7876a0e9aeee4519b27f724df2b5d06d/data/datasets.py) is of this
 # kind; exercise 5.10 lets you mend it). [Llama's recipes](https://github.com/meta-llama/llama-cookbook/issues/133) had the
-# second, answers that are cut off. This is what training sees:
+# second, answers that are cut off. In both cases this is what training sees:
 
 # %% tags=["nbval-check-output"]
 logits = torch.randn(8, tokenizer.vocab_size, requires_grad=True)
@@ -695,7 +705,7 @@ for max_length in (128, 64, 32, 16):
 # %% [markdown]
 # A sample without a supervised token teaches nothing, so the package leaves it out, counts it and says why. The counts of
 # the others matter too: the mean is taken over supervised tokens, so a batch with 500 of them and a batch with 5 must not
-# weigh the same. Chapter 08 uses these counts.
+# weigh the same. The training loop of chapter 08 uses these counts.
 
 # %% [markdown]
 # ## The whole path, with your own parts

@@ -163,8 +163,8 @@ print(F.pad(mask, (2, 0), value=1).tolist())
 # ## In their places: a masked copy, in reading order
 #
 # Where the placeholders are is found by a comparison. `masked_scatter` walks through the True entries of a mask in
-# reading order and copies the next number of its source to each; the mask needs one axis more, so that whole vectors are
-# meant.
+# reading order and copies the next number of its source to each; the mask needs one axis more, so that whole vectors
+# are meant.
 
 # %% tags=["nbval-check-output"]
 HOLD = 4  # the placeholder's id
@@ -887,8 +887,8 @@ assert round(total / 1e6) == 222  # as its name on the Hub says: nanoVLM-222M
 
 # %% [markdown]
 # The projector, which joins the other two, is by far the smallest part. The token embedding counts once, since it is
-# the head as well. In exercise 6.6 you calculate these numbers without building anything. Here are twelve pictures, with
-# questions of 79 tokens:
+# the head as well. In exercise 6.6 you calculate these numbers without building anything. Here are twelve pictures,
+# with questions of 79 tokens:
 
 # %% tags=["nbval-check-output"]
 large_ids, large_images = torch.zeros(12, 79, dtype=torch.long), torch.zeros(12, 3, 224, 224)

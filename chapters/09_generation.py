@@ -9,7 +9,8 @@
 # [on GitHub][github] ·
 # [← 08 Training](08_training.ipynb) ·
 # [10 Evaluation →](10_evaluation.ipynb) ·
-# [exercises](../exercises/09_generation.ipynb)
+# [exercises](../exercises/09_generation.ipynb) ·
+# [notation and terms](notation.md)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/09_generation.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/09_generation.ipynb

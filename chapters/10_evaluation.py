@@ -10,7 +10,8 @@
 # [on GitHub][github] ·
 # [← 09 Generation](09_generation.ipynb) ·
 # [11 Full training →](11_full_training.ipynb) ·
-# [exercises](../exercises/10_evaluation.ipynb)
+# [exercises](../exercises/10_evaluation.ipynb) ·
+# [notation and terms](notation.md)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/10_evaluation.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/10_evaluation.ipynb
@@ -154,7 +155,7 @@ sample_card(turned[0].images[0], alt="A picture of shapes, turned by ten degrees
 
 # %%
 from nanovlm.viz.contact_sheet import AnsweredImage, contact_sheet
-from nanovlm.viz.style import image, png_bytes, svg_figure
+from nanovlm.viz.style import png_bytes, raster, svg_figure
 
 failed = [(q, a) for q, a in zip(turned, turned_answers, strict=True) if a != q.answer]
 cards = [AnsweredImage(q.images[0], q.text, a, q.answer) for q, a in failed[:8]]
@@ -164,7 +165,7 @@ print(dict(Counter(q.kind for q, _ in failed)))
 title = f"{len(failed)} failures; the first {len(cards)} of them."
 sheet = contact_sheet("Turned by ten degrees", title, cards, 4, scale=1)
 height = round(720 * sheet.height / sheet.width)
-drawn = image(0, 0, 720, height, png_bytes(sheet))
+drawn = raster(0, 0, 720, height, png_bytes(sheet))
 svg_figure(720, height, [drawn], "Turned pictures, each with a wrong answer.")
 
 # %% [markdown]

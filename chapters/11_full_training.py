@@ -10,7 +10,8 @@
 # [on GitHub][github] ·
 # [← 10 Evaluation](10_evaluation.ipynb) ·
 # [12 Shape tracing →](12_shape_tracing.ipynb) ·
-# [exercises](../exercises/11_full_training.ipynb)
+# [exercises](../exercises/11_full_training.ipynb) ·
+# [notation and terms](notation.md)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/11_full_training.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/11_full_training.ipynb

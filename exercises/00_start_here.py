@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 00 Exercises: how checks work
 #
-# One short exercise, to see how an exercise goes: write, check, read what it says, mend.
+# This short exercise shows how all exercises work: you write, check, read what the check says, and mend.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
@@ -37,22 +37,22 @@ from nanovlm.course import check
 # ## Exercise 0.1 · How many are right?
 # `start.score` · difficulty ●○○ · about 5 minutes
 #
-# **Why it matters.** Every claim about a model ends in a number like this one. Count a little too kindly and a
-# model that sees nothing looks clever.
+# **Why it matters.** Every claim about a model rests on a number like this one. If you count too generously, a
+# model that sees nothing looks capable.
 
 # %% [markdown] tags=["exercise"]
-# A model gave `answers`; the right ones are in `expected`, in the same order. What share of the answers is right?
+# A model gave `answers`, and the right answers are in `expected`, in the same order. Return the share of the answers
+# that are right, where right means equal, letter for letter. For example, `["blue", "4"]` for `["red", "4"]` scores
+# 0.5. With no answers at all, the score is 0.0.
 #
-# Right means equal, letter for letter. `["blue", "4"]` for `["red", "4"]` scores 0.5. The score of no answers at all is
-# 0.0.
-#
-# Run the two cells below as they are, first. The check says that nothing is written yet. Then replace the line that
-# raises, and run both again. Be wrong on purpose once: count instead of dividing, and read what the check says.
+# First run the two cells below as they are: the check says that nothing has been written yet. Then replace the line
+# that raises, and run both again. Make a mistake on purpose once, for example count without dividing, and read what
+# the check says.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# Two lists that belong together are walked through together: zip does it.
+# The two lists belong together, so go through both at the same time: zip does that.
 #
 # </details>
 # <details><summary>Hint 2: a plan</summary>

@@ -540,4 +540,5 @@ lengths = [12, 48, 20, 35, 27, 40, 9, 17, 30, 22]
 for batch in range(3):
     chosen = batch_indices(batch, len(lengths), 4, seed=0)
     rows = pack([lengths[i] for i in chosen], 64)
-    print(f"batch {batch}: samples {chosen}, {sum(lengths[i] for i in chosen)} tokens in {len(rows)} rows of 64")
+    tokens = sum(lengths[i] for i in chosen)
+    print(f"batch {batch}: samples {chosen}, {tokens} tokens in {len(rows)} rows of 64")

@@ -8,7 +8,8 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [the chapter](../chapters/08_training.ipynb) ·
-# [the solutions](../solutions/08_training.ipynb)
+# [the solutions](../solutions/08_training.ipynb) ·
+# [notation and terms](../chapters/notation.md)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/08_training.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/exercises/08_training.ipynb
@@ -85,9 +86,13 @@ from nanovlm.course import check, use
 
 # %%
 def get_lr(
-    step: int, max_lr: float, max_steps: int, warmup_fraction: float = 0.03, min_lr_fraction: float = 0.1
+    step: int,
+    max_lr: float,
+    max_steps: int,
+    warmup_fraction: float = 0.03,
+    min_lr_fraction: float = 0.1,
 ) -> float:
-    """Learning rate of a step: a straight line up to max_lr, then a cosine down to a share of it."""
+    """Learning rate of a step: a line up to max_lr, then a cosine down to a share of it."""
     raise NotImplementedError("training.get_lr")
 
 
@@ -133,7 +138,7 @@ check("training.get_lr", get_lr)
 
 # %%
 def clip_by_norm(gradients: list[Tensor], max_norm: float) -> tuple[list[Tensor], Tensor]:
-    """Gradients, scaled down together where their common norm is above max_norm; and that norm before."""
+    """Gradients, scaled down together where their norm is above max_norm; and that norm before."""
     raise NotImplementedError("training.clip_by_norm")
 
 
@@ -185,7 +190,15 @@ check("training.clip_by_norm", clip_by_norm)
 
 # %%
 def adamw_step(
-    p: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: int, lr: float, betas: tuple, eps: float, weight_decay: float
+    p: Tensor,
+    grad: Tensor,
+    m: Tensor,
+    v: Tensor,
+    step: int,
+    lr: float,
+    betas: tuple,
+    eps: float,
+    weight_decay: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One step of AdamW. Returns the new weight and both new moments. step counts from 1."""
     raise NotImplementedError("training.adamw_step")
@@ -241,7 +254,12 @@ check("training.adamw_step", adamw_step)
 
 
 # %%
-def param_groups(model: nn.Module, lr_projector: float, lr_backbones: float, weight_decay: float) -> list[dict]:
+def param_groups(
+    model: nn.Module,
+    lr_projector: float,
+    lr_backbones: float,
+    weight_decay: float,
+) -> list[dict]:
     """Groups for torch.optim.AdamW: every trained parameter once."""
     raise NotImplementedError("training.param_groups")
 
@@ -346,7 +364,10 @@ check("training.overfit_one_batch", overfits_one_batch)
 
 # %%
 def train_step(
-    model: nn.Module, batches: list[dict[str, Tensor]], optimizer: torch.optim.Optimizer, max_norm: float
+    model: nn.Module,
+    batches: list[dict[str, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    max_norm: float,
 ) -> float:
     """One step of the optimizer over several batches; the mean loss of their supervised tokens."""
     raise NotImplementedError("training.train_step")
@@ -412,7 +433,12 @@ check("training.train_step", train_step)
 
 # %%
 def train_until(
-    stop: int, model: nn.Module, optimizer: torch.optim.Optimizer, batch_of, lr_of, saved: dict | None = None
+    stop: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch_of,
+    lr_of,
+    saved: dict | None = None,
 ) -> dict:
     """Train up to step `stop`, from the start or from what an earlier call returned."""
     raise NotImplementedError("training.resume")

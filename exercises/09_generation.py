@@ -8,7 +8,8 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [the chapter](../chapters/09_generation.ipynb) ·
-# [the solutions](../solutions/09_generation.ipynb)
+# [the solutions](../solutions/09_generation.ipynb) ·
+# [notation and terms](../chapters/notation.md)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/09_generation.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/exercises/09_generation.ipynb
@@ -152,7 +153,14 @@ check("generation.greedy", decode)
 
 
 # %%
-def cached_attention(q: Tensor, k: Tensor, v: Tensor, rope, cache, mask: Tensor | None = None) -> Tensor:
+def cached_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rope,
+    cache,
+    mask: Tensor | None = None,
+) -> Tensor:
     """Attention of the new tokens over all that was seen: [batch, num_heads, new, head_dim]"""
     raise NotImplementedError("generation.cached_attention")
 
@@ -422,7 +430,10 @@ def beam_step(
     end: int,
     length_penalty: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """logits [beams, vocab_size]; totals, lengths, finished [beams] -> tokens, beams, totals, lengths, each [beams]"""
+    """logits [beams, vocab_size]; totals, lengths, finished [beams]
+
+    Returns: tokens, beams, totals, lengths, each [beams]
+    """
     raise NotImplementedError("generation.beam_step")
 
 
@@ -526,7 +537,10 @@ check("generation.stream_text", ready_text)
 
 # %%
 def accept(draft: Tensor, target: Tensor, proposed: Tensor, coins: Tensor) -> tuple[int, Tensor]:
-    """draft [k, vocab_size], target [k + 1, vocab_size], proposed [k], coins [k] -> how many stay, [vocab_size]"""
+    """draft [k, vocab_size], target [k + 1, vocab_size], proposed [k], coins [k]
+
+    Returns: how many stay, and the probabilities of the next token, [vocab_size]
+    """
     raise NotImplementedError("generation.speculative_accept")
 
 
@@ -546,10 +560,10 @@ check("generation.speculative_accept", accept)
 #
 # - the first call is not timed, because it reserves memory and may compile;
 # - then `repeats` calls are timed, each on its own, and the **median** of their times counts;
-# - a token counts if a row wrote it: all up to the row's first `end`, and that one too. What is filled in behind it does
-#   not count.
+# - a token counts if a row wrote it: all up to the row's first `end`, and that one too. What is filled in behind it
+#   does not count.
 #
-# All calls write the same tokens, and `repeats` is odd. In the check the clock is made up, so that a second is a second.
+# All calls write the same tokens, and `repeats` is odd. The check brings a machine whose clock is made up.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -601,9 +615,10 @@ from nanovlm.inference.prompts import prepare_prompts
 
 tokens_per_second = use("generation.tokens_per_second", tokens_per_second)
 pocket = VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
+image, end = asset_path("images/shapes.png"), pocket.config.eos_token_id
 for rows in (1, 16):
-    prompts = prepare_prompts(pocket, ["Describe the picture."] * rows, [asset_path("images/shapes.png")] * rows)
-    speed = tokens_per_second(partial(pocket.generate, **prompts), perf_counter, pocket.config.eos_token_id, 3)
+    prompts = prepare_prompts(pocket, ["Describe the picture."] * rows, [image] * rows)
+    speed = tokens_per_second(partial(pocket.generate, **prompts), perf_counter, end, 3)
     print(f"{rows:2} rows: {speed:,.0f} tokens a second")
 
 # %% [markdown]
@@ -628,7 +643,8 @@ print(
 # %%
 decode = use("generation.greedy", decode)  # your loop, or the reference until it passes
 table = torch.eye(5)[[1, 2, 3, 4, 0]]  # after token t comes token t + 1
-assert decode(table[:1], lambda tokens: table[tokens], lambda x: x.argmax(-1), [4], 9).tolist() == [[1, 2, 3, 4]]
+written = decode(table[:1], lambda tokens: table[tokens], lambda x: x.argmax(-1), [4], 9)
+assert written.tolist() == [[1, 2, 3, 4]]
 
 # %% [markdown]
 # ## A challenge without a solution

@@ -9,7 +9,8 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [the chapter](../chapters/10_evaluation.ipynb) ·
-# [the solutions](../solutions/10_evaluation.ipynb)
+# [the solutions](../solutions/10_evaluation.ipynb) ·
+# [notation and terms](../chapters/notation.md)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/10_evaluation.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/exercises/10_evaluation.ipynb
@@ -88,7 +89,19 @@ from nanovlm.course import check, use
 
 # %%
 ARTICLES = {"a", "an", "the"}
-NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NUMBER_WORDS = (
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+)
 
 
 def normalise_answer(text: str) -> str:
@@ -236,7 +249,7 @@ check("evaluation.wilson", wilson)
 
 # %%
 def broken_pairing(subsets: list[str], order: list[int]) -> list[int]:
-    """order: a random permutation of the samples. Entry i of the result: whose picture sample i is shown."""
+    """order: a random permutation of the samples -> whose picture each sample is shown."""
     return [order[i] for i in range(len(subsets))]
 
 
@@ -493,7 +506,12 @@ check("evaluation.paired_bootstrap", paired_bootstrap)
 
 
 # %%
-def pick_option(logits: Tensor, input_ids: Tensor, attention_mask: Tensor, prompt_length: int) -> tuple[Tensor, int]:
+def pick_option(
+    logits: Tensor,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    prompt_length: int,
+) -> tuple[Tensor, int]:
     """logits [options, T, vocab_size]; input_ids, attention_mask [options, T]."""
     raise NotImplementedError("evaluation.pick_option")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -260,6 +261,12 @@ def make_directory(path: str | Path) -> Path:
     return directory
 
 
+def to_the_disk(path: Path) -> None:
+    """Or a power loss could leave an empty file under a good name."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
 def write_json(values: Mapping[str, Any], path: Path) -> None:
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -273,6 +280,7 @@ def write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: Mapping[
     try:
         save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
         temporary.chmod(path.parent.stat().st_mode & 0o644)  # the library lets the owner alone read it
+        to_the_disk(temporary)
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 01 Exercises: from pixels to patches
 #
-# Six short ones. By the end you have written the first part of your own model: a picture goes in, a line of vectors
-# that know their places comes out.
+# Nine exercises and a challenge. By the end you have written the first part of your own model, which turns a picture
+# into a sequence of vectors that know their places.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
@@ -32,8 +32,10 @@ except ImportError:
     import_module("nanovlm.course")
 
 # %%
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from nanovlm.config import ViTConfig
@@ -43,23 +45,24 @@ from nanovlm.course import check
 # ## Exercise 1.1 · From bytes to the model's range
 # `patches.normalize` · difficulty ●○○ · about 4 minutes
 #
-# **Why it matters.** A model's weights belong to the range of numbers that it was trained on. Feed it another
-# one and nothing raises: it answers, only worse.
+# **Why it matters.** A model's weights belong to the range of numbers that it was trained on. With another
+# range it raises no error and still answers, but it answers worse.
 
 # %% [markdown] tags=["exercise"]
-# A picture comes as bytes: a tensor of type `uint8`, from 0 (black) to 255 (full). SigLIP wants floats from -1 to 1.
-# Black becomes -1, full becomes 1, and what lies between follows a straight line:
+# A picture arrives as bytes: a tensor of dtype `uint8`, from 0 (black) to 255 (full intensity). SigLIP expects floats
+# from -1 to 1. So 0 becomes -1, 255 becomes 1, and the values between them follow a straight line:
 #
 # ```
 # 0  51  204  255    ->    -1  -0.6  0.6  1
 # ```
 #
-# The shape stays what it is, `[3, height, width]` or with a batch in front. The result is `float32`.
+# The shape does not change; it is `[3, height, width]`, or the same with a batch in front. The result is `float32`.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# Where must 0 go, and where 255? Two points make a straight line: one factor and one shift.
+# Which value does 0 become, and which does 255? Two points determine a straight line, so you need one factor
+# and one shift.
 #
 # </details>
 # <details><summary>Hint 2: a plan</summary>
@@ -90,18 +93,79 @@ def normalize(pixels: Tensor) -> Tensor:
 check("patches.normalize", normalize)
 
 # %% [markdown] tags=["stamped"]
-# ## Exercise 1.2 · Cut a picture into patches
-# `patches.patchify` · difficulty ●●○ · about 12 minutes
+# ## Exercise 1.2 · Mend it: a picture on its way into the model
+# `patches.prepare` · difficulty ●●○ · about 10 minutes
 #
-# **Why it matters.** It makes a line of vectors out of a picture, which is all that a transformer can read. A
-# plain reshape gives the right shape too, and strips of pixels that belong together nowhere.
+# **Why it matters.** Code like this is in countless scripts. It runs without an error on most pictures, and the
+# model then answers about a picture that nobody has seen.
 
 # %% [markdown] tags=["exercise"]
-# Cut each picture of a batch into squares of `patch_size` x `patch_size` pixels, and lay each square out as one vector:
-# `[batch, channels, height, width]` becomes `[batch, num_patches, channels * patch_size ** 2]`.
+# **Mend it.** The following function prepares a picture for the pocket model. It was copied from one script into the
+# next, and it has four faults:
 #
-# The patches come in reading order, along the rows. Inside a patch, all of channel 0 comes first, row by row, then all
-# of channel 1, and so on. One channel of 4 x 4 pixels, with `patch_size = 2`:
+# ```python
+# def prepare(image, size):
+#     x = torch.from_numpy(np.array(image.resize((size, size), Image.Resampling.BICUBIC)))
+#     x = x.reshape(3, size, size)
+#     return x / 255
+# ```
+#
+# The symptoms: a grey picture raises an error, and so does a transparent one. For a colour picture the model answers
+# as if it were shown noise. Mend the function, so that any picture of PIL becomes `[1, 3, size, size]` in the range
+# from -1 to 1. Keep the resizing as it is, and let `convert("RGB")` deal with transparency, for which chapter 07
+# finds a better way. The picture that you receive must not be changed.
+
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Follow one red pixel through the three lines. Which of them assumes something about the picture, and which one
+# only makes the shape right?
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# There are four faults: a grey or transparent picture has another number of channels, the channels are moved by
+# the wrong function, the range is that of another model, and the batch is missing.
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# ```python
+# image = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+# x = torch.from_numpy(np.array(image))          # [row, column, channel], bytes
+# x = move the channels to the front             # which function moves axes?
+# return x in the range of the model, with a batch of one in front
+# ```
+#
+# </details>
+
+
+# %%
+def prepare(image: Image.Image, size: int) -> Tensor:
+    """A picture of any mode and size -> float32 [1, 3, size, size], from -1 to 1."""
+    # SOLUTION
+    resized = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+    x = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+    return x[None] / 127.5 - 1
+    # END SOLUTION
+
+
+# %%
+check("patches.prepare", prepare)
+
+# %% [markdown] tags=["stamped"]
+# ## Exercise 1.3 · Cut a picture into patches
+# `patches.patchify` · difficulty ●●○ · about 12 minutes
+#
+# **Why it matters.** It turns a picture into a sequence of vectors, which is all that a transformer can read. A
+# plain reshape gives the right shape too, but its patches are strips of pixels that do not belong together.
+
+# %% [markdown] tags=["exercise"]
+# Cut each picture of a batch into squares of `patch_size` x `patch_size` pixels, and flatten each square into one
+# vector, so that `[batch, channels, height, width]` becomes `[batch, num_patches, channels * patch_size ** 2]`.
+#
+# The patches are in reading order, which means along the rows. Inside a patch, all of channel 0 comes first, row by
+# row, then all of channel 1, and so on. Here is one channel of 4 x 4 pixels, with `patch_size = 2`:
 #
 # ```
 #  0  1 |  2  3
@@ -111,13 +175,14 @@ check("patches.normalize", normalize)
 # 12 13 | 14 15        10 11 14 15      patch 3
 # ```
 #
-# A picture may be wider than high. Both sides divide by `patch_size`. Reshape and permute are enough; no loops needed.
+# A picture may be wider than high, and both sides are multiples of `patch_size`. Reshape and permute are enough, so
+# you need no loop.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# A patch is p rows of p pixels, in each of three channels. In memory its rows do not stand next to each other:
-# between two of them lies the rest of the picture's row.
+# A patch consists of p rows of p pixels, in each of three channels. In memory these rows are not adjacent,
+# because the rest of the picture's row is between them.
 #
 # </details>
 # <details><summary>Hint 2: a plan</summary>
@@ -153,21 +218,79 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
 check("patches.patchify", patchify)
 
 # %% [markdown] tags=["stamped"]
-# ## Exercise 1.3 · Put the picture back together
-# `patches.unpatchify` · difficulty ●●○ · about 8 minutes
+# ## Exercise 1.4 · Write the test: which patchify is right?
+# `patches.test_patchify` · difficulty ●●○ · about 12 minutes
 #
-# **Why it matters.** What can be undone has lost nothing. And whenever you want to see what a model did to its
-# patches, this is the way back to a picture.
+# **Why it matters.** All these wrong versions have been written by people, and nearly all of them return the
+# right shape for a square picture of one colour. A test finds them only if its example is unkind enough.
 
 # %% [markdown] tags=["exercise"]
-# The way back: `[batch, num_patches, channels * patch_size ** 2]` becomes the pictures again,
-# `[batch, channels, height, width]`. The picture is a square, so the number of patches tells its side, and the width
-# of a patch tells the number of channels. `unpatchify(patchify(images, p), p)` is `images` again.
+# **Write the test.** The check runs your test on a `patchify` that is right, where it has to pass, and on every wrong
+# version that the check of the exercise before this one can name, where it has to fail. It tells you how many you
+# catch.
+#
+# A test calls the function that it receives with a small example and compares the result by `assert`. It returns
+# nothing. Some of the wrong versions raise an error for your example, which counts as caught.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# Read your patchify from the last line to the first and undo each step.
+# A picture of zeros cannot tell any two versions apart. Which numbers can?
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# Take a picture whose numbers are all different (torch.arange), with two pictures in the batch, two channels,
+# and more columns than rows. Work out the first patches by hand. One more example needs several rows of
+# patches.
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# ```python
+# images = torch.arange(64.0).reshape(2, 2, 2, 8)      # 2 pictures, 2 channels, 2 rows, 8 columns
+# out = patchify(images, 2)
+# assert out.shape == …
+# assert out[0, 0].tolist() == …      # channel 0: two rows of two, then channel 1
+# and the same for another patch, for picture 1, and for a picture with two rows of patches
+# ```
+#
+# </details>
+
+
+# %%
+def test_patchify(patchify) -> None:
+    """Raises AssertionError if patchify(images, patch_size) is wrong."""
+    # SOLUTION
+    images = torch.arange(96.0).reshape(2, 2, 4, 6)
+    out = patchify(images, 2)
+    assert out.shape == (2, 6, 8), "two pictures of 2 x 3 patches"
+    assert out[0, 0].tolist() == [0, 1, 6, 7, 24, 25, 30, 31], "the patch at the top left, channel by channel"
+    assert out[0, 1].tolist() == [2, 3, 8, 9, 26, 27, 32, 33], "the next patch in the same row"
+    assert out[0, 3].tolist() == [12, 13, 18, 19, 36, 37, 42, 43], "the first patch of the second row"
+    assert torch.equal(out[1], out[0] + 48), "the second picture"
+    # END SOLUTION
+
+
+# %%
+check("patches.test_patchify", test_patchify)
+
+# %% [markdown] tags=["stamped"]
+# ## Exercise 1.5 · Put the picture back together
+# `patches.unpatchify` · difficulty ●●○ · about 8 minutes
+#
+# **Why it matters.** A step that can be undone has lost nothing. You also need this function whenever you want
+# to see as a picture what a model did to its patches.
+
+# %% [markdown] tags=["exercise"]
+# Write the inverse of `patchify`: `[batch, num_patches, channels * patch_size ** 2]` becomes the pictures again,
+# `[batch, channels, height, width]`. The pictures are squares, so the number of patches determines their side, and
+# the width of a patch determines the number of channels. `unpatchify(patchify(images, p), p)` has to equal `images`.
+
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Read your patchify from its last line to its first, and undo each step in this order.
 #
 # </details>
 # <details><summary>Hint 2: a plan</summary>
@@ -203,24 +326,22 @@ def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
 check("patches.unpatchify", unpatchify)
 
 # %% [markdown] tags=["stamped"]
-# ## Exercise 1.4 · A convolution that is a linear layer
+# ## Exercise 1.6 · A convolution that is a linear layer
 # `patches.conv_equals_linear` · difficulty ●●○ · about 8 minutes
 #
-# **Why it matters.** Models store the patch embedding as a convolution, papers draw it as a linear layer. Who
-# knows that both are the same numbers can read both, and can load the one into the other.
+# **Why it matters.** Models store the patch embedding as a convolution, while papers draw it as a linear layer.
+# Both have the same weights, so you can read both and load one into the other.
 
 # %% [markdown] tags=["exercise"]
-# You get a convolution that cuts pictures into patches: kernel and stride are both `p`, and it has 3 input channels.
-# Return an `nn.Linear` that does the same to patches that are cut already, as `patchify` cuts them:
+# You receive a convolution that cuts pictures into patches: its kernel size and its stride are both `p`, and it has
+# three input channels. Return an `nn.Linear` that computes the same from patches that `patchify` has already cut:
 #
 # ```
-# linear_from_conv(conv)(patchify(images, p))    is    conv(images), with its grid laid out as a line
+# linear_from_conv(conv)(patchify(images, p))    equals    conv(images), with its grid flattened into a sequence
 # ```
 #
-# Carry the convolution's numbers over, and leave the convolution as it is. It may come without a bias
-# (`conv.bias is None`): then the layer has none either.
-#
-# (To write into a parameter: `with torch.no_grad(): linear.weight.copy_(…)`.)
+# Copy the convolution's weights and leave the convolution unchanged. It may have no bias (`conv.bias is None`), and
+# then the layer must have none either. To write into a parameter, use `with torch.no_grad(): linear.weight.copy_(…)`.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -265,28 +386,28 @@ def linear_from_conv(conv: nn.Conv2d) -> nn.Linear:
 check("patches.conv_equals_linear", linear_from_conv)
 
 # %% [markdown] tags=["stamped"]
-# ## Exercise 1.5 · The whole patch embedding
+# ## Exercise 1.7 · The whole patch embedding
 # `patches.add_positions` · difficulty ●●○ · about 12 minutes
 #
-# **Why it matters.** This is the first part of your own model: everything that the encoder will ever know about
-# where a patch was comes from the vectors that are added here.
+# **Why it matters.** This is the first part of your own model. Everything that the encoder can know about the
+# place of a patch comes from the vectors that you add here.
 
 # %% [markdown] tags=["exercise"]
-# Now the part itself: pictures `[batch, 3, image_size, image_size]` become vectors `[batch, num_patches, hidden_dim]`,
-# the patches in reading order.
+# Now write the part itself, which turns pictures `[batch, 3, image_size, image_size]` into vectors `[batch,
+# num_patches, hidden_dim]`, with the patches in reading order. It has two weights:
 #
 # - `conv`: a convolution from 3 channels to `hidden_dim`, with bias, whose kernel and stride are `patch_size`.
-# - `position_embedding`: a learned vector for each place, `[1, num_patches, hidden_dim]`, that starts as small random
-#   numbers (`torch.randn` times 0.02) and is added to the patch at that place.
+# - `position_embedding`: a learned vector for each place, `[1, num_patches, hidden_dim]`, which starts as small
+#   random numbers (`torch.randn` times 0.02) and is added to the patch at that place.
 #
-# The names must be these two, so that trained weights find them. `config` has `patch_size`, `hidden_dim` and
-# `num_patches`. In `forward`, the lines that refuse a picture of the wrong size are there already.
+# Keep these two names, because trained weights are loaded by name. `config` has `patch_size`, `hidden_dim` and
+# `num_patches`. The lines of `forward` that refuse a picture of the wrong size are already there.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# Two things are learned: a convolution that makes a vector of each patch, and one more vector for each place of
-# the grid.
+# Two things are learned: a convolution that turns each patch into a vector, and a further vector for each place
+# of the grid.
 #
 # </details>
 # <details><summary>Hint 2: a plan</summary>
@@ -335,30 +456,85 @@ class PatchEmbedding(nn.Module):
 check("patches.add_positions", PatchEmbedding)
 
 # %% [markdown] tags=["stamped"]
-# ## Exercise 1.6 · Positions for another grid
-# `patches.resize_positions` · difficulty ●●○ · about 10 minutes
+# ## Exercise 1.8 · Measure it: where beside what
+# `patches.where_over_what` · difficulty ●●○ · about 8 minutes
 #
-# **Why it matters.** Positions are learned for one grid. Without this, an encoder that learned at 224 pixels
-# could not even begin to learn at 512: a thousand places would have no vector.
+# **Why it matters.** Positions at the wrong scale cost the pocket model 700 steps without progress, and no
+# error said so. One number, measured before the training, would have.
 
 # %% [markdown] tags=["exercise"]
-# Positions were learned for one grid, say 14 x 14 = 196 places. Your pictures are larger and make a grid of 32 x 32.
-# Stretch the positions to it: `[1, old * old, dim]` becomes `[1, grid_size * grid_size, dim]`.
+# **Measure it.** The chapter compares how much patches differ from each other with how much positions do. Write this
+# measurement as one number: the average distance of the positions from their mean vector, divided by the average
+# distance of the patch vectors from theirs.
 #
-# Treat the positions as a picture with `dim` channels and resize that with `F.interpolate`: `mode="bicubic"`, and
-# `align_corners=False`. Both grids are square. If the grid has the right size already, the positions come back as they
+# `what` contains the patch vectors before positions are added, `[B, num_patches, dim]`, and all of them form one set.
+# `where` contains the positions, `[1, num_patches, dim]`. A distance is the length of the difference of two vectors.
+# When the check has passed, measure the three embeddings of the chapter: which of them would you train?
+
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# What is the same for all patches says nothing about any of them. How do you take it off?
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# For the patches and for the positions alike: subtract the mean vector, take the length of what is left of each
+# vector, and average the lengths. Then divide.
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# ```python
+# flat = vectors with batch and patches merged      # [everything, dim]
+# spread = the mean length of flat - (its mean over the first axis)
+# return spread of where / spread of what, as a number
+# ```
+#
+# </details>
+
+
+# %%
+def where_over_what(what: Tensor, where: Tensor) -> float:
+    """How much the positions vary, relative to the patches."""
+    # SOLUTION
+    spreads = []
+    for vectors in (where, what):
+        flat = vectors.flatten(0, 1)
+        spreads.append((flat - flat.mean(dim=0)).norm(dim=-1).mean())
+    return (spreads[0] / spreads[1]).item()
+    # END SOLUTION
+
+
+# %%
+check("patches.where_over_what", where_over_what)
+
+# %% [markdown] tags=["stamped"]
+# ## Exercise 1.9 · Positions for another grid
+# `patches.resize_positions` · difficulty ●●○ · about 10 minutes
+#
+# **Why it matters.** Positions are learned for one grid. Without resizing them, an encoder that was trained at
+# 224 pixels could not even start its training at 512, because most places would have no vector.
+
+# %% [markdown] tags=["exercise"]
+# Position embeddings were learned for one grid, for example for 14 x 14 = 196 places, and your pictures are larger
+# and need a grid of 32 x 32. Resize the positions, so that `[1, old * old, dim]` becomes `[1, grid_size * grid_size,
+# dim]`.
+#
+# Treat the positions as a picture with `dim` channels and resize it with `F.interpolate`, using `mode="bicubic"` and
+# `align_corners=False`. Both grids are square. If the grid already has the right size, return the positions as they
 # are.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
 #
-# Read the line of vectors as a small picture: one pixel for each place, and dim channels.
+# Read the sequence of vectors as a small picture, with one pixel for each place and dim channels.
 #
 # </details>
 # <details><summary>Hint 2: a plan</summary>
 #
-# Pictures are resized with F.interpolate, which wants [batch, channels, rows, columns]. So unfold the line into
-# a grid, bring dim to the front, resize, and go back the same way.
+# Pictures are resized with F.interpolate, which wants [batch, channels, rows, columns]. So unfold the sequence
+# into a grid, bring dim to the front, resize, and go back the same way.
 #
 # </details>
 # <details><summary>Hint 3: almost code</summary>
@@ -388,3 +564,20 @@ def resize_positions(positions: Tensor, grid_size: int) -> Tensor:
 
 # %%
 check("patches.resize_positions", resize_positions)
+
+# %% [markdown]
+# ## A challenge without a solution: fill the holes
+#
+# The chapter fills the holes of soft pictures by attention whose only weights are 64 positions of 32 numbers. The
+# next cell gives the score of this baseline, the mean squared error in the holes of 200 new pictures. It is about
+# 0.16, and smaller is better.
+#
+# **Challenge.** Stay below the baseline with at most 2,048 learned numbers and the same 300 steps of 32 pictures.
+# Your function receives the batches and returns `predict(colours, hidden)`. An error below 0.13 can be reached in
+# this way. One question helps: in `fill`, each prediction is a mean of visible colours with positive weights. What
+# could you express if some of the weights were negative?
+
+# %%
+from nanovlm.course.holes import by_positions, score
+
+print(f"baseline: {score(by_positions):.3f}")

@@ -1,14 +1,15 @@
 # %% [markdown]
 # # 05 Exercises: text, tokens and labels
 #
-# Eleven exercises, among them code to mend, something to measure and a test to write. Together they are the way from a
-# conversation to what a model trains on. A challenge without a solution is at the end.
+# Eleven exercises, among them code to mend, something to measure and a test to write. Together they are the way from
+# a conversation to what a model trains on. A challenge without a solution is at the end.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [the chapter](../chapters/05_text_tokens.ipynb) ·
-# [the exercises](../exercises/05_text_tokens.ipynb)
+# [the exercises](../exercises/05_text_tokens.ipynb) ·
+# [notation and terms](../chapters/notation.md)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/solutions/05_text_tokens.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/solutions/05_text_tokens.ipynb
@@ -39,7 +40,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from nanovlm.course import check
+from nanovlm.course import budget, check, use
 
 # %% [markdown] tags=["stamped"]
 # ## Exercise 5.1 · One step of byte-pair encoding
@@ -49,10 +50,10 @@ from nanovlm.course import check
 # SmolLM2 were made in this way, and so was the pocket model's.
 
 # %% [markdown] tags=["exercise"]
-# `words` is a text: a list of words, each of which is a list of tokens. A word that occurs three times is in the list three
-# times. Find the pair of neighbouring tokens that occurs most often inside the words. If several occur equally often, take
-# the one that comes first when you go through the words in order. Merge that pair wherever it occurs, from left to right,
-# and return the words with the longer tokens:
+# `words` is a text: a list of words, each of which is a list of tokens. A word that occurs three times is in the list
+# three times. Find the pair of neighbouring tokens that occurs most often inside the words. If several occur equally
+# often, take the one that comes first when you go through the words in order. Merge that pair wherever it occurs,
+# from left to right, and return the words with the longer tokens:
 #
 # ```
 # r e d,  r e d,  g r e e n      the pair r e occurs three times
@@ -117,8 +118,8 @@ check("text.bpe_step", bpe_step)
 # read and compute numbers better digit by digit, which is why SmolLM2's tokenizer splits them.
 
 # %% [markdown] tags=["exercise"]
-# Before any merge, a tokenizer cuts its text into pieces that merges never cross. Write such a **pre-tokenizer**, which
-# keeps the digits of a number apart. A piece is one of these:
+# Before any merge, a tokenizer cuts its text into pieces that merges never cross. Write such a **pre-tokenizer**,
+# which keeps the digits of a number apart. A piece is one of these:
 #
 # - letters that follow each other, of any script, with the space in front of them if there is one;
 # - one digit, or one other mark such as `?`, with the space in front of it if there is one;
@@ -165,9 +166,9 @@ check("text.split_digits", split_digits)
 # times the tokens, its speakers get a quarter of the context, and nothing in the model says so.
 
 # %% [markdown] tags=["exercise"]
-# How much does a language cost? `texts` gives a list of texts for each language, and `encode` turns a text into ids. Return
-# a dict with, for each language, how many tokens one character costs: all tokens of its texts, divided by all characters of
-# its texts. A space is a character too.
+# How much does a language cost? `texts` gives a list of texts for each language, and `encode` turns a text into ids.
+# Return a dict with, for each language, how many tokens one character costs: all tokens of its texts, divided by all
+# characters of its texts. A space is a character too.
 #
 # With a tokenizer of bytes, English is 1.0 and Chinese is 3.0.
 
@@ -216,9 +217,9 @@ check("text.measure_fertility", fertility)
 # <|user|>Where is the red star?<|assistant|>top left<|end|>
 # ```
 #
-# A system message is `<|system|>` and its content. With `add_generation_prompt` the text continues to the place where the
-# next answer begins: `<|user|>Where is the red star?<|assistant|>`. The content is somebody's text, so change nothing in
-# it.
+# A system message is `<|system|>` and its content. With `add_generation_prompt` the text continues to the place where
+# the next answer begins: `<|user|>Where is the red star?<|assistant|>`. The content is somebody's text, so change
+# nothing in it.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -270,9 +271,9 @@ check("text.render_chat", render_chat)
 # it refuses the batch, and with placeholders elsewhere the question is read before the picture.
 
 # %% [markdown] tags=["exercise"]
-# In the text a picture is one placeholder. The model needs one for each of the picture's image tokens. Return the ids with
-# every `image_token_id` repeated `num_image_tokens` times, in the place where it is. With image token 4 and three image
-# tokens for a picture, `[2, 4, 93, 42, 3]` becomes `[2, 4, 4, 4, 93, 42, 3]`.
+# In the text a picture is one placeholder. The model needs one for each of the picture's image tokens. Return the ids
+# with every `image_token_id` repeated `num_image_tokens` times, in the place where it is. With image token 4 and
+# three image tokens for a picture, `[2, 4, 93, 42, 3]` becomes `[2, 4, 4, 4, 93, 42, 3]`.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -318,12 +319,12 @@ check("text.image_placeholders", expand_placeholders)
 # data.
 
 # %% [markdown] tags=["exercise"]
-# Turn a conversation into ids, in the same format as in exercise 5.4. The difference is that somebody types `<|end|>` into
-# a question, and it has to remain seven characters of text.
+# Turn a conversation into ids, in the same format as in exercise 5.4. The difference is that somebody types `<|end|>`
+# into a question, and it has to remain seven characters of text.
 #
-# `special` is a table from the spelling of a special token to its id, such as `{"<|end|>": 1, "<|user|>": 2, …}`. `encode`
-# turns text into ids and knows no special tokens: here it takes the UTF-8 bytes of the text and adds 6 to each, so that
-# `encode("a")` is `[103]`. The message `{"role": "user", "content": "a<|end|>"}` therefore becomes
+# `special` is a table from the spelling of a special token to its id, such as `{"<|end|>": 1, "<|user|>": 2, …}`.
+# `encode` turns text into ids and knows no special tokens: here it takes the UTF-8 bytes of the text and adds 6 to
+# each, so that `encode("a")` is `[103]`. The message `{"role": "user", "content": "a<|end|>"}` therefore becomes
 #
 # ```
 #  <|user|>    a   <    |    e    n    d    |   >
@@ -383,10 +384,10 @@ check("text.safe_user_text", encode_chat)
 # answering.
 
 # %% [markdown] tags=["exercise"]
-# Which tokens of a conversation does the model learn to write? The answers, and the end token of each. Return a list as
-# long as `ids`, which holds the token itself where it is supervised and -100, which the loss leaves out, everywhere else.
-# `assistant_id` is the token that opens an answer, and `end_id` ends it. Both are in the ids only where the template has
-# put them.
+# Which tokens of a conversation does the model learn to write? The answers, and the end token of each. Return a list
+# as long as `ids`, which holds the token itself where it is supervised and -100, which the loss leaves out,
+# everywhere else. `assistant_id` is the token that opens an answer, and `end_id` ends it. Both are in the ids only
+# where the template has put them.
 #
 # ```
 #   <|user|>  <|image|>  Where  ?     <|assistant|>  top   left  <|end|>
@@ -394,8 +395,8 @@ check("text.safe_user_text", encode_chat)
 # [-100,     -100,      -100,  -100, -100,           94,   95,   1    ]
 # ```
 #
-# There may be several turns. The last answer may be cut off, so that it has no end token; then the tokens that are left are
-# supervised. Nothing is shifted yet.
+# There may be several turns. The last answer may be cut off, so that it has no end token; then the tokens that are
+# left are supervised. Nothing is shifted yet.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -447,12 +448,12 @@ check("text.build_labels", build_labels)
 # well chosen example tells them all.
 
 # %% [markdown] tags=["exercise"]
-# **Write the test.** `build` is a function like the one of the previous exercise, written by somebody else. Write a test
-# that returns nothing if `build` is right, and raises `AssertionError` if it is wrong.
+# **Write the test.** `build` is a function like the one of the previous exercise, written by somebody else. Write a
+# test that returns nothing if `build` is right, and raises `AssertionError` if it is wrong.
 #
-# The check runs your test on a right version, on which it has to pass, and on nine wrong ones, and it counts how many it
-# catches. One example is enough, if it is chosen well: think of everything that a conversation may contain. Every whole
-# number from 0 is a token's id.
+# The check runs your test on a right version, on which it has to pass, and on nine wrong ones, and it counts how many
+# it catches. One example is enough, if it is chosen well: think of everything that a conversation may contain. Every
+# whole number from 0 is a token's id.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -494,10 +495,10 @@ check("text.test_labels", test_labels)
 # it reads, and with two shifts to leave out a word. In both cases the loss goes down smoothly.
 
 # %% [markdown] tags=["exercise"]
-# The decoder predicts at place t which token comes at place t + 1, so its target at t is the label of t + 1. `labels` is a
-# tensor of whole numbers, `[batch, length]`, with each label at its own token. Return the targets in the same shape: at
-# each place the label of the next one. Nothing follows the last place, so its target is -100.
-# `[-100, -100, 94, 1]` becomes `[-100, 94, 1, -100]`.
+# The decoder predicts at place t which token comes at place t + 1, so its target at t is the label of t + 1. `labels`
+# is a tensor of whole numbers, `[batch, length]`, with each label at its own token. Return the targets in the same
+# shape: at each place the label of the next one. Nothing follows the last place, so its target is -100. `[-100, -100,
+# 94, 1]` becomes `[-100, 94, 1, -100]`.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -543,8 +544,8 @@ check("text.shift_once", shift_once)
 # trained on nothing: no error, and a loss of NaN.
 
 # %% [markdown] tags=["exercise"]
-# **Mend it.** This code finds the answers of a conversation. It renders one message after the other, counts the tokens, and
-# supervises all tokens of an answer but the first `prefix`, with which every message begins:
+# **Mend it.** This code finds the answers of a conversation. It renders one message after the other, counts the tokens,
+# and supervises all tokens of an answer but the first `prefix`, with which every message begins:
 #
 # ```python
 # def supervised(messages, apply_template, prefix):
@@ -556,9 +557,9 @@ check("text.shift_once", shift_once)
 #     return flags
 # ```
 #
-# The symptom: since the library that provides `apply_template` was updated, the loss is NaN. The function used to return a
-# list of ids, and now it returns a dict with `input_ids` and `attention_mask`. Mend it, so that it works with both
-# versions. Return one flag for each token of the conversation, True where it is supervised.
+# The symptom: since the library that provides `apply_template` was updated, the loss is NaN. The function used to
+# return a list of ids, and now it returns a dict with `input_ids` and `attention_mask`. Mend it, so that it works
+# with both versions. Return one flag for each token of the conversation, True where it is supervised.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -608,10 +609,10 @@ check("text.mend_supervised", supervised)
 # makes the loss NaN. In chapter 08 the same count makes gradient accumulation exact.
 
 # %% [markdown] tags=["exercise"]
-# A long conversation is cut after `max_length` tokens. If its answer was cut off, it teaches nothing and has to be left
-# out. `labels` is `[batch, length]`, with -100 where nothing is supervised. Return a list with one whole number for each
-# sample: how many of its tokens are supervised if only the first `max_length` are kept. With `max_length=None` nothing is
-# cut.
+# A long conversation is cut after `max_length` tokens. If its answer was cut off, it teaches nothing and has to be
+# left out. `labels` is `[batch, length]`, with -100 where nothing is supervised. Return a list with one whole number
+# for each sample: how many of its tokens are supervised if only the first `max_length` are kept. With
+# `max_length=None` nothing is cut.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -641,3 +642,26 @@ def count_supervised(labels: Tensor, max_length: int | None = None) -> list[int]
 
 # %%
 check("text.count_supervised", count_supervised)
+
+# %% [markdown]
+# ## A challenge without a solution: fewer tokens, and every digit apart
+#
+# Write a pre-tokenizer with which 760 unseen texts of the Thimble take as few tokens as possible, after 120 merges that
+# are learned from other texts. The pieces have to join to the text again, and no piece may hold two digits;
+# `tokens_needed` raises an error where that is not so. The pre-tokenizer of exercise 5.2 needs 4,577 tokens. We reached
+# 4,408 by letting pieces grow. Say what a tokenizer loses whose pieces grow too far.
+
+# %%
+from nanovlm.course.challenges import tokens_needed
+from nanovlm.data.thimble import thimble_sample
+
+
+def conversations(split: str, number: int) -> list[str]:
+    subsets = ("shapes", "charts", "glyphs")
+    samples = [thimble_sample(s, split, i, image_size=8) for s in subsets for i in range(number)]
+    return [turn[role] for sample in samples for turn in sample["texts"] for role in ("user", "assistant")]
+
+
+pieces = use("text.split_digits")
+train, test = budget().pick(ci=(4, 2), laptop=(40, 20))
+print(tokens_needed(pieces, conversations("train", train), conversations("test", test)), "tokens")

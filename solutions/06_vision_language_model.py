@@ -332,9 +332,9 @@ check("fusion.forward", forward)
 # changes says whether the model looked, even where the answer stays the same.
 
 # %% [markdown] tags=["exercise"]
-# **Measure it.** You get two rows of logits for the same questions, with two different pictures: `[batch, vocab_size]` each. How
-# much probability has moved? Return one number for each question, `[batch]`, between 0 (the same answer, just as sure) and 1
-# (all the probability went elsewhere).
+# **Measure it.** You get two rows of logits for the same questions, with two different pictures: `[batch, vocab_size]`
+# each. How much probability has moved? Return one number for each question, `[batch]`, between 0 (the same answer, just
+# as sure) and 1 (all the probability went elsewhere).
 #
 # With the probabilities 0.5, 0.3, 0.2 before and 0.2, 0.3, 0.5 after, 0.3 has moved from the first word to the last.
 
@@ -381,8 +381,8 @@ check("fusion.moved", moved)
 # part that you did not know.
 
 # %% [markdown] tags=["exercise"]
-# How many parameters does a model of these sizes have? Calculate it, without building the model. Return a dict with the keys
-# `vision_encoder`, `projector` and `decoder`. For `VLMConfig()`, the 222M model, they add up to 222 million; the
+# How many parameters does a model of these sizes have? Calculate it, without building the model. Return a dict with the
+# keys `vision_encoder`, `projector` and `decoder`. For `VLMConfig()`, the 222M model, they add up to 222 million; the
 # formula must hold for any config.
 #
 # The sizes are called `config.vision.hidden_dim`, `.inter_dim`, `.num_blocks`, `.patch_size`, `.num_patches`;
@@ -518,9 +518,9 @@ check("fusion.batch_positions", joint_positions)
 # eight that are wrong in eight ways, where it has to fail. It tells you how many you catch.
 #
 # The promises of exercise 6.1 are what you may ask for: image tokens stand in the places of placeholders, in reading
-# order, and a batch is refused with `ValueError` if a row's placeholders are not whole pictures, or if there are more or
-# fewer of them in all than image tokens. A test calls the function that it is given, compares by `assert`, and returns
-# nothing.
+# order, and a batch is refused with `ValueError` if a row's placeholders are not whole pictures, or if there are more
+# or fewer of them in all than image tokens. A test calls the function that it is given, compares by `assert`, and
+# returns nothing.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>

@@ -8,7 +8,8 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [the chapter](../chapters/08_training.ipynb) ·
-# [the exercises](../exercises/08_training.ipynb)
+# [the exercises](../exercises/08_training.ipynb) ·
+# [notation and terms](../chapters/notation.md)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/solutions/08_training.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/solutions/08_training.ipynb

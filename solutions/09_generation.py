@@ -8,7 +8,8 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [the chapter](../chapters/09_generation.ipynb) ·
-# [the exercises](../exercises/09_generation.ipynb)
+# [the exercises](../exercises/09_generation.ipynb) ·
+# [notation and terms](../chapters/notation.md)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/solutions/09_generation.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/solutions/09_generation.ipynb

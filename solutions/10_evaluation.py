@@ -9,7 +9,8 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [the chapter](../chapters/10_evaluation.ipynb) ·
-# [the exercises](../exercises/10_evaluation.ipynb)
+# [the exercises](../exercises/10_evaluation.ipynb) ·
+# [notation and terms](../chapters/notation.md)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/solutions/10_evaluation.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/solutions/10_evaluation.ipynb

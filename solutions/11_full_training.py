@@ -9,7 +9,8 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [the chapter](../chapters/11_full_training.ipynb) ·
-# [the exercises](../exercises/11_full_training.ipynb)
+# [the exercises](../exercises/11_full_training.ipynb) ·
+# [notation and terms](../chapters/notation.md)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/solutions/11_full_training.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/solutions/11_full_training.ipynb

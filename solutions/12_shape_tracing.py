@@ -8,7 +8,8 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [the chapter](../chapters/12_shape_tracing.ipynb) ·
-# [the exercises](../exercises/12_shape_tracing.ipynb)
+# [the exercises](../exercises/12_shape_tracing.ipynb) ·
+# [notation and terms](../chapters/notation.md)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/solutions/12_shape_tracing.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/solutions/12_shape_tracing.ipynb
@@ -33,6 +34,7 @@ except ImportError:
 # %%
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nanovlm import VisionLanguageModel
 from nanovlm.config import LMConfig, ProjectorConfig, ViTConfig, VLMConfig
@@ -48,12 +50,12 @@ from nanovlm.trace import Trace, trace
 # read off it every night.
 
 # %% [markdown] tags=["exercise"]
-# You get the `Trace` of a small model that read one picture and a text; the picture's tokens stand in front. Return
-# five numbers, read off the trace (not off a config, which you do not get):
+# **Measure it.** You get the `Trace` of a small model that read one picture and a text; the picture's tokens stand in
+# front. Return five numbers, read off the trace (not off a config, which you do not get):
 #
 # - `patches`: how many vectors the vision encoder hands over;
 # - `image_tokens`: how many of them are left behind the projector;
-# - `line`: how many positions the decoder reads;
+# - `sequence`: how many positions the decoder reads;
 # - `decoder_blocks`: how many blocks the decoder has;
 # - `kv_heads`: how many key/value heads its attention has.
 #
@@ -87,9 +89,9 @@ from nanovlm.trace import Trace, trace
 # </details>
 
 # %%
-vision = ViTConfig(hidden_dim=16, inter_dim=24, num_blocks=2, num_heads=2, image_size=16, patch_size=4)
-language = LMConfig(hidden_dim=32, inter_dim=40, num_blocks=3, num_heads=4, num_kv_heads=2, vocab_size=23)
-projector = ProjectorConfig(vision_dim=16, language_dim=32, pixel_shuffle_factor=2)
+vision = ViTConfig(hidden_dim=12, inter_dim=24, num_blocks=2, num_heads=2, image_size=16, patch_size=4)
+language = LMConfig(hidden_dim=24, inter_dim=40, num_blocks=3, num_heads=4, num_kv_heads=2, vocab_size=23)
+projector = ProjectorConfig(vision_dim=12, language_dim=24, pixel_shuffle_factor=2)
 example_model = VisionLanguageModel(VLMConfig(vision, projector, language))
 example = trace(example_model, torch.zeros(1, 5, dtype=torch.long), torch.zeros(1, 3, 16, 16))
 print(example)
@@ -97,7 +99,7 @@ print(example)
 
 # %%
 def read_trace(t: Trace) -> dict[str, int]:
-    """patches, image_tokens, line, decoder_blocks, kv_heads."""
+    """patches, image_tokens, sequence, decoder_blocks, kv_heads."""
     # SOLUTION
     keys = t.find("scaled_dot_product_attention")[-1].inputs[1]  # of the last block of the decoder
     return {
@@ -121,8 +123,8 @@ check("trace.read_trace", read_trace)
 # layer's sizes side by side, the bug is arithmetic.
 
 # %% [markdown] tags=["exercise"]
-# Somebody wrote this projector: a norm, pixel shuffle, one linear layer. It fails. The cell traces it and prints the
-# explained error. Read the message first, from its first line down.
+# **Mend it.** Somebody wrote this projector: a norm, pixel shuffle, one linear layer. It fails. The cell traces it and
+# prints the explained error. Read the message first, from its first line down.
 #
 # Then write `Projector`: copy the two bodies and mend the bug. Keep the names `norm` and `proj`. Change only what is
 # wrong: the steps are meant as they are.
@@ -199,9 +201,9 @@ check("trace.bug_projector", Projector)
 # error go away, with the same shapes: only one of them gives each head the key of its own group.
 
 # %% [markdown] tags=["exercise"]
-# Attention in which groups of query heads share a key/value head: with four query heads and two key/value heads, query
-# heads 0 and 1 use key/value head 0, query heads 2 and 3 use head 1. (No mask, so that the example stays short.) It
-# fails. The message says what to do with the operand that failed; ask yourself what fails next.
+# **Mend it.** In this attention groups of query heads share a key/value head: with four query heads and two key/value
+# heads, query heads 0 and 1 use key/value head 0, query heads 2 and 3 use head 1. (No mask, so that the example stays
+# short.) It fails. The message says what to do with the operand that failed; ask yourself what fails next.
 #
 # Write `SharedHeads`: copy the bodies and mend the bug. Keep the names `q`, `k` and `v`.
 
@@ -293,9 +295,9 @@ check("trace.bug_heads", SharedHeads)
 # in the wrong place, and there are four ways to make that fit.
 
 # %% [markdown] tags=["exercise"]
-# Some decoders add a learned position to each token instead of turning it (GPT-2 did). This module makes such a
-# decoder's input: the image tokens, then the words, and each gets its position, counted from 0 through the whole line.
-# So with two image tokens the first word stands at position 2. It fails.
+# **Mend it.** Some decoders add a learned position to each token instead of turning it (GPT-2 did). This module makes
+# such a decoder's input: the image tokens, then the words, and each gets its position, counted from 0 through the whole
+# sequence. So with two image tokens the first word stands at position 2. It fails.
 #
 # Write `InputSequence`: copy the bodies and mend the bug. Keep the names `tokens` and `positions`.
 
@@ -333,8 +335,8 @@ class BrokenSequence(nn.Module):
 
     def forward(self, image_tokens: Tensor, ids: Tensor) -> Tensor:
         positions = self.positions(torch.arange(ids.shape[1]))
-        line = torch.cat([image_tokens, self.tokens(ids)], dim=1)
-        return line + positions
+        x = torch.cat([image_tokens, self.tokens(ids)], dim=1)
+        return x + positions
 
 
 try:
@@ -356,8 +358,8 @@ class InputSequence(nn.Module):
 
     def forward(self, image_tokens: Tensor, ids: Tensor) -> Tensor:
         # SOLUTION
-        line = torch.cat([image_tokens, self.tokens(ids)], dim=1)
-        return line + self.positions(torch.arange(line.shape[1]))
+        x = torch.cat([image_tokens, self.tokens(ids)], dim=1)
+        return x + self.positions(torch.arange(x.shape[1]))
         # END SOLUTION
 
 
@@ -365,7 +367,115 @@ class InputSequence(nn.Module):
 check("trace.bug_positions", InputSequence)
 
 # %% [markdown] tags=["stamped"]
-# ## Exercise 12.5 · Shapes as formulas
+# ## Exercise 12.5 · Mend it: three bugs in a model from elsewhere
+# `trace.elsewhere` · difficulty ●●● · about 15 minutes
+#
+# **Why it matters.** You will meet more models of others than of your own. One error hides the next here, and
+# one of the three raises no error at all if you happen to try it with a batch of one.
+
+# %% [markdown] tags=["exercise"]
+# **Mend it.** This captioner is written as in somebody else's repository: other names, a convolution in place of a
+# vision transformer, cross-attention in place of a joint sequence. It has three bugs, and the first error hides the
+# others. The cell traces it and prints the explained error.
+#
+# Write `Captioner`: copy the bodies and mend all three bugs. Keep the names of layers and methods, and trace again
+# after each repair. The layers' sizes are right; what is wrong is how they are called.
+
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Mend one error, trace again, read the next one. Write down what each dim counts: batch, places, dim, words.
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# A convolution gives [B, dim, rows, columns], and attention wants places before dim. nn.MultiheadAttention
+# takes the batch from dim 1 unless it is told otherwise. F.cross_entropy wants the classes on dim 1, or all
+# positions in one dim.
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# ```python
+# memory: self.stem(pixels).flatten(2).…
+# cross: nn.MultiheadAttention(dim, heads, …)
+# loss: F.cross_entropy(logits.…, targets.…)
+# ```
+#
+# </details>
+
+
+# %%
+class BrokenCaptioner(nn.Module):
+    """Pictures [B, 3, H, W] and ids [B, T] -> the loss"""
+
+    def __init__(self, dim: int, heads: int, vocab: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, dim, kernel_size=4, stride=4)
+        self.embed = nn.Embedding(vocab, dim)
+        self.cross = nn.MultiheadAttention(dim, heads)
+        self.head = nn.Linear(dim, vocab)
+
+    def memory(self, pixels: Tensor) -> Tensor:
+        return self.stem(pixels).flatten(2)
+
+    def logits(self, memory: Tensor, ids: Tensor) -> Tensor:
+        words = self.embed(ids)
+        return self.head(words + self.cross(words, memory, memory, need_weights=False)[0])
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits, targets)
+
+    def forward(self, pixels: Tensor, ids: Tensor) -> Tensor:
+        return self.loss(self.logits(self.memory(pixels), ids[:, :-1]), ids[:, 1:])
+
+
+try:
+    trace(BrokenCaptioner(dim=10, heads=2, vocab=20), torch.randn(3, 3, 8, 12), torch.randint(20, (3, 5)))
+except Exception as error:
+    print(error)
+
+
+# %%
+class Captioner(nn.Module):
+    """Pictures [B, 3, H, W] and ids [B, T] -> the loss"""
+
+    def __init__(self, dim: int, heads: int, vocab: int) -> None:
+        super().__init__()
+        # SOLUTION
+        self.stem = nn.Conv2d(3, dim, kernel_size=4, stride=4)
+        self.embed = nn.Embedding(vocab, dim)
+        self.cross = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.head = nn.Linear(dim, vocab)
+        # END SOLUTION
+
+    def memory(self, pixels: Tensor) -> Tensor:
+        # SOLUTION
+        return self.stem(pixels).flatten(2).transpose(1, 2)  # [B, places, dim]
+        # END SOLUTION
+
+    def logits(self, memory: Tensor, ids: Tensor) -> Tensor:
+        # SOLUTION
+        words = self.embed(ids)
+        return self.head(words + self.cross(words, memory, memory, need_weights=False)[0])
+        # END SOLUTION
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        # SOLUTION
+        return F.cross_entropy(logits.transpose(1, 2), targets)  # classes on dim 1
+        # END SOLUTION
+
+    def forward(self, pixels: Tensor, ids: Tensor) -> Tensor:
+        # SOLUTION
+        return self.loss(self.logits(self.memory(pixels), ids[:, :-1]), ids[:, 1:])
+        # END SOLUTION
+
+
+# %%
+check("trace.elsewhere", Captioner)
+
+# %% [markdown] tags=["stamped"]
+# ## Exercise 12.6 · Shapes as formulas
 # `trace.symbolic_shapes` · difficulty ●●○ · about 10 minutes
 #
 # **Why it matters.** A claim with B and T in it holds for every batch and question, and t.expect checks it
@@ -425,7 +535,7 @@ def shape_claims(config: VLMConfig) -> dict[str, str]:
 check("trace.symbolic_shapes", shape_claims)
 
 # %% [markdown] tags=["stamped"]
-# ## Exercise 12.6 · Where do the FLOPs go?
+# ## Exercise 12.7 · Where do the FLOPs go?
 # `trace.flops` · difficulty ●●● · about 15 minutes
 #
 # **Why it matters.** Before you make a model faster you must know which part is slow. The share of each part
@@ -434,7 +544,7 @@ check("trace.symbolic_shapes", shape_claims)
 # %% [markdown] tags=["exercise"]
 # Which share of the work does each part do? Count the FLOPs of one forward pass by formula, for one picture with
 # `num_text_tokens` behind it, and return the shares of `vision_encoder`, `projector`, `decoder` (its blocks) and
-# `head`, which sum to 1. Every position of the line goes through the head. (To try yours: `example.table(depth=1)`
+# `head`, which sum to 1. Every position of the sequence goes through the head. (To try yours: `example.table(depth=1)`
 # has the FLOPs of each part of the model of exercise 12.1.)
 #
 # Count as the tracer does: products only, a multiplication and an addition as two.
@@ -504,7 +614,7 @@ def flops_shares(config: VLMConfig, num_text_tokens: int) -> dict[str, float]:
 check("trace.flops", flops_shares)
 
 # %% [markdown] tags=["stamped"]
-# ## Exercise 12.7 · Where does this word look?
+# ## Exercise 12.8 · Where does this word look?
 # `trace.word_attention` · difficulty ●●○ · about 12 minutes
 #
 # **Why it matters.** Many a glowing patch in a paper or a demo is drawn by such a function. It can be wrong in

@@ -8,7 +8,8 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [the chapter](../chapters/13_high_resolution.ipynb) ·
-# [the exercises](../exercises/13_high_resolution.ipynb)
+# [the exercises](../exercises/13_high_resolution.ipynb) ·
+# [notation and terms](../chapters/notation.md)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/solutions/13_high_resolution.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/solutions/13_high_resolution.ipynb
@@ -149,7 +150,7 @@ check("tiles.grid", smolvlm_grid)
 #
 # ```python
 # x = picture.reshape(channels, rows, tile, columns, tile)
-# x = bring the axes into the order rows, columns, channels, tile, tile
+# x = x.permute(…)                 # rows, columns, channels, tile, tile
 # tiles = x.reshape(rows * columns, channels, tile, tile)
 # if there is more than one: torch.cat([tiles, whole_view(picture, tile)[None]])
 # ```
@@ -219,7 +220,7 @@ check("tiles.split", split_image)
 #
 # ```python
 # whole = FAKE + GLOBAL + images + FAKE
-# each tile: FAKE + f"<row_{row + 1}_col_{column + 1}>" + images
+# each tile: FAKE + its place + images
 # each row ends with "\n"; after the last row there is one more "\n", then whole
 # ```
 #
@@ -257,10 +258,10 @@ check("tiles.tokens", image_text)
 # know beforehand that they do not fit.
 
 # %% [markdown] tags=["exercise"]
-# A prompt holds several pictures. `grids` lists the rows and columns of each, `[(3, 4), (1, 1)]` for two pictures. How
-# many tokens do they cost together? Count the image tokens and the special ones of the layout above; each of
-# `<fake_token_around_image>`, `<row_1_col_1>` and `<global-img>` is one token. Leave out the line breaks: how many
-# tokens those are depends on the tokenizer. Remember that a picture of one tile is not cut.
+# **Measure it.** A prompt holds several pictures. `grids` lists the rows and columns of each, `[(3, 4), (1, 1)]` for
+# two pictures. How many tokens do they cost together? Count the image tokens and the special ones of the layout above;
+# each of `<fake_token_around_image>`, `<row_1_col_1>` and `<global-img>` is one token. Leave out the line breaks: how
+# many tokens those are depends on the tokenizer. Remember that a picture of one tile is not cut.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -278,7 +279,7 @@ check("tiles.tokens", image_text)
 #
 # ```python
 # tiles = rows * columns if rows * columns > 1 else 0
-# one picture: tiles * (2 + n) + (3 + n)
+# one picture: tiles * (…) + (3 + n)
 # add them up
 # ```
 #
@@ -338,7 +339,7 @@ check("tiles.cost", prompt_cost)
 # side = round(num_tokens ** 0.5)
 # tiles = features[: rows * columns]
 # x = tiles.reshape(rows, columns, side, side, dim)
-# swap two axes so that it reads [rows, side, columns, side, dim], and merge
+# swap … so that it reads [rows, side, columns, side, dim], and merge
 # ```
 #
 # </details>
@@ -357,3 +358,119 @@ def rejoin(features: Tensor, rows: int, columns: int) -> Tensor:
 
 # %%
 check("tiles.rejoin", rejoin)
+
+# %% [markdown] tags=["stamped"]
+# ## Exercise 13.6 · Mend it: an icon in 17 views
+# `tiles.views` · difficulty ●●○ · about 10 minutes
+#
+# **Why it matters.** The encoder's work grows with the views, and most pictures on the web are small. Under a
+# rule that always enlarges, a page of twenty icons costs 340 views and shows what twenty would.
+
+# %% [markdown] tags=["exercise"]
+# **Mend it.** This counts the views of a picture by SmolVLM's rule:
+#
+# ```python
+# def views(width, height, tile=512, longest=2048):
+#     size = scale_to_longest((width, height), longest)      # step 1 of exercise 13.1
+#     wide, high = fill_tiles(size, tile)                    # step 2
+#     return (wide // tile) * (high // tile) + 1             # and the whole
+# ```
+#
+# The symptom: an icon of 64 x 64 pixels costs 17 views. Mend it, so that a picture whose longer side is at most
+# `longest` skips step 1, and a picture of one tile has one view. `scale_to_longest` and `fill_tiles` are the package's,
+# and right.
+
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Two things are wrong. One happens before the grid is computed, the other after it.
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# Step 1 of the rule brings the longer side to `longest`. When is that needed? And how often is a picture shown
+# that is one tile?
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# ```python
+# if max(width, height) > longest: step 1
+# rows, columns = step 2, fill_tiles of the size that you have now, divided by tile
+# return rows * columns + …
+# ```
+#
+# </details>
+
+# %%
+from nanovlm.data.tiling import fill_tiles, scale_to_longest
+
+
+# %%
+def views(width: int, height: int, tile: int = 512, longest: int = 2048) -> int:
+    """How many views of tile x tile pixels the encoder gets."""
+    # SOLUTION
+    size = (width, height)
+    if max(size) > longest:
+        size = scale_to_longest(size, longest)
+    wide, high = fill_tiles(size, tile)
+    tiles = (wide // tile) * (high // tile)
+    return tiles + 1 if tiles > 1 else 1
+    # END SOLUTION
+
+
+# %%
+check("tiles.views", views)
+
+# %% [markdown] tags=["stamped"]
+# ## Exercise 13.7 · Write the test that no shape can replace
+# `tiles.test_split` · difficulty ●●○ · about 10 minutes
+#
+# **Why it matters.** Most wrong ways to cut a picture give the right shape. A test with numbered pixels tells
+# them apart in a millisecond, and a training run does so in a week.
+
+# %% [markdown] tags=["exercise"]
+# **Write the test.** The check runs your test on a `split_image` that is right, where it has to pass, and on eight that
+# are wrong in eight ways, where it has to fail. It tells you how many you catch. You may ask for what exercise 13.2
+# promises. A test calls the function that it is given, compares by `assert`, and returns nothing.
+
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Shapes will not do. Which picture makes every pixel say where it is from?
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# torch.arange gives numbered pixels. Take two rows of three tiles, so that rows and columns cannot be confused,
+# and write down two tiles and the last view by hand. Then a picture that is one tile.
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# ```python
+# image = torch.arange(24.0).reshape(1, 4, 6)
+# views = split_image(image, 2)
+# assert views[1].flatten().tolist() == …       # the second tile of the first row
+# assert the last view is the mean of …, and a picture of one tile gives one view
+# ```
+#
+# </details>
+
+
+# %%
+def test_split(split_image) -> None:
+    """Raises AssertionError if split_image is wrong."""
+    # SOLUTION
+    image = torch.arange(24.0).reshape(1, 4, 6)
+    seen = split_image(image, 2)
+    assert seen.shape == (7, 1, 2, 2), "six tiles and the whole"
+    assert seen[1].flatten().tolist() == [2, 3, 8, 9], "the second tile of the first row"
+    assert seen[3].flatten().tolist() == [12, 13, 18, 19], "the first tile of the second row"
+    assert torch.equal(seen[6], F.adaptive_avg_pool2d(image, 2)), "the whole"
+    assert len(split_image(image[:, :, :4], 4)) == 1, "a picture of one tile"
+    # END SOLUTION
+
+
+# %%
+check("tiles.test_split", test_split)

@@ -93,6 +93,14 @@ def test_packing_wastes_less_than_padding():
     assert (packed == 0).float().mean() < 0.5 * (padded == 0).float().mean()
 
 
+def test_packed_rows_of_long_tailed_lengths_waste_less_than_a_twentieth():
+    """Half of the samples are short and a few fill most of a row, as in mixtures of captions and documents."""
+    lengths = torch.distributions.LogNormal(5.5, 1.0).icdf((torch.arange(256) + 0.5) / 256).clamp(max=4096).int()
+    rows = pack(lengths.tolist(), 4096)
+    assert 1 - float(lengths.sum()) / (4096 * len(rows)) < 0.05
+    assert 1 - float(lengths.sum()) / (256 * int(lengths.max())) > 0.6, "padded"
+
+
 @pytest.mark.parametrize("collator", [VQACollator(PAD), PackingCollator(PAD, 32)])
 def test_skipped_items_are_set_aside(collator):
     skipped = Skipped(7, "torn")

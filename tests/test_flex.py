@@ -34,6 +34,14 @@ def test_blocks_see_what_the_mask_shows(num_kv_heads: int) -> None:
     assert apart[0] > 0.1 and apart[1] < 1e-5, "another mask is not taken for the one before"
 
 
+def test_blocks_are_traced_without_a_break() -> None:
+    """As part of a decoder that is compiled as a whole: what holds masks between calls stays outside."""
+    _, mask = attention_layout(None, documents([5, 3]), 8, CPU)
+    q, k, v = (torch.randn(1, heads, 8, 16) for heads in (4, 2, 2))
+    traced = torch.compile(attend_in_blocks, backend="eager", fullgraph=True)
+    assert max_difference(traced(q, k, v, mask), attend_in_blocks(q, k, v, mask)) < 1e-6
+
+
 @torch.no_grad()
 def test_a_model_whose_rows_go_in_blocks_has_the_same_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model().eval()

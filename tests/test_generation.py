@@ -178,6 +178,17 @@ def test_bad_prompts_are_refused(model: VisionLanguageModel, ids: Tensor, option
         model.generate(ids, **options)
 
 
+def test_a_prompt_that_does_not_fit_with_its_images_costs_no_encoding(model: VisionLanguageModel) -> None:
+    images = torch.zeros(1, 3, 16, 16)
+    room = 96 - model.config.num_image_tokens  # where they stand in front of the text
+    hook = model.vision_encoder.register_forward_pre_hook(lambda *_: pytest.fail("the encoder ran"))
+    try:
+        with pytest.raises(ValueError, match="A prompt of 96 tokens and max_new_tokens=1 exceed"):
+            model.generate(torch.full((1, room), 7), images, max_new_tokens=1)
+    finally:
+        hook.remove()
+
+
 def test_the_last_position_can_be_used(model: VisionLanguageModel) -> None:
     assert model.generate(torch.full((1, 90), 7), max_new_tokens=6).shape[1] <= 6
 

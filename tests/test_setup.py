@@ -139,6 +139,20 @@ def test_ci_runs_what_make_test_runs() -> None:
     assert "make test" in read(".ci/run")
 
 
+def test_ci_takes_actions_by_commit_and_another_index_for_torch_alone() -> None:
+    for path in sorted((ROOT / ".github" / "workflows").glob("*.yml")):
+        text = path.read_text(encoding="utf-8")
+        for used in re.findall(r"uses: (.+)", text):
+            assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v[\d.]+", used), f"{path.name}: {used}"
+        assert "PIP_EXTRA_INDEX_URL" not in text and "PIP_INDEX_URL" not in text
+    for name in (".github/workflows/ci.yml", ".github/workflows/weekly.yml", "Makefile", "README.md"):
+        text = read(name).replace("$(CPU_TORCH)", "--extra-index-url")
+        for line in re.findall(r".*pip install .*index-url.*", text):
+            assert (
+                "pip install " in line and "--no-deps" in line and not re.search(r"-e |transformers|datasets", line)
+            ), line
+
+
 EXAMPLES = [line for name in ("README.md", "CONTRIBUTING.md") for line in commands(name) if "nanovlm " in line]
 
 

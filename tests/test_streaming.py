@@ -236,6 +236,34 @@ def test_a_subset_that_cannot_be_opened_is_left_out_and_said(tmp_path):
         open_subsets(TrainConfig(dataset_path=str(tmp_path), dataset_names=("missing",)))
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_unequal_columns_and_empty_files_are_read_as_far_as_they_are_wanted(tmp_path, stream):
+    import pyarrow.parquet
+
+    config = tree(tmp_path, {"vqa": 6})
+    table = pyarrow.parquet.read_table(tmp_path / "vqa" / "train-0.parquet")
+    more = table.append_column("more", [[1] * len(table)])
+    pyarrow.parquet.write_table(more, tmp_path / "vqa" / "train-1.parquet")
+    pyarrow.parquet.write_table(table.slice(0, 0), tmp_path / "vqa" / "train-2.parquet")
+    (subset,) = open_subsets(TrainConfig(**config, stream=stream))
+    assert subset.size == 12 and len(list(subset.data)) == 12
+    (tmp_path / "vqa" / "train-0.parquet").unlink()
+    (tmp_path / "vqa" / "train-1.parquet").unlink()
+    with pytest.raises(ValueError, match=r"train-2\.parquet holds no rows"):
+        open_subsets(TrainConfig(**config, stream=stream))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_damaged_shard_is_named(tmp_path, stream):
+    config = tree(tmp_path, {"vqa": 4})
+    whole = (tmp_path / "vqa" / "train-0.parquet").read_bytes()
+    (tmp_path / "vqa" / "train-1.parquet").write_bytes(whole[:4] + b"\xff" * 60 + whole[64:])
+    with pytest.raises(ValueError, match=r" cannot be read.*vqa.train-1\.parquet is damaged \(") as caught:
+        train, _ = loaders(**config, stream=stream)
+        first(train, 5)
+    assert "\n" not in str(caught.value)
+
+
 def test_weights_hold_in_every_epoch_of_a_download():
     import torch
 

@@ -6,7 +6,7 @@ import io
 import itertools
 import time
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,7 @@ RUNGS = (
 )
 
 
+@lru_cache(maxsize=64)  # the same ones for every rung of the ladder
 def jpeg(size: tuple[int, int], seed: int) -> bytes:
     """A picture that takes about as long to decode as a photograph: gradients, edges and some noise."""
     draw = np.random.default_rng(seed)

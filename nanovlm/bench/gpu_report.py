@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -170,3 +170,20 @@ def best_rung(report: Result) -> Result:
     """What the README's table shows of a report."""
     names = [rung.name for rung in RUNGS]
     return max(report["ladder"], key=lambda rung: (rung["samples_per_second"], -names.index(rung["rung"])))
+
+
+def readme_table(reports: Sequence[Result]) -> str:
+    """The README's table, a line for each card that has shown what it does."""
+    rows = ["| GPU | samples/s | share of peak | waiting for data | memory | with |", "|---|---|---|---|---|---|"]
+    for report in sorted(reports, key=lambda one: one["device"]):
+        best = best_rung(report)
+        cells = [
+            report["device"],
+            f"{best['samples_per_second']:,.0f}",
+            "" if best["share_of_peak"] is None else f"{best['share_of_peak']:.0%}",
+            f"{best['share_waiting_for_data']:.0%}",
+            f"{best['peak_memory_gb']:.1f} GB",
+            f"{best['rung'].removeprefix('+ ')}, {best['precision']}",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)

@@ -14,10 +14,10 @@ from nanovlm.commands.options import parse
 class BenchOptions:
     """Time a training step and `generate` here and in transformers' SmolVLM class, each in its best setting.
 
-    Both have the same random weights and the same inputs, and are first checked to give the same logits. Settings:
-    float32, on a CPU with bfloat16 products also bfloat16 and autocast, eager and compiled, two kinds of attention. The
-    fastest of each side are timed in turn. All on the CPU; nothing else should run. About half an hour, most of it
-    spent compiling; with --quick --compile False about two minutes.
+    Both have the same random weights and the same inputs, and it first checks that they give the same logits. The
+    settings are float32 (on a CPU with bfloat16 products also bfloat16 and autocast), eager and compiled, and two kinds
+    of attention. The fastest ones of each side are timed in turn, on the CPU, so nothing else should run. This takes
+    about half an hour, most of it for compiling; with --quick --compile False it takes about two minutes.
     """
 
     sizes: tuple[Literal["pocket", "quarter"], ...] = ("pocket", "quarter")  # quarter: the 222M model at half widths

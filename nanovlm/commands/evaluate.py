@@ -14,17 +14,17 @@ MOST_IMAGES = 1_000_000
 
 @dataclass
 class EvaluateOptions:
-    """Score a model on the Thimble: exact answers per kind of question.
+    """Score a model on the Thimble, for each kind of question.
 
-    "blind" is the score when each question is asked about another sample's picture: what is right then was read off
-    the question alone. "chance" is what the best guesser gets that never sees the picture.
+    "blind" is the accuracy when each question is asked about another sample's picture, so that a right answer can only
+    come from the question. "chance" is the accuracy of the best guesser, who knows the question and not the picture.
     """
 
     model: str = "pocket"  # a model directory or a Hub id; pocket: the model that ships
     subsets: tuple[Literal["shapes", "charts", "glyphs"], ...] = ("shapes", "charts", "glyphs")
     split: Literal["val", "test", "unseen"] = "test"  # unseen: things that no training picture shows
     size: int = 400  # pictures per subset
-    # how an answer is scored. exact: the text and nothing else. vqa: after VQA's normalisation. The others ask
+    # how an answer is scored. exact: it has to equal the text. vqa: the same after VQA's normalisation. The others ask
     # SIZE questions with options, in MMStar's schema: letter, the letter alone; lenient, nanoVLM v0.1's regex;
     # likelihood, the option that is most probable as an answer
     protocol: Literal["exact", "vqa", "letter", "lenient", "likelihood"] = "exact"

@@ -25,8 +25,8 @@ SAMPLE_IMAGE = "images/shapes.png"
 class GenerateOptions:
     """Ask a model about a picture.
 
-    Several answers are drawn, so that you see how sure it is. With --temperature 0, --stream, --num-beams or --batch
-    there is one: the most likely. --batch asks about each of many pictures and writes lines of JSON.
+    Several answers are drawn, so that you see how certain the model is. With --temperature 0, --stream, --num-beams or
+    --batch it gives one, the most likely. --batch asks about each of many pictures and writes lines of JSON.
     """
 
     model: str = "pocket"  # a model directory or a Hub id; pocket: the model that ships

@@ -90,38 +90,40 @@ def write_card(
         "# The pocket model",
         f"A vision-language model of {results['parameters'] / 1e6:.2f} M parameters that answers questions about "
         f"64-pixel pictures of the Thimble ({', '.join(names)}){describes}. It is the model of chapter 00 and runs "
-        f"anywhere, without a network. It knows nothing but those pictures{left_out}.",
+        f"anywhere, without a network. It knows nothing else than those pictures{left_out}.",
         "## What to ask it",
-        "One question of each kind, with its right answer, each from the first test picture of its subset:",
+        "The table gives one question of each kind with its right answer, from the first test picture of its subset:",
         "\n".join(examples(captions="captions" in results)),
         "## How it was trained",
         *training(results, [*earlier_logs, log]),
-        f"All on {results['machine']}, which did other work at the same time: the minutes are an upper bound. The "
-        "validation loss alone chose the checkpoints. Another machine or another version of torch gives slightly other "
-        f"weights. Short answers: of at most 8 tokens, to the questions about {recipe['accuracy_images']} validation "
-        "pictures. `captions` are descriptions without questions before them.",
+        f"All runs used {results['machine']}, which did other work at the same time, so the minutes are an upper "
+        "bound. The checkpoints were chosen by the validation loss alone. Another machine or another version of torch "
+        "gives slightly different weights. A short answer has at most 8 tokens, and the column counts the right ones "
+        f"to the questions about {recipe['accuracy_images']} validation pictures. `captions` are descriptions "
+        "without questions before them.",
         "## What it gets right",
-        "Greedy decoding, exact match, each question asked on its own. The mean over the subsets is "
-        f"{percentage(mean)}. Blind: the same questions about another sample's picture.",
-        "Test pictures, which share no scene with the training pictures:",
+        "Each question was asked on its own, with greedy decoding, and an answer counts as right if it matches "
+        f'exactly. The mean over the subsets is {percentage(mean)}. The column "blind" gives the accuracy for the '
+        "same questions about another sample's picture.",
+        "These are the test pictures, which share no scene with the training pictures:",
         "\n".join(score_table(test)),
-        "Unseen: pictures with something that no training picture shows (a colour-shape pair, two neighbouring "
-        "colours, two neighbouring characters):",
+        "The unseen pictures contain something that no training picture shows: a pair of colour and shape, two "
+        "neighbouring colours, or two neighbouring characters:",
         "\n".join(score_table(results["unseen"])),
     ]
     if "multiple choice" in results:
         parts += [
-            "Multiple choice with four options, in MMStar's schema, scored strictly (the letter and nothing else). "
-            "Chance is 25 %:",
+            "Multiple choice has four options, in MMStar's schema, and an answer has to be the letter and nothing "
+            "else. Guessing reaches 25 %:",
             "\n".join(score_table({"choice": results["multiple choice"]})),
         ]
     if "captions" in results:
         parts += [
-            "Descriptions of test pictures, asked for at once and exact to the letter:",
+            "Descriptions of test pictures, asked for without questions before them, have to match to the letter:",
             "\n".join(score_table({"captions": results["captions"]})),
         ]
     parts += [
-        "The card is made from `results.json` and the logs (`train_log*.jsonl`) by "
+        "This card is made from `results.json` and the logs (`train_log*.jsonl`) by "
         "`python -m nanovlm.commands.model_card`."
     ]
     return "\n\n".join(parts) + "\n"
@@ -140,7 +142,7 @@ def training(results: Mapping[str, Any], logs: Sequence[Sequence[Mapping[str, An
     for number, (run, log) in enumerate(zip_longest(runs, logs, fillvalue=())):
         recipe, model = run["recipe"], run.get("started_from", {}).get("model")
         first = f"From the weights of {model}" if model else "From random weights"
-        start = "Then on from its best weights" if number else first
+        start = "The next run starts from its best weights" if number else first
         # What goes on from a run finds it by its name; a released model has lost it.
         path = Path(runs[number + 1]["started_from"]["model"]) if run is not results else Path()
         name = f" --run-name {path.parent.name}" if path.name == "best" else ""

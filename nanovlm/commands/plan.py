@@ -11,10 +11,10 @@ from nanovlm.commands.options import parse
 
 @dataclass
 class Options:
-    """What a preset's run takes: operations, hours, memory, disk and money.
+    """Compute what a preset's run needs: operations, hours, memory, disk and money.
 
-    Without --machine, a line for each machine in the list. Options of the recipe itself (a smaller batch, fewer steps):
-    nanovlm train --preset NAME --estimate --machine NAME.
+    Without --machine, it prints a line for each machine in the list. To change the recipe itself, for example with a
+    smaller batch or fewer steps, use nanovlm train --preset NAME --estimate --machine NAME.
     """
 
     preset: Literal["pocket", "colab", "h100", "460m"] = "h100"

@@ -15,7 +15,7 @@ from nanovlm.settings import LARGEST
 class TraceOptions:
     """Follow the shapes through a model: the main stages, then every module with its parameters and FLOPs.
 
-    It runs on the meta device, which computes shapes and nothing else: no weights, no memory, any size.
+    It runs on the meta device, which computes shapes and no values, so a model of any size needs no weights or memory.
     """
 
     preset: Literal["pocket", "222m"] = "pocket"

@@ -22,10 +22,10 @@ TEST_IMAGES = 500  # per subset and split
 class TrainOptions:
     """Train a model.
 
-    pocket: from random weights on the Thimble, in minutes on a laptop, with no network. colab and h100: SigLIP and
-    SmolLM2 joined, on the_cauldron, which is fetched from the Hugging Face Hub. 460m: larger ones, with tiles, on
-    FineVision. The defaults below are those of the preset that you name. --model goes on from a trained model instead,
-    with this recipe and a new schedule.
+    The preset pocket trains from random weights on the Thimble, in minutes on a laptop and without a network. colab and
+    h100 join SigLIP and SmolLM2 and train them on the_cauldron, which comes from the Hugging Face Hub. 460m does so
+    with larger backbones and tiles, on FineVision. The defaults below are those of the preset that you name. With
+    --model, the training continues from a trained model instead, with this recipe and a new schedule.
     """
 
     recipe: TrainConfig
@@ -33,7 +33,7 @@ class TrainOptions:
     model: str | None = None  # a model directory or a Hub id to start from; None: what the preset starts from
     vision_revision: str | None = None  # of the preset's encoder on the Hub: a commit, tag or branch
     language_revision: str | None = None  # of its decoder. --revision is that of the data
-    estimate: bool = False  # say what this run will take, and stop
+    estimate: bool = False  # say what this run will need, and stop
     machine: str = "this CPU"  # of --estimate: as in `nanovlm plan --help`
 
 
@@ -82,6 +82,8 @@ def pinned(options: TrainOptions) -> Preset:
 
 
 def estimate(options: TrainOptions) -> int:
+    from pathlib import Path
+
     from nanovlm.commands.models import find_model
     from nanovlm.config import VLMConfig
     from nanovlm.files import read_json

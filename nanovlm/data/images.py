@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ BYTES_PER_PIXEL, BYTES_PER_DEEP_PIXEL = 12, 32
 # What `datasets` stores for a picture it has not decoded: {"bytes": …, "path": …}.
 UNDECODED_KEYS = {"bytes", "path"}
 
+
+# What Pillow only warns of, `_identify` refuses. For the whole process: filters within a call are not safe in threads.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 

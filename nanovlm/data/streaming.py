@@ -58,7 +58,7 @@ def what_went_wrong(error: BaseException, files: Sequence[Path] = ()) -> str:
     (`datasets` wraps that in "an error occurred")."""
     while error.__cause__ is not None and type(error) is not ValueError:  # which is a sentence of ours
         error = error.__cause__
-    reason = first_line(error).rstrip(" .:")
+    reason = "".join(filter(str.isprintable, first_line(error))).rstrip(" .:")
     damaged = next(filter(_is_damaged, files), None)
     return reason if damaged is None else f"{damaged} is damaged ({reason})"
 
@@ -200,6 +200,8 @@ class StreamReader:
         return dict(self._at)
 
     def go_to(self, position: Position) -> None:
+        if position.keys() != self.beginning.keys() or position["mixture"].keys() != self.beginning["mixture"].keys():
+            raise ValueError("The checkpoint's position in the stream is another version's: start again from best/.")
         self._at = dict(position)
 
     def skip(self, samples: int) -> None:

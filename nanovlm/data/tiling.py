@@ -4,7 +4,7 @@ Two layouts, each with its own rule for sizes and its own tokens, as published:
 
 - smolvlm (Marafioti et al. 2025, https://arxiv.org/abs/2504.05299; transformers' SmolVLM and Idefics3 processors):
   the tiles row by row, each behind a fake token and its place, then the view of the whole;
-- nanovlm (the 450M generation): the view of the whole first, then the tiles, each behind its place.
+- nanovlm (its tiled models, 230M-8k and 460M-8k): the view of the whole first, then the tiles, each behind its place.
 """
 
 from __future__ import annotations

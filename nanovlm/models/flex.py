@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nanovlm.tensor_types import Bool, Float
 
+HAS_TRITON = find_spec("triton") is not None
 SHORTEST = 1_024  # tokens: below, few blocks are empty, and compiling takes longer than it saves
 
 
@@ -26,9 +27,8 @@ def blocks_pay(q: Tensor, mask: Tensor) -> bool:
     return q.is_cuda and q.requires_grad and SHORTEST <= length == mask.shape[-2] == q.shape[2] and _can_compile()
 
 
-@lru_cache(maxsize=1)
 def _can_compile() -> bool:
-    return find_spec("triton") is not None and torch.cuda.get_device_capability() >= (8, 0)
+    return HAS_TRITON and torch.cuda.get_device_capability() >= (8, 0)
 
 
 def attend_in_blocks(
@@ -38,18 +38,27 @@ def attend_in_blocks(
     mask: Bool[Tensor, "batch 1 length length"],
 ) -> Float[Tensor, "batch num_heads length head_dim"]:
     """`attend` with a mask. On a CPU it runs without a compiler, and without gradients (torch 2.13)."""
-    return _flex(q.is_cuda)(q, k, v, block_mask=_blocks(mask), enable_gqa=q.shape[1] > k.shape[1])
-
-
-@lru_cache(maxsize=2)
-def _flex(compiled: bool) -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
+    inside = torch.compiler.is_compiling()  # of a decoder that is compiled as a whole
+    attend = _compiled() if q.is_cuda and not inside else flex_attention
+    blocks = _make_blocks(mask) if inside else _blocks(mask)
+    return attend(q, k, v, block_mask=blocks, enable_gqa=q.shape[1] > k.shape[1])
+
+
+@lru_cache(maxsize=1)
+def _compiled() -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
 
 
 @lru_cache(maxsize=1)  # all blocks of a decoder share one mask
 def _blocks(mask: Bool[Tensor, "batch 1 length length"]) -> Any:
+    return _make_blocks(mask)
+
+
+def _make_blocks(mask: Bool[Tensor, "batch 1 length length"]) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
     def visible(row: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
 import random
 import shutil
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -18,21 +18,23 @@ import torch
 from torch import Tensor
 
 from nanovlm.config import TrainConfig
+from nanovlm.files import to_the_disk
+from nanovlm.settings import first_line
 from nanovlm.training.sharded import UNFINISHED, load_sharded
 
 KEEP = 2  # the newest, and the one before it should the disk fail
 OF_THE_PLACE = ("output_dir", "run_name", "resume")  # settings that may differ when a run goes on
-CONTENT = {
-    "step",
-    "samples",
-    "position",
-    "best_val_loss",
-    "seconds",
-    "weights",
-    "optimizers",
-    "scaler",
-    "random",
-    "config",
+CONTENT: dict[str, Any] = {  # what a checkpoint holds, and of which type
+    "step": int,
+    "samples": int,
+    "position": (dict, type(None)),
+    "best_val_loss": (int, float),
+    "seconds": (int, float),
+    "weights": dict,
+    "optimizers": list,
+    "scaler": dict,
+    "random": dict,
+    "config": dict,
 }
 
 
@@ -95,13 +97,13 @@ def save_checkpoint(directory: Path, step: int, state: dict[str, Any]) -> Path:
     temporary = directory / "unfinished.partial"  # one name, so that what a kill leaves is written over
     try:
         torch.save(state, temporary)
-        _to_the_disk(temporary)
+        to_the_disk(temporary)
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         temporary.unlink(missing_ok=True)
         last = checkpoints(directory)
         raise OSError(
-            f"Could not write the checkpoint {path} ({_first_line(error)}); the last one, "
+            f"Could not write the checkpoint {path} ({first_line(error)}); the last one, "
             f"{last[-1].name if last else 'had there been one'}, is untouched. Free some space or choose another "
             "--output-dir, then go on with --resume."
         ) from error
@@ -155,12 +157,6 @@ def _copied(value: Any) -> Any:
     return type(value)(map(_copied, value)) if isinstance(value, (list, tuple)) else value
 
 
-def _to_the_disk(path: Path) -> None:
-    """Or a power loss could leave an empty file under a good name."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
 def load_checkpoint(path: Path, own: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
     """own: of a directory, see `sharded.load_sharded`.
 
@@ -175,15 +171,32 @@ def load_checkpoint(path: Path, own: Mapping[str, Tensor] | None = None) -> dict
                     raise ValueError(f"{damaged} in it is damaged")
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = "it holds more than tensors and numbers" if isinstance(error, UnpicklingError) else _first_line(error)
+        reason = "it holds more than tensors and numbers" if isinstance(error, UnpicklingError) else first_line(error)
         raise ValueError(f"{path} cannot be read ({reason}). Delete it to resume from the one before it.") from error
-    lacking = sorted(CONTENT - set(state)) if isinstance(state, dict) else sorted(CONTENT)
-    if lacking:
-        raise ValueError(
-            f"{path} lacks {', '.join(lacking)}: another version of this program wrote it. Go on with that one, or "
-            "start again from the run's best/ with --model."
-        )
+    strange = [name for name, kind in CONTENT.items() if not isinstance(_entry(state, name), kind)]
+    if strange:
+        raise _of_another_version(path, ", ".join(strange))
     return state
+
+
+def _entry(state: Any, name: str) -> Any:
+    return state.get(name, ...) if isinstance(state, dict) else ...
+
+
+@contextmanager
+def taking_over(path: Path) -> Iterator[None]:
+    """What a checkpoint's content raises where another version, or somebody else, has written it: a ValueError."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        raise _of_another_version(path, f"what is needed ({first_line(error)})") from error
+
+
+def _of_another_version(path: Path, what: str) -> ValueError:
+    return ValueError(
+        f"{path} lacks {what}: another version of this program wrote it. Go on with that one, or start again from the "
+        "run's best/ with --model."
+    )
 
 
 def changed_settings(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -193,10 +206,6 @@ def changed_settings(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
         for name, value in now.items()
         if name not in OF_THE_PLACE and saved.get(name) != value
     ]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def replace_directory(new: Path, old: Path) -> None:

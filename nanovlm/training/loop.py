@@ -22,6 +22,7 @@ from nanovlm.training.checkpoint import (
     Background,
     changed_settings,
     checkpoints,
+    drop_old,
     find_run,
     get_run_name,
     load_checkpoint,
@@ -30,9 +31,11 @@ from nanovlm.training.checkpoint import (
     replace_directory,
     restore_random_state,
     save_checkpoint,
+    taking_over,
 )
 from nanovlm.training.interrupt import Interrupt
 from nanovlm.training.optimizer import Optimizers
+from nanovlm.training.plan import does_not_fit
 from nanovlm.training.run_log import MetricsLog, Throughput, Watch
 from nanovlm.training.sharded import ShardedSaver
 from nanovlm.training.step import get_lr, train_step
@@ -63,6 +66,9 @@ class Run:
 
 def train(config: TrainConfig, model: VisionLanguageModel, watch: Watch | None = None) -> Run:
     """Train `model` (with its tokenizer and image processor attached) as `config` says.
+
+    `model` itself is changed: in the end it holds the last weights, on the device and in the dtype of the run.
+    The best ones, in float32, lie in `directory / "best"`, for VisionLanguageModel.from_pretrained.
 
     watch: called in the first process with (step, values) wherever the run writes a line of metrics, to draw it, say.
     """
@@ -107,8 +113,9 @@ def _train(config: TrainConfig, model: VisionLanguageModel, watch: Watch | None,
     saved, position = checkpoints(directory / "checkpoints"), None
     if config.resume and saved:
         state = load_checkpoint(saved[-1], optimizers.own_tensors(model))
-        optimizers.restore(model, state, saved[-1], scaler)
-        restore_random_state(state["random"])
+        with taking_over(saved[-1]):
+            optimizers.restore(model, state, saved[-1], scaler)
+            restore_random_state(state["random"])
         progress = Progress(*(state[field.name] for field in fields(Progress)))
         position = state["position"]
         log(f"resumed    at step {progress.step} from {saved[-1].name}")
@@ -116,7 +123,7 @@ def _train(config: TrainConfig, model: VisionLanguageModel, watch: Watch | None,
             log(f"changed    {', '.join(changed)}")
 
     dealt = world > 1 and config.parallel == "fsdp"
-    save_in_parts = ShardedSaver(background=device.type == "cuda") if dealt else None
+    save_in_parts = ShardedSaver(device.type == "cuda", drop_old) if dealt else None
     in_background = Background(device)
 
     def save() -> None:
@@ -185,6 +192,9 @@ def _train(config: TrainConfig, model: VisionLanguageModel, watch: Watch | None,
             f"Step {progress.step}: {error}. Last good checkpoint: {checkpoints(directory / 'checkpoints')[-1]}. "
             "Lower the learning rate, or look at those samples."
         ) from error
+    except torch.OutOfMemoryError as error:
+        room = torch.cuda.get_device_properties(device).total_memory / 1e9
+        raise ValueError(does_not_fit(model.config, config, room, precision.name, world)) from error
     for saver in filter(None, (save_in_parts, in_background)):
         saver.finish()
     progress.seconds += time.perf_counter() - clock

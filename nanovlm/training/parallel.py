@@ -25,11 +25,20 @@ T = TypeVar("T")
 
 
 def start() -> tuple[int, int]:
-    """Join the group that torchrun announces. Returns this process's rank and how many there are."""
+    """Join the group that torchrun announces. Returns this process's rank and how many there are.
+
+    Raises: ValueError if there are more processes than GPUs.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and not dist.is_initialized():
         if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            own, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+            if own >= there:
+                raise ValueError(
+                    f"Process {own} of this machine has no GPU: there are {there}. Start torchrun with "
+                    f"--nproc-per-node {there}."
+                )
+            torch.cuda.set_device(own)
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     return (dist.get_rank(), dist.get_world_size()) if world > 1 else (0, 1)
 

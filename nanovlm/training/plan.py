@@ -170,6 +170,23 @@ def plan(
     )
 
 
+def does_not_fit(vlm: VLMConfig, recipe: TrainConfig, memory_gb: float, precision: str, num_gpus: int = 1) -> str:
+    """What to do where a GPU ran out of memory: the largest batch that fits by the plan, and the same step in it."""
+    machine = Machine("this GPU", 1.0, memory_gb, 1.0, precision)
+    largest = min(plan(vlm, recipe, machine, num_gpus).largest_batch, recipe.batch_size // 2)
+    said = (
+        f"A forward of {recipe.batch_size} rows of {recipe.max_length} tokens does not fit into the GPU's "
+        f"{memory_gb:.0f} GB"
+    )
+    if largest < 1:
+        return f"{said}, nor does one row: take --gradient-checkpointing True, shorter rows, or fsdp on several GPUs."
+    times = -(-recipe.batch_size * recipe.gradient_accumulation_steps // largest)
+    return (
+        f"{said}. At most {largest} should: --batch-size {largest} --gradient-accumulation-steps {times} makes the "
+        "same step; --gradient-checkpointing True makes room as well."
+    )
+
+
 def images_per_row(vlm: VLMConfig, recipe: TrainConfig) -> float:
     """Pictures, or tiles: one, or as many as fill their part of a packed row."""
     return IMAGE_SHARE * recipe.max_length / vlm.num_image_tokens if recipe.packing else 1.0

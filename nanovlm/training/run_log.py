@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nanovlm.config import TrainConfig
+from nanovlm.files import to_the_disk
 
 Watch = Callable[[int, dict[str, Any]], None]  # step, what was measured at it
 
@@ -27,6 +28,7 @@ class MetricsLog:
         kept = [line for number, line in enumerate(whole, 1) if self._step(number, line) <= from_step]
         temporary = self.path.with_suffix(".partial")
         temporary.write_text("".join(kept), encoding="utf-8")
+        to_the_disk(temporary)
         temporary.replace(self.path)
         self.wandb: Any = None
         if config.wandb:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,8 @@ class ShardedSaver:
     """Called by all processes together. In the background (async_save) the parts are copied to the CPU's memory first,
     and the directory gets its name at the next call, or in `finish`: until then the one before it is the newest."""
 
-    def __init__(self, background: bool) -> None:
+    def __init__(self, background: bool, drop_old: Callable[[Path], None]) -> None:
+        self.drop_old = drop_old
         # The thread that writes talks to those of the other processes, and must not mix with the gradients' sums.
         self.group = dist.new_group(backend="gloo") if background else None
         self.pending: tuple[Any, Path, int] | None = None
@@ -72,14 +73,24 @@ class ShardedSaver:
             return
         with one_sentence(directory, step):
             dcp.save(tensors, checkpoint_id=unfinished)
-        named(directory, step)
+        self._name(directory, step)
 
     def finish(self) -> None:
         if self.pending is not None:
             (written, directory, step), self.pending = self.pending, None
             with one_sentence(directory, step):
                 written.result()
-            named(directory, step)
+            self._name(directory, step)
+
+    def _name(self, directory: Path, step: int) -> None:
+        """Once every process has written its part, the whole gets its name in one move."""
+        dist.barrier()
+        if dist.get_rank() == 0:
+            path = directory / f"step_{step:06d}"
+            shutil.rmtree(path, ignore_errors=True)
+            (directory / UNFINISHED).replace(path)
+            self.drop_old(directory)
+        dist.barrier()
 
 
 @contextmanager
@@ -93,19 +104,6 @@ def one_sentence(directory: Path, step: int) -> Iterator[None]:
             f"Could not write the checkpoint of step {step} into {directory} ({reason}); the one before it is "
             "untouched. Free some space or choose another --output-dir, then go on with --resume."
         ) from error
-
-
-def named(directory: Path, step: int) -> None:
-    """Once every process has written its part, the whole gets its name in one move."""
-    from nanovlm.training.checkpoint import drop_old
-
-    dist.barrier()
-    if dist.get_rank() == 0:
-        path = directory / f"step_{step:06d}"
-        shutil.rmtree(path, ignore_errors=True)
-        (directory / UNFINISHED).replace(path)
-        drop_old(directory)
-    dist.barrier()
 
 
 def load_sharded(path: Path, own: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def rotation_figure(
         total += part
         body += [
             text(x, middle + radius + 30, f"numbers {i} and {i + half}", 13, anchor="middle", font_weight="bold"),
-            text(x, middle + radius + 48, f"{frequency:.3g} radian a step", 12, "muted", "middle"),
+            text(x, middle + radius + 48, f"{frequency:.3g} radian a step", 13, "muted", "middle"),
             text(x, middle + radius + 68, f"product {part:+.2f}", 13, anchor="middle"),
         ]
         told.append(f"numbers {i} and {i + half} turn {frequency:.3g} radian a step, product {part:+.2f}")
@@ -62,8 +62,8 @@ def relative_figure(scores: Sequence[Sequence[float]], title: str) -> Figure:
     cell, most = panel / n, max(max(abs(s) for s in row) for row in scores) or 1.0
     body = [
         text(16, 26, title, 15, font_weight="bold"),
-        text(left, top - 8, "position of the key →", 12, "muted"),
-        text(34, top + 12, "← query", 12, "muted", "end", transform=f"rotate(-90 34 {top + 12})"),
+        text(left, top - 8, "position of the key →", 13, "muted"),
+        text(34, top + 12, "← query", 13, "muted", "end", transform=f"rotate(-90 34 {top + 12})"),
     ]
     for i, row in enumerate(scores):
         for j, score in enumerate(row):
@@ -72,9 +72,9 @@ def relative_figure(scores: Sequence[Sequence[float]], title: str) -> Figure:
                 rect(left + j * cell, top + i * cell, cell - 0.5, cell - 0.5, diverging(score / most), title=label)
             )
     body += [
-        text(left + cell / 2, top + panel + 16, "0", 12, "muted", "middle"),
-        text(left + panel - cell / 2, top + panel + 16, n - 1, 12, "muted", "middle"),
-        text(left + panel / 2, top + panel + 34, "orange: positive, white: 0, blue: negative", 12, "muted", "middle"),
+        text(left + cell / 2, top + panel + 16, "0", 13, "muted", "middle"),
+        text(left + panel - cell / 2, top + panel + 16, n - 1, 13, "muted", "middle"),
+        text(left + panel / 2, top + panel + 34, "orange: positive, white: 0, blue: negative", 13, "muted", "middle"),
         *_scatter(scores, most, 400, top, 284, panel),
     ]
     spread = max(
@@ -91,11 +91,12 @@ def relative_figure(scores: Sequence[Sequence[float]], title: str) -> Figure:
 
 def mask_figure(words: Sequence[str], positions: Sequence[int | str], real: Sequence[bool], mask: Sequence) -> Figure:
     """Who may look at whom. mask: [query][key], true where it may; real: false for padding."""
-    n, left, top = len(words), 170, 96
+    n, left, top = len(words), 170, 126
     cell = min(44, 300 // n)
     body = [
-        text(left, 22, "key: whom it may look at", 13, "muted"),
-        text(16, top - 12, "query", 13, "muted"),
+        text(16, 26, "Which keys each query may attend to", 15, font_weight="bold"),
+        text(left, 52, "key →", 13, "muted"),
+        text(16, top - 12, "query ↓", 13, "muted"),
         text(118, top - 12, "position", 13, "muted", "middle"),
     ]
     told = []
@@ -106,7 +107,7 @@ def mask_figure(words: Sequence[str], positions: Sequence[int | str], real: Sequ
         body += [
             text(16, y + 5, word, 13, tone),
             text(118, y + 5, positions[i], 13, tone, "middle", mono=True),
-            text(x - 2, top - 8, word, 12, tone, **turned),
+            text(x - 2, top - 8, word, 13, tone, **turned),
         ]
         for j in range(n):
             x0, y0 = left + j * cell, top + i * cell
@@ -122,14 +123,14 @@ def mask_figure(words: Sequence[str], positions: Sequence[int | str], real: Sequ
                         line(x0 + a, y0 + b, x0 + b, y0 + a, "muted", 2),
                     ]
         seen = ", ".join(str(j) for j in range(n) if mask[i][j])
-        told.append(f"{word} ({i}{'' if real[i] else ', padding'}) sees {seen}")
+        told.append(f"{word} ({i}{'' if real[i] else ', padding'}) attends to {seen}")
     x, y = left + n * cell + 28, top + 6
     for k, (fill, mark, words_) in enumerate(
         (
-            ("blue", "dot", "may look"),
+            ("blue", "dot", "may attend"),
             ("soft", "", "hidden: comes later"),
             ("soft", "cross", "hidden: padding"),
-            ("grey", "dot", "padding looks: unused"),
+            ("grey", "dot", "padding: not read"),
         )
     ):
         yk = y + 30 * k
@@ -138,42 +139,54 @@ def mask_figure(words: Sequence[str], positions: Sequence[int | str], real: Sequ
             body.append(circle(x + 10, yk + 10, 3.5, "#ffffff"))
         if mark == "cross":
             body += [line(x + 6, yk + 6, x + 14, yk + 14, "muted", 2), line(x + 6, yk + 14, x + 14, yk + 6, "muted", 2)]
-    return svg_figure(WIDTH, top + max(n * cell, 124) + 14, body, "Who may look at whom: " + "; ".join(told) + ".")
+    return svg_figure(
+        WIDTH, top + max(n * cell, 124) + 14, body, "Which keys each query may attend to: " + "; ".join(told) + "."
+    )
 
 
 def heads_figure(num_heads: int, num_kv_heads: int, head_dim: int, num_blocks: int) -> Figure:
     """Query heads above, the key/value heads that they share below, and what is kept for each token in 16 bits."""
-    groups, x0, pitch = num_heads // num_kv_heads, 130, 62
+    groups, x0, pitch, down = num_heads // num_kv_heads, 130, 62, 30
     wide = pitch * num_heads
-    body = [text(16, 49, "query heads", 13, "muted"), text(16, 141, "keys, values", 13, "muted")]
+    title = f"{num_heads} query heads, {num_kv_heads} key/value head{'s' if num_kv_heads > 1 else ''}"
+    body = [
+        text(16, 26, title, 15, font_weight="bold"),
+        text(16, down + 49, "query heads", 13, "muted"),
+        text(16, down + 141, "keys, values", 13, "muted"),
+    ]
     for head in range(num_heads):
         x = x0 + pitch * (head + 0.5)
         shared = head // groups
         below = x0 + wide * (shared + 0.5) / num_kv_heads
         body += [
-            line(x, 60, below, 120, "orange" if shared % 2 == 0 else "blue", 2),
-            rect(x - 22, 30, 44, 30, "card", "orange" if shared % 2 == 0 else "blue", rx=5, stroke_width=2),
-            text(x, 50, head, 14, anchor="middle"),
+            line(x, down + 60, below, down + 120, "orange" if shared % 2 == 0 else "blue", 2),
+            rect(x - 22, down + 30, 44, 30, "card", "orange" if shared % 2 == 0 else "blue", rx=5, stroke_width=2),
+            text(x, down + 50, head, 14, anchor="middle"),
         ]
     for head in range(num_kv_heads):
         x, colour = x0 + wide * (head + 0.5) / num_kv_heads, "orange" if head % 2 == 0 else "blue"
         body += [
-            rect(x - 22, 120, 44, 34, colour, rx=5),
-            text(x, 142, head, 14, "#14171a" if head % 2 == 0 else "#ffffff", "middle"),
+            rect(x - 22, down + 120, 44, 34, colour, rx=5),
+            text(x, down + 142, head, 14, "#14171a" if head % 2 == 0 else "#ffffff", "middle"),
         ]
     kept = 2 * num_blocks * num_kv_heads * head_dim * 2
     most = 2 * num_blocks * num_heads * head_dim * 2
     body += [
-        text(16, 199, "kept, a token", 13, "muted"),
-        rect(x0 + 9, 184, (wide - 18) * kept / most, 22, "green", rx=3),
-        rect(x0 + 9, 184, wide - 18, 22, "none", "line", rx=3),
-        text(x0 + 9, 228, f"{kept:,} bytes of {most:,}: keys and values of {num_blocks} blocks, 2 bytes a number", 13),
+        text(16, down + 199, "kept, a token", 13, "muted"),
+        rect(x0 + 9, down + 184, (wide - 18) * kept / most, 22, "green", rx=3),
+        rect(x0 + 9, down + 184, wide - 18, 22, "none", "line", rx=3),
+        text(
+            x0 + 9,
+            down + 228,
+            f"{kept:,} bytes of {most:,}: keys and values of {num_blocks} blocks, 2 bytes a number",
+            13,
+        ),
     ]
     alt = (
         f"{num_heads} query heads share {num_kv_heads} key/value heads, {groups} each, neighbours together. For each "
         f"token {kept:,} bytes are kept; with a key/value head for every query head it would be {most:,}."
     )
-    return svg_figure(WIDTH, 246, body, alt)
+    return svg_figure(WIDTH, down + 246, body, alt)
 
 
 def _scatter(
@@ -191,9 +204,9 @@ def _scatter(
         rect(x - 8, y, width + 16, height, "card", "line", rx=4),
         line(x - 8, zero, x + width + 8, zero, "line"),
         line(at(0), y, at(0), y + height, "line"),
-        text(x - 14, zero + 4, "0", 12, "muted", "end"),
-        text(x - 14, up(most) + 4, f"{most:.3g}", 12, "muted", "end"),
-        text(x - 8, y - 8, "the same products against the distance", 12, "muted"),
+        text(x - 14, zero + 4, "0", 13, "muted", "end"),
+        text(x - 14, up(most) + 4, f"{most:.3g}", 13, "muted", "end"),
+        text(x - 8, y - 8, "the same products against the distance", 13, "muted"),
     ]
     for i, row in enumerate(scores):
         body += [circle(at(i - j), up(score), 2.6, "blue", opacity=0.55) for j, score in enumerate(row)]
@@ -205,9 +218,9 @@ def _scatter(
         steps = "L".join(f"{at(d):.1f} {up(s):.1f}" for d, s in zip(range(1 - n, n), first, strict=True))
         body.append(path("M" + steps, stroke="blue", width=1))
     body += [
-        text(at(1 - n), y + height + 16, f"−{n - 1}", 12, "muted", "middle"),
-        text(at(0), y + height + 16, "0", 12, "muted", "middle"),
-        text(at(n - 1), y + height + 16, f"+{n - 1}", 12, "muted", "middle"),
-        text(x + width / 2, y + height + 34, "query's position − key's position", 12, "muted", "middle"),
+        text(at(1 - n), y + height + 16, f"−{n - 1}", 13, "muted", "middle"),
+        text(at(0), y + height + 16, "0", 13, "muted", "middle"),
+        text(at(n - 1), y + height + 16, f"+{n - 1}", 13, "muted", "middle"),
+        text(x + width / 2, y + height + 34, "query's position − key's position", 13, "muted", "middle"),
     ]
     return body

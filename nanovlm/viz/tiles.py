@@ -51,13 +51,13 @@ def shrunk_row(
     side, body = (WIDTH - 32 - 3 * 14) / 4, []
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         x = 16 + i * (side + 14)
-        body += [raster(x, 16, side, side, png_bytes(image.convert("RGB"))), text(x, 16 + side + 20, caption, 12)]
+        body += [raster(x, 16, side, side, png_bytes(image.convert("RGB"))), text(x, 16 + side + 20, caption, 13)]
     alt = f"{what}, from left to right: " + "; ".join(captions) + "."
     return svg_figure(WIDTH, side + 50, body, alt)
 
 
 def tiles_figure(views: Tensor, rows: int, columns: int, whole_first: bool = False) -> Figure:
-    """The views of one picture, [views, 3, side, side] in [-1, 1], in their places and with their turn in the line."""
+    """The views of one picture, [views, 3, side, side] in [-1, 1], in their places, numbered in their order."""
     num_tiles = rows * columns
     if len(views) != num_tiles + (num_tiles > 1):
         raise ValueError(f"{rows} x {columns} tiles and a view of the whole are not {len(views)} views.")
@@ -93,7 +93,7 @@ def plan_figure(plan: Plan, context: int) -> Figure:
     (width, height), (wide, tall) = plan.size, plan.resized
     scale, left, top, x = 236 / max(*plan.size, *plan.resized), 20, 40, 292
     side_x, side_y = wide * scale / plan.columns, tall * scale / plan.rows
-    body = [text(left, 24, "orange: the picture; grid: what is cut", 12, "muted")]
+    body = [text(left, 24, "orange: the picture; grid: its tiles", 13, "muted")]
     body += [
         rect(left + c * side_x, top + r * side_y, max(side_x, 2), max(side_y, 2), "soft", "blue", stroke_width=1.2)
         for r in range(plan.rows)
@@ -108,23 +108,23 @@ def plan_figure(plan: Plan, context: int) -> Figure:
         text(x, 52, f"{width:,} × {height:,} pixels", 15, font_weight="bold"),
         text(x, 76, f"brought to {wide:,} × {tall:,}", 13),
         text(x, 98, how, 13),
-        text(x, 134, "the views in the order of the text:", 12, "muted"),
+        text(x, 134, "the views in the order of the text:", 13, "muted"),
     ]
     box = min(20.0, 384 / plan.views)
     whole = 0 if plan.whole_first or not cut else plan.views - 1
     for i in range(plan.views):
         body.append(rect(x + i * box, 142, box - 2, 18, "orange" if i == whole else "sky", rx=2))
         if i == whole:
-            body.append(text(x + i * box + (box - 2) / 2, 156, "W", 11, "#14171a", "middle", font_weight="bold"))
+            body.append(text(x + i * box + (box - 2) / 2, 156, "W", 13, "#14171a", "middle", font_weight="bold"))
     share = min(plan.tokens / context, 1)
     beyond = " — too many" if plan.tokens > context else ""
     body += [
-        text(x, 178, "W: the whole", 11, "muted"),
+        text(x, 178, "W: the whole", 13, "muted"),
         text(x, 212, f"{plan.tokens:,} tokens", 15, font_weight="bold"),
-        text(x, 232, f"{plan.views} × {plan.image_tokens} for pixels, {plan.special_tokens} special", 12, "muted"),
+        text(x, 232, f"{plan.views} × {plan.image_tokens} for pixels, {plan.special_tokens} special", 13, "muted"),
         rect(x, 244, 384, 12, "soft", "line"),
         rect(x, 244, max(384 * share, 1.5), 12, "blue"),
-        text(x, 274, f"{plan.tokens / context:.0%} of {context:,}{beyond}", 12, "muted"),
+        text(x, 274, f"{plan.tokens / context:.0%} of {context:,}{beyond}", 13, "muted"),
     ]
     alt = (
         f"A picture of {width:,} by {height:,} pixels is brought to {wide:,} by {tall:,}; "
@@ -147,10 +147,10 @@ def cost_figure(curves: Mapping[str, Sequence[tuple[int, int]]], tick: int = 512
     body = []
     for i in range(round(most_y / step) + 1):
         y = top + tall * (1 - i * step / most_y)
-        body += [line(left, y, left + wide, y), text(left - 8, y + 4, f"{i * step:,g}", 11, "muted", "end")]
+        body += [line(left, y, left + wide, y), text(left - 8, y + 4, f"{i * step:,g}", 13, "muted", "end")]
     for side in range(0, most_x + 1, tick):
         x = left + wide * side / most_x
-        body.append(text(x, top + tall + 18, f"{side:,}", 11, "muted", "middle"))
+        body.append(text(x, top + tall + 18, f"{side:,}", 13, "muted", "middle"))
     told = []
     for i, (name, curve) in enumerate(curves.items()):
         points = [(left + wide * side / most_x, top + tall - tall * tokens / most_y) for side, tokens in curve]
@@ -161,11 +161,11 @@ def cost_figure(curves: Mapping[str, Sequence[tuple[int, int]]], tick: int = 512
         legend = left + i * 300
         body += [
             line(legend, 26, legend + 34, 26, CYCLE[i], 2.5, stroke_dasharray=DASHES[i]),
-            text(legend + 42, 30, name, 12),
+            text(legend + 42, 30, name, 13),
         ]
         told.append(f"{name}: {curve[0][1]:,} tokens at {curve[0][0]:,} pixels, {curve[-1][1]:,} at {curve[-1][0]:,}")
-    body.append(text(left + wide / 2, top + tall + 40, "side of a square picture, in pixels", 12, "muted", "middle"))
-    body.append(text(16, top - 12, "tokens", 12, "muted"))
+    body.append(text(left + wide / 2, top + tall + 40, "side of a square picture, in pixels", 13, "muted", "middle"))
+    body.append(text(16, top - 12, "tokens", 13, "muted"))
     return svg_figure(WIDTH, top + tall + 54, body, "Tokens against size. " + "; ".join(told) + ".")
 
 
@@ -175,7 +175,7 @@ def share_bars(shares: Mapping[str, float], chance: float, margin: float = 0.0) 
     bottom = 40 + 32 * len(rows)
     body = [
         line(x0 + full * chance, 30, x0 + full * chance, bottom, "muted", 1.5, stroke_dasharray="4 3"),
-        text(x0 + full * chance, 22, f"chance {chance:.0%}", 11, "muted", "middle"),
+        text(x0 + full * chance, 22, f"chance {chance:.0%}", 13, "muted", "middle"),
     ]
     for i, (name, share) in enumerate(rows):
         y = 40 + i * 32
@@ -193,4 +193,4 @@ def share_bars(shares: Mapping[str, float], chance: float, margin: float = 0.0) 
 
 def _turn(x: float, y: float, number: int) -> str:
     """Which view this is, counted from 1, under the middle of a picture's lower edge."""
-    return text(x, y + 14, number, 12, "muted", "middle", font_weight="bold")
+    return text(x, y + 14, number, 13, "muted", "middle", font_weight="bold")

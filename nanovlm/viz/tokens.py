@@ -10,7 +10,7 @@ from nanovlm.viz.style import Figure, ink_on, line, png_bytes, rect, svg_figure,
 from nanovlm.viz.style import raster as image_at
 
 WIDTH = 700
-LETTER, HEIGHT, GAP = 7.3, 24, 4  # of a monospaced letter at 12 px, and of a box, in px
+LETTER, HEIGHT, GAP = 7.9, 24, 4  # of a monospaced letter at 13 px, and of a box, in px
 
 # Whose token it is -> its words in the legend. Each kind has a shape of its own besides its colour.
 KINDS = {
@@ -68,21 +68,25 @@ def cut_rows(rows: Mapping[str, Sequence[str]]) -> Figure:
 
 def aligned_rows(reads: Sequence[str], rows: Mapping[str, Sequence[str | None]]) -> Figure:
     """Places from left to right: what the model reads there, and below it what each row asks for (None: nothing)."""
-    x0, top, told = 150.0, 40.0, []
+    x0, top, told = 150.0, 74.0, []
     wide = [max(_width(shown(w or "–")) for w in column) for column in zip(reads, *rows.values(), strict=True)]
     at = [x0 + sum(wide[:i]) + GAP * 2 * i for i in range(len(wide))]
     if at[-1] + wide[-1] > WIDTH - 8:
         raise ValueError(f"{len(reads)} tokens are too many to stand in one row: show fewer of them.")
-    body = [text(16, top + 16.5, "the model reads", 13)]
+    body = [
+        text(16, 26, "The target at each place", 15, font_weight="bold"),
+        text(16, top - 10, "place", 13, "muted"),
+        text(16, top + 16.5, "the model reads", 13),
+    ]
     for x, width, word in zip(at, wide, reads, strict=True):
         body += _box(x, top, width, shown(word), "template" if word.startswith("<|") else "text")
-        body.append(text(x + width / 2, top - 10, at.index(x), 11, "muted", "middle"))
+        body.append(text(x + width / 2, top - 10, at.index(x), 13, "muted", "middle"))
     for i, (label, asked) in enumerate(rows.items()):
         y = top + 48 + i * 38
         body.append(text(16, y + 16.5, label, 13, font_weight="bold"))
         for x, width, word in zip(at, wide, asked, strict=True):
             if word is None:
-                body.append(text(x + width / 2, y + 16.5, "–", 12, "muted", "middle"))
+                body.append(text(x + width / 2, y + 16.5, "–", 13, "muted", "middle"))
             else:
                 body += _box(x, y, width, shown(word), "answer")
         pairs = (f"at {r} {w or 'nothing'}" for r, w in zip(reads, asked, strict=True))
@@ -94,13 +98,13 @@ def aligned_rows(reads: Sequence[str], rows: Mapping[str, Sequence[str | None]])
 
 def score_bars(scores: Mapping[str, float], total: int) -> Figure:
     """A share between 0 and 1 for each line of text, as bars; the first is the one to compare with."""
-    x0, full, body = 400.0, 200.0, []
-    body.append(text(16, 28, "the prompt: ▦ is the picture, … the question", 12, "muted"))
-    body.append(text(x0, 28, f"right, of {total} questions", 12, "muted"))
+    x0, full, body = 452.0, 170.0, []
+    body.append(text(16, 28, "the prompt: ▦ is the picture, … the question", 13, "muted"))
+    body.append(text(x0, 28, f"share right of {total}", 13, "muted"))
     for i, (label, share) in enumerate(scores.items()):
         y = 42 + i * 32
         body += [
-            text(16, y + 16, shown(label), 12, mono=True, font_weight="bold" if i == 0 else "normal"),
+            text(16, y + 16, shown(label), 13, mono=True, font_weight="bold" if i == 0 else "normal"),
             rect(x0, y, full, 22, "soft", rx=2),
             rect(x0, y, max(full * share, 1), 22, "blue" if i == 0 else "orange", rx=2),
             text(x0 + full + 12, y + 15.5, f"{share:.0%}", 13, font_weight="bold"),
@@ -140,7 +144,7 @@ def _box(x: float, y: float, width: float, word: str, kind: str) -> list[str]:
     if kind == "picture":
         box = [rect(x, y, width, HEIGHT, "sky", rx=3)]
         if word.isdigit():
-            return [*box, text(middle, base, word, 12, ink_on("sky"), "middle", mono=True)]
+            return [*box, text(middle, base, word, 13, ink_on("sky"), "middle", mono=True)]
         third = width / 3
         inside = [line(x + third * i, y + 3, x + third * i, y + HEIGHT - 3, ink_on("sky"), 0.8) for i in (1, 2)]
         return [*box, *inside, line(x + 3, y + HEIGHT / 2, x + width - 3, y + HEIGHT / 2, ink_on("sky"), 0.8)]
@@ -148,12 +152,12 @@ def _box(x: float, y: float, width: float, word: str, kind: str) -> list[str]:
         return [
             rect(x, y, width, HEIGHT, "green", rx=3),
             rect(x, y + HEIGHT + 1, width, 3, "ink"),
-            text(middle, base, word, 12, ink_on("green"), "middle", mono=True, font_weight="bold"),
+            text(middle, base, word, 13, ink_on("green"), "middle", mono=True, font_weight="bold"),
         ]
     if kind == "template":
         return [
             rect(x, y, width, HEIGHT, "card", "muted", rx=3, stroke_dasharray="4 3"),
-            text(middle, base, word, 12, "muted", "middle", mono=True),
+            text(middle, base, word, 13, "muted", "middle", mono=True),
         ]
     fill = "line" if kind == "other" else "soft"
-    return [rect(x, y, width, HEIGHT, fill, "line", rx=3), text(middle, base, word, 12, "ink", "middle", mono=True)]
+    return [rect(x, y, width, HEIGHT, fill, "line", rx=3), text(middle, base, word, 13, "ink", "middle", mono=True)]

@@ -1,7 +1,8 @@
-"""nanoVLM's checkpoints: the 222M generation and the tiled 450M / 230M-8k generation.
+"""nanoVLM's checkpoints: the 222M generation, and the generation with placeholders (450M with one
+view; 230M-8k and 460M-8k with tiles).
 
 Both were trained on pixels in [0, 1]. The first puts image tokens in front of `Question: … Answer:`; the second has
-placeholders, cuts pictures into tiles and speaks the decoder's chat template.
+placeholders, may cut pictures into tiles and speaks the decoder's chat template.
 """
 
 from __future__ import annotations

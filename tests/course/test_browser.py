@@ -302,6 +302,19 @@ def test_from_the_first_page_to_a_solved_exercise(page: Page, lab: Lab) -> None:
         assert page.evaluate(CUT_OFF) == [], (theme, width)
 
 
+def test_a_quiz_is_answered_with_radio_buttons_and_recorded(page: Page, lab: Lab) -> None:
+    open_notebook(page, lab, "exercises/00_start_here.ipynb")
+    cell = page.locator(f"{HERE} .jp-CodeCell").nth(1)
+    write(page, cell, 'from nanovlm.course import quiz\nquiz("ch00.tokens")')
+    cell.locator(".widget-radio-box label", has_text="16").first.click()
+    cell.get_by_text("Right.").first.wait_for()
+    assert cell.locator("details").count() == 0, "the fold is for readers without a kernel"
+    for theme, width in in_every_light_and_width(page, "quiz"):
+        assert page.evaluate(CUT_OFF) == [], (theme, width)
+    kept = json.loads(Path(lab.environment["NANOVLM_HOME"], "progress.json").read_text(encoding="utf-8"))
+    assert kept["quizzes"]["ch00.tokens"] == {"tries": 1, "right": True}
+
+
 def solution(exercise: str) -> str:
     """The solved cell of an exercise, markers left out."""
     text = (ROOT / "solutions" / "00_start_here.py").read_text(encoding="utf-8")

@@ -53,7 +53,7 @@ ONE_CHARACTER = [
     ("chapters/{}.py", "Open in Colab", "Open in Colabs", "chapters/{}.py"),
     ("chapters/{}.py", "30 minutes", "31 minutes", "chapters/{}.ipynb README.md"),
     ("exercises/{}.py", "raise Not", "raise  Not", "exercises/{}.py"),
-    ("exercises/{}.ipynb", "Tiles to tokens", "Tiles to token", "exercises/{}.ipynb"),
+    ("exercises/{}.ipynb", "Groups of patches become tokens", "Groups of patches become token", "exercises/{}.ipynb"),
     ("solutions/{}.ipynb", '"cell_type"', '"cell_type" ', "solutions/{}.ipynb"),
     ("pyproject.toml", '"0.1.0"', '"0.1.1"', "CITATION.cff"),
     (
@@ -100,7 +100,7 @@ def test_exercises_hold_everything_but_the_answers(course: Path) -> None:
 
 def test_the_chapter_lists_its_exercises_and_the_readme_the_chapters(course: Path) -> None:
     chapter = (course / "chapters" / f"{STEM}.py").read_text()
-    assert "| 3.1 | Tiles to tokens (`pixel_shuffle.shuffle`) | ●●○ | 12 |" in chapter
+    assert "| 3.1 | Groups of patches become tokens (`pixel_shuffle.shuffle`) | ●●○ | 12 |" in chapter
     readme = (course / "README.md").read_text()
     row = f"- [03 Pixel shuffle and the projector](chapters/{STEM}.ipynb): You build the fusion. 30 minutes."
     assert row in " ".join(readme.split())
@@ -206,7 +206,7 @@ def test_an_answer_is_folded_and_its_exercise_is_named_above_it(course: Path) ->
     (place,) = (i for i, cell in enumerate(cells) if "answer:pixel_shuffle.shuffle" in cell.metadata.get("tags", []))
     assert cells[place].metadata.jupyter.source_hidden and cells[place].metadata.cellView == "form"
     line = " ".join(cells[place - 1].source.split())
-    assert f"[exercise 3.1, Tiles to tokens](../exercises/{STEM}.ipynb)" in line and "folded" in line
+    assert f"[exercise 3.1, Groups of patches become tokens](../exercises/{STEM}.ipynb)" in line and "folded" in line
     hidden = [cell for cell in cells if cell.metadata.get("jupyter", {}).get("source_hidden")]
     assert len(hidden) == 2, "the set-up and the answer, and no other cell"
 

@@ -39,7 +39,7 @@ def test_stored_runs_are_those_of_the_code(file: str) -> None:
 
 
 def test_the_gallery_and_the_rates_are_complete() -> None:
-    assert {*GALLERY, "no_positions"} <= stored_runs("08_gallery").keys()
+    assert {*GALLERY, "no_positions", "text_only"} <= stored_runs("08_gallery").keys()
     assert RATES.keys() == stored_runs("08_rates").keys()
 
 
@@ -56,6 +56,18 @@ def test_the_stored_runs_show_what_the_chapter_says() -> None:
     assert largest["resumed_wrongly"] > 2 * largest["healthy"]
 
 
+def test_the_seeds_are_runs_of_the_code_and_seed_0_is_the_one_in_the_gallery() -> None:
+    seeds, gallery = stored_runs("08_seeds"), stored_runs("08_gallery")
+    assert {"healthy", "no_positions"} <= seeds.keys() <= (GALLERY | CHANGES).keys()
+    for name, run in seeds.items():
+        assert run["about"] == (GALLERY | CHANGES)[name].about and list(run["seeds"]) == ["0", "1", "2"]
+        if name in gallery:
+            assert run["seeds"]["0"]["accuracy"] == gallery[name]["evaluations"][-1]["accuracy"]
+    pairs = zip(seeds["healthy"]["seeds"].values(), seeds["no_positions"]["seeds"].values(), strict=True)
+    gains = [mean(b["accuracy"]) - mean(a["accuracy"]) for a, b in pairs]
+    assert min(gains) < 0 < max(gains), "the chapter says that the seeds do not agree"
+
+
 def test_only_the_first_answer_is_left() -> None:
     model = from_scratch(small_vlm())
     loader, _ = get_dataloaders(small_recipe(batch_size=3), model.config, model.tokenizer, model.image_processor)
@@ -70,9 +82,12 @@ def test_only_the_first_answer_is_left() -> None:
 def test_a_run_can_be_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_runs, "PROBED", 2)
     small = {"max_steps": 3, "batch_size": 2, "val_size": 2}
-    first, second = (training_runs.run(Run("three steps", small, restart_at=2), lambda line: None) for _ in range(2))
+    three_steps = Run("three steps", small, restart_at=2)
+    first, second = (training_runs.run(three_steps, lambda line: None) for _ in range(2))
     assert first["loss"] == second["loss"] and len(first["loss"]) == len(first["norm"]) == 3
     assert [e["step"] for e in first["evaluations"]] == [1, 3]
+    seeds = training_runs.run_seeds(three_steps, [0, 1], lambda line: None)["seeds"]
+    assert seeds["0"]["val_loss"] == first["evaluations"][-1]["val_loss"] != seeds["1"]["val_loss"]
 
 
 def test_a_run_is_watched_outside_of_a_notebook(capsys: pytest.CaptureFixture) -> None:

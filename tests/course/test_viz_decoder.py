@@ -97,7 +97,7 @@ def test_as_many_dots_as_the_mask_has_places(real: list[int]) -> None:
     figure = mask_figure(names, positions[0].tolist(), [bool(r) for r in real], mask[0, 0].tolist())
     dots = list(drawn(figure).iter(f"{SVG}circle"))
     assert len(dots) == int(mask.sum()) + 2  # the legend's
-    assert f"<token0> (0{'' if real[0] else ', padding'}) sees 0" in figure.alt
+    assert f"<token0> (0{'' if real[0] else ', padding'}) attends to 0" in figure.alt
 
 
 @pytest.mark.parametrize(("num_kv_heads", "kept"), [(1, 7_680), (3, 23_040), (9, 69_120)])

@@ -26,7 +26,7 @@ from nanovlm.evaluation.scores import (
     questions_of,
 )
 from nanovlm.models.vision_language_model import IGNORE
-from nanovlm.training.validation import answer_accuracy, short_questions
+from nanovlm.training.validation import answer_accuracy, look_ahead, short_questions
 from tests.tiny import IMAGE
 from tests.tiny_tokenizer import tiny_tokenizer
 from tests.training.tiny_run import new_model, recipe
@@ -279,6 +279,19 @@ def test_half_an_answer_is_no_short_answer():
     tokenizer = loader.batches.dataset.tokenizer
     rows = [row[row != IGNORE] for batch in short_questions(loader, 8) for row in batch["targets"]]
     assert rows and all(row[-1] == tokenizer.eos_token_id for row in rows)
+
+
+def test_a_run_without_images_or_answers_is_told_so_before_it_begins():
+    _, loader = validation()
+    data = loader.batches.dataset
+    samples = [data.dataset[i] for i in range(8)]
+    assert "picture" not in look_ahead(loader) and "used" not in look_ahead(loader)
+    data.dataset = [{**sample, "images": []} for sample in samples]
+    data.num_prefix_tokens = 0
+    assert "not one of 8 validation samples has a picture" in look_ahead(loader)
+    blank = [{**turn, "assistant": " "} for turn in samples[0]["texts"]]
+    data.dataset = [*samples[:-1], {**samples[-1], "texts": blank}]
+    assert "1 of 8 validation samples cannot be used, first: sample 7: turn 0 has no answer" in look_ahead(loader)
 
 
 class Damaged(list):

@@ -28,9 +28,7 @@ MEASURED = {"seconds", "samples_per_second", "tokens_per_second"}
 WAYS = {
     "map-style, packed, a worker": {"num_workers": 1, "packing": True, "gradient_accumulation_steps": 2},
     "a stream, padded, a worker": {"num_workers": 1, "stream": True},
-    "map-style, padded": {},
-    "a stream, packed": {"stream": True, "packing": True},
-}
+}  # the other two: test_resume.py (map-style, padded) and test_stream_run.py (a stream, packed)
 
 
 def train_until(step: int | None, preset: Preset, directory: Path, changes: dict[str, Any]) -> None:

@@ -82,7 +82,7 @@ def test_a_checkpoint_of_two_goes_on_in_one_and_in_four(kind, after, alone, tmp_
 
 
 def in_the_background(rank: int, directory: Path) -> None:
-    nanovlm.training.loop.ShardedSaver = lambda background: ShardedSaver(background=True)
+    nanovlm.training.loop.ShardedSaver = lambda _, drop_old: ShardedSaver(True, drop_old)
     train(rank, directory, 2, "fsdp")
 
 

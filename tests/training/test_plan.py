@@ -133,6 +133,44 @@ def test_colab_fits_a_t4_and_ends_in_a_session():
     assert made.fits and made.hours < 4
 
 
+def test_a_batch_that_does_not_fit_is_told_the_largest_that_does():
+    preset = presets()["h100"]
+    largest = plan(preset.vlm, preset.train, MACHINES["T4"]).largest_batch
+    said = planning.does_not_fit(preset.vlm, preset.train, 15, "fp16")
+    times = -(-256 // largest)
+    assert f"256 rows of 128 tokens does not fit into the GPU's 15 GB. At most {largest} should" in said
+    assert f"--batch-size {largest} --gradient-accumulation-steps {times} makes the same step" in said
+    assert "At most 1 should" in planning.does_not_fit(preset.vlm, replace(preset.train, batch_size=2), 15, "fp16")
+    assert "nor does one row" in planning.does_not_fit(preset.vlm, preset.train, 4, "fp16")
+
+
+def test_a_gpu_that_runs_out_of_memory_ends_the_run_with_that_sentence(tmp_path, monkeypatch):
+    import nanovlm.training.loop
+    from tests.training.tiny_run import run
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    room = type("Room", (), {"total_memory": 8e9})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: room)
+    monkeypatch.setattr(nanovlm.training.loop, "train_step", full)
+    with pytest.raises(
+        ValueError, match=r"4 rows of 160 tokens does not fit .* 8 GB\. At most 2 should: --batch-size 2"
+    ):
+        run(tmp_path)
+
+
+def test_more_processes_than_gpus_is_one_sentence(monkeypatch):
+    from nanovlm.training import parallel
+
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"Process 3 of this machine has no GPU: there are 2. .*--nproc-per-node 2"):
+        parallel.start()
+
+
 def test_every_preset_fits_its_gpu():
     for name in ("h100", "460m"):
         assert plan(presets()[name].vlm, presets()[name].train, MACHINES["H100"]).fits
@@ -154,6 +192,8 @@ def test_the_commands_say_it(capsys):
     assert main(["train", "--preset", "h100", "--batch-size", "2", "--estimate", "--machine", "T4"]) == 0
     out = capsys.readouterr().out
     assert "65,400 samples" in out and "fits" in out
+    assert main(["train", "--model", "pocket", "--estimate", "--machine", "T4"]) == 0
+    assert "fits" in capsys.readouterr().out
 
 
 def test_the_readme_has_the_table():

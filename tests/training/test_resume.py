@@ -16,7 +16,7 @@ import nanovlm.training.checkpoint
 import nanovlm.training.loop
 import nanovlm.training.run_log
 from nanovlm.device import Precision
-from nanovlm.training.checkpoint import checkpoints, load_checkpoint
+from nanovlm.training.checkpoint import CONTENT, checkpoints, load_checkpoint
 from tests.training import children
 from tests.training.tiny_run import equal, metrics, new_model, recipe, run
 
@@ -256,6 +256,24 @@ def test_a_checkpoint_of_another_kind_is_refused(tmp_path, changes, sentence):
         model.projector.proj = torch.nn.Linear(7, 7, bias=False)
     with pytest.raises(ValueError, match=sentence):
         nanovlm.training.loop.train(recipe(tmp_path, resume=True, **changes), model)
+
+
+def test_a_checkpoint_of_another_content_is_one_sentence(tmp_path):
+    done = run(tmp_path, max_steps=1)
+    path = checkpoints(done.directory / "checkpoints")[-1]
+    whole = load_checkpoint(path)
+    unread = [{k: v for k, v in whole.items() if k != name} for name in CONTENT]
+    unread += [{**whole, name: "x"} for name in CONTENT] + [[], 5, {"model": {}}]
+    for state in unread:
+        torch.save(state, path)
+        with pytest.raises(ValueError, match=r"\.pt lacks .*another version of this program wrote it"):
+            load_checkpoint(path)
+    weights = dict.fromkeys(whole["weights"], 3)
+    for other in ({"weights": weights}, {"weights": {"a": 1}}, {"random": {"a": 1}}, {"optimizers": [5]}):
+        torch.save({**whole, **other}, path)
+        with pytest.raises(ValueError, match=r"\.pt (lacks|do not fit)") as caught:
+            run(tmp_path, max_steps=2, resume=True)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 1500
 
 
 def test_a_truncated_checkpoint_is_named_and_the_one_before_works(tmp_path):

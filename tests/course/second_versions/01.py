@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from einops import rearrange
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -254,6 +256,105 @@ def resized_by_factor(positions, grid_size):
     return rearrange(grid, "1 d h w -> 1 (h w) d")
 
 
+def prepare_in_two_steps(image, size):
+    x = np.asarray(image.convert("RGB").resize((size, size), resample=Image.BICUBIC), dtype=np.float32)
+    return torch.from_numpy((x.transpose(2, 0, 1)[None] / 255 - 0.5) / 0.5)
+
+
+def prepare_resizing_each_channel(image, size):
+    channels = [channel.resize((size, size), Image.Resampling.BICUBIC) for channel in image.convert("RGB").split()]
+    return torch.stack([torch.tensor(list(c.tobytes())).reshape(size, size) for c in channels])[None] / 127.5 - 1
+
+
+def prepare_with_movedim(image, size):
+    x = torch.tensor(np.array(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)), dtype=torch.float32)
+    return x.movedim(-1, 0).unsqueeze(0).sub(127.5).div(127.5)
+
+
+def prepare_with_einops(image, size):
+    x = torch.as_tensor(np.array(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)))
+    return rearrange(x, "h w c -> 1 c h w").float().mul(2 / 255).sub(1)
+
+
+def prepare_with_interleaved_bytes(image, size):
+    small = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+    flat = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8).float()
+    return torch.stack([flat[c::3].reshape(size, size) for c in range(3)]).div(255).sub(0.5).div(0.5)[None]
+
+
+def ratio_with_loops(what, where):
+    def spread(vectors):
+        vectors = [v for sample in vectors for v in sample]
+        centre = sum(vectors) / len(vectors)
+        return sum(((v - centre) ** 2).sum().item() ** 0.5 for v in vectors) / len(vectors)
+
+    return spread(where) / spread(what)
+
+
+def ratio_with_cdist(what, where):
+    a, b = where.reshape(-1, where.shape[-1]), what.reshape(-1, what.shape[-1])
+    return (torch.cdist(a, a.mean(0, keepdim=True)).mean() / torch.cdist(b, b.mean(0, keepdim=True)).mean()).item()
+
+
+def ratio_with_numpy(what, where):
+    a, b = (v.double().numpy().reshape(-1, v.shape[-1]) for v in (where, what))
+    a, b = (np.linalg.norm(v - v.mean(axis=0), axis=1).mean() for v in (a, b))
+    return float(a / b)
+
+
+def ratio_over_both_axes(what, where):
+    a, b = ((v - v.mean(dim=(0, 1), keepdim=True)).norm(dim=2).mean() for v in (where, what))
+    return float(a / b)
+
+
+def ratio_by_hypot(what, where):
+    spread = []
+    for v in (what, where):
+        v = rearrange(v, "b n d -> (b n) d")
+        spread.append(torch.linalg.vector_norm(v - v.mean(0), dim=1).mean().item())
+    return spread[1] / spread[0]
+
+
+def tests_against_unfold(patchify):
+    images = torch.randn(2, 2, 4, 6, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(patchify(images, 2), F.unfold(images, 2, stride=2).mT)
+
+
+def tests_by_slices(patchify):
+    images = torch.arange(2 * 2 * 6 * 4.0).reshape(2, 2, 6, 4)
+    out = patchify(images, 2)
+    assert tuple(out.shape) == (2, 6, 8)
+    for patch in range(6):
+        row, column = divmod(patch, 2)
+        square = images[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+        assert torch.equal(out[:, patch], square.flatten(1)), f"patch {patch}"
+
+
+def tests_three_pictures(patchify):
+    for shape in ((1, 1, 4, 4), (2, 2, 4, 8), (3, 2, 9, 3)):
+        p = 3 if shape[2] == 9 else 2
+        images = torch.arange(float(np.prod(shape))).reshape(shape)
+        out = patchify(images, p)
+        wanted = rearrange(images, "b c (h i) (w j) -> b (h w) (c i j)", i=p, j=p)
+        if out.shape != wanted.shape or not torch.equal(out, wanted):
+            raise AssertionError(f"wrong for {shape}")
+
+
+def tests_the_way_back(patchify):
+    images = torch.randn(2, 2, 6, 4, generator=torch.Generator().manual_seed(1))
+    out = patchify(images, 2)
+    assert out.shape == (2, 6, 8)
+    assert torch.equal(F.fold(out.mT, (6, 4), 2, stride=2), images)
+
+
+def tests_one_patch_of_each(patchify):
+    images = torch.arange(96.0).reshape(2, 2, 6, 4)
+    out = patchify(images, 2)
+    assert out.shape == (2, 6, 8) and out[0, 0].tolist() == [0, 1, 4, 5, 24, 25, 28, 29]
+    assert out[0, 1].tolist() == [2, 3, 6, 7, 26, 27, 30, 31]
+    assert out[1, 5, 0] == 48 + 18
+
+
 VERSIONS = {
     "patches.normalize": (
         normalize,
@@ -301,5 +402,26 @@ VERSIONS = {
         resized_with_default_corners,
         resized_dim_by_dim,
         resized_by_factor,
+    ),
+    "patches.prepare": (
+        prepare_in_two_steps,
+        prepare_resizing_each_channel,
+        prepare_with_movedim,
+        prepare_with_einops,
+        prepare_with_interleaved_bytes,
+    ),
+    "patches.where_over_what": (
+        ratio_with_loops,
+        ratio_with_cdist,
+        ratio_with_numpy,
+        ratio_over_both_axes,
+        ratio_by_hypot,
+    ),
+    "patches.test_patchify": (
+        tests_against_unfold,
+        tests_by_slices,
+        tests_three_pictures,
+        tests_the_way_back,
+        tests_one_patch_of_each,
     ),
 }

@@ -343,11 +343,11 @@ def claims_by_percent(config):
     n = config.vision.num_patches // config.projector.pixel_shuffle_factor**2
     v, m = config.vision, config.language
     claims = {}
-    claims["vision_encoder"] = "B %d %d" % (v.num_patches, v.hidden_dim)
-    claims["pixel_shuffle"] = "B %d %d" % (n, v.hidden_dim * v.num_patches // n)
-    claims["projector.proj"] = "B %d %d" % (n, m.hidden_dim)
-    claims["cat"] = "B %d+T %d" % (n, m.hidden_dim)
-    claims["decoder.head"] = "B %d+T %d" % (n, m.vocab_size)
+    claims["vision_encoder"] = "B %d %d" % (v.num_patches, v.hidden_dim)  # noqa: UP031
+    claims["pixel_shuffle"] = "B %d %d" % (n, v.hidden_dim * v.num_patches // n)  # noqa: UP031
+    claims["projector.proj"] = "B %d %d" % (n, m.hidden_dim)  # noqa: UP031
+    claims["cat"] = "B %d+T %d" % (n, m.hidden_dim)  # noqa: UP031
+    claims["decoder.head"] = "B %d+T %d" % (n, m.vocab_size)  # noqa: UP031
     return claims
 
 
@@ -438,6 +438,72 @@ def attention_in_float64(weights, word, first_image_token, grid, factor):
     return word_attention(weights.double(), word, first_image_token, grid, factor).double()
 
 
+class _Caption(nn.Module):
+    def __init__(self, dim, heads, vocab):
+        super().__init__()
+        self.stem = nn.Conv2d(3, dim, 4, 4)
+        self.embed = nn.Embedding(vocab, dim)
+        self.cross = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.head = nn.Linear(dim, vocab)
+
+    def memory(self, pixels):
+        return self.stem(pixels).flatten(2).mT
+
+    def logits(self, memory, ids):
+        words = self.embed(ids)
+        mixed, _ = self.cross(words, memory, memory)
+        return self.head(words + mixed)
+
+    def loss(self, logits, targets):
+        return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
+
+    def forward(self, pixels, ids):
+        return self.loss(self.logits(self.memory(pixels), ids[:, :-1]), ids[:, 1:])
+
+
+class CaptionBatchSecond(_Caption):
+    """The layer as it was, and tensors that suit it."""
+
+    def __init__(self, dim, heads, vocab):
+        super().__init__(dim, heads, vocab)
+        self.cross = nn.MultiheadAttention(dim, heads)
+
+    def logits(self, memory, ids):
+        words, memory = self.embed(ids).transpose(0, 1), memory.transpose(0, 1)
+        return self.head(words + self.cross(words, memory, memory)[0]).transpose(0, 1)
+
+
+class CaptionByEinops(_Caption):
+    def memory(self, pixels):
+        return einops.rearrange(self.stem(pixels), "b d h w -> b (h w) d")
+
+    def loss(self, logits, targets):
+        return F.cross_entropy(einops.rearrange(logits, "b t v -> b v t"), targets)
+
+
+class CaptionByHand(_Caption):
+    """Row by row, and the loss from log_softmax."""
+
+    def memory(self, pixels):
+        return self.stem(pixels).permute(0, 2, 3, 1).flatten(1, 2)
+
+    def loss(self, logits, targets):
+        return -logits.log_softmax(-1).gather(-1, targets[..., None]).mean()
+
+
+class CaptionByLoop(_Caption):
+    def logits(self, memory, ids):
+        rows = []
+        for own, row in zip(memory, ids, strict=True):
+            words = self.embed(row)
+            rows.append(self.head(words + self.cross(words, own, own)[0]))
+        return torch.stack(rows)
+
+    def loss(self, logits, targets):
+        rows = [F.cross_entropy(y, t) for y, t in zip(logits, targets, strict=True)]
+        return torch.stack(rows).mean()
+
+
 VERSIONS = {
     "trace.read_trace": (read_trace, read_by_paths, read_backwards, read_by_counting, read_by_the_text),
     "trace.bug_projector": (Projector, ProjectorByEinops, ProjectorByLoops, ProjectorByStrides, LazyProjector),
@@ -449,6 +515,7 @@ VERSIONS = {
         PositionsByLoop,
         PositionsByNarrow,
     ),
+    "trace.elsewhere": (_Caption, CaptionBatchSecond, CaptionByEinops, CaptionByHand, CaptionByLoop),
     "trace.symbolic_shapes": (shape_claims, claims_in_words, claims_by_join, claims_by_percent, claims_by_the_grid),
     "trace.flops": (flops_shares, flops_on_meta, flops_by_layers, flops_in_macs, flops_exactly),
     "trace.word_attention": (

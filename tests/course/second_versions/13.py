@@ -162,7 +162,7 @@ def tokens_by_product(rows, columns, num_image_tokens):
     text = ""
     if rows * columns != 1:
         for r, c in product(range(1, rows + 1), range(1, columns + 1)):
-            text += FAKE + "<row_%d_col_%d>" % (r, c) + IMAGE * num_image_tokens + ("\n" if c == columns else "")
+            text += FAKE + "<row_%d_col_%d>" % (r, c) + IMAGE * num_image_tokens + ("\n" if c == columns else "")  # noqa: UP031
         text += "\n"
     return text + FAKE + GLOBAL + IMAGE * num_image_tokens + FAKE
 
@@ -264,6 +264,99 @@ def rejoin_in_a_buffer(features, rows, columns):
     return out.flatten(2, 3).flatten(0, 1)
 
 
+def views_by_the_package(width, height, tile=512, longest=2048):
+    from nanovlm.config import TilingConfig
+    from nanovlm.data.tiling import TiledImageProcessor
+
+    rows, columns = TiledImageProcessor(tile, tiling=TilingConfig(max_side=longest)).grid((width, height))
+    return 1 if rows == columns == 1 else rows * columns + 1
+
+
+def views_by_cases(width, height, tile=512, longest=2048):
+    from nanovlm.data.tiling import fill_tiles, scale_to_longest
+
+    if width <= tile and height <= tile:
+        return 1
+    size = (width, height) if width <= longest and height <= longest else scale_to_longest((width, height), longest)
+    area = math.prod(fill_tiles(size, tile)) // tile**2
+    return area + bool(area > 1)
+
+
+def views_with_a_dict(width, height, tile=512, longest=2048):
+    from nanovlm.data.tiling import fill_tiles, scale_to_longest
+
+    sizes = {True: scale_to_longest((width, height), longest), False: (width, height)}
+    wide, high = (side // tile for side in fill_tiles(sizes[max(width, height) > longest], tile))
+    return {1: 1}.get(wide * high, wide * high + 1)
+
+
+def views_in_numpy(width, height, tile=512, longest=2048):
+    from nanovlm.data.tiling import fill_tiles, scale_to_longest
+
+    size = (width, height)
+    size = scale_to_longest(size, longest) if np.max(size) > longest else size
+    tiles = int(np.prod(np.array(fill_tiles(size, tile)) // tile))
+    return max(1, tiles + min(tiles - 1, 1))
+
+
+def views_by_grid(width, height, tile=512, longest=2048):
+    """Exercise 13.1 does the large ones."""
+    from nanovlm.data.tiling import fill_tiles
+
+    if max(width, height) > longest:
+        rows, columns = grid(width, height, tile, longest)
+    else:
+        wide, high = fill_tiles((width, height), tile)
+        rows, columns = high // tile, wide // tile
+    return rows * columns + (rows * columns > 1)
+
+
+def test_all_tiles(split_image):
+    image = torch.arange(48.0).reshape(2, 4, 6)
+    wanted = [image[:, r : r + 2, c : c + 2] for r in (0, 2) for c in (0, 2, 4)]
+    wanted.append(F.adaptive_avg_pool2d(image, 2))
+    assert torch.equal(split_image(image, 2), torch.stack(wanted))
+    assert torch.equal(split_image(image[:, :2, :2], 2), image[None, :, :2, :2])
+
+
+def test_by_places(split_image):
+    image = torch.zeros(1, 6, 9)
+    image[0, 4, 1] = 7.0
+    views = split_image(image, 3)
+    assert views[3, 0, 1, 1] == 7 and views[:6].sum() == 7
+    assert views[6].sum() > 0 and len(views) == 7
+    image = torch.zeros(1, 6, 9)
+    image[0, 0, 5] = 1.0
+    assert split_image(image, 3)[1, 0, 0, 2] == 1 and split_image(image, 3)[6, 0, 0].sum() > 0
+    assert len(split_image(image[:, :3, :3], 3)) == 1
+
+
+def test_in_ifs(split_image):
+    image = torch.arange(24.0).view(1, 4, 6)
+    views = split_image(image, 2)
+    if views[4].flatten().tolist() != [14, 15, 20, 21] or views[1].flatten().tolist() != [2, 3, 8, 9]:
+        raise AssertionError("tiles")
+    if not torch.allclose(views[-1].mean(), image.mean()) or len(views) != 7:
+        raise AssertionError("whole")
+    if split_image(image[:, :2, :2], 2).shape[0] != 1:
+        raise AssertionError("one tile")
+
+
+def test_by_reference(split_image):
+    for rows, columns in ((1, 1), (2, 3), (3, 1), (1, 2)):
+        image = torch.rand(3, 4 * rows, 4 * columns)
+        torch.testing.assert_close(split_image(image, 4), split_by_chunks(image, 4))
+
+
+def test_sorted(split_image):
+    image = torch.arange(16.0).view(1, 4, 4)
+    views = split_image(image, 2)
+    assert [int(v[0, 0, 0]) for v in views[:4]] == [0, 2, 8, 10] and len(views) == 5
+    assert views[2].flatten().tolist() == [8, 9, 12, 13]
+    assert views[4].flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    assert split_image(image, 4).shape[0] == 1
+
+
 VERSIONS = {
     "tiles.grid": (grid, grid_by_turning, grid_in_pixels, grid_in_numpy, grid_as_dict),
     "tiles.split": (
@@ -276,5 +369,7 @@ VERSIONS = {
     ),
     "tiles.tokens": (tokens, tokens_by_product, tokens_in_a_list, tokens_by_replacing, tokens_recursively),
     "tiles.cost": (cost, cost_by_text, cost_in_numpy, cost_in_torch, cost_by_parts),
+    "tiles.views": (views_by_the_package, views_by_cases, views_with_a_dict, views_in_numpy, views_by_grid),
+    "tiles.test_split": (test_all_tiles, test_by_places, test_in_ifs, test_by_reference, test_sorted),
     "tiles.rejoin": (rejoin, rejoin_with_einops, rejoin_by_fold, rejoin_by_index, rejoin_in_a_buffer),
 }

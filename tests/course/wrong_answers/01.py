@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 # -- patches.normalize -------------------------------------------------------------------------------------------------
@@ -601,6 +603,208 @@ def batch_axis_lost(positions, grid_size):
     return _line(_resized(positions, grid_size))[0]
 
 
+# -- patches.prepare ---------------------------------------------------------------------------------------------------
+
+
+def _bytes(image, size, mode="RGB", how=Image.Resampling.BICUBIC):
+    return torch.from_numpy(np.array(image.convert(mode).resize((size, size), how)))
+
+
+def only_the_mode_mended(image, size):
+    return _bytes(image, size).reshape(1, 3, size, size) / 255
+
+
+def mode_and_range_mended(image, size):
+    return _bytes(image, size).reshape(3, size, size)[None] / 127.5 - 1
+
+
+def still_zero_to_one(image, size):
+    return (_bytes(image, size).permute(2, 0, 1) / 255).unsqueeze(0)
+
+
+def mode_forgotten(image, size):
+    x = torch.from_numpy(np.array(image.resize((size, size), Image.Resampling.BICUBIC)))
+    return x.permute(2, 0, 1)[:, :, :].reshape(1, 3, size, size) / 127.5 - 1
+
+
+def batch_forgotten(image, size):
+    return _bytes(image, size).permute(2, 0, 1) / 127.5 - 1
+
+
+def batch_at_the_end(image, size):
+    return (_bytes(image, size).permute(2, 0, 1) / 127.5 - 1)[..., None]
+
+
+def channels_last(image, size):
+    return _bytes(image, size).unsqueeze(0) / 127.5 - 1
+
+
+def axes_reversed(image, size):
+    return _bytes(image, size).permute(2, 1, 0)[None] / 127.5 - 1
+
+
+def blue_first(image, size):
+    return _bytes(image, size)[..., [2, 1, 0]].permute(2, 0, 1)[None] / 127.5 - 1
+
+
+def resized_by_nearest(image, size):
+    return _bytes(image, size, how=Image.Resampling.NEAREST).permute(2, 0, 1)[None] / 127.5 - 1
+
+
+def resized_bilinearly(image, size):
+    return _bytes(image, size, how=Image.Resampling.BILINEAR).permute(2, 0, 1)[None] / 127.5 - 1
+
+
+def not_resized(image, size):
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None] / 127.5 - 1
+
+
+def still_bytes(image, size):
+    return _bytes(image, size).permute(2, 0, 1)[None].float()
+
+
+def prepared_in_double(image, size):
+    return _bytes(image, size).permute(2, 0, 1)[None].double() / 127.5 - 1
+
+
+def makes_a_thumbnail(image, size):
+    image.thumbnail((size, size))
+    return _bytes(image, size).permute(2, 0, 1)[None] / 127.5 - 1
+
+
+# -- patches.where_over_what -------------------------------------------------------------------------------------------
+
+
+def _mean_length(x):
+    return x.norm(dim=-1).mean()
+
+
+def lengths_themselves(what, where):
+    return float(_mean_length(where) / _mean_length(what))
+
+
+def what_over_where(what, where):
+    a, b = (v.flatten(0, 1) for v in (what, where))
+    return float(_mean_length(a - a.mean(0)) / _mean_length(b - b.mean(0)))
+
+
+def one_mean_for_all(what, where):
+    return float(_mean_length(where - where.mean()) / _mean_length(what - what.mean()))
+
+
+def mean_of_each_vector(what, where):
+    return float(_mean_length(where - where.mean(-1, keepdim=True)) / _mean_length(what - what.mean(-1, keepdim=True)))
+
+
+def a_mean_for_each_picture(what, where):
+    return float(_mean_length(where - where.mean(1, keepdim=True)) / _mean_length(what - what.mean(1, keepdim=True)))
+
+
+def a_mean_for_each_place(what, where):
+    return float(_mean_length(where - where.mean(0)) / _mean_length(what - what.mean(0)))
+
+
+def squared(what, where):
+    a, b = (v.flatten(0, 1) for v in (where, what))
+    return float((a - a.mean(0)).pow(2).sum(-1).mean() / (b - b.mean(0)).pow(2).sum(-1).mean())
+
+
+def root_of_the_mean(what, where):
+    a, b = (v.flatten(0, 1) for v in (where, what))
+    return float((a.var(0, unbiased=False).sum() / b.var(0, unbiased=False).sum()).sqrt())
+
+
+def absolute_values(what, where):
+    a, b = (v.flatten(0, 1) for v in (where, what))
+    return float((a - a.mean(0)).abs().mean() / (b - b.mean(0)).abs().mean())
+
+
+def added_up(what, where):
+    a, b = (v.flatten(0, 1) for v in (where, what))
+    return float((a - a.mean(0)).norm(dim=-1).sum() / (b - b.mean(0)).norm(dim=-1).sum())
+
+
+def the_first_picture(what, where):
+    a, b = where[0], what[0]
+    return float(_mean_length(a - a.mean(0)) / _mean_length(b - b.mean(0)))
+
+
+def difference(what, where):
+    a, b = (v.flatten(0, 1) for v in (where, what))
+    return float(_mean_length(a - a.mean(0)) - _mean_length(b - b.mean(0)))
+
+
+def still_a_tensor(what, where):
+    a, b = (v.flatten(0, 1) for v in (where, what))
+    return _mean_length(a - a.mean(0)) / _mean_length(b - b.mean(0))
+
+
+# -- patches.test_patchify ---------------------------------------------------------------------------------------------
+
+
+def _arange(*shape):
+    return torch.arange(float(np.prod(shape))).reshape(shape)
+
+
+def _right(images, p):
+    return F.unfold(images, p, stride=p).mT
+
+
+def shape_alone(patchify):
+    assert patchify(torch.zeros(2, 3, 8, 8), 4).shape == (2, 4, 48)
+
+
+def zeros(patchify):
+    patchify(torch.zeros(2, 3, 8, 8), 4)
+
+
+def square_pictures(patchify):
+    for images in (_arange(2, 3, 8, 8), _arange(2, 1, 4, 4)):
+        assert torch.equal(patchify(images, 2), _right(images, 2))
+
+
+def three_channels(patchify):
+    assert torch.equal(patchify(_arange(2, 3, 4, 8), 2), _right(_arange(2, 3, 4, 8), 2))
+
+
+def one_channel(patchify):
+    assert torch.equal(patchify(_arange(2, 1, 4, 8), 2), _right(_arange(2, 1, 4, 8), 2))
+
+
+def one_picture(patchify):
+    assert torch.equal(patchify(_arange(1, 2, 4, 8), 2)[0], _right(_arange(1, 2, 4, 8), 2)[0])
+
+
+def sorted_numbers(patchify):
+    out = patchify(_arange(2, 2, 4, 8), 2)
+    assert out.shape == (2, 8, 8)
+    assert torch.equal(out.flatten().sort().values, _arange(2, 2, 4, 8).flatten())
+
+
+def only_a_sum(patchify):
+    out = patchify(_arange(2, 2, 4, 8), 2)
+    assert out.shape == (2, 8, 8) and out.sum() == _arange(2, 2, 4, 8).sum()
+
+
+def says_true(patchify):
+    return torch.equal(patchify(_arange(2, 2, 4, 8), 2), _right(_arange(2, 2, 4, 8), 2))
+
+
+def asks_for_channels_last(patchify):
+    images = _arange(1, 2, 2, 2)
+    assert patchify(images, 2)[0, 0].tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
+
+
+def the_first_patch(patchify):
+    out = patchify(_arange(2, 2, 4, 8), 2)
+    assert out.shape == (2, 8, 8)
+    assert torch.equal(out[:, 0], _right(_arange(2, 2, 4, 8), 2)[:, 0])
+
+
+def fails_always(patchify):
+    raise AssertionError("not yet")
+
+
 WRONG = {
     "patches.normalize": [
         (zero_to_one, "This is [0, 1]"),
@@ -718,5 +922,51 @@ WRONG = {
         (without_gradients, "gradient"),
         (as_long_as_before, "length"),
         (batch_axis_lost, "first axis"),
+    ],
+    "patches.prepare": [
+        (only_the_mode_mended, "two of the faults"),
+        (mode_and_range_mended, "by a reshape"),
+        (still_zero_to_one, "0 to 1"),
+        (mode_forgotten, "Convert every picture"),
+        (batch_forgotten, "batch is missing"),
+        (batch_at_the_end, "batch"),
+        (channels_last, "still last"),
+        (axes_reversed, "Rows and columns are swapped"),
+        (blue_first, "Red and blue"),
+        (resized_by_nearest, "nearest"),
+        (resized_bilinearly, "bilinearly"),
+        (not_resized, "not resized"),
+        (still_bytes, "still bytes"),
+        (prepared_in_double, "expected float32"),
+        (makes_a_thumbnail, "thumbnail"),
+    ],
+    "patches.where_over_what": [
+        (lengths_themselves, "lengths themselves"),
+        (what_over_where, "upside down"),
+        (one_mean_for_all, "one number"),
+        (mean_of_each_vector, "vector's own numbers"),
+        (a_mean_for_each_picture, "a mean for each picture"),
+        (a_mean_for_each_place, "place"),
+        (squared, "squared"),
+        (root_of_the_mean, "root of the mean square"),
+        (absolute_values, "absolute"),
+        (added_up, "added up"),
+        (the_first_picture, "first picture"),
+        (difference, "difference"),
+        (still_a_tensor, ".item()"),
+    ],
+    "patches.test_patchify": [
+        (shape_alone, "shape alone"),
+        (zeros, "passes with everything"),
+        (square_pictures, "is a square"),
+        (three_channels, "three channels"),
+        (one_channel, "have one channel"),
+        (one_picture, "holds one picture"),
+        (sorted_numbers, "sorts or sums"),
+        (only_a_sum, "sorts or sums"),
+        (says_true, "True or False"),
+        (asks_for_channels_last, "does not do"),
+        (the_first_patch, "first patch alone"),
+        (fails_always, "patchify that is right"),
     ],
 }

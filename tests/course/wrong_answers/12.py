@@ -279,6 +279,47 @@ def _map(row=lambda w, i: w.mean(0)[i], first=lambda f: f, spread=None, share=la
     return word_attention
 
 
+# -- trace.elsewhere ---------------------------------------------------------------------------------------------------
+
+
+def _caption(
+    memory=lambda self, pixels: self.stem(pixels).flatten(2).transpose(1, 2),
+    mix=lambda self, w, m: w + self.cross(w, m, m)[0],
+    loss=lambda y, t: nn.functional.cross_entropy(y.flatten(0, 1), t.flatten()),
+    batch_first=True,
+    shift=True,
+    heads_of=lambda dim, vocab: nn.Linear(dim, vocab),
+):
+    class Captioner(nn.Module):
+        def __init__(self, dim, heads, vocab):
+            super().__init__()
+            self.stem = nn.Conv2d(3, dim, kernel_size=4, stride=4)
+            self.embed = nn.Embedding(vocab, dim)
+            self.cross = nn.MultiheadAttention(dim, heads, batch_first=batch_first)
+            self.head = heads_of(dim, vocab)
+
+        def memory(self, pixels):
+            return memory(self, pixels)
+
+        def logits(self, memory, ids):
+            return self.head(mix(self, self.embed(ids), memory))
+
+        def loss(self, logits, targets):
+            return loss(logits, targets)
+
+        def forward(self, pixels, ids):
+            if not shift:
+                return self.loss(self.logits(self.memory(pixels), ids), ids)
+            return self.loss(self.logits(self.memory(pixels), ids[:, :-1]), ids[:, 1:])
+
+    return Captioner
+
+
+def _one_sequence(self, w, m):
+    w_, m_ = w.flatten(0, 1)[None], m.flatten(0, 1)[None]
+    return w + self.cross(w_, m_, m_)[0].reshape(w.shape)
+
+
 WRONG = {
     "trace.read_trace": [
         (
@@ -515,5 +556,43 @@ WRONG = {
         (named("upside_down", _map(back=lambda m: m.flip(0))), "upside down"),
         (named("average_of_words", _map(row=lambda w, i: w.mean((0, 1)))), "mean over all words"),
         (named("not_a_grid", _map(back=lambda m: m.flatten())), "missing"),
+    ],
+    "trace.elsewhere": [
+        (
+            named("reshaped_picture", _caption(lambda s, p: (lambda x: x.reshape(len(x), -1, x.shape[1]))(s.stem(p)))),
+            "instead of transposed",
+        ),
+        (named("averaged_picture", _caption(lambda s, p: s.stem(p).mean((2, 3))[:, None])), "averaged to one vector"),
+        (named("one_sequence", _caption(mix=_one_sequence)), "one long sequence"),
+        (
+            named(
+                "reshaped_logits",
+                _caption(loss=lambda y, t: nn.functional.cross_entropy(y.reshape(len(y), y.shape[2], -1), t)),
+            ),
+            "a reshape mixes",
+        ),
+        (
+            named("last_position", _caption(loss=lambda y, t: nn.functional.cross_entropy(y[:, -1], t[:, -1]))),
+            "last position",
+        ),
+        (
+            named("first_position", _caption(loss=lambda y, t: nn.functional.cross_entropy(y[:, 0], t[:, 0]))),
+            "first position",
+        ),
+        (
+            named(
+                "a_sum",
+                _caption(loss=lambda y, t: nn.functional.cross_entropy(y.flatten(0, 1), t.flatten(), reduction="sum")),
+            ),
+            "is a sum",
+        ),
+        (named("blind", _caption(mix=lambda s, w, m: w)), "written blind"),
+        (named("no_residual", _caption(mix=lambda s, w, m: s.cross(w, m, m)[0])), "residual connection is gone"),
+        (named("self_attention", _caption(mix=lambda s, w, m: w + s.cross(w, w, w)[0])), "attend to themselves"),
+        (named("not_shifted", _caption(shift=False)), "the same tokens"),
+        (named("two_of_three", _caption(loss=lambda y, t: nn.functional.cross_entropy(y, t))), "target"),
+        (named("wide_head", _caption(heads_of=lambda d, v: nn.Linear(d, v + 1))), "have changed"),
+        (named("detached_picture", _caption(lambda s, p: s.stem(p).flatten(2).transpose(1, 2).detach())), "radient"),
+        (named("no_head", _caption(heads_of=lambda d, v: nn.Identity())), "`head` was a Linear"),
     ],
 }

@@ -299,6 +299,82 @@ def side_of_the_grid(features, rows, columns):
     return _rejoin()(features, columns, rows)
 
 
+# -- tiles.views -------------------------------------------------------------------------------------------------------
+
+
+def _views(shrink=lambda w, h, n: max(w, h) > n, count=lambda r, c: r * c + (r * c > 1), tile_is=lambda t: t):
+    def views(width, height, tile=512, longest=2048):
+        from nanovlm.data.tiling import fill_tiles, scale_to_longest
+
+        size = scale_to_longest((width, height), longest) if shrink(width, height, longest) else (width, height)
+        wide, high = fill_tiles(size, tile_is(tile))
+        return count(high // tile_is(tile), wide // tile_is(tile))
+
+    return views
+
+
+# -- tiles.test_split --------------------------------------------------------------------------------------------------
+
+SMALL = torch.arange(24.0).reshape(1, 4, 6)
+
+
+def test_shapes(split_image):
+    assert split_image(SMALL, 2).shape == (7, 1, 2, 2)
+    assert split_image(SMALL[:, :2, :2], 2).shape == (1, 1, 2, 2)
+
+
+def test_that_calls(split_image):
+    split_image(SMALL, 2)
+
+
+def test_one_colour(split_image):
+    assert (split_image(torch.ones(1, 4, 6), 2) == 1).all() and len(split_image(torch.ones(1, 4, 6), 2)) == 7
+    assert len(split_image(torch.ones(1, 2, 2), 2)) == 1
+
+
+def test_first_tile(split_image):
+    assert split_image(SMALL, 2)[0].flatten().tolist() == [0, 1, 6, 7]
+
+
+def test_without_whole(split_image):
+    views = split_image(SMALL, 2)
+    assert views[1].flatten().tolist() == [2, 3, 8, 9] and views[3].flatten().tolist() == [12, 13, 18, 19]
+    assert len(split_image(SMALL[:, :2, :2], 2)) == 1
+
+
+def test_without_one_tile(split_image):
+    views = split_image(SMALL, 2)
+    assert views[1].flatten().tolist() == [2, 3, 8, 9] and views[3].flatten().tolist() == [12, 13, 18, 19]
+    assert views[6].flatten().tolist() == [4, 7, 16, 19]
+
+
+def test_that_returns(split_image):
+    return split_image(SMALL, 2).shape == (7, 1, 2, 2)
+
+
+def test_whole_first(split_image):
+    assert split_image(SMALL, 2)[0].flatten().tolist() == [4, 7, 16, 19]
+
+
+def test_a_list(split_image):
+    assert isinstance(split_image(SMALL, 2), list)
+
+
+def test_a_square(split_image):
+    square = torch.arange(16.0).reshape(1, 4, 4)
+    assert split_image(square, 2)[3].flatten().tolist() == [10, 11, 14, 15]
+    assert len(split_image(square, 4)) == 1
+
+
+def test_sums(split_image):
+    assert split_image(SMALL, 2)[:6].sum() == SMALL.sum()
+    assert len(split_image(SMALL[:, :2, :2], 2)) == 1
+
+
+def test_one_tile_alone(split_image):
+    assert torch.equal(split_image(SMALL[:, :2, :2], 2), SMALL[None, :, :2, :2])
+
+
 WRONG = {
     "tiles.grid": [
         (named("columns_first", _grid(back=lambda r, c: (c, r))), "Columns first"),
@@ -472,5 +548,34 @@ WRONG = {
         ),
         (rejoin_detached, "gradient"),
         (named("all_tiles_alike", _rejoin(take=lambda x, n: x[:1].expand(n, -1, -1))), "first tile stands everywhere"),
+    ],
+    "tiles.views": [
+        (named("as_it_was", _views(lambda w, h, n: True, lambda r, c: r * c + 1)), "Small pictures are still enlarged"),
+        (named("still_enlarged", _views(lambda w, h, n: True)), "Small pictures are still enlarged"),
+        (named("one_tile_twice", _views(count=lambda r, c: r * c + 1)), "still shown twice"),
+        (named("no_whole", _views(count=lambda r, c: r * c)), "The view of the whole is gone"),
+        (named("never_shrunk", _views(lambda w, h, n: False)), "not shrunk any more"),
+        (named("shorter_side", _views(lambda w, h, n: min(w, h) > n)), "shorter side"),
+        (named("width_alone", _views(lambda w, h, n: w > n)), "the width alone"),
+        (named("height_alone", _views(lambda w, h, n: h > n)), "the height alone"),
+        (named("area", _views(lambda w, h, n: w * h > n * n)), "number of pixels"),
+        (named("both_sides", _views(lambda w, h, n: w + h > n)), "sum of both sides"),
+        (named("sides_added", _views(count=lambda r, c: r + c + 1 if r * c > 1 else 1)), "rows * columns"),
+        (named("grid_back", _views(count=lambda r, c: (r, c))), "expected a whole number"),
+        (named("always_512", lambda width, height, tile=512, longest=2048: _views()(width, height)), "not used"),
+    ],
+    "tiles.test_split": [
+        (test_shapes, "shapes alone"),
+        (test_that_calls, "no assert in it can fail"),
+        (test_one_colour, "What gets through"),
+        (test_first_tile, "What gets through"),
+        (test_without_whole, "never looks at the last view"),
+        (test_without_one_tile, "never cuts a picture that is one tile"),
+        (test_that_returns, "True or False"),
+        (test_whole_first, "does not promise"),
+        (test_a_list, "does not promise"),
+        (test_a_square, "What gets through"),
+        (test_sums, "What gets through"),
+        (test_one_tile_alone, "What gets through"),
     ],
 }

@@ -20,10 +20,10 @@ SCORE = Exercise(
     title="How many are right?",
     difficulty=1,
     minutes=5,
-    why="Every claim about a model ends in a number like this one. Count a little too kindly and a model that sees "
-    "nothing looks clever.",
+    why="Every claim about a model rests on a number like this one. If you count too generously, a model that sees "
+    "nothing looks capable.",
     hints=(
-        "Two lists that belong together are walked through together: zip does it.",
+        "The two lists belong together, so go through both at the same time: zip does that.",
         "Count the pairs whose two texts are equal, then divide by how many pairs there are. Look after the empty list "
         "before you divide.",
         "if there are no answers: return 0.0\nright = how many pairs (a, e) of zip(answers, expected) have a == e\n"

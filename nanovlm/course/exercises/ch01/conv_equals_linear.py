@@ -60,8 +60,8 @@ CONV_EQUALS_LINEAR = Exercise(
     title="A convolution that is a linear layer",
     difficulty=2,
     minutes=8,
-    why="Models store the patch embedding as a convolution, papers draw it as a linear layer. Who knows that both are "
-    "the same numbers can read both, and can load the one into the other.",
+    why="Models store the patch embedding as a convolution, while papers draw it as a linear layer. Both have the same "
+    "weights, so you can read both and load one into the other.",
     hints=(
         "The convolution's weight is [dim, 3, p, p]: for each output number one small colour picture. The linear "
         "layer's weight is [dim, 3 * p * p]: for each output number one row. What turns the one into the other?",

@@ -35,11 +35,11 @@ ADD_POSITIONS = Exercise(
     title="The whole patch embedding",
     difficulty=2,
     minutes=12,
-    why="This is the first part of your own model: everything that the encoder will ever know about where a patch was "
-    "comes from the vectors that are added here.",
+    why="This is the first part of your own model. Everything that the encoder can know about the place of a patch comes "
+    "from the vectors that you add here.",
     hints=(
-        "Two things are learned: a convolution that makes a vector of each patch, and one more vector for each place "
-        "of the grid.",
+        "Two things are learned: a convolution that turns each patch into a vector, and a further vector for each place of "
+        "the grid.",
         "The convolution's stride is its kernel size. Its output is a grid, [batch, dim, rows, columns]; merge rows "
         "and columns, and bring dim to the end. Then add the positions, which are the same for every picture.",
         "in __init__: self.conv = nn.Conv2d(3, dim, p, stride=p)\n"

@@ -27,10 +27,11 @@ NORMALIZE = Exercise(
     title="From bytes to the model's range",
     difficulty=1,
     minutes=4,
-    why="A model's weights belong to the range of numbers that it was trained on. Feed it another one and nothing "
-    "raises: it answers, only worse.",
+    why="A model's weights belong to the range of numbers that it was trained on. With another range it raises no "
+    "error and still answers, but it answers worse.",
     hints=(
-        "Where must 0 go, and where 255? Two points make a straight line: one factor and one shift.",
+        "Which value does 0 become, and which does 255? Two points determine a straight line, so you need one factor and one "
+        "shift.",
         "Bytes cannot hold fractions or minus signs, so the result must be a float tensor. Divide first: dividing "
         "bytes by a number makes floats of them.",
         "the bytes, divided by half of 255, are between 0 and 2\nshift them so that they begin at -1",

@@ -28,11 +28,11 @@ PATCHIFY = Exercise(
     title="Cut a picture into patches",
     difficulty=2,
     minutes=12,
-    why="It makes a line of vectors out of a picture, which is all that a transformer can read. A plain reshape gives "
-    "the right shape too, and strips of pixels that belong together nowhere.",
+    why="It turns a picture into a sequence of vectors, which is all that a transformer can read. A plain reshape gives "
+    "the right shape too, but its patches are strips of pixels that do not belong together.",
     hints=(
-        "A patch is p rows of p pixels, in each of three channels. In memory its rows do not stand next to each other: "
-        "between two of them lies the rest of the picture's row.",
+        "A patch consists of p rows of p pixels, in each of three channels. In memory these rows are not adjacent, because "
+        "the rest of the picture's row is between them.",
         "Unfold each side in two: the rows into (row of patches, row inside the patch), the columns likewise. Bring "
         "the two that count patches to the front, then merge: two axes into the patches, three into the vector.",
         "x = images.reshape(batch, channels, height // p, p, width // p, p)\n"

@@ -27,12 +27,12 @@ RESIZE_POSITIONS = Exercise(
     title="Positions for another grid",
     difficulty=2,
     minutes=10,
-    why="Positions are learned for one grid. Without this, an encoder that learned at 224 pixels could not even begin "
-    "to learn at 512: a thousand places would have no vector.",
+    why="Positions are learned for one grid. Without resizing them, an encoder that was trained at 224 pixels could not "
+    "even start its training at 512, because most places would have no vector.",
     hints=(
-        "Read the line of vectors as a small picture: one pixel for each place, and dim channels.",
-        "Pictures are resized with F.interpolate, which wants [batch, channels, rows, columns]. So unfold the line "
-        "into a grid, bring dim to the front, resize, and go back the same way.",
+        "Read the sequence of vectors as a small picture, with one pixel for each place and dim channels.",
+        "Pictures are resized with F.interpolate, which wants [batch, channels, rows, columns]. So unfold the "
+        "sequence into a grid, bring dim to the front, resize, and go back the same way.",
         "grid = positions.reshape(1, old, old, dim), permuted to [1, dim, old, old]\n"
         'grid = F.interpolate(grid, size=(grid_size, grid_size), mode="bicubic", align_corners=False)\n'
         "return grid with rows and columns merged and dim at the end",
@@ -83,8 +83,8 @@ def _(positions, grid_size):
 
 
 @RESIZE_POSITIONS.mistake(
-    "You stretch the line, not the grid: the end of one row runs into the beginning of the next. The patches are a "
-    "picture; fold them into rows and columns first."
+    "You resize the sequence, not the grid, so the end of one row blends into the beginning of the next. Fold the "
+    "positions into rows and columns first."
 )
 def _(positions, grid_size):
     return F.interpolate(positions.mT, grid_size**2, mode="linear", align_corners=False).mT

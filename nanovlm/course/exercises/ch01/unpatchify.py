@@ -24,10 +24,10 @@ UNPATCHIFY = Exercise(
     title="Put the picture back together",
     difficulty=2,
     minutes=8,
-    why="What can be undone has lost nothing. And whenever you want to see what a model did to its patches, this is "
-    "the way back to a picture.",
+    why="A step that can be undone has lost nothing. You also need this function whenever you want to see as a picture "
+    "what a model did to its patches.",
     hints=(
-        "Read your patchify from the last line to the first and undo each step.",
+        "Read your patchify from its last line to its first, and undo each step in this order.",
         "The patches form a square grid, so its side is the root of their number. Unfold: patches into grid rows and "
         "grid columns, the vector into channel, row and column. Then bring row to row and column to column.",
         "x = patches.reshape(batch, grid, grid, channels, p, p)\n"

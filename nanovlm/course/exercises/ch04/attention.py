@@ -274,7 +274,9 @@ class _(_Attention):
         return super().forward(x, rope, None if mask is None else ~mask, cache)
 
 
-@GQA.mistake("All query heads get the mean of the key/value heads: they are averaged. Give each group a head of its own.")
+@GQA.mistake(
+    "All query heads get the mean of the key/value heads: they are averaged. Give each group a head of its own."
+)
 class _(_Attention):
     def share(self, x: Tensor, groups: int) -> Tensor:
         return x.mean(dim=1, keepdim=True).expand(-1, groups * x.shape[1], -1, -1)

@@ -113,9 +113,7 @@ class _(_Block):
         return x + self.mlp(self.norm1(x))
 
 
-@BLOCK.mistake(
-    "The MLP comes first. Here attention does: tokens read from each other, then each works on what it has."
-)
+@BLOCK.mistake("The MLP comes first. Here attention does: tokens read from each other, then each works on what it has.")
 class _(_Block):
     def forward(self, x: Tensor, rope, mask, cache=None) -> Tensor:
         x = x + self.mlp(self.norm2(x))
@@ -151,14 +149,18 @@ class _(_Block):
         return super().forward(x, rope, mask)
 
 
-@BLOCK.mistake("The first half adds nothing to x: attention's result replaces it, and the residual stream is interrupted.")
+@BLOCK.mistake(
+    "The first half adds nothing to x: attention's result replaces it, and the residual stream is interrupted."
+)
 class _(_Block):
     def forward(self, x: Tensor, rope, mask, cache=None) -> Tensor:
         x = self.attn(self.norm1(x), rope, mask, cache)
         return x + self.mlp(self.norm2(x))
 
 
-@BLOCK.mistake("The second half adds nothing to x: the MLP's result replaces it, and the residual stream is interrupted.")
+@BLOCK.mistake(
+    "The second half adds nothing to x: the MLP's result replaces it, and the residual stream is interrupted."
+)
 class _(_Block):
     def forward(self, x: Tensor, rope, mask, cache=None) -> Tensor:
         return self.mlp(self.norm2(x + self.attn(self.norm1(x), rope, mask, cache)))

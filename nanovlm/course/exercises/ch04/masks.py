@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from nanovlm.course.exercises.common import noise
 from nanovlm.course.judge.exercise import Case, Exercise, expect
 
 ONE_PADDED = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])  # two rows, the first padded on the left
@@ -103,14 +102,16 @@ _wrong_positions(
     "Every row gets the positions of the first row.", lambda m: (m[:1].cumsum(1) - 1).expand(m.shape).clamp(min=0)
 )
 _wrong_positions(
-    "The count runs on from row to row. Each row begins again at 0.", lambda m: (m.flatten().cumsum(0) - 1).view(m.shape)
+    "The count runs on from row to row. Each row begins again at 0.",
+    lambda m: (m.flatten().cumsum(0) - 1).view(m.shape),
 )
 _wrong_positions(
     "It is one too few: the running sum includes the token itself, so its position is the sum less 1, not less 2.",
     lambda m: m.cumsum(1) - 2,
 )
 _wrong_positions(
-    "The positions are those of one row; every row of the batch has its own: [batch, length].", lambda m: m[0].cumsum(0) - 1
+    "The positions are those of one row; every row of the batch has its own: [batch, length].",
+    lambda m: m[0].cumsum(0) - 1,
 )
 _wrong_positions("Positions are whole numbers; these are floats.", lambda m: real_positions(m).float())
 
@@ -177,7 +178,9 @@ def _(make) -> None:
 @WHO.property("any number but 0 means a real token")
 def _(make) -> None:
     rows = torch.tensor([[0, 3, 1, 7]])
-    expect(make(rows).equal(who_sees_whom(rows)), "With an attention_mask of 0, 3, 1, 7 the result is wrong: use .bool().")
+    expect(
+        make(rows).equal(who_sees_whom(rows)), "With an attention_mask of 0, 3, 1, 7 the result is wrong: use .bool()."
+    )
 
 
 def _wrong_mask(sentence: str, make: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
@@ -223,7 +226,8 @@ _wrong_mask(
     lambda c, r, e: ~(c & r | e),
 )
 _wrong_mask(
-    "There is an or where both conditions must hold: a key must be in the past *and* be real (&).", lambda c, r, e: c | r
+    "There is an or where both conditions must hold: a key must be in the past *and* be real (&).",
+    lambda c, r, e: c | r,
 )
 _wrong_mask(
     "A padding token sees everything here. Its row follows the same rule as the others, and it sees itself.",
@@ -299,7 +303,9 @@ PREFIX = Exercise(
             torch.tensor([[0, 0, 1, 1, 1, 0, 0]]),
             note="two tokens stand before the prefix",
         ),
-        Case(torch.tensor([[1, 1, 0, 1, 1]]), torch.tensor([[1, 1, 1, 1, 0]]), note="padding in the middle of the prefix"),
+        Case(
+            torch.tensor([[1, 1, 0, 1, 1]]), torch.tensor([[1, 1, 1, 1, 0]]), note="padding in the middle of the prefix"
+        ),
     ],
     axes="batch heads query key",
 )
@@ -358,7 +364,8 @@ _wrong_prefix(
     lambda c, r, e, pq, pk: (c | ~pq & ~pk) & r | e,
 )
 _wrong_prefix(
-    "Keys that are padding can be seen: in the prefix, too, a key has to be real.", lambda c, r, e, pq, pk: c & r | pq & pk | e
+    "Keys that are padding can be seen: in the prefix, too, a key has to be real.",
+    lambda c, r, e, pq, pk: c & r | pq & pk | e,
 )
 _wrong_prefix("No padding is hidden: a key has to be real.", lambda c, r, e, pq, pk: c | pq & pk)
 _wrong_prefix(
@@ -369,6 +376,4 @@ _wrong_prefix(
     "A padding token has nothing to look at, and its softmax is 0 / 0: let every token see itself.",
     lambda c, r, e, pq, pk: (c | pq & pk) & r,
 )
-_wrong_prefix(
-    "The mask is upside down: True means *may look*.", lambda c, r, e, pq, pk: ~((c | pq & pk) & r | e)
-)
+_wrong_prefix("The mask is upside down: True means *may look*.", lambda c, r, e, pq, pk: ~((c | pq & pk) & r | e))

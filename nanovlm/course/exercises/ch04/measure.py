@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +16,19 @@ from nanovlm.course.judge.exercise import Case, Exercise, expect, with_weights
 from nanovlm.models.language_model import LanguageModel
 
 Decoder = Callable[[Tensor, Tensor], Tensor]  # x [B, T, dim], attention_mask [B, T] -> [B, T, dim]
-ONE_BLOCK = LMConfig(**{**vars(SMALL), "num_blocks": 1})
+
+
+@cache
+def one_block() -> LanguageModel:
+    return with_weights(LanguageModel(LMConfig(**{**vars(SMALL), "num_blocks": 1})))
 
 
 def decoder_with(
     mask: Callable[[Tensor], Tensor] = who_sees_whom,
     positions: Callable[[Tensor], Tensor] = real_positions,
-    config: LMConfig = ONE_BLOCK,
 ) -> Decoder:
-    """A small decoder with a mask and positions of one's choice, made from an attention_mask."""
-    model = with_weights(LanguageModel(config))
+    """A decoder of one block with a mask and positions of one's choice, made from an attention_mask."""
+    model = one_block()
 
     def run(x: Tensor, attention_mask: Tensor) -> Tensor:
         rope = model.rotary_embedding(positions(attention_mask))
@@ -128,9 +132,9 @@ def _measured(
     return measure
 
 
-MEASURE.mistake("You add the same number to every place of a vector. A LayerNorm removes that again: add a random vector.")(
-    _measured(poke=lambda row: row + 1)
-)
+MEASURE.mistake(
+    "You add the same number to every place of a vector. A LayerNorm removes that again: add a random vector."
+)(_measured(poke=lambda row: row + 1))
 MEASURE.mistake("You multiply the vector, which only makes it longer. An RMSNorm removes that: add a random vector.")(
     _measured(poke=lambda row: 2 * row)
 )

@@ -98,9 +98,9 @@ def additive(q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor, dtype: tor
     return (_scores(q, k) + (future + padding).to(q.dtype)).softmax(dim=-1) @ v
 
 
-MEND.mistake("This is still the code that was to be mended: float32's smallest number becomes minus infinity in float16.")(
-    additive
-)
+MEND.mistake(
+    "This is still the code that was to be mended: float32's smallest number becomes minus infinity in float16."
+)(additive)
 MEND.mistake(
     "The smallest number of the type at hand is added. Two of them, or one and a score far below 0, are minus infinity "
     "again: use bools."
@@ -116,9 +116,9 @@ def _(q, k, v, attention_mask):
     return _scores(q, k).masked_fill(~(causal & real)[:, None], float("-inf")).softmax(dim=-1) @ v
 
 
-MEND.mistake(
-    "The mask is applied after the softmax, so the weights no longer sum to 1. Hide the scores before it."
-)(_written_out(lambda s, m: s.softmax(dim=-1) * m))
+MEND.mistake("The mask is applied after the softmax, so the weights no longer sum to 1. Hide the scores before it.")(
+    _written_out(lambda s, m: s.softmax(dim=-1) * m)
+)
 MEND.mistake("The mask is upside down: the query sees exactly what it may not see.")(
     _written_out(lambda s, m: s.masked_fill(m, float("-inf")).softmax(dim=-1).nan_to_num())
 )

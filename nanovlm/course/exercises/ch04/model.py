@@ -85,7 +85,9 @@ MODEL = Exercise(
 @MODEL.property("gradients reach the input and every weight of the blocks and the norm")
 def _(cls) -> None:
     module, right = (with_weights(made(UNTIED)) for made in (cls, LanguageModel))
-    expect_gradients(lambda model, x: model.head(model(x)) + model.token_embedding.weight.sum(), module, right, noise(1, 4, 24))
+    expect_gradients(
+        lambda model, x: model.head(model(x)) + model.token_embedding.weight.sum(), module, right, noise(1, 4, 24)
+    )
 
 
 class _Model(nn.Module):

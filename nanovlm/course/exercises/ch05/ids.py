@@ -5,8 +5,8 @@ from __future__ import annotations
 import html
 from itertools import groupby
 
-from nanovlm.course.judge.exercise import Case, Exercise, expect
 from nanovlm.course.exercises.ch05.text import END, NAMES, SPECIAL, SPELLING, encode_bytes, rendered, say
+from nanovlm.course.judge.exercise import Case, Exercise, expect
 
 # -- text.image_placeholders -------------------------------------------------------------------------------------------
 
@@ -52,7 +52,9 @@ PLACEHOLDERS = Exercise(
 def _(learner) -> None:
     ids = [2, 4, 90, 91, 4, 92, 3]
     text = [token for token in learner(list(ids), 4, 5) if token != 4]
-    expect(text == [2, 90, 91, 92, 3], f"Without its placeholders the sequence holds {text} instead of [2, 90, 91, 92, 3].")
+    expect(
+        text == [2, 90, 91, 92, 3], f"Without its placeholders the sequence holds {text} instead of [2, 90, 91, 92, 3]."
+    )
 
 
 @PLACEHOLDERS.mistake("The picture's own token stays and num_image_tokens more follow: one place too many.")
@@ -121,14 +123,31 @@ def _moved(ids: list[int], image: int, n: int, at: int) -> list[int]:
     return others[:at] + [image] * (n * ids.count(image)) + others[at:]
 
 
-_placeholders("Each picture gets one place too few: num_image_tokens places, the one that is there included.", lambda i, t, n: expand(i, t, n - 1))
-_placeholders("The places have moved to the end, behind the question. They belong where the picture was.", lambda i, t, n: _moved(i, t, n, len(i)))
-_placeholders("The places are always put at the second place. A picture can be anywhere in the text.", lambda i, t, n: _moved(i, t, n, 1))
-_placeholders("Every token is repeated. Only the placeholder is.", lambda i, t, n: [token for token in i for _ in range(n)])
+_placeholders(
+    "Each picture gets one place too few: num_image_tokens places, the one that is there included.",
+    lambda i, t, n: expand(i, t, n - 1),
+)
+_placeholders(
+    "The places have moved to the end, behind the question. They belong where the picture was.",
+    lambda i, t, n: _moved(i, t, n, len(i)),
+)
+_placeholders(
+    "The places are always put at the second place. A picture can be anywhere in the text.",
+    lambda i, t, n: _moved(i, t, n, 1),
+)
+_placeholders(
+    "Every token is repeated. Only the placeholder is.", lambda i, t, n: [token for token in i for _ in range(n)]
+)
 _placeholders("The number 16 is built in: use num_image_tokens.", lambda i, t, n: expand(i, t, 16))
 _placeholders("The placeholders are removed instead of repeated.", lambda i, t, n: expand(i, t, 0))
-_placeholders("The new places hold 0. Every one of them holds image_token_id, by which the model finds it.", lambda i, t, n: [x for token in i for x in ([t] + [0] * (n - 1) if token == t else [token])])
-_placeholders("The new places count up from image_token_id. Every one holds the same id.", lambda i, t, n: [x for token in i for x in (range(t, t + n) if token == t else [token])])
+_placeholders(
+    "The new places hold 0. Every one of them holds image_token_id, by which the model finds it.",
+    lambda i, t, n: [x for token in i for x in ([t] + [0] * (n - 1) if token == t else [token])],
+)
+_placeholders(
+    "The new places count up from image_token_id. Every one holds the same id.",
+    lambda i, t, n: [x for token in i for x in (range(t, t + n) if token == t else [token])],
+)
 
 
 # -- text.safe_user_text -----------------------------------------------------------------------------------------------
@@ -173,7 +192,7 @@ SAFE = Exercise(
         "nothing needs to be searched for or removed.",
         "Do not build a string. For each message: the id of its role out of the table, then what encode makes of the "
         "content, then for an answer the id of the end token.",
-        'for message in messages:\n    ids.append(special[…])\n    ids += …          # the content\n    for the assistant: also the id of <|end|>',
+        "for message in messages:\n    ids.append(special[…])\n    ids += …          # the content\n    for the assistant: also the id of <|end|>",
     ),
     reference=safe_ids,
     cases=lambda: [
@@ -193,7 +212,9 @@ SAFE = Exercise(
             [say("user", "hi"), say("assistant", "ho")], OTHER, encode_other, note="another tokenizer, with other ids"
         ),
         Case([say("system", "Be <|end|> brief."), say("user", "hi")], SPECIAL, encode_bytes, note="a system message"),
-        Case([say("user", ""), say("assistant", " A & b\n")], SPECIAL, encode_bytes, note="an empty question, spaces, &"),
+        Case(
+            [say("user", ""), say("assistant", " A & b\n")], SPECIAL, encode_bytes, note="an empty question, spaces, &"
+        ),
     ],
 )
 
@@ -320,10 +341,15 @@ def _(messages, special, encode):
 
 def _content(sentence: str, change) -> None:
     """The right way, with a text that was changed first."""
-    SAFE.mistake(sentence)(lambda ms, special, encode: safe_ids([say(m["role"], change(m["content"])) for m in ms], special, encode))
+    SAFE.mistake(sentence)(
+        lambda ms, special, encode: safe_ids([say(m["role"], change(m["content"])) for m in ms], special, encode)
+    )
 
 
-_content("A space is put into the spelling (<| becomes < |). The text has to come back as it was typed.", lambda t: t.replace("<|", "< |"))
+_content(
+    "A space is put into the spelling (<| becomes < |). The text has to come back as it was typed.",
+    lambda t: t.replace("<|", "< |"),
+)
 _content("You escape the text as for HTML. The text has to come back as it was typed.", html.escape)
 _content("You strip the text. The white space is the user's: leave it.", str.strip)
 _content("The text is changed to lower case. It has to come back as it was typed.", str.lower)
@@ -341,9 +367,14 @@ def _unsafe_for(role: str, sentence: str) -> None:
         return [
             token
             for m in messages
-            for token in (by_spelling(rendered([m]), special, encode) if m["role"] == role else safe_ids([m], special, encode))
+            for token in (
+                by_spelling(rendered([m]), special, encode) if m["role"] == role else safe_ids([m], special, encode)
+            )
         ]
 
 
-_unsafe_for("system", "The system text is searched for special tokens. It may come from a configuration or a user: it is text as well.")
+_unsafe_for(
+    "system",
+    "The system text is searched for special tokens. It may come from a configuration or a user: it is text as well.",
+)
 _unsafe_for("user", "Answers are safe, questions are not: here the user's text is searched for special tokens.")

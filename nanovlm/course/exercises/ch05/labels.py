@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nanovlm.course.judge.exercise import Case, Exercise, expect
 from nanovlm.course.exercises.ch05.text import ASSISTANT, END, IMAGE, SYSTEM, USER
 from nanovlm.course.exercises.common import caught
+from nanovlm.course.judge.exercise import Case, Exercise, expect
 
 IGNORE = -100
 
@@ -138,25 +138,60 @@ def _wrong_labels(sentence: str, change) -> None:
     BUILD.mistake(sentence)(lambda ids, a, e: change(ids, labels_of(ids, a, e), a, e))
 
 
-_wrong_labels("The image tokens are supervised as well. They are no words that the model could write.", lambda ids, labels, a, e: [t if t == IMAGE else x for t, x in zip(ids, labels, strict=True)])
-_wrong_labels("It is the other way round: the questions are supervised, and the answers are not.", lambda ids, labels, a, e: [t if x == IGNORE else IGNORE for t, x in zip(ids, labels, strict=True)])
-_wrong_labels("All text is supervised, the question included. Only the answers are the model's part.", lambda ids, labels, a, e: [IGNORE if t in (USER, ASSISTANT, IMAGE, SYSTEM, a) else t for t in ids])
-_wrong_labels("Unsupervised places hold -1. The loss leaves out -100 and nothing else.", lambda ids, labels, a, e: [-1 if x == IGNORE else x for x in labels])
-_wrong_labels("Unsupervised places hold None. The loss leaves out -100, a number.", lambda ids, labels, a, e: [None if x == IGNORE else x for x in labels])
-_wrong_labels("The labels are shifted to the right: each belongs to its own token.", lambda ids, labels, a, e: [IGNORE, *labels[:-1]])
-_wrong_labels("These are flags, True or False. A label is the token itself, or -100.", lambda ids, labels, a, e: [x != IGNORE for x in labels])
-_wrong_labels("There have to be as many labels as tokens: write -100 where nothing is supervised.", lambda ids, labels, a, e: [x for x in labels if x != IGNORE])
-_wrong_labels("The ids of the special tokens are built in: use assistant_id and end_id.", lambda ids, labels, a, e: labels_of(ids, ASSISTANT, END))
+_wrong_labels(
+    "The image tokens are supervised as well. They are no words that the model could write.",
+    lambda ids, labels, a, e: [t if t == IMAGE else x for t, x in zip(ids, labels, strict=True)],
+)
+_wrong_labels(
+    "It is the other way round: the questions are supervised, and the answers are not.",
+    lambda ids, labels, a, e: [t if x == IGNORE else IGNORE for t, x in zip(ids, labels, strict=True)],
+)
+_wrong_labels(
+    "All text is supervised, the question included. Only the answers are the model's part.",
+    lambda ids, labels, a, e: [IGNORE if t in (USER, ASSISTANT, IMAGE, SYSTEM, a) else t for t in ids],
+)
+_wrong_labels(
+    "Unsupervised places hold -1. The loss leaves out -100 and nothing else.",
+    lambda ids, labels, a, e: [-1 if x == IGNORE else x for x in labels],
+)
+_wrong_labels(
+    "Unsupervised places hold None. The loss leaves out -100, a number.",
+    lambda ids, labels, a, e: [None if x == IGNORE else x for x in labels],
+)
+_wrong_labels(
+    "The labels are shifted to the right: each belongs to its own token.",
+    lambda ids, labels, a, e: [IGNORE, *labels[:-1]],
+)
+_wrong_labels(
+    "These are flags, True or False. A label is the token itself, or -100.",
+    lambda ids, labels, a, e: [x != IGNORE for x in labels],
+)
+_wrong_labels(
+    "There have to be as many labels as tokens: write -100 where nothing is supervised.",
+    lambda ids, labels, a, e: [x for x in labels if x != IGNORE],
+)
+_wrong_labels(
+    "The ids of the special tokens are built in: use assistant_id and end_id.",
+    lambda ids, labels, a, e: labels_of(ids, ASSISTANT, END),
+)
 
 
 # -- text.test_labels --------------------------------------------------------------------------------------------------
 
 PLANTED = {
-    "the end token is left out": lambda ids, a, e: [IGNORE if t == e else x for t, x in zip(ids, labels_of(ids, a, e), strict=True)],
-    "the opening token is supervised": lambda ids, a, e: [t if t == a else x for t, x in zip(ids, labels_of(ids, a, e), strict=True)],
+    "the end token is left out": lambda ids, a, e: [
+        IGNORE if t == e else x for t, x in zip(ids, labels_of(ids, a, e), strict=True)
+    ],
+    "the opening token is supervised": lambda ids, a, e: [
+        t if t == a else x for t, x in zip(ids, labels_of(ids, a, e), strict=True)
+    ],
     "the first answer only": lambda ids, a, e: keep(ids, answers_of(ids, a, e)[0] if a in ids else []),
-    "questions after the first answer are supervised": lambda ids, a, e: keep(ids, range(ids.index(a) + 1, len(ids)) if a in ids else []),
-    "an answer that was cut off is not supervised": lambda ids, a, e: keep(ids, [p for places in answers_of(ids, a, e) if places and ids[places[-1]] == e for p in places]),
+    "questions after the first answer are supervised": lambda ids, a, e: keep(
+        ids, range(ids.index(a) + 1, len(ids)) if a in ids else []
+    ),
+    "an answer that was cut off is not supervised": lambda ids, a, e: keep(
+        ids, [p for places in answers_of(ids, a, e) if places and ids[places[-1]] == e for p in places]
+    ),
     "shifted already": lambda ids, a, e: [*labels_of(ids, a, e)[1:], IGNORE],
     "the ids 3 and 1 are built in": lambda ids, a, e: labels_of(ids, 3, 1),
     "0 in place of -100": lambda ids, a, e: [0 if x == IGNORE else x for x in labels_of(ids, a, e)],
@@ -192,7 +227,9 @@ TEST_LABELS = Exercise(
 )
 
 
-@TEST_LABELS.mistake("Your test looks at lengths alone, or asserts nothing that can fail: it passes with every wrong version.")
+@TEST_LABELS.mistake(
+    "Your test looks at lengths alone, or asserts nothing that can fail: it passes with every wrong version."
+)
 def _(build):
     assert len(build([2, 4, 3, 1], 3, 1)) == 4
 
@@ -202,7 +239,9 @@ def _(build):
     return True
 
 
-@TEST_LABELS.mistake("Your example has one turn with the usual ids. What gets through shows in a second turn, and in other ids.")
+@TEST_LABELS.mistake(
+    "Your example has one turn with the usual ids. What gets through shows in a second turn, and in other ids."
+)
 def _(build):
     assert build([2, 4, 3, 7, 1], 3, 1) == [IGNORE, IGNORE, IGNORE, 7, 1]
 
@@ -309,8 +348,12 @@ def _(labels):
     return torch.cat([labels[:, 1:], torch.zeros_like(labels[:, :1])], dim=1)
 
 
-SHIFT.mistake("The last place holds -1. Nothing is asked there: -100.")(lambda x: torch.cat([x[:, 1:], torch.full_like(x[:, :1], -1)], 1))
-SHIFT.mistake("The result is one shorter than the labels, and nothing has moved: the last place is cut off.")(lambda x: x[:, :-1])
+SHIFT.mistake("The last place holds -1. Nothing is asked there: -100.")(
+    lambda x: torch.cat([x[:, 1:], torch.full_like(x[:, :1], -1)], 1)
+)
+SHIFT.mistake("The result is one shorter than the labels, and nothing has moved: the last place is cut off.")(
+    lambda x: x[:, :-1]
+)
 SHIFT.mistake("One is added to each label, which makes it the next id. It is the next *place* that counts.")(
     lambda x: torch.where(x == IGNORE, x, x + 1)
 )
@@ -418,7 +461,9 @@ COUNT.mistake("This is the share of supervised tokens. Return how many there are
 COUNT.mistake("These are True or False. Return how many there are.")(
     lambda x, max_length=None: (x[:, :max_length] != IGNORE).any(1).tolist()
 )
-COUNT.mistake("This is a tensor; expected a list: .tolist().")(lambda x, max_length=None: torch.tensor(counts_of(x, max_length)))
+COUNT.mistake("This is a tensor; expected a list: .tolist().")(
+    lambda x, max_length=None: torch.tensor(counts_of(x, max_length))
+)
 COUNT.mistake("A count is a whole number: these are floats.")(
     lambda x, max_length=None: [float(number) for number in counts_of(x, max_length)]
 )

@@ -49,7 +49,7 @@ MEND = Exercise(
         "What is the len of a dict?",
         "Take the ids out of what apply_template returns, whether it is a list or a dict with input_ids, and count those. "
         "The rest of the code is right.",
-        'out = apply_template([message])\nids = … if isinstance(out, dict) else out\nlength = len(ids)',
+        "out = apply_template([message])\nids = … if isinstance(out, dict) else out\nlength = len(ids)",
     ),
     reference=mended,
     cases=lambda: [
@@ -64,7 +64,9 @@ MEND = Exercise(
 @MEND.property("the end of each answer is supervised")
 def _(supervised) -> None:
     flags = supervised(TALK[:2], template("a dict", 3), 3)
-    expect(bool(flags) and bool(flags[-1]), "The last token of the conversation, which ends the answer, is not supervised.")
+    expect(
+        bool(flags) and bool(flags[-1]), "The last token of the conversation, which ends the answer, is not supervised."
+    )
 
 
 def _mend(sentence: str, learn: Callable[[dict[str, str], int, int, int], bool]) -> None:
@@ -121,10 +123,18 @@ def _(messages, apply_template, prefix):
     return flags
 
 
-_mend("The beginning of the message is supervised as well: the template writes it. Leave out the first `prefix` tokens.", lambda m, i, p, n: _answer(m))
-_mend("The first token of each answer is not supervised: place >= prefix, not >.", lambda m, i, p, n: _answer(m) and i > p)
+_mend(
+    "The beginning of the message is supervised as well: the template writes it. Leave out the first `prefix` tokens.",
+    lambda m, i, p, n: _answer(m),
+)
+_mend(
+    "The first token of each answer is not supervised: place >= prefix, not >.", lambda m, i, p, n: _answer(m) and i > p
+)
 _mend("The last token of the prefix is supervised: place >= prefix.", lambda m, i, p, n: _answer(m) and i >= p - 1)
-_mend("The end of an answer is not supervised, so the model never learns to stop.", lambda m, i, p, n: _answer(m) and p <= i < n - 1)
+_mend(
+    "The end of an answer is not supervised, so the model never learns to stop.",
+    lambda m, i, p, n: _answer(m) and p <= i < n - 1,
+)
 _mend("The questions are supervised as well. Only the assistant's messages are.", lambda m, i, p, n: i >= p)
 _mend("The questions are supervised, and the answers are not.", lambda m, i, p, n: not _answer(m) and i >= p)
 _mend("A prefix of 3 is built in: use the argument.", lambda m, i, p, n: _answer(m) and i >= 3)
@@ -192,7 +202,9 @@ MEASURE = Exercise(
 @MEASURE.property("in bytes, a Chinese character costs three tokens")
 def _(measure) -> None:
     found = measure(encode_bytes, {"Chinese": ["星星", "红"]})["Chinese"]
-    expect(abs(found - 3) < 1e-6, f"Three characters of three bytes each give {found:.3g} tokens for a character, not 3.")
+    expect(
+        abs(found - 3) < 1e-6, f"Three characters of three bytes each give {found:.3g} tokens for a character, not 3."
+    )
 
 
 def _measure(sentence: str, one: Callable[[Encode, Sequence[str]], Any]) -> None:
@@ -203,19 +215,44 @@ def _tokens(encode: Encode, some: Sequence[str]) -> int:
     return sum(len(encode(t)) for t in some)
 
 
-_measure("This is a mean of ratios, in which a short text counts as much as a long one. Add up first, divide once.", lambda e, v: sum(len(e(t)) / len(t) for t in v) / len(v))
-_measure("You divide by bytes. len(text) counts characters.", lambda e, v: _tokens(e, v) / sum(len(t.encode()) for t in v))
-_measure("It is upside down: tokens for each character, not characters for each token.", lambda e, v: sum(map(len, v)) / _tokens(e, v))
-_measure("You divide by the number of words, and Chinese has no spaces between them. Divide by characters.", lambda e, v: _tokens(e, v) / sum(len(t.split()) for t in v))
+_measure(
+    "This is a mean of ratios, in which a short text counts as much as a long one. Add up first, divide once.",
+    lambda e, v: sum(len(e(t)) / len(t) for t in v) / len(v),
+)
+_measure(
+    "You divide by bytes. len(text) counts characters.", lambda e, v: _tokens(e, v) / sum(len(t.encode()) for t in v)
+)
+_measure(
+    "It is upside down: tokens for each character, not characters for each token.",
+    lambda e, v: sum(map(len, v)) / _tokens(e, v),
+)
+_measure(
+    "You divide by the number of words, and Chinese has no spaces between them. Divide by characters.",
+    lambda e, v: _tokens(e, v) / sum(len(t.split()) for t in v),
+)
 _measure("This is the number of tokens for each text. Divide by characters.", lambda e, v: _tokens(e, v) / len(v))
 _measure("Only the first text of each language is measured.", lambda e, v: len(e(v[0])) / len(v[0]))
-_measure("You count the different tokens. A token that occurs twice costs twice.", lambda e, v: len({i for t in v for i in e(t)}) / sum(map(len, v)))
-_measure("The spaces are left out of the characters, but not of the tokens. Count all characters.", lambda e, v: _tokens(e, v) / sum(len(t.replace(" ", "")) for t in v))
-_measure("The texts are joined with spaces first, which adds characters. Encode each by itself.", lambda e, v: len(e(" ".join(v))) / len(" ".join(v)))
-_measure("The result is rounded to a whole number. Return the ratio.", lambda e, v: round(_tokens(e, v) / sum(map(len, v))))
+_measure(
+    "You count the different tokens. A token that occurs twice costs twice.",
+    lambda e, v: len({i for t in v for i in e(t)}) / sum(map(len, v)),
+)
+_measure(
+    "The spaces are left out of the characters, but not of the tokens. Count all characters.",
+    lambda e, v: _tokens(e, v) / sum(len(t.replace(" ", "")) for t in v),
+)
+_measure(
+    "The texts are joined with spaces first, which adds characters. Encode each by itself.",
+    lambda e, v: len(e(" ".join(v))) / len(" ".join(v)),
+)
+_measure(
+    "The result is rounded to a whole number. Return the ratio.", lambda e, v: round(_tokens(e, v) / sum(map(len, v)))
+)
 _measure("// drops the fraction. Divide with /.", lambda e, v: _tokens(e, v) // sum(map(len, v)))
 _measure("These are counts of tokens. Divide by the number of characters.", _tokens)
-_measure("You return the largest ratio of any text. Measure all texts of a language together.", lambda e, v: max(len(e(t)) / len(t) for t in v))
+_measure(
+    "You return the largest ratio of any text. Measure all texts of a language together.",
+    lambda e, v: max(len(e(t)) / len(t) for t in v),
+)
 
 
 @MEASURE.mistake("This is one number for all languages together. Return one for each.")

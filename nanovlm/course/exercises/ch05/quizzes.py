@@ -33,19 +33,6 @@ Quiz(
 )
 
 Quiz(
-    id="ch05.padding",
-    question="Four prompts of unequal length become a batch. The pads stand between the picture and the question, and "
-    "the attention mask hides none of them. What does the model lose?",
-    choices=("nothing: a pad is nothing", "more, the more pads there are", "everything, from the first pad on"),
-    right=1,
-    because=(
-        "A pad is a token with an id, a vector and a position. What is not masked is read.",
-        "Each pad is read, and pushes the question further from its picture than it ever was in training.",
-        "The model is sturdier than that: a few pads hardly show, which is why nobody notices the bug.",
-    ),
-)
-
-Quiz(
     id="ch05.labels",
     question="<|user|> picture Where is the red star? <|assistant|> top left <|end|>. Which of these tokens should the "
     "model be trained to write?",

@@ -29,9 +29,7 @@ def run_positions(fn: Any, attention_mask: Tensor, num_image_tokens: int) -> Any
     if not (isinstance(out, (tuple, list)) and len(out) == 2 and all(isinstance(x, Tensor) for x in out)):
         return out
     mask, positions = out
-    expect(
-        not positions.is_floating_point(), "The positions are fractions; they should be whole numbers."
-    )
+    expect(not positions.is_floating_point(), "The positions are fractions; they should be whole numbers.")
     if positions.shape != mask.shape:
         return mask, positions.long()
     return mask, positions.long() * (mask != 0)
@@ -278,8 +276,8 @@ def _(merge):
 
 
 @TEST_MERGE.mistake(
-    "Your test refuses a total that does not fit. A total can fit while one row holds a picture and a half: try 3 and 1 "
-    "placeholders for two pictures of two tokens."
+    "Your test refuses a total that does not fit. A total can fit while one row holds a picture and a half: try 3 and "
+    "1 placeholders for two pictures of two tokens."
 )
 def _(merge):
     _example(merge)

@@ -200,7 +200,8 @@ for sentence, wrong in (
         {"merges": False},
     ),
     (
-        "The picture stands behind the text. A decoder attends to earlier positions only, so the question could not use it.",
+        "The picture stands behind the text. A decoder attends to earlier positions only, so the question "
+        "could not use it.",
         {"before": False},
     ),
     ("The sequence got longer and the mask did not: the image tokens need ones in it, in front.", {"pad": ()}),

@@ -18,7 +18,7 @@ from nanovlm.course.judge.exercise import Case, Complaint, Exercise, expect, wit
 from nanovlm.models.language_model import KVCache
 from nanovlm.models.vision_language_model import IGNORE, VisionLanguageModel, VLMOutput
 
-# -- fusion.answer_loss -------------------------------------------------------------------------------------------------
+# -- fusion.answer_loss ------------------------------------------------------------------------------------------------
 
 
 def answer_loss(head: nn.Module, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,7 +204,7 @@ for sentence, wrong in (
     LOSS.mistake(sentence)(lambda head, x, targets, wrong=wrong: _loss(head, x, targets, wrong))
 
 
-# -- fusion.forward -----------------------------------------------------------------------------------------------------
+# -- fusion.forward ----------------------------------------------------------------------------------------------------
 
 
 @cache

@@ -9,7 +9,7 @@ from nanovlm.config import LMConfig, ProjectorConfig, ViTConfig, VLMConfig, pock
 from nanovlm.course.exercises.common import as_wide_as, noise
 from nanovlm.course.judge.exercise import Case, Exercise, expect
 
-# -- fusion.moved -------------------------------------------------------------------------------------------------------
+# -- fusion.moved ------------------------------------------------------------------------------------------------------
 
 
 def moved(logits: Tensor, other: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ def _(logits, other):
     return (logits.softmax(-1) - other.softmax(-1)).abs().mean(-1) / 2
 
 
-# -- fusion.parameters_222m ---------------------------------------------------------------------------------------------
+# -- fusion.parameters_222m --------------------------------------------------------------------------------------------
 
 
 def counted(config: VLMConfig, wrong: str = "") -> dict[str, int]:
@@ -193,8 +193,9 @@ PARAMETERS = Exercise(
     title="222 million, counted",
     difficulty=2,
     minutes=15,
-    why="If you can count a model, you know it: every matrix, which of them have biases, and what is shared. It is also "
-    "the first check of any checkpoint, because a count that is off by one matrix shows a part that you did not know.",
+    why="If you can count a model, you know it: every matrix, which of them have biases, and what is shared. It is "
+    "also the first check of any checkpoint, because a count that is off by one matrix shows a part that you "
+    "did not know.",
     hints=(
         "Walk through each part once, as a vector does, and write down every layer on its way with its sizes.",
         "Vision: Linear layers and LayerNorms have biases. Decoder: nothing has a bias, keys and values are narrower "

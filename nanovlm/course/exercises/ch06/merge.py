@@ -42,7 +42,7 @@ def places(*rows: str) -> Tensor:
     return torch.tensor([[letter == "#" for letter in row] for row in rows])
 
 
-# -- fusion.merge_image_tokens ------------------------------------------------------------------------------------------
+# -- fusion.merge_image_tokens -----------------------------------------------------------------------------------------
 
 NOT_EVEN = (
     "Row 0 has placeholders for a picture and a half, row 1 for half a picture. It went through: the second picture "
@@ -81,8 +81,8 @@ MERGE = Exercise(
     title="Pictures among words",
     difficulty=2,
     minutes=12,
-    why="This is the fusion of most small VLMs of today: from here on the decoder cannot tell a picture from a word. If "
-    "counts disagree and nobody counts, one conversation reads half of another one's picture.",
+    why="This is the fusion of most small VLMs of today: from here on the decoder cannot tell a picture from a word. "
+    "If counts disagree and nobody counts, one conversation reads half of another one's picture.",
     hints=(
         "First count, then write. A batch may have the right number of placeholders in all and still be wrong: look "
         "at each row alone.",

@@ -156,8 +156,8 @@ def _interleaved(heads: Tensor, group: int) -> Tensor:
 
 
 @BUG_HEADS.mistake(
-    "Keys and values are copied in two orders: keys as 0 1 0 1, values as 0 0 1 1. A head looks by one key and gets the "
-    "value of another."
+    "Keys and values are copied in two orders: keys as 0 1 0 1, values as 0 0 1 1. A head looks by one key and gets "
+    "the value of another."
 )
 class _(SharedHeads):
     def share(self, x: Tensor, is_key: bool) -> Tensor:
@@ -168,7 +168,8 @@ class _(SharedHeads):
 
 for sentence, copies in (
     (
-        "The key/value heads are averaged, and all query heads get the mean. Each group has a key/value head of its own.",
+        "The key/value heads are averaged, and all query heads get the mean. Each group has a key/value "
+        "head of its own.",
         lambda heads, group: heads.mean(1, keepdim=True).expand(-1, heads.shape[1] * group, -1, -1),
     ),
     (

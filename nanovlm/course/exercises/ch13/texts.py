@@ -64,7 +64,7 @@ TOKENS = TextExercise(
         "Build the piece for the whole first: it is also the answer for a picture of one tile. Then a row: for each "
         "column the fake token, the place counted from 1, the image tokens; at its end a line break.",
         "whole = FAKE + GLOBAL + images + FAKE\n"
-        'each tile: FAKE + f"<row_{row + 1}_col_{column + 1}>" + images\n'
+        "each tile: FAKE + its place + images\n"
         'each row ends with "\\n"; after the last row there is one more "\\n", then whole',
     ),
     reference=text_of_the_package,
@@ -194,7 +194,7 @@ COST = Exercise(
         "Count for one picture first: how many views, and which tokens stand around each?",
         "A tile: two special tokens and its image tokens. The whole: three special tokens and its image tokens. A "
         "picture of one tile is the whole alone.",
-        "tiles = rows * columns if rows * columns > 1 else 0\none picture: tiles * (2 + n) + (3 + n)\nadd them up",
+        "tiles = rows * columns if rows * columns > 1 else 0\none picture: tiles * (…) + (3 + n)\nadd them up",
     ),
     reference=cost_by_counting,
     cases=lambda: [
@@ -337,7 +337,7 @@ REJOIN = RejoinExercise(
         "side = round(num_tokens ** 0.5)\n"
         "tiles = features[: rows * columns]\n"
         "x = tiles.reshape(rows, columns, side, side, dim)\n"
-        "swap two axes so that it reads [rows, side, columns, side, dim], and merge",
+        "swap … so that it reads [rows, side, columns, side, dim], and merge",
     ),
     reference=rejoin_by_slices,
     cases=lambda: [

@@ -276,7 +276,7 @@ SPLIT = Exercise(
         "Unfold height into (rows, tile) and width into (columns, tile). Order the axes so that rows and columns come "
         "first and the picture's channels follow. Merge rows and columns. Put the view of the whole behind.",
         "x = picture.reshape(channels, rows, tile, columns, tile)\n"
-        "x = bring the axes into the order rows, columns, channels, tile, tile\n"
+        "x = x.permute(…)                 # rows, columns, channels, tile, tile\n"
         "tiles = x.reshape(rows * columns, channels, tile, tile)\n"
         "if there is more than one: torch.cat([tiles, whole_view(picture, tile)[None]])",
     ),

@@ -1,0 +1,123 @@
+"""Scores of the open exercises: a number to raise, a baseline, and no solution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from nanovlm.data.thimble import Thimble
+from nanovlm.evaluation.scores import questions_of
+from nanovlm.inference.prompts import collate_prompts
+
+Angles = Callable[[Tensor, int, float], Sequence[Tensor]]  # positions [B, T], head_dim, base -> cos and sin
+
+
+def far_score(
+    model: Any,
+    between: int,
+    angles: Angles | None = None,
+    base_factor: float = 1.0,
+    num_images: int = 10,
+    window: tuple[int, int] | None = None,
+) -> float:
+    """The share of right answers with `between` padding tokens between a picture and its question; no mask hides them.
+
+    Args:
+        angles: computes cos and sin, each [B, 1, T, head_dim], in the place of the model's own.
+        base_factor: multiplies the base.
+        num_images: of the Thimble's test pictures, with six questions each.
+        window: (sink, width): a query attends to the first `sink` tokens and to the `width` tokens up to itself.
+    """
+    from nanovlm.models import language_model
+
+    pictures = [Thimble("shapes", "test")[i] for i in range(num_images)]
+    questions, cut = questions_of(pictures), 1 + model.config.num_image_tokens
+    pixels = model.image_processor([picture["images"][0] for picture in pictures])
+    prompts = []
+    for q in questions:
+        message = {"role": "user", "content": q.text}
+        ids, _ = model.tokenizer.encode_chat([message], 1, model.config.num_image_tokens, add_generation_prompt=True)
+        longer = ids[:cut] + [model.tokenizer.pad_token_id] * between + ids[cut:]
+        prompts.append((longer, pixels[q.sample][None]))
+    rotary, layout = model.decoder.rotary_embedding, language_model.attention_layout
+
+    def own(positions: Tensor) -> Sequence[Tensor]:
+        return angles(positions, rotary.head_dim, rotary.base * base_factor) if angles else whole(positions)
+
+    def windowed(attention_mask, document_ids, length, device, start=0):
+        positions, mask = layout(attention_mask, document_ids, length, device, start)
+        query, key = torch.arange(start, length)[:, None], torch.arange(length)
+        seen = (key <= query) & ((key < window[0]) | (query - key < window[1]))  # type: ignore[index]
+        return positions, seen[None, None] if mask is None else mask & seen
+
+    whole = rotary.forward
+    with (
+        mock.patch.object(rotary, "base", rotary.base * (1.0 if angles else base_factor)),
+        mock.patch.object(rotary, "forward", own),
+        mock.patch.object(language_model, "attention_layout", layout if window is None else windowed),
+    ):
+        written = model.generate(**collate_prompts(model, prompts), max_new_tokens=6)
+    said = [model.tokenizer.decode(row).strip() for row in written]
+    return sum(s == q.answer for s, q in zip(said, questions, strict=True)) / len(questions)
+
+
+def tokens_needed(
+    split: Callable[[str], Sequence[str]],
+    texts: Sequence[str],
+    unseen: Sequence[str],
+    num_merges: int = 120,
+    weights: Mapping[str, float] | None = None,
+) -> int:
+    """How many tokens `unseen` takes after `num_merges` merges, which were learned from `texts` cut by `split`.
+
+    ValueError where `split` loses a character, or leaves two digits in one piece.
+    """
+    from collections import Counter
+    from itertools import pairwise
+
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(_pieces(split, text))
+    words = {piece: list(piece) for piece in counts}
+    merges = []
+    for _ in range(num_merges):
+        pairs: Counter[tuple[str, str]] = Counter()
+        for piece, tokens in words.items():
+            for pair in pairwise(tokens):
+                pairs[pair] += counts[piece]
+        if not pairs:
+            break
+        best = max(pairs, key=pairs.__getitem__)
+        merges.append(best)
+        words = {piece: _merged(tokens, best) for piece, tokens in words.items()}
+    total = 0
+    for text in unseen:
+        for piece in _pieces(split, text):
+            tokens = list(piece)
+            for pair in merges:
+                tokens = _merged(tokens, pair)
+            total += len(tokens)
+    return total
+
+
+def _pieces(split: Callable[[str], Sequence[str]], text: str) -> list[str]:
+    pieces = list(split(text))
+    if "".join(pieces) != text:
+        raise ValueError(f"The pieces of {text[:60]!r} do not join to it again: {pieces[:8]}.")
+    for piece in pieces:
+        if sum(c.isdigit() for c in piece) > 1:
+            raise ValueError(f"The piece {piece!r} holds more than one digit.")
+    return pieces
+
+
+def _merged(tokens: list[str], pair: tuple[str, str]) -> list[str]:
+    out, i = [], 0
+    while i < len(tokens):
+        here = i + 1 < len(tokens) and (tokens[i], tokens[i + 1]) == pair
+        out.append(tokens[i] + tokens[i + 1] if here else tokens[i])
+        i += 2 if here else 1
+    return out

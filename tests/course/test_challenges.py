@@ -1,0 +1,47 @@
+"""The scores of the open exercises: their baselines, what raises them, and what they refuse."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from torch import Tensor
+
+from nanovlm import VisionLanguageModel
+from nanovlm.assets import asset_path
+from nanovlm.course.challenges import far_score, tokens_needed
+from nanovlm.models.language_model import RotaryEmbedding
+
+
+def test_a_larger_base_and_a_window_answer_far_questions() -> None:
+    pocket = VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
+
+    def own(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
+        return RotaryEmbedding(head_dim, base)(positions)
+
+    baseline = far_score(pocket, 256, num_images=3)
+    assert far_score(pocket, 256, own, num_images=3) == baseline
+    better = far_score(pocket, 256, own, base_factor=16, num_images=3, window=(17, 32))
+    assert better > baseline + 0.2
+    assert far_score(pocket, 256, num_images=3) == baseline  # nothing stays changed
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r" ?[^\W\d]+| ?\d|\W", text)
+
+
+def longer(text: str) -> list[str]:
+    return re.findall(r"\D+|\d", text)
+
+
+def test_longer_pieces_need_fewer_tokens() -> None:
+    texts = ["the red star is 42", "the red star is 7", "the blue star"] * 3
+    few = tokens_needed(longer, texts, ["the red star is 99"], num_merges=30)
+    assert few < tokens_needed(words, texts, ["the red star is 99"], num_merges=30) < len("the red star is 99")
+    assert tokens_needed(words, texts, ["zz 1"], num_merges=0) == 4
+
+
+@pytest.mark.parametrize(("split", "said"), [(str.split, "do not join"), (lambda text: [text], "more than one digit")])
+def test_what_cheats_is_refused(split: object, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        tokens_needed(split, ["a 12"], ["b"])  # type: ignore[arg-type]
