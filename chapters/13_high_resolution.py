@@ -9,6 +9,7 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [← 12 Shape tracing](12_shape_tracing.ipynb) ·
+# [14 Looking inside →](14_looking_inside.ipynb) ·
 # [exercises](../exercises/13_high_resolution.ipynb) ·
 # [notation and terms](notation.md)
 #
@@ -815,3 +816,5 @@ print(f"{score:.3f} with {used:,} tokens of 2,000" if used <= 2000 else f"too ma
 # | 13.5 | One map from many tiles (`tiles.rejoin`) | ●●○ | 10 |
 # | 13.6 | Mend it: an icon in 17 views (`tiles.views`) | ●●○ | 10 |
 # | 13.7 | Write the test that no shape can replace (`tiles.test_split`) | ●●○ | 10 |
+#
+# Next: [14 Looking inside](14_looking_inside.ipynb)
