@@ -10,7 +10,8 @@
 # [on GitHub][github] ·
 # [← 06 The vision-language model](06_vision_language_model.ipynb) ·
 # [08 Training →](08_training.ipynb) ·
-# [exercises](../exercises/07_data.ipynb)
+# [exercises](../exercises/07_data.ipynb) ·
+# [notation and terms](notation.md)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/07_data.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/07_data.ipynb

@@ -9,6 +9,7 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [← 12 Shape tracing](12_shape_tracing.ipynb) ·
+# [14 Looking inside →](14_looking_inside.ipynb) ·
 # [exercises](../exercises/13_high_resolution.ipynb) ·
 # [notation and terms](notation.md)
 #
@@ -914,3 +915,5 @@ print(
 # | 13.5 | One map from many tiles (`tiles.rejoin`) | ●●○ | 10 |
 # | 13.6 | Mend it: an icon in 17 views (`tiles.views`) | ●●○ | 10 |
 # | 13.7 | Write the test that no shape can replace (`tiles.test_split`) | ●●○ | 10 |
+#
+# Next: [14 Looking inside](14_looking_inside.ipynb)

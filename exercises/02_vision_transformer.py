@@ -166,8 +166,8 @@ check("vit.split_heads", split_heads)
 # Both layers have a bias, as `nn.Linear` has by default. The config gives `hidden_dim`, which is `dim`, and
 # `num_heads`. The names matter, because the shipped weights are stored under them.
 #
-# The cell below takes your `attend` and `split_heads` if they pass their checks, and the course's otherwise. You may use
-# them or do without.
+# The cell below takes your `attend` and `split_heads` if they pass their checks, and the course's otherwise. You may
+# use them or do without.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -221,9 +221,10 @@ check("vit.attention_module", ViTAttention)
 # in a shape, but weights are trained with one of them and give other numbers with another.
 
 # %% [markdown] tags=["exercise"]
-# Write the other half of a block, which treats each patch alone: a linear layer `fc1` from `hidden_dim` to `inter_dim`,
-# SigLIP's activation, and a linear layer `fc2` back. Both have a bias. The activation is GELU *by the tanh formula*; see
-# the arguments of [`F.gelu`](https://pytorch.org/docs/stable/generated/torch.nn.functional.gelu.html).
+# Write the other half of a block, which treats each patch alone: a linear layer `fc1` from `hidden_dim` to
+# `inter_dim`, SigLIP's activation, and a linear layer `fc2` back. Both have a bias. The activation is GELU *by the
+# tanh formula*; see the arguments of
+# [`F.gelu`](https://pytorch.org/docs/stable/generated/torch.nn.functional.gelu.html).
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -329,10 +330,10 @@ check("vit.block", ViTBlock)
 # what the published model gives, and the pocket model sees through it.
 
 # %% [markdown] tags=["exercise"]
-# Write the whole encoder. It takes pictures, `[batch, 3, image_size, image_size]`, and returns one vector for each patch,
-# `[batch, num_patches, hidden_dim]`. It has three parts: `patch_embedding` (the package's `PatchEmbedding(config)`, which
-# does what you wrote in chapter 01: cut, project and add positions), then `blocks`, as many as `config.num_blocks`, then
-# a `layer_norm`, built like those in the block.
+# Write the whole encoder. It takes pictures, `[batch, 3, image_size, image_size]`, and returns one vector for each
+# patch, `[batch, num_patches, hidden_dim]`. It has three parts: `patch_embedding` (the package's
+# `PatchEmbedding(config)`, which does what you wrote in chapter 01: cut, project and add positions), then `blocks`, as
+# many as `config.num_blocks`, then a `layer_norm`, built like those in the block.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -388,11 +389,11 @@ check("vit.encoder", ViT)
 # it by hand has understood each part, and notices a layer that was not loaded.
 
 # %% [markdown] tags=["exercise"]
-# How many parameters does an encoder have? Count them from its config and return a whole number. The patch embedding is
-# a linear layer on the numbers of a patch (three colours), with a bias, and one learned vector for each patch's position.
-# Then come the blocks, with all that you have just put into them, and the last layer norm. The config has `hidden_dim`,
-# `inter_dim`, `num_blocks`, `patch_size` and `num_patches`. A norm over `dim` numbers has a weight and a bias for each of
-# them.
+# How many parameters does an encoder have? Count them from its config and return a whole number. The patch embedding
+# is a linear layer on the numbers of a patch (three colours), with a bias, and one learned vector for each patch's
+# position. Then come the blocks, with all that you have just put into them, and the last layer norm. The config has
+# `hidden_dim`, `inter_dim`, `num_blocks`, `patch_size` and `num_patches`. A norm over `dim` numbers has a weight and a
+# bias for each of them.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -436,12 +437,13 @@ check("vit.count_parameters", count_parameters)
 # smaller.
 
 # %% [markdown] tags=["exercise"]
-# **Measure it.** Every sub-layer adds an update to the residual stream. How long is that update, beside the vector that it
-# is added to? Walk through an encoder and return two numbers for each block, first attention's, then the MLP's: the mean
-# over all patches of all pictures of `|update| / |x|`, where `x` is the patch's vector just before the addition.
+# **Measure it.** Every sub-layer adds an update to the residual stream. How long is that update, beside the vector
+# that it is added to? Walk through an encoder and return two numbers for each block, first attention's, then the
+# MLP's: the mean over all patches of all pictures of `|update| / |x|`, where `x` is the patch's vector just before the
+# addition.
 #
-# The encoder has `patch_embedding`, `blocks` with `ln1`, `attn`, `ln2` and `mlp`, and `layer_norm`, which you do not need
-# here.
+# The encoder has `patch_embedding`, `blocks` with `ln1`, `attn`, `ln2` and `mlp`, and `layer_norm`, which you do not
+# need here.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -486,13 +488,13 @@ check("vit.update_sizes", update_sizes)
 # first. Every fast attention kernel avoids it with this idea, the online softmax.
 
 # %% [markdown] tags=["exercise"]
-# Attention with the same result as `attend`, which never holds the scores of all keys. Read keys and values in blocks of
-# `block` (the last block may be smaller), and keep no tensor that is larger than the scores of one block,
-# `[..., num_queries, block]`, or than the inputs. The check measures the largest tensor that you make.
+# Attention with the same result as `attend`, which never holds the scores of all keys. Read keys and values in blocks
+# of `block` (the last block may be smaller), and keep no tensor that is larger than the scores of one block, `[...,
+# num_queries, block]`, or than the inputs. The check measures the largest tensor that you make.
 #
 # This is the **online softmax** ([Milakov and Gimelshein 2018](https://arxiv.org/abs/1805.02867)), on which
-# FlashAttention is built ([Dao et al. 2022](https://arxiv.org/abs/2205.14135)). Subtract the largest score so far before
-# `exp`, so that large scores do no harm.
+# FlashAttention is built ([Dao et al. 2022](https://arxiv.org/abs/2205.14135)). Subtract the largest score so far
+# before `exp`, so that large scores do no harm.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -588,11 +590,11 @@ check("vit.siglip_loss", siglip_loss)
 # provided that its example is unkind: nothing in it may be symmetrical or equal by chance.
 
 # %% [markdown] tags=["exercise"]
-# **Write the test.** The check runs your test on an attention that is right, where it has to pass, and on eight that are
-# wrong, where it has to fail. All of them return the right shape, and the check tells you how many you catch.
+# **Write the test.** The check runs your test on an attention that is right, where it has to pass, and on eight that
+# are wrong, where it has to fail. All of them return the right shape, and the check tells you how many you catch.
 #
-# A test calls the function that it is given, `attend(q, k, v)`, with a small example and compares the result by `assert`.
-# It returns nothing. Use as many queries as keys; q, k and v may be single matrices.
+# A test calls the function that it is given, `attend(q, k, v)`, with a small example and compares the result by
+# `assert`. It returns nothing. Use as many queries as keys; q, k and v may be single matrices.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 03 Exercises: pixel shuffle and the projector
 #
-# Eight of them. After the first five you have written the projector between vision encoder and decoder, and its inverse.
-# The others measure what tiles save, mend a shuffle and test one.
+# Eight of them. After the first five you have written the projector between vision encoder and decoder, and its
+# inverse. The others measure what tiles save, mend a shuffle and test one.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
@@ -104,7 +104,8 @@ check("pixel_shuffle.shuffle", pixel_shuffle)
 # wrong shuffle does to a picture, which the chapter draws.
 
 # %% [markdown] tags=["exercise"]
-# Pixel shuffle loses nothing, so it can be undone. Take its tokens apart again and put every patch back where it was: `[batch, side * side, dim * factor ** 2]` becomes `[batch, (side * factor) ** 2, dim]`, in reading order.
+# Pixel shuffle loses nothing, so it can be undone. Take its tokens apart again and put every patch back where it was:
+# `[batch, side * side, dim * factor ** 2]` becomes `[batch, (side * factor) ** 2, dim]`, in reading order.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -289,13 +290,13 @@ check("pixel_shuffle.token_budget", token_budget)
 # blog post that quotes this factor as the saving of compute promises four times too much.
 
 # %% [markdown] tags=["exercise"]
-# **Measure it.** An encoder reads a picture of `num_patches` patches either in one piece, or in `num_tiles` tiles of equal
-# size, one after another. Return two factors: how many times fewer pairs of patches attend to each other with tiles, and
-# how many times fewer operations one block needs.
+# **Measure it.** An encoder reads a picture of `num_patches` patches either in one piece, or in `num_tiles` tiles of
+# equal size, one after another. Return two factors: how many times fewer pairs of patches attend to each other with
+# tiles, and how many times fewer operations one block needs.
 #
 # Count a multiplication and an addition as two operations. A block has four linear layers, `qkv_proj` (dim to 3 dim),
-# `out_proj` (dim to dim), `fc1` (dim to inter) and `fc2` (inter to dim), and in attention the scores and the weighted sum.
-# Leave out biases, norms, softmax and activation.
+# `out_proj` (dim to dim), `fc1` (dim to inter) and `fc2` (inter to dim), and in attention the scores and the weighted
+# sum. Leave out biases, norms, softmax and activation.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -349,8 +350,8 @@ check("pixel_shuffle.tile_savings", tile_savings)
 #     return x.reshape(batch, -1, factor * factor * dim)
 # ```
 #
-# The symptom: with square pictures all tests pass, and with wide ones the model confuses left and right. `x` is `[batch,
-# height * width, dim]`, in reading order, and `factor` divides both sides.
+# The symptom: with square pictures all tests pass, and with wide ones the model confuses left and right. `x` is
+# `[batch, height * width, dim]`, in reading order, and `factor` divides both sides.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -392,11 +393,11 @@ check("pixel_shuffle.shuffle_rectangle", shuffle_rectangle)
 # they come from, tells all of them apart.
 
 # %% [markdown] tags=["exercise"]
-# **Write the test.** The check runs your test on a pixel shuffle that is right, where it has to pass, and on eight that are
-# wrong, where it has to fail. All of them return the right shape.
+# **Write the test.** The check runs your test on a pixel shuffle that is right, where it has to pass, and on eight
+# that are wrong, where it has to fail. All of them return the right shape.
 #
-# A test calls the function that it is given, `shuffle(x, factor)`, with a small example, compares the result with what you
-# have written down by hand, and returns nothing.
+# A test calls the function that it is given, `shuffle(x, factor)`, with a small example, compares the result with what
+# you have written down by hand, and returns nothing.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>

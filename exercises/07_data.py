@@ -8,7 +8,8 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [the chapter](../chapters/07_data.ipynb) ·
-# [the solutions](../solutions/07_data.ipynb)
+# [the solutions](../solutions/07_data.ipynb) ·
+# [notation and terms](../chapters/notation.md)
 #
 # [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/07_data.ipynb
 # [github]: https://github.com/nanovlm-course/nanovlm/blob/main/exercises/07_data.ipynb

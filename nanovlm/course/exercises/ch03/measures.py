@@ -84,7 +84,7 @@ for _sentence, _version in {
     "The factor is upside down: how many times less the tiles cost.": (
         lambda n, t, c: (1 / float(t), 1 / _savings(n, t, c)[1])
     ),
-    "Attention's two products are counted as one: scores, and the weighted sum of values.": (
+    "The two products of attention are counted as one: scores, and the weighted sum of values.": (
         lambda n, t, c: _savings(n, t, c, both=0.5)
     ),
     "The two factors have changed places: pairs first, then operations.": (lambda n, t, c: _savings(n, t, c)[::-1]),

@@ -118,7 +118,7 @@ for _name, _sentence in {
     "number": "You set one number of every head to zero: the head is axis 1, not the last.",
     "dropped": "The head is left out and the others move up, so that out_proj reads them as other heads. Leave zeros in its "
     "place.",
-    "no bias": "out_proj's bias is missing. It does not belong to the head.",
+    "no bias": "The bias of out_proj is missing. It does not belong to the head.",
     "not projected": "out_proj is missing.",
     "after": "You set a stretch of the output to zero. Behind out_proj every number mixes all heads: ablate before it.",
 }.items():
