@@ -407,7 +407,9 @@ class PatchEmbedding(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         size = self.config.image_size
         if images.ndim != 4 or images.shape[1:] != (3, size, size):
-            raise ValueError(f"The ViT expects pictures of shape [B, 3, {size}, {size}]; got {list(images.shape)}.")
+            raise ValueError(
+                f"The ViT expects pictures of shape [B, 3, {size}, {size}]; got {list(images.shape)}."
+            )
         raise NotImplementedError("patches.add_positions")
 
 

@@ -491,11 +491,15 @@ class GroupedQueryAttention(nn.Module):
         self.head_dim = config.head_dim
         raise NotImplementedError("decoder.gqa")
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache=None) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache=None
+    ) -> Tensor:
         """mask: bool [B, 1, T, keys], True where a query may attend; None: causal, with nothing else to hide."""
         batch, length, dim = x.shape
         raise NotImplementedError("decoder.gqa")
-        if cache is not None:  # generation: the keys and values of earlier tokens come back with the new ones
+        if (
+            cache is not None
+        ):  # generation: the keys and values of earlier tokens come back with the new ones
             k, v = cache.update(k, v)
         raise NotImplementedError("decoder.gqa")
 
@@ -606,7 +610,9 @@ class DecoderBlock(nn.Module):
         super().__init__()
         raise NotImplementedError("decoder.block")
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache=None) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache=None
+    ) -> Tensor:
         raise NotImplementedError("decoder.block")
 
 

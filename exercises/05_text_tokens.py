@@ -595,7 +595,12 @@ from nanovlm.data.thimble import thimble_sample
 def conversations(split: str, number: int) -> list[str]:
     subsets = ("shapes", "charts", "glyphs")
     samples = [thimble_sample(s, split, i, image_size=8) for s in subsets for i in range(number)]
-    return [turn[role] for sample in samples for turn in sample["texts"] for role in ("user", "assistant")]
+    return [
+        turn[role]
+        for sample in samples
+        for turn in sample["texts"]
+        for role in ("user", "assistant")
+    ]
 
 
 pieces = use("text.split_digits")

@@ -281,7 +281,9 @@ def forward(
     """ids, pictures, mask, targets -> logits, the mean loss over supervised tokens, hidden states"""
     x, joint_mask, num_prefix = self.embed(input_ids, images, attention_mask)
     if document_ids is not None and num_prefix:
-        raise ValueError("Packed rows need image placeholders: a picture as prefix would belong to every document.")
+        raise ValueError(
+            "Packed rows need image placeholders: a picture as prefix would belong to every document."
+        )
     hidden_states: list[Tensor] | None = [] if output_hidden_states else None
     raise NotImplementedError("fusion.forward")
 

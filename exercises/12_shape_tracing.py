@@ -89,8 +89,12 @@ from nanovlm.trace import Trace, trace
 # </details>
 
 # %%
-vision = ViTConfig(hidden_dim=12, inter_dim=24, num_blocks=2, num_heads=2, image_size=16, patch_size=4)
-language = LMConfig(hidden_dim=24, inter_dim=40, num_blocks=3, num_heads=4, num_kv_heads=2, vocab_size=23)
+vision = ViTConfig(
+    hidden_dim=12, inter_dim=24, num_blocks=2, num_heads=2, image_size=16, patch_size=4
+)
+language = LMConfig(
+    hidden_dim=24, inter_dim=40, num_blocks=3, num_heads=4, num_kv_heads=2, vocab_size=23
+)
 projector = ProjectorConfig(vision_dim=12, language_dim=24, pixel_shuffle_factor=2)
 example_model = VisionLanguageModel(VLMConfig(vision, projector, language))
 example = trace(example_model, torch.zeros(1, 5, dtype=torch.long), torch.zeros(1, 3, 16, 16))
@@ -309,7 +313,11 @@ class BrokenSequence(nn.Module):
 
 
 try:
-    trace(BrokenSequence(vocab_size=10, dim=8, max_positions=32), torch.randn(1, 4, 8), torch.tensor([[3, 1, 4]]))
+    trace(
+        BrokenSequence(vocab_size=10, dim=8, max_positions=32),
+        torch.randn(1, 4, 8),
+        torch.tensor([[3, 1, 4]]),
+    )
 except RuntimeError as error:
     print(error)
 
@@ -394,7 +402,11 @@ class BrokenCaptioner(nn.Module):
 
 
 try:
-    trace(BrokenCaptioner(dim=10, heads=2, vocab=20), torch.randn(3, 3, 8, 12), torch.randint(20, (3, 5)))
+    trace(
+        BrokenCaptioner(dim=10, heads=2, vocab=20),
+        torch.randn(3, 3, 8, 12),
+        torch.randint(20, (3, 5)),
+    )
 except Exception as error:
     print(error)
 
@@ -583,7 +595,9 @@ check("trace.flops", flops_shares)
 
 
 # %%
-def word_attention(weights: Tensor, word: int, first_image_token: int, grid: int, factor: int) -> Tensor:
+def word_attention(
+    weights: Tensor, word: int, first_image_token: int, grid: int, factor: int
+) -> Tensor:
     """[heads, T, S] -> [grid, grid]"""
     raise NotImplementedError("trace.word_attention")
 
