@@ -247,7 +247,7 @@ def test_a_lever_moves_its_image_which_stays_when_the_kernel_is_gone(page: Page,
 
 
 def test_a_click_on_a_patch_shows_where_it_looks(page: Page, lab: Lab) -> None:
-    open_notebook(page, lab, "chapters/02_vision_transformer.ipynb")
+    open_notebook(page, lab, "chapters/14_looking_inside.ipynb")
     run_to(page, "patch=Cells(photo")
     cell = page.locator(f"{HERE} .jp-CodeCell").filter(has=page.locator(".widget-gridbox")).first
     assert "patch 17 looks" in drawing(cell).get_attribute("aria-label")

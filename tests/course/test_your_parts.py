@@ -474,8 +474,9 @@ def test_every_part_matters(model: VisionLanguageModel, saved: Path) -> None:
         replacement = Bomb if isinstance(REGISTRY[exercise_id].reference, type) else bomb
         with pytest.raises((ZeroDivisionError, ValueError)):
             broken = yours(replace={exercise_id: replacement}, directory=saved)
-            ids = question(broken)
-            broken(**ids, targets=torch.full_like(ids["input_ids"], 5))
+            given = question(broken)
+            like = given["input_ids"]
+            broken(**given, attention_mask=torch.ones_like(like), targets=torch.full_like(like, 5))
 
 
 def test_one_wrong_part_changes_the_answer_and_not_the_package(
