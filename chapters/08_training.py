@@ -362,10 +362,10 @@ curves_figure("LR-range test", {"AdamW": tried}, x_label="log10 of the learning 
 # With the 40 steps of the `ci` budget the fall is steepest between -2.8 and -2.3, that is between about 0.0015 and 0.005,
 # and the recipe's 0.002 lies there. From 0.03 on the curve is flat. Nothing explodes, although a rate of 1 is absurd,
 # because AdamW divides the gradient by its size and the blocks normalise their inputs. So the lowest point of the curve,
-# which the line above names, is noise in its flat part: read the slope and not the minimum. And at each rate the model
+# which the sentence above names, is noise in its flat part: read the slope and not the minimum. And at each rate the model
 # has made a single step, so that the test tells what a rate does at the beginning, and nothing about the end.
 #
-# ## A schedule: up in a line, down in a curve
+# ## A schedule: a straight rise, then a curve down
 #
 # At first the optimizer knows nothing of the typical size of a gradient, and a full step could throw the weights far
 # away. So the rate rises over a few steps: the **warm-up**. At the end the steps must become short, because a long step
