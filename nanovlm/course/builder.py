@@ -220,7 +220,7 @@ class _Builder:
         """The rows with what a reader of the README wants to know before: the exercises' time, and a way in."""
         rows = []
         for place, about in self._rows(present):
-            exercises = self.in_chapter.get(place.number, [])
+            exercises = [e for e in self.exercises.values() if e.chapter == place.number]
             if exercises:
                 minutes = 5 * round(sum(exercise.minutes for exercise in exercises) / 5)
                 length = f"{minutes} minutes" if minutes < 60 else f"{minutes / 60:.1f} hours".replace(".0 ", " ")

@@ -20,8 +20,8 @@ from nanovlm.course.judge.exercise import Exercise, load_exercises
 from nanovlm.course.judge.verdict import Result
 from tests.course.learners import second_versions, solution, wrong_answers
 
-# On these rungs the message itself is about the cause, not about the numbers that came out.
-RUNGS_WITH_A_CAUSE = ("complaint", "property", "in_place", "too_slow")
+# On these rungs the message itself names the cause: what was returned is of another kind, or a rule was broken.
+RUNGS_WITH_A_CAUSE = ("none", "type", "dtype", "complaint", "property", "in_place", "too_slow")
 
 
 @dataclass

@@ -222,7 +222,7 @@ def test_a_lever_moves_its_image_which_stays_when_the_kernel_is_gone(page: Page,
 
     name = "chapters/03_pixel_shuffle_and_projector.ipynb"
     open_notebook(page, lab, name)
-    run_to(page, "lever(which_patches")
+    run_all(page)  # a stored figure that was not run is not shrunk to the page
     cell = lever_cell(page, "lever(which_patches")
     before = drawing(cell).get_attribute("aria-label")
     button = cell.locator(".widget-toggle-button", has_text="4")
@@ -250,11 +250,11 @@ def test_a_click_on_a_patch_shows_where_it_looks(page: Page, lab: Lab) -> None:
     open_notebook(page, lab, "chapters/14_looking_inside.ipynb")
     run_to(page, "patch=Cells(photo")
     cell = page.locator(f"{HERE} .jp-CodeCell").filter(has=page.locator(".widget-gridbox")).first
-    assert "patch 17 looks" in drawing(cell).get_attribute("aria-label")
+    assert "patch 17 attends" in drawing(cell).get_attribute("aria-label")
     patch = cell.locator(".widget-gridbox button").nth(10)
     patch.scroll_into_view_if_needed()
     patch.click()
-    cell.locator("svg[aria-label*='patch 10 looks']").wait_for()
+    cell.locator("svg[aria-label*='patch 10 attends']").wait_for()
 
 
 def write(page: Page, cell: Locator, code: str) -> None:

@@ -43,8 +43,8 @@ def test_a_lost_built_file_comes_back_the_same(course: Path) -> None:
 ONE_CHARACTER = [
     (
         "solutions/{}.py",
-        "Five short ones",
-        "Five short one",
+        "Eight of them.",
+        "Nine of them.",
         "solutions/{0}.ipynb exercises/{0}.py exercises/{0}.ipynb",
     ),
     ("solutions/{}.py", "side * side", "side *  side", "solutions/{}.ipynb"),
@@ -90,10 +90,10 @@ def test_exercises_hold_everything_but_the_answers(course: Path) -> None:
     exercise = (course / "exercises" / f"{STEM}.py").read_text()
     assert "SOLUTION" in solution and "SOLUTION" not in exercise
     assert exercise.count('raise NotImplementedError("pixel_shuffle.projector")') == 2
-    assert exercise.count("raise NotImplementedError") == 6
+    assert exercise.count("raise NotImplementedError") == 9
     assert "divmod(token, grid // factor)" not in exercise.replace("row, column = divmod(token, grid // r)", "")
     assert "def pixel_shuffle(x: Tensor, factor: int) -> Tensor:" in exercise and "Trade length for width" in exercise
-    assert exercise.count("<details>") == 15 and "## Exercise 3.5 · What a picture costs" in exercise
+    assert exercise.count("<details>") == 24 and "## Exercise 3.5 · What a picture costs" in exercise
     compile(exercise, "exercise", "exec")
     assert "[the solutions](../solutions/" in exercise and "[the exercises](../exercises/" in solution
 
@@ -141,7 +141,7 @@ AUTHORING_ERRORS = [
     (' tags=["exercise"]', " tags=[exercise]", "Cannot read the tags"),
     ("# %% [markdown] tags", "# %% [raw] tags", "Cannot read"),
     ("# # 03 Exercises", "# # 04 Exercises", "must be a title"),
-    ("# The encoder hands", "The encoder hands", "must begin with #"),
+    ("# Eight of them.", "Eight of them.", "must begin with #"),
     ("# %% [markdown]\n# # 03", "import os\n\n# %% [markdown]\n# # 03", "must begin with a cell"),
 ]
 
@@ -168,11 +168,11 @@ def test_the_error_names_the_very_line(course: Path) -> None:
 
 def test_an_exercise_without_a_solution_and_orphans_are_named(course: Path) -> None:
     path = course / "solutions" / f"{STEM}.py"
-    edit(path, lambda text: text[: text.index('# %% [markdown] tags=["exercise"]\n# How many tokens')])
+    edit(path, lambda text: text[: text.index('# %% [markdown] tags=["exercise"]\n# **Write the test.**')])
     (course / "exercises" / "05_gone.py").write_text("")
     (course / "chapters" / "06_old.ipynb").write_text("{}")
     problems = build(root=course).problems
-    assert any("pixel_shuffle.token_budget" in p and "has no solution here" in p for p in problems)
+    assert any("pixel_shuffle.test_shuffle" in p and "has no solution here" in p for p in problems)
     assert "exercises/05_gone.py is an orphan: there is no solutions/05_gone.py." in problems
     assert "chapters/06_old.ipynb is an orphan: there is no chapters/06_old.py." in problems
 

@@ -300,7 +300,7 @@ def test_the_recorded_command_makes_the_images_that_ship(tmp_path: Path) -> None
 def test_the_red_star_is_where_the_chapter_says() -> None:
     text = (ROOT / "chapters" / "00_start_here.py").read_text(encoding="utf-8")
     truth = re.findall(r'"([^"]+)"', re.search(r"truth = \[(.*)\]", text)[1])
-    names = re.findall(r'"([^"]+)"', re.search(r"for name in \((.*)\)\]", text)[1])
+    names = re.findall(r'"([^"]+)"', re.search(r"for name in \(([^)]*)\)\s*\]", text)[1])
     assert len(truth) == len(set(truth)) == len(names) == 3
     for name, cell in zip(names, truth, strict=True):
         subset, index = RECORDED[f"{name}.png"]

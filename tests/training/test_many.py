@@ -148,14 +148,15 @@ def test_nobody_reads_a_sample_twice(tmp_path):
 
     nanovlm.training.loop.train_step = watched
     try:
-        for first, then in [
+        pairs = [
             ({"batch_size": 4, "max_steps": 6}, {"batch_size": 8, "max_steps": 9}),
             ({"batch_size": 8, "max_steps": 3}, {"batch_size": 4, "max_steps": 9}),
             ({"batch_size": 4, "max_steps": 6}, {"batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 9}),
-        ]:
+        ]
+        for number, (first, then) in enumerate(pairs):
             shown.clear()
             base = recipe(tmp_path, dataset_size=48, val_size=2, eval_every=100, accuracy_images=0)
-            base = replace(base, run_name=f"{first}{then}"[:200].replace("/", ""))
+            base = replace(base, run_name=f"pair {number}")
             nanovlm.training.loop.train(replace(base, **first), new_model())
             nanovlm.training.loop.train(replace(base, resume=True, **then), new_model())
             assert sorted(shown) == list(range(48))

@@ -40,7 +40,7 @@ def test_the_two_kinds_of_reading_share_the_validation_split_over_seeds(tmp_path
 
 
 def test_a_checkpoint_in_a_thread_holds_the_state_of_its_moment(tmp_path, monkeypatch):
-    monkeypatch.setattr(nanovlm.training.checkpoint, "CONTENT", {"weights"})
+    monkeypatch.setattr(nanovlm.training.checkpoint, "CONTENT", {"weights": dict})
     background = Background(torch.device("cuda"))
     weight = torch.zeros(3)
     background(save_checkpoint, tmp_path, 1, {"weights": {"w": weight}, "list": [1, (weight, "x")]})
