@@ -155,11 +155,23 @@ def recognise(exercise: Exercise, cases: list[Case], outcomes: list[Outcome]) ->
     """The sentence of the first known wrong version that does the same as the learner's on every case."""
     for mistake in exercise.mistakes:
         if all(
-            _alike(outcome, run_case(exercise, mistake.version, case, clock=None), exercise.tolerance)
-            for case, outcome in zip(cases, outcomes, strict=True)
+            _alike(outcome, _of_mistake(exercise, mistake.version, number, case), exercise.tolerance)
+            for number, (case, outcome) in enumerate(zip(cases, outcomes, strict=True))
         ):
             return mistake.sentence
     return None
+
+
+# By exercise, wrong version and number of the case, for the next wrong answer: the cases are the same each time.
+# Exercise and version are kept, too, or another object might get the same id.
+_OUTCOMES: dict[tuple[int, int, int], tuple[Exercise, Any, Outcome]] = {}
+
+
+def _of_mistake(exercise: Exercise, version: Any, number: int, case: Case) -> Outcome:
+    key = (id(exercise), id(version), number)
+    if key not in _OUTCOMES:
+        _OUTCOMES[key] = (exercise, version, run_case(exercise, version, case, clock=None))
+    return _OUTCOMES[key][2]
 
 
 def _alike(yours: Outcome, wrong: Outcome, tolerance: float) -> bool:
