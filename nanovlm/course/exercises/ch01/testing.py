@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanovlm.course.exercises import common
 from nanovlm.course.exercises.ch01.patches import PATCHIFY, cut, numbered
-from nanovlm.course.judge.exercise import Case, Exercise, expect
+from nanovlm.course.judge.exercise import Case, Exercise
 
 PLANTED = {mistake.sentence: mistake.version for mistake in PATCHIFY.mistakes}
 
@@ -31,31 +32,7 @@ test_patchify.__test__ = False  # type: ignore[attr-defined]  # no test of ours:
 
 def caught(test: Callable[[Any], None]) -> int:
     """How many of the recorded wrong versions make the learner's test fail, after it has passed with a right one."""
-    try:
-        result = test(cut)
-    except NotImplementedError:
-        raise
-    except AssertionError as error:
-        words = f" ({error})" if str(error) else ""
-        expect(False, f"Your test fails with a patchify that is right{words}. Work the example out by hand once more.")
-    expect(
-        result is None,
-        f"Your test returns {type(result).__name__}. A test speaks by assert: it returns nothing, and raises "
-        "AssertionError where something is wrong.",
-    )
-    missed = []
-    for sentence, wrong in PLANTED.items():
-        try:
-            test(wrong)
-        except Exception:
-            continue
-        missed.append(sentence)
-    shown = f'the first that gets through would be told: "{missed[0]}"' if missed else ""
-    expect(
-        not missed,
-        f"Your test catches {len(PLANTED) - len(missed)} of the {len(PLANTED)} recorded wrong versions; {shown}",
-    )
-    return len(PLANTED)
+    return common.caught(test, cut, PLANTED, "patchify")
 
 
 TEST_PATCHIFY = Exercise(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanovlm.course.exercises import common
 from nanovlm.course.exercises.ch02.attention import WRONG_ATTENTION, attend
 from nanovlm.course.exercises.common import expect_same_gradients, noise
 from nanovlm.course.judge.exercise import Case, Exercise, expect
@@ -216,25 +217,7 @@ test_attend.__test__ = False  # type: ignore[attr-defined]  # no test of ours: p
 
 def caught(test: Callable[[Any], None]) -> int:
     """How many of the planted versions make the learner's test fail, after it has passed with a right one."""
-    try:
-        result = test(attend)
-    except AssertionError as error:
-        words = f" ({error})" if str(error) else ""
-        expect(False, f"Your test fails with an attention that is right{words}. What does it ask for that is not so?")
-    expect(result is None, "A test returns nothing: it raises AssertionError, by assert, where something is wrong.")
-    missed = []
-    for name, wrong in PLANTED.items():
-        try:
-            test(wrong)
-        except Exception:
-            continue
-        missed.append(name)
-    expect(
-        not missed,
-        f"Your test catches {len(PLANTED) - len(missed)} of {len(PLANTED)} wrong versions. What gets through: "
-        f"{'; '.join(missed)}.",
-    )
-    return len(PLANTED)
+    return common.caught(test, attend, PLANTED, "attention")
 
 
 TEST_ATTEND = Exercise(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nanovlm.config import ViTConfig
+from nanovlm.course.exercises import common
 from nanovlm.course.exercises.ch03.pixel_shuffle import WRONG_SHUFFLE, numbered
 from nanovlm.course.judge.exercise import Case, Exercise, expect
 from nanovlm.models.modality_projector import pixel_shuffle
@@ -208,25 +209,7 @@ test_shuffle.__test__ = False  # type: ignore[attr-defined]  # no test of ours: 
 
 def caught(test: Callable[[Any], None]) -> int:
     """How many of the planted versions make the learner's test fail, after it has passed with a right one."""
-    try:
-        result = test(pixel_shuffle)
-    except AssertionError as error:
-        words = f" ({error})" if str(error) else ""
-        expect(False, f"Your test fails with a shuffle that is right{words}. Follow your example by hand once more.")
-    expect(result is None, "A test returns nothing: it raises AssertionError, by assert, where something is wrong.")
-    missed = []
-    for name, wrong in PLANTED.items():
-        try:
-            test(wrong)
-        except Exception:
-            continue
-        missed.append(name)
-    expect(
-        not missed,
-        f"Your test catches {len(PLANTED) - len(missed)} of {len(PLANTED)} wrong versions. What gets through: "
-        f"{'; '.join(missed)}.",
-    )
-    return len(PLANTED)
+    return common.caught(test, pixel_shuffle, PLANTED, "shuffle")
 
 
 TEST_SHUFFLE = Exercise(
