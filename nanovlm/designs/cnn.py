@@ -73,7 +73,8 @@ def strides_of(patch_size: int) -> list[int]:
 class LightCNN(nn.Module):
     """[P, 3, image_size, image_size] -> [P, num_patches, hidden_dim], or, pooled, [P, 1, hidden_dim]
 
-    The map has as many places as the vision transformer has patches, so that the same projector takes it.
+    The map has as many places as the vision transformer has patches, so that the same projector takes it: blocks of
+    stride 2 shrink the picture to it, and num_blocks further ones keep its size.
     """
 
     def __init__(self, config: VLMConfig, pooled: bool = False) -> None:
@@ -86,7 +87,9 @@ class LightCNN(nn.Module):
             InvertedBottleneck(narrow, wide, stride)
             for narrow, wide, stride in zip(widths, widths[1:], strides[1:], strict=False)
         ]
-        self.blocks = nn.ModuleList([*stages, InvertedBottleneck(width, width), InvertedBottleneck(width, width)])
+        self.blocks = nn.ModuleList(
+            [*stages, *(InvertedBottleneck(width, width) for _ in range(self.config.num_blocks))]
+        )
         self.norm = nn.LayerNorm(width, eps=self.config.layer_norm_eps)
         self.gradient_checkpointing = False
 

@@ -27,7 +27,8 @@ def balance_loss(chances: Tensor, chosen: Tensor) -> Tensor:
 
 class WithLoss(torch.autograd.Function):
     """x, loss -> x, unchanged; in the backward pass `loss` gets the gradient that it would have as a term of the whole
-    loss. So a part adds a term without the seam, and without the training loop, knowing of it."""
+    loss. So a part adds a term without the seam, and without the training loop, knowing of it. The term counts in full
+    at every forward pass: neither accumulation over batches nor float16's loss scale is applied to it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, loss: Tensor) -> Tensor:
