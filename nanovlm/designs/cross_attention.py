@@ -6,6 +6,8 @@ seam puts them; no word attends to them there, and their own outputs are used by
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -34,7 +36,7 @@ class GatedCrossAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_dim, config.num_kv_heads * config.head_dim, bias=False)
         self.out_proj = nn.Linear(config.hidden_dim, config.hidden_dim, bias=False)
         self.norm2 = RMSNorm(config.hidden_dim, config.rms_norm_eps)
-        self.mlp = SwiGLU(config)
+        self.mlp = SwiGLU(replace(config, inter_dim=config.hidden_dim))  # narrower than a block's, to stay light
         self.attention_gate, self.mlp_gate = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor, inputs: Tensor, images: Tensor) -> Tensor:
@@ -60,14 +62,20 @@ class WordsOnly(MarkedLanguageModel):
 
 
 class CrossAttentionDecoder(WordsOnly):
-    """A gated cross-attention in front of every block. [B, S, dim] -> [B, S, dim]"""
+    """A gated cross-attention in front of every second block, from the first on. [B, S, dim] -> [B, S, dim]
 
-    def __init__(self, config: VLMConfig) -> None:
+    Each one costs about as much as a block of the decoder, so that Flamingo, too, has fewer of them where it is large.
+    """
+
+    def __init__(self, config: VLMConfig, every: int = 2) -> None:
         super().__init__(config)
-        self.cross_blocks = nn.ModuleList(GatedCrossAttention(config.language) for _ in self.blocks)
+        self.every = every
+        self.cross_blocks = nn.ModuleList(GatedCrossAttention(config.language) for _ in self.blocks[::every])
 
     def run_block(self, i: int, x: Tensor, rope: Rope, mask: Tensor, seen: Seen, cache: BlockCache | None) -> Tensor:
-        return self.blocks[i](self.cross_blocks[i](x, seen.inputs, seen.images), rope, mask, cache)
+        if i % self.every == 0:
+            x = self.cross_blocks[i // self.every](x, seen.inputs, seen.images)
+        return super().run_block(i, x, rope, mask, seen, cache)
 
 
 class PooledFusion(nn.Module):

@@ -69,7 +69,7 @@ def test_a_closed_gate_hides_the_image_and_an_open_one_shows_it() -> None:
     for block in model.decoder.cross_blocks:
         block.attention_gate.zero_(), block.mlp_gate.zero_()
     assert torch.equal(model(IDS, images[:2]).logits[:, words], model(IDS, images[2:]).logits[:, words])
-    model.decoder.cross_blocks[1].attention_gate.fill_(1.0)
+    model.decoder.cross_blocks[0].attention_gate.fill_(1.0)
     assert (
         max_difference(model(IDS, images[:2]).logits[:, words[1:]], model(IDS, images[2:]).logits[:, words[1:]]) > 0.01
     )
