@@ -91,10 +91,9 @@ class Folder:
                 path = new.pop(0 if self.once else -1)
                 image = self._open(path, states[path], done, tried)
                 if image is not None:
-                    passed_over = 0 if self.once else len(new)
-                    if not self.once:
-                        done |= {path: states[path] for path in new}
-                    yield Frame(path.name, image, passed_over)
+                    passed_over = [] if self.once else [path for path in new if path not in tried]
+                    done |= {path: states[path] for path in passed_over}
+                    yield Frame(path.name, image, len(passed_over))
                     break
             if self.once and not new and all(done.get(path) == state for path, state in states.items()):
                 return
@@ -125,6 +124,7 @@ class Folder:
             tried[path] = state
             return None
         done[path] = state
+        tried.pop(path, None)
         self.no_images.pop(path.name, None)
         return image
 
@@ -201,6 +201,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _opencv() -> Any:
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # read once, and FFmpeg complains of every broken file
     try:
         import cv2
     except ImportError as error:
@@ -210,8 +211,7 @@ def _opencv() -> Any:
 
 
 def _capture(source: str | int) -> Any:
-    """OpenCV and FFmpeg write to standard error what does not open; we say it in a sentence."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    """OpenCV writes to standard error what does not open; we say it in a sentence."""
     cv2 = _opencv()
     logging = cv2.utils.logging
     before = logging.setLogLevel(logging.LOG_LEVEL_SILENT)
