@@ -23,11 +23,10 @@ MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 STYLE = "#problem p { color: var(--error-text-color); font-weight: 600 }"
 
 
-class Picture(gr.Image):
-    """Hands on the uploaded file as it is: a stranger's picture is opened in nanovlm.data.images alone."""
-
-    def preprocess(self, payload: Any) -> str | None:
-        return payload.path if payload else None
+def file_as_it_is(payload: Any) -> str | None:
+    """In place of the picture box's own preprocess, which decodes: a stranger's picture is opened in
+    nanovlm.data.images alone. (Of a subclass Gradio would look for a front end of its own.)"""
+    return payload.path if payload else None
 
 
 def build_page(model: VisionLanguageModel, name: str, max_new_tokens: int, max_waiting: int) -> gr.Blocks:
@@ -42,7 +41,8 @@ def build_page(model: VisionLanguageModel, name: str, max_new_tokens: int, max_w
         gr.Markdown(f"## Ask about a picture\nYou are asking the model `{name}`.")
         with gr.Row():
             with gr.Column():
-                picture = Picture(label="Picture", sources=["upload", "webcam"], height=320)
+                picture = gr.Image(label="Picture", sources=["upload", "webcam"], height=320, elem_id="picture")
+                picture.preprocess = file_as_it_is
                 question = gr.Textbox(label="Question", value="Describe the picture.", elem_id="question")
                 button = gr.Button("Ask", variant="primary", elem_id="ask")
                 problem = gr.Markdown(visible=False, elem_id="problem")
