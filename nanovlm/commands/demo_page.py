@@ -83,7 +83,7 @@ def serve(page: gr.Blocks, host: str, port: int, open_browser: bool = False) -> 
         prevent_thread_lock=True,
         max_file_size=LARGEST_FILE,
         footer_links=[],
-        theme=gr.themes.Base(font=SANS, font_mono=MONO),
+        theme=gr.themes.Base(font=SANS, font_mono=MONO).set(block_info_text_color="*neutral_600"),
         css=STYLE,
     )
 
