@@ -21,6 +21,7 @@ COMMANDS = {
     "bench": "time training and generation beside transformers' SmolVLM",
     "trace": "follow the shapes through a model, from picture to answer",
     "export": "write a model in the format of transformers or of nanoVLM",
+    "demo": "ask a model about pictures on a page in the browser",
     "course": "build the notebooks, show your progress, list the exercises",
     "doctor": "check this environment",
 }

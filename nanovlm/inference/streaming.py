@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from queue import SimpleQueue
+from threading import Event, Thread
 from typing import Any
 
 from torch import Tensor
@@ -34,3 +36,31 @@ class TextStream:
         if piece:
             self.on_text(piece)
             self.shown += piece
+
+
+def pieces(generate: Callable[..., Any], **asked: Any) -> Iterator[str]:
+    """The pieces of generate(on_text=…, **asked) as an iterator, for who must pull. The answer is written in a thread;
+    what it raises is raised here, and an iterator that is closed stops it at its next piece."""
+    written: SimpleQueue[str | BaseException | None] = SimpleQueue()
+    stopped = Event()
+
+    def on_text(piece: str) -> None:
+        if stopped.is_set():
+            raise InterruptedError("Nobody reads on.")
+        written.put(piece)
+
+    def run() -> None:
+        try:
+            generate(on_text=on_text, **asked)
+            written.put(None)
+        except BaseException as error:
+            written.put(error)
+
+    Thread(target=run, daemon=True).start()
+    try:
+        while (piece := written.get()) is not None:
+            if isinstance(piece, BaseException):
+                raise piece
+            yield piece
+    finally:
+        stopped.set()
