@@ -42,6 +42,12 @@ EXTRAS = {
     "nbclient": "lab",
     "wandb": "wandb",
     "peft": "adapt",
+    "torchao": "compress",
+    "onnx": "onnx",
+    "onnxscript": "onnx",
+    "onnxruntime": "onnx",
+    "gradio": "demo",
+    "cv2": "watch",
     "transformers": "dev",
 }
 
