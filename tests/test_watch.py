@@ -179,6 +179,8 @@ def test_a_folder_once_is_shown_in_the_order_of_change_and_names_what_is_no_pict
 def test_each_look_at_a_folder_shows_the_newest_and_counts_the_others(tmp_path: Path) -> None:
     for i in range(4):
         put(tmp_path, f"{i}.png", i)
+    (tmp_path / "notes.txt").write_text("no picture, so it is not counted either")
+    os.utime(tmp_path / "notes.txt", (1, 1))
     looks = Folder(tmp_path, 1.0).frames(Clock(stop_after=5).pause)
     first = next(looks)
     assert (first.name, first.passed_over) == ("3.png", 3)

@@ -81,12 +81,15 @@ class Folder:
     def frames(self, pause: Pause) -> Iterator[Frame]:
         done: dict[Path, tuple[int, int]] = {}  # the state in which a file was shown, passed over or given up
         tried: dict[Path, tuple[int, int]] = {}  # the state in which it could not be opened
+        suffixes = Image.registered_extensions()
         while True:
             states = self._look()
             self.no_images = {name: why for name, why in self.no_images.items() if self.path / name in states}
-            new = [
-                path for path in sorted(states, key=lambda path: (states[path], path)) if done.get(path) != states[path]
-            ]
+            for path in [path for path in states if path.suffix and path.suffix.lower() not in suffixes]:
+                self.no_images[path.name] = f"{path}: its name is no picture's."
+                del states[path]
+            changed = [path for path, state in states.items() if done.get(path) != state]
+            new = sorted(changed, key=lambda path: (states[path], path))
             while new:
                 path = new.pop(0 if self.once else -1)
                 image = self._open(path, states[path], done, tried)
@@ -111,10 +114,6 @@ class Folder:
         return found
 
     def _open(self, path: Path, state: tuple[int, int], done: dict, tried: dict) -> Image.Image | None:
-        if path.suffix and path.suffix.lower() not in Image.registered_extensions():
-            done[path] = state
-            self.no_images[path.name] = f"{path}: its name is no picture's."
-            return None
         try:
             image = open_image(path)
         except (ValueError, OSError) as error:
