@@ -28,7 +28,12 @@ GROUPS = {
     "lab": "JupyterLab",
     "wandb": "logging to Weights & Biases",
     "adapt": "comparing adapters with peft's",
-    "dev": "the tests",
+    "compress": "comparing 8-bit weights with torchao's",
+    "onnx": "nanovlm export --to onnx",
+    "demo": "nanovlm demo",
+    "watch": "nanovlm watch on videos and cameras",
+    "dev": "every chapter, and work on the course",
+    "all": "the tests",
 }
 MARKS = {"ok": "ok", "note": "--", "problem": "!!"}
 
