@@ -4,11 +4,13 @@ A directory step_NNNNNN: each process writes its own part of every tensor, and n
 is read by any number of processes, dealt out or not: each reads what its own tensors need. Beside the parts lies
 rest.pt, all that is no tensor of weights or optimizers. A run of whole weights has one file instead: checkpoint.py.
 
-The library's index of the parts is a pickle, which can run code when it is read: resume only runs of your own.
+The library's index of the parts is a pickle, which could run code when it is read: only what describes tensors may be
+in it.
 """
 
 from __future__ import annotations
 
+import pickle
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +24,33 @@ from torch import Tensor
 
 REST = "rest.pt"
 UNFINISHED = "unfinished.partial.parts"
+INDEX = ".metadata"  # the library's name
+DESCRIPTIONS = {
+    "torch": {"Size"},
+    "torch.serialization": {"_get_layout"},  # a layout by its name
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.distributed.checkpoint.metadata": {
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "pathlib": {"PosixPath", "WindowsPath"},
+    "pathlib._local": {"PosixPath", "WindowsPath"},  # Python 3.13
+}
+
+
+class IndexReader(pickle.Unpickler):
+    """Refuses whatever does not describe tensors. Reading it this way first makes the library's own reading safe."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if not is_dtype and name not in DESCRIPTIONS.get(module, ()):
+            raise pickle.UnpicklingError(f"its index names {module}.{name}")
+        return super().find_class(module, name)
 
 
 def flattened(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -111,6 +140,8 @@ def load_sharded(path: Path, own: Mapping[str, Tensor]) -> dict[str, Any]:
     where it has none of the name and shape."""
     import torch.distributed.checkpoint as dcp
 
+    with (path / INDEX).open("rb") as file:
+        IndexReader(file).load()
     reader = dcp.FileSystemReader(path)
     tensors = {}
     for name, told in reader.read_metadata().state_dict_metadata.items():
