@@ -33,7 +33,7 @@ def test_an_outlier_spoils_its_own_row_only() -> None:
     assert max_difference((numbers * scales)[1], x[1]) < 0.01
 
 
-def test_the_values_are_those_of_torchao() -> None:
+def test_the_values_are_within_one_step_of_torchao() -> None:
     torchao = pytest.importorskip(
         "torchao.quantization", reason="torchao is not installed: pip install nanovlm[compress]"
     )
@@ -44,7 +44,7 @@ def test_the_values_are_those_of_torchao() -> None:
     torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
     theirs = model[0].weight
     theirs = getattr(theirs, "qdata", None) if hasattr(theirs, "qdata") else theirs.tensor_impl.get_plain()[0]
-    # It divides by 127.5 where this divides by 127: a number lies at most one apart.
+    # torchao 0.18 spreads a row over 127.5 steps where this takes 127, so a number may round to its neighbour.
     assert (ours.int() - theirs.int()).abs().max() <= 1
 
 
