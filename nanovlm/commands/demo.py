@@ -56,9 +56,10 @@ class Answers:
 
 def main(arguments: Sequence[str]) -> None:
     options = parse(DemoOptions, "demo", arguments)
-    from nanovlm.commands.demo_page import build_page, free_port, serve  # without gradio it ends before a model loads
+    from nanovlm.commands.demo_page import build_page, free_port, import_gradio, serve
     from nanovlm.commands.models import load_model
 
+    import_gradio()  # where it is missing, that is said before a model loads
     port = options.port or free_port(options.host)
     page = build_page(load_model(options.model), options.model, options.max_new_tokens, options.max_waiting)
     serve(page, options.host, port, open_browser=options.browser)

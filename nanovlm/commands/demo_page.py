@@ -5,22 +5,29 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
-
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads it when it is imported
-
-import gradio as gr
 
 from nanovlm.assets import asset_path
 from nanovlm.commands.demo import SAMPLES, answers
 
 if TYPE_CHECKING:
+    import gradio as gr
+
     from nanovlm.models.vision_language_model import VisionLanguageModel
 
 LARGEST_FILE = "32mb"
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 STYLE = "#problem p { color: var(--error-text-color); font-weight: 600 }"
+
+
+def import_gradio() -> ModuleType:
+    """Gradio, with its statistics off, which it asks about when it is imported."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    import gradio
+
+    return gradio
 
 
 def file_as_it_is(payload: Any) -> str | None:
@@ -31,6 +38,7 @@ def file_as_it_is(payload: Any) -> str | None:
 
 def build_page(model: VisionLanguageModel, name: str, max_new_tokens: int, max_waiting: int) -> gr.Blocks:
     """One question is answered at a time; of those that wait, more than `max_waiting` are turned away."""
+    gr = import_gradio()
 
     def ask(file: str | None, question: str) -> Iterator[tuple[str, str, Any, Any]]:
         for now in answers(model, file, question, max_new_tokens):
@@ -73,6 +81,7 @@ def build_page(model: VisionLanguageModel, name: str, max_new_tokens: int, max_w
 
 def serve(page: gr.Blocks, host: str, port: int, open_browser: bool = False) -> None:
     """Start the server and return."""
+    gr = import_gradio()
     page.launch(
         server_name=host,
         server_port=port,
