@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,10 +66,18 @@ def test_accumulated_batches_are_summed_once(alone, tmp_path):
     assert curve(tmp_path) == pytest.approx(curve(alone), abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.fixture(scope="module", params=["ddp", "fsdp"])
+def of_two(request, tmp_path_factory):
+    """How two processes trained, and where they stopped: after half the steps."""
+    directory = tmp_path_factory.mktemp("two")
+    children.together(2, train, directory, 2, request.param, 3)
+    return request.param, directory
+
+
 @pytest.mark.parametrize("after", [1, 4])
-def test_a_checkpoint_of_two_goes_on_in_one_and_in_four(kind, after, alone, tmp_path):
-    children.together(2, train, tmp_path, 2, kind, 3)
+def test_a_checkpoint_of_two_goes_on_in_one_and_in_four(of_two, after, alone, tmp_path):
+    kind, stopped = of_two
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     assert checkpoints(tmp_path / "run" / "checkpoints")[-1].is_dir() == (kind == "fsdp")
     if after == 1:
         assert children.wait(children.start(train, 0, tmp_path, 1, "ddp", STEPS, True)) == 0
