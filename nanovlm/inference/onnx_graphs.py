@@ -158,8 +158,6 @@ def _quiet() -> Iterator[None]:
 def _write_graph(model: VisionLanguageModel, name: str, path: Path) -> None:
     config, num_blocks = model.config, model.config.language.num_blocks
     pictures = torch.export.Dim("pictures", min=1, max=1024)
-    # The widest range that the decoder's own check of its length lets through.
-    length = torch.export.Dim("length", min=2, max=config.language.max_positions)
     present = cache_names("present", num_blocks)
     if name == "vision":
         side = config.vision.image_size
