@@ -163,11 +163,13 @@ def bpe_step(words):
 # two pairs are equally frequent, the one that comes first is taken.
 
 # %% tags=["nbval-check-output"]
-bpe_step, merges = use("text.bpe_step", bpe_step), []
-while counts := count_pairs(words):
+bpe_step, merges, merged = use("text.bpe_step", bpe_step), [], words
+while counts := count_pairs(merged):
     merges.append(max(counts, key=counts.get))
-    words = bpe_step(words)
-    print(f"{merges[-1][0]:>4} + {merges[-1][1]:<2}  {'  '.join(' '.join(word) for word in words)}")
+    merged = bpe_step(merged)
+    print(
+        f"{merges[-1][0]:>4} + {merges[-1][1]:<2}  {'  '.join(' '.join(word) for word in merged)}"
+    )
 
 # %% [markdown]
 # These pairs, in this order, *are* the tokenizer. To cut a new word, apply them one after the other:

@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train a model: the pocket preset in minutes, on a laptop",
     "plan": "say what a run will take: hours, memory, disk and money",
     "generate": "ask a model about a picture",
+    "watch": "answer about what a camera, a video or a folder shows",
     "evaluate": "score a model per kind of question, beside its blind score",
     "bench": "time training and generation beside transformers' SmolVLM",
     "trace": "follow the shapes through a model, from picture to answer",

@@ -28,7 +28,7 @@ _short.maxstring = _short.maxother = _short.maxlong = 80
 
 def shown(value: Any) -> str:
     """A value for a sentence: on one line and short, whatever it is."""
-    return _short.repr(value)
+    return " ".join(_short.repr(value).split())
 
 
 def first_line(error: BaseException) -> str:

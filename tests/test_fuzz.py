@@ -134,8 +134,15 @@ def test_configs_of_backbones(extra):
 
 
 @fuzz
-@given(st.binary(max_size=300) | st.text(max_size=100).map(lambda text: text.encode("utf-8", "surrogatepass")))
-def test_a_config_of_any_bytes(content):
+@given(
+    st.binary(max_size=300) | st.text(max_size=100).map(lambda text: text.encode("utf-8", "surrogatepass")),
+    st.none() | st.tuples(st.integers(0, 2000), st.integers(0, 20)),
+)
+def test_a_config_of_any_bytes(content, where):
+    """The bytes alone, or in place of a part of a config that works."""
+    if where:
+        config, (start, length) = whole("own")[0]["config.json"], where
+        content = config[:start] + content[:20] + config[start + length :]
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_bytes(content)
         answers_or_says_why(lambda: VisionLanguageModel.from_pretrained(folder))
@@ -143,15 +150,28 @@ def test_a_config_of_any_bytes(content):
 
 # -- chats, rows of data, pictures ------------------------------------------------------------------------------------
 
+
+def saved(format: str, mode: str = "RGB") -> bytes:
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").resize((24, 18)).convert(mode).save(buffer, format)
+    return buffer.getvalue()
+
+
 TOKENIZER = tiny_tokenizer()
 any_text = st.text(st.characters(), max_size=8)  # halves of surrogate pairs too
 fragments = st.sampled_from(["{{", "}}", "{%", "%}", "for m in messages", "endfor", "m.content", "range(9)", "|", "~"])
-things = st.sampled_from([None, 5, 1.5, b"", b"x", "x", [], {}, (), Image.new("RGB", (3, 3)), torch.zeros(2)]) | values
+pieces = st.lists(fragments | any_text, max_size=8).map(" ".join)
+objects = [Image.new("RGB", (3, 3)), torch.zeros(2), torch.zeros(2, 2)]
+things = st.sampled_from([None, 5, 1.5, b"", b"x", "x", [], {}, (), *objects]) | values
 
 
 @fuzz
-@given(st.lists(fragments | any_text, max_size=8).map(" ".join))
-def test_a_chat_template_of_any_text(template):
+@given(pieces, st.none() | st.tuples(st.integers(0, 300), st.integers(0, 20)))
+def test_a_chat_template_of_any_text(template, where):
+    """The text alone, or in place of a part of a template that works."""
+    if where:
+        whole, (start, length) = TOKENIZER.settings["chat_template"], where
+        template = whole[:start] + template + whole[start + length :]
     tokenizer = ChatTokenizer(TOKENIZER.tokenizer, {**TOKENIZER.settings, "chat_template": template})
     answers_or_says_why(lambda: tokenizer.encode_chat([{"role": "user", "content": "<|end|> {{ x }}"}]))
 
@@ -165,19 +185,18 @@ rows = st.fixed_dictionaries(
     }
 )
 
+PICTURE = {"bytes": saved("PNG"), "path": None}
+RIGHT = {"images": [PICTURE], "texts": [{"user": "Which?", "assistant": "red"}, {"user": "And?", "assistant": "blue"}]}
+RIGHT["relevance_ratings"] = [5, 3]
+nearly_right = st.builds(changed, st.just(RIGHT), st.sampled_from(paths_of(RIGHT)), things | any_text, st.booleans())
+
 
 @fuzz
-@given(things | rows, st.booleans())
+@given(things | rows | nearly_right, st.booleans())
 def test_a_row_of_data_is_an_item_or_skipped_with_a_reason(row, num_prefix):
-    samples = VQADataset([row], TOKENIZER, ImageProcessor(16), vlm_config(num_prefix), 64)
+    samples = VQADataset([row], TOKENIZER, ImageProcessor(16), vlm_config(num_prefix), 64, min_ratings={"relevance": 4})
     item = samples[0]  # nothing is raised
     assert isinstance(item, dict) or (item.reason and "\n" not in item.reason and len(item.reason) < 1000)
-
-
-def saved(format: str, mode: str = "RGB") -> bytes:
-    buffer = io.BytesIO()
-    Image.linear_gradient("L").resize((24, 18)).convert(mode).save(buffer, format)
-    return buffer.getvalue()
 
 
 IMAGES = [saved(kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "ICO")]

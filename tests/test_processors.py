@@ -421,3 +421,9 @@ def test_settings_there_and_back(tmp_path):
 def test_wrong_settings(arguments):
     with pytest.raises(ValueError, match=r"image_size|pixel_range|resample"):
         ImageProcessor(*arguments)
+
+
+def test_a_file_name_of_two_lines_is_told_on_one():
+    """Whatever reports a skipped picture writes one line a picture."""
+    with pytest.raises(FileNotFoundError, match=r"^No such picture: 'a\\nb' \(looked in .*\)\.$"):
+        open_image("a\nb")

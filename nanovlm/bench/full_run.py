@@ -20,7 +20,7 @@ from nanovlm.data.chat import ChatTokenizer
 from nanovlm.data.collators import PackingCollator, VQACollator
 from nanovlm.data.datasets import VQADataset
 from nanovlm.data.tiling import make_image_processor
-from nanovlm.device import choose_precision, find_device
+from nanovlm.device import choose_precision, find_device, peak_memory
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.optimizer import Optimizers
 from nanovlm.training.plan import flops_per_sample
@@ -129,7 +129,7 @@ def measure_steps(name: str, rung: Rung = RUNGS[-2], steps: int = 100, warmup: i
         "tokens_per_second": tokens / seconds,
         "tflops": operations / seconds / 1e12,
         "share_waiting_for_data": waited / seconds,
-        "peak_memory_gb": _peak_memory(device) / 1e9,
+        "peak_memory_gb": peak_memory(device) / 1e9,
     }
 
 
@@ -210,13 +210,3 @@ def _loader(config: VLMConfig, recipe: TrainConfig, rung: Rung, tokenizer: ChatT
 def _finish(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _peak_memory(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return float("nan")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0

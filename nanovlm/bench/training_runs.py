@@ -38,10 +38,10 @@ PROBED = 40  # validation pictures whose questions are asked at each evaluation
 EVERY = 25  # steps between evaluations
 
 
-def small_vlm(vision_blocks: int = 2, factor: int = 4) -> VLMConfig:
+def small_vlm(vision_blocks: int = 2, factor: int = 4, patch_size: int = 8, vision_inter: int = 192) -> VLMConfig:
     """64-pixel pictures in 64 patches, pixel shuffle to 4 image tokens: one for each cell of the Thimble's grid."""
     return VLMConfig(
-        ViTConfig(64, 192, vision_blocks, num_heads=2, image_size=64, patch_size=8),
+        ViTConfig(64, vision_inter, vision_blocks, num_heads=2, image_size=64, patch_size=patch_size),
         ProjectorConfig(64, 64, factor),
         LMConfig(64, 192, 2, num_heads=2, num_kv_heads=2, vocab_size=444, max_positions=512, rope_base=10_000.0),
         image_token_id=4,
@@ -76,6 +76,7 @@ class Run:
     spoil: Callable[[Batch], Batch] = lambda batch: batch
     probe_training: bool = False  # evaluate on training pictures
     restart_at: int | None = None  # a resume that restores the weights alone
+    model_class: Callable[[VLMConfig], VisionLanguageModel] = VisionLanguageModel
 
 
 def unshifted(batch: Batch) -> Batch:
@@ -187,7 +188,7 @@ def run(what: Run, report: Callable[[str], None] = print, seed: int = 0, every: 
     """
     recipe, device = small_recipe(**what.recipe, seed=seed), torch.device("cpu")
     torch.manual_seed(recipe.seed)
-    model = from_scratch(small_vlm(**what.sizes)).train()
+    model = from_scratch(small_vlm(**what.sizes), what.model_class).train()
     what.prepare(model)
     precision = choose_precision(recipe.precision, device)
     train_loader, val_loader = get_dataloaders(recipe, model.config, model.tokenizer, model.image_processor)

@@ -245,15 +245,17 @@ def messages_of(sample: Mapping[str, Any], min_ratings: Mapping[str, int] | None
     turns = sample["texts"]
     if isinstance(turns, Mapping):
         turns = rows_of(turns, "texts") if any(isinstance(text, list) for text in turns.values()) else [turns]
+    if turns is not None and not isinstance(turns, list | tuple):
+        raise ValueError(f"its texts are a list of turns, not {shown(turns)}")
     if not turns:
         raise ValueError("it has no conversation")
-    if not isinstance(turns, list | tuple):
-        raise ValueError(f"its texts are a list of turns, not {shown(turns)}")
     keep = [True] * len(turns)
     for name, lowest in (min_ratings or {}).items():
         ratings = sample.get(f"{name}_ratings")
         if ratings is None:
             continue
+        if not fits(ratings, tuple[float | None, ...]):
+            raise ValueError(f"its {name}_ratings are a list of numbers, not {shown(ratings)}")
         if len(ratings) != len(turns):
             raise ValueError(f"it has {len(turns)} turns but {len(ratings)} ratings of {name}")
         keep = [kept and (rating is None or rating >= lowest) for kept, rating in zip(keep, ratings, strict=True)]

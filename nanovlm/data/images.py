@@ -132,7 +132,7 @@ def open_image(source: Any, target_size: int | tuple[int, int] | None = None) ->
     if isinstance(source, (str, os.PathLike)):
         return _open_path(source, target_size)
     if hasattr(source, "read"):
-        name = f"The picture {getattr(source, 'name', '')}".strip()
+        name = f"The picture {_name(str(getattr(source, 'name', '')))}".strip()
         return _open_file(io.BytesIO(_without_texts(source.read())), name, target_size)
     raise TypeError(
         f"A picture is a path, bytes, a binary file, a PIL image or a NumPy array, not {type(source).__name__}."
@@ -143,12 +143,12 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
     """Width and height from a picture file's header alone. Raises as `open_image` does."""
     _check_path(path)
     with open(path, "rb") as file:
-        return _identify(file, os.fspath(path)).size
+        return _identify(file, _name(path)).size
 
 
 def _check_path(path: str | os.PathLike) -> None:
     """A stranger's path may name a pipe or a device: reading those hangs, or never ends."""
-    name = os.fspath(path)
+    name = _name(path)
     if name.startswith(("http:/", "https:/")):  # a Path keeps one slash of the two
         raise ValueError(f"{name} is a web address: download the picture first and pass the file.")
     try:
@@ -156,7 +156,7 @@ def _check_path(path: str | os.PathLike) -> None:
     except FileNotFoundError:
         raise FileNotFoundError(f"No such picture: {name} (looked in {os.getcwd()}).") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise _unreadable(name, error) from error
+        raise _unreadable(path, error) from error
     if stat.S_ISDIR(status.st_mode):
         raise ValueError(f"{name} is a directory, not a picture: pass one of the files in it.")
     if not stat.S_ISREG(status.st_mode):
@@ -165,8 +165,14 @@ def _check_path(path: str | os.PathLike) -> None:
         raise ValueError(f"{name} has {status.st_size:,} bytes, and a picture file may have {limit:,}.")
 
 
-def _unreadable(name: str, error: Exception) -> ValueError:
-    return ValueError(f"Cannot read {name!r}: {getattr(error, 'strerror', None) or error}.")
+def _name(path: str | os.PathLike) -> str:
+    """For a sentence: a file's name may hold line breaks, and bytes that are no text."""
+    name = os.fspath(path)
+    return name if name.isprintable() else repr(name)
+
+
+def _unreadable(path: str | os.PathLike, error: Exception) -> ValueError:
+    return ValueError(f"Cannot read {os.fspath(path)!r}: {getattr(error, 'strerror', None) or error}.")
 
 
 def _limit() -> int | None:
@@ -176,11 +182,11 @@ def _limit() -> int | None:
 
 def _open_path(path: str | os.PathLike, target_size: int | tuple[int, int] | None) -> Image.Image:
     _check_path(path)
-    name = os.fspath(path)
+    name = _name(path)
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise _unreadable(name, error) from error
+        raise _unreadable(path, error) from error
     return _open_file(io.BytesIO(_without_texts(content)), name, target_size)
 
 

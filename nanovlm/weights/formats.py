@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 from nanovlm.config import VLMConfig
-from nanovlm.settings import setting
+from nanovlm.settings import setting, shown
 from nanovlm.weights.processors import Processors
 
 if TYPE_CHECKING:
     from nanovlm.models.vision_language_model import VisionLanguageModel
+
+DESIGN_MODEL = "nanovlm-design"  # model_type of the directories that designs/registry.py writes and reads
 
 
 class Format(Protocol):
@@ -39,6 +41,11 @@ def recognise(values: dict[str, Any], directory: Path) -> Format:
     for module in (own, nanovlm, smolvlm):
         if module.recognises(values):
             return module
+    if values.get("model_type") == DESIGN_MODEL:
+        raise ValueError(
+            f"{directory} holds a model of the design {shown(values.get('design'))}, with parts of its own: "
+            "load it with nanovlm.designs.registry.load."
+        )
     named = setting(values, "architectures", list | None, None) or []
     kind = setting(values, "model_type", str | None, None) or ", ".join(map(str, named)) or "an unknown kind of model"
     raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from nanovlm.assets import asset_path
@@ -27,15 +28,17 @@ def build_model(preset: Preset) -> VisionLanguageModel:
     return from_scratch(preset.vlm) if preset.vision_backbone is None else from_backbones(preset)
 
 
-def from_scratch(config: VLMConfig) -> VisionLanguageModel:
-    """Random weights, and the tokenizer that ships with the pocket model."""
+def from_scratch(
+    config: VLMConfig, model_class: Callable[[VLMConfig], VisionLanguageModel] = VisionLanguageModel
+) -> VisionLanguageModel:
+    """Random weights, and the tokenizer that ships with the pocket model. model_class: what makes the model."""
     tokenizer = ChatTokenizer.from_pretrained(asset_path("pocket"))
     add_tile_tokens(tokenizer, config)
     if tokenizer.vocab_size > config.language.vocab_size:
         raise ValueError(
             f"The tokenizer has {tokenizer.vocab_size} tokens, the model only {config.language.vocab_size} embeddings."
         )
-    return attach(VisionLanguageModel(config), tokenizer)
+    return attach(model_class(config), tokenizer)
 
 
 def from_backbones(preset: Preset) -> VisionLanguageModel:

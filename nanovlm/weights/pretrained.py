@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from nanovlm.adapt.lora import merged_weights
+from nanovlm.config import VLMConfig
 from nanovlm.files import (
     check_blocks,
     check_tensors,
@@ -20,21 +21,24 @@ from nanovlm.files import (
     write_safetensors,
 )
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.weights.formats import recognise
+from nanovlm.weights.formats import Format, recognise
 from nanovlm.weights.processors import Processors, check_processors
 
 
 def load(
-    path_or_hub_id: str | Path, dtype: torch.dtype | None = None, model_class: type[VisionLanguageModel] | None = None
+    path_or_hub_id: str | Path,
+    dtype: torch.dtype | None = None,
+    model_class: Callable[[VLMConfig], VisionLanguageModel] | None = None,
+    source: Format | None = None,
 ) -> VisionLanguageModel:
     """Load a model directory or Hub id, strictly, with the tokenizer and picture settings that belong to it.
 
     Reads our own format, nanoVLM's, and SmolVLM's as transformers writes it. `model_class`: another class with the same
-    parameters, for example one built from a learner's parts.
+    parameters, for example one built from a learner's parts. `source`: the format, where it is none of the usual.
     """
     directory = find_directory(path_or_hub_id)
     values = read_json(directory / "config.json")
-    source = recognise(values, directory)
+    source = source or recognise(values, directory)
     config = source.read_config(values, directory)
     check_blocks(directory, encoder=config.vision.num_blocks, decoder=config.language.num_blocks)
     with torch.device("meta"):  # no memory and no random numbers for weights that are replaced

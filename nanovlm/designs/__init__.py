@@ -1,0 +1,1 @@
+"""Other designs of a vision-language model, each as parts for `VisionLanguageModel` (chapter 17)."""
