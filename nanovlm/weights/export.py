@@ -46,11 +46,16 @@ def export_model(
     writers = {"smolvlm": export_smolvlm, "nanovlm": export_nanovlm}
     if to not in writers:
         raise ValueError(f"A model is exported to {' or '.join(writers)}, not to {to!r}.")
+    check_target(model_dir, out_dir)
+    return writers[to](VisionLanguageModel.from_pretrained(model_dir, dtype), out_dir)
+
+
+def check_target(model_dir: str | Path, out_dir: str | Path) -> None:
+    """An export gets a directory of its own."""
     if Path(out_dir).exists() and Path(model_dir).exists() and Path(out_dir).samefile(model_dir):
         raise ValueError(f"{out_dir} holds the model itself: choose another directory for the export.")
     if Path(out_dir).is_dir() and any(Path(out_dir).iterdir()):
         raise FileExistsError(f"{out_dir} is not empty. Export into a new directory: files of two models do not mix.")
-    return writers[to](VisionLanguageModel.from_pretrained(model_dir, dtype), out_dir)
 
 
 def export_smolvlm(model: VisionLanguageModel, out_dir: str | Path) -> Path:

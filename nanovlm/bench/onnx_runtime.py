@@ -1,0 +1,114 @@
+"""What ONNX gives: equal answers, int8's score, megabytes and milliseconds a token, on the pocket model.
+
+python -m nanovlm.bench.onnx_runtime --questions 200
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from nanovlm.assets import asset_path
+from nanovlm.data.thimble import Thimble
+from nanovlm.evaluation.scores import Question, exact, questions_of
+from nanovlm.evaluation.statistics import paired_bootstrap
+from nanovlm.inference.onnx_graphs import GRAPHS, export_onnx
+from nanovlm.inference.onnx_model import OnnxModel
+from nanovlm.models.vision_language_model import VisionLanguageModel
+
+SUBSETS = ("shapes", "charts", "glyphs")
+MAX_NEW_TOKENS = 24
+Answer = Callable[[Question], tuple[str, int]]  # the text, and how many tokens were written for it
+
+
+def pick_questions(number: int, image_size: int) -> list[Question]:
+    """The first `number` questions of the test split, the subsets in turn."""
+    samples = [Thimble(name, "test", number, image_size=image_size) for name in SUBSETS]
+    found: list[Question] = []
+    for index in range(number):
+        found += questions_of([samples[index % len(SUBSETS)][index]])
+        if len(found) >= number:
+            break
+    return found[:number]
+
+
+def by_torch(model: VisionLanguageModel) -> Answer:
+    def answer(question: Question) -> tuple[str, int]:
+        tokens: list[int] = []
+        text = model.generate(
+            prompt=question.text, image=question.images, max_new_tokens=MAX_NEW_TOKENS, on_tokens=tokens.append
+        )
+        return text, len(tokens)
+
+    return answer
+
+
+def by_onnx(model: OnnxModel) -> Answer:
+    def answer(question: Question) -> tuple[str, int]:
+        tokens: list[int] = []
+        return model.generate(question.text, question.images, MAX_NEW_TOKENS, tokens.append), len(tokens)
+
+    return answer
+
+
+def megabytes(directory: Path) -> float:
+    return sum((directory / f"{name}.onnx").stat().st_size for name in GRAPHS) / 1e6
+
+
+def measure(
+    contenders: dict[str, Answer], questions: Sequence[Question]
+) -> tuple[dict[str, list[str]], dict[str, list[float]]]:
+    """Answers, and milliseconds a token (picture and prompt included), the contenders in turn on each question."""
+    texts: dict[str, list[str]] = {name: [] for name in contenders}
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for answer in contenders.values():
+        answer(questions[0])  # the first call reserves memory
+    for question in questions:
+        for name, answer in contenders.items():
+            began = time.perf_counter()
+            text, tokens = answer(question)
+            times[name].append(1000 * (time.perf_counter() - began) / tokens)
+            texts[name].append(text)
+    return texts, times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--questions", type=int, default=200)
+    options = parser.parse_args()
+    if options.questions < 1:
+        parser.error("--questions is at least 1.")
+    threads = torch.get_num_threads()
+    model = VisionLanguageModel.from_pretrained(asset_path("pocket"), torch.float32).eval()
+    questions = pick_questions(options.questions, model.config.vision.image_size)
+    with tempfile.TemporaryDirectory() as folder:
+        directories = {name: export_onnx(model, Path(folder) / name, name == "int8") for name in ("float32", "int8")}
+        contenders = {"torch": by_torch(model)} | {
+            name: by_onnx(OnnxModel.from_pretrained(directory, threads)) for name, directory in directories.items()
+        }
+        sizes = {name: megabytes(directory) for name, directory in directories.items()}
+        texts, times = measure(contenders, questions)
+    right = {
+        name: torch.tensor([float(exact(text, q.answer)) for text, q in zip(texts[name], questions, strict=True)])
+        for name in texts
+    }
+    print(f"{len(questions)} questions, {threads} thread(s)")
+    print(f"{'':<10}{'same text':>11}{'right':>8}{'points to torch, 95 %':>26}{'MB':>7}{'torch ms / its ms':>19}")
+    for name in texts:
+        same = sum(a == b for a, b in zip(texts[name], texts["torch"], strict=True)) / len(questions)
+        gain, low, high = (100 * value for value in paired_bootstrap(right["torch"], right[name]))
+        ratio = statistics.median(a / b for a, b in zip(times["torch"], times[name], strict=True))
+        size = f"{sizes[name]:.1f}" if name in sizes else ""
+        points = f"{gain:+.1f} ({low:+.1f} to {high:+.1f})"
+        print(f"{name:<10}{same:>11.1%}{right[name].mean().item():>8.1%}{points:>26}{size:>7}{ratio:>19.2f}")
+    print("ms a token, median: " + ", ".join(f"{name} {statistics.median(times[name]):.2f}" for name in times))
+
+
+if __name__ == "__main__":
+    main()
