@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nanovlm.config import LMConfig, VLMConfig
 from nanovlm.designs.marked import MarkedLanguageModel, Seen
 from nanovlm.models.attention import attend
-from nanovlm.models.language_model import BlockCache, RMSNorm, Rope, SwiGLU
+from nanovlm.models.language_model import RMSNorm, SwiGLU
 
 
 class GatedCrossAttention(nn.Module):
@@ -69,13 +69,8 @@ class CrossAttentionDecoder(WordsOnly):
 
     def __init__(self, config: VLMConfig, every: int = 2) -> None:
         super().__init__(config)
-        self.every = every
-        self.cross_blocks = nn.ModuleList(GatedCrossAttention(config.language) for _ in self.blocks[::every])
-
-    def run_block(self, i: int, x: Tensor, rope: Rope, mask: Tensor, seen: Seen, cache: BlockCache | None) -> Tensor:
-        if i % self.every == 0:
-            x = self.cross_blocks[i // self.every](x, seen.inputs, seen.images)
-        return super().run_block(i, x, rope, mask, seen, cache)
+        for block in self.blocks[::every]:
+            block.fusion = GatedCrossAttention(config.language)
 
 
 class PooledFusion(nn.Module):
@@ -105,9 +100,4 @@ class PooledFusionDecoder(WordsOnly):
 
     def __init__(self, config: VLMConfig) -> None:
         super().__init__(config)
-        self.fusion = PooledFusion(config.language)
-
-    def run_block(self, i: int, x: Tensor, rope: Rope, mask: Tensor, seen: Seen, cache: BlockCache | None) -> Tensor:
-        if i == 0:
-            x = self.fusion(x, seen.inputs, seen.images)
-        return super().run_block(i, x, rope, mask, seen, cache)
+        self.blocks[0].fusion = PooledFusion(config.language)

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from nanovlm.config import VLMConfig
-from nanovlm.models.language_model import BlockCache, KVCache, LanguageModel, Rope, attention_layout
+from nanovlm.config import LMConfig, VLMConfig
+from nanovlm.models.language_model import BlockCache, DecoderBlock, KVCache, LanguageModel, Rope
 
 TEXT, IMAGE, DROPPED = 0, 1, 2  # kinds of input; DROPPED: an image token that later tokens no longer see
 
@@ -56,13 +55,14 @@ class Memory:
 @dataclass
 class Seen:
     """All inputs up to now. kinds [B, keys], inputs [B, keys, dim], visible [B or 1, 1, S, keys]: the past that is no
-    padding and of the same document. start: the first of the S new ones."""
+    padding and of the same document. start: the first of the S new ones. mask: whom these look at, as visible."""
 
     kinds: Tensor
     inputs: Tensor
     visible: Tensor
     start: int
     num_image_tokens: int
+    mask: Tensor
 
     @property
     def is_image(self) -> Tensor:
@@ -87,8 +87,24 @@ class Seen:
         return self.visible & self.is_image[:, None, None, :]
 
 
+class SeeingBlock(DecoderBlock):
+    """A decoder block that gets, in the place of its mask, all that is seen. [B, S, dim] -> [B, S, dim]
+
+    fusion: a module that runs in front, with x, the inputs [B, keys, dim] and where x may look at images.
+    """
+
+    def __init__(self, config: LMConfig, fusion: nn.Module | None = None) -> None:
+        super().__init__(config)
+        self.fusion = fusion
+
+    def forward(self, x: Tensor, rope: Rope, seen: Seen, cache: BlockCache | None = None) -> Tensor:
+        if self.fusion is not None:
+            x = self.fusion(x, seen.inputs, seen.images)
+        return super().forward(x, rope, seen.mask, cache)
+
+
 class MarkedLanguageModel(LanguageModel):
-    """[B, S, dim] -> [B, S, dim]. A design overrides `mask`, `run_block` or both."""
+    """[B, S, dim] -> [B, S, dim]. A design overrides `mask`, or puts other blocks in."""
 
     def __init__(self, config: VLMConfig) -> None:
         super().__init__(config.language)
@@ -96,52 +112,18 @@ class MarkedLanguageModel(LanguageModel):
         self.token_embedding = MarkingEmbedding(config)
         if config.language.tie_weights:
             self.head.weight = self.token_embedding.weight
+        self.blocks = nn.ModuleList(SeeingBlock(config.language) for _ in self.blocks)
 
     def mask(self, seen: Seen) -> Tensor:
         """Who looks at whom in self-attention: bool [B or 1, 1, S, keys]."""
         return seen.visible
 
-    def run_block(self, i: int, x: Tensor, rope: Rope, mask: Tensor, seen: Seen, cache: BlockCache | None) -> Tensor:
-        """x [B, S, dim] -> [B, S, dim]"""
-        return self.blocks[i](x, rope, mask, cache)
-
-    def forward(
-        self,
-        x: Tensor,
-        attention_mask: Tensor | None = None,
-        document_ids: Tensor | None = None,
-        cache: KVCache | None = None,
-        hidden_states: list[Tensor] | None = None,
-    ) -> Tensor:
-        """As LanguageModel's, with the same arguments and errors."""
-        start, length = 0 if cache is None else cache.length, x.shape[1]
-        if start + length > self.config.max_positions:
-            raise ValueError(
-                f"The sequence is longer than this model's {self.config.max_positions} positions. Shorten the prompt."
-            )
-        if cache is None:
-            positions, visible = attention_layout(attention_mask, document_ids, length, x.device)
-        elif document_ids is None:
-            positions, visible = cache.layout(attention_mask, length)
-        else:
-            raise ValueError("A cache goes on with one document a row: give document_ids or a cache, not both.")
-        seen = self._see(x, visible, start, cache)
-        rope, mask = self.rotary_embedding(positions), self.mask(seen)
-        for i in range(len(self.blocks)):
-            if hidden_states is not None:
-                hidden_states.append(x)
-            block_cache = None if cache is None else cache.blocks[i]
-            if self.gradient_checkpointing and self.training and cache is None:
-                x = checkpoint(self.run_block, i, x, rope, mask, seen, None, use_reentrant=False)
-            else:
-                x = self.run_block(i, x, rope, mask, seen, block_cache)
-        x = self.norm(x)
-        if hidden_states is not None:
-            hidden_states.append(x)
-        return x
-
-    def _see(self, x: Tensor, visible: Tensor | None, start: int, cache: KVCache | None) -> Seen:
-        kinds, inputs, end = self.token_embedding.take(x), x, start + x.shape[1]
+    def layout(
+        self, x: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None, cache: KVCache | None
+    ) -> tuple[Tensor, Seen]:
+        start, end = 0 if cache is None else cache.length, x.shape[1] + (0 if cache is None else cache.length)
+        positions, visible = super().layout(x, attention_mask, document_ids, cache)
+        kinds, inputs = self.token_embedding.take(x), x
         if cache is not None:
             if not isinstance(cache.blocks[-1], Memory):
                 cache.blocks.append(Memory(cache, x))
@@ -151,4 +133,6 @@ class MarkedLanguageModel(LanguageModel):
         if visible is None:
             keys = torch.arange(end, device=x.device)
             visible = (keys[start:, None] >= keys[None, :])[None, None]
-        return Seen(kinds, inputs, visible, start, self.num_image_tokens)
+        seen = Seen(kinds, inputs, visible, start, self.num_image_tokens, mask=visible)
+        seen.mask = self.mask(seen)
+        return positions, seen

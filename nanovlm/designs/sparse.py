@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nanovlm.config import LMConfig, VLMConfig
-from nanovlm.designs.marked import DROPPED, MarkedLanguageModel, Seen
+from nanovlm.designs.marked import DROPPED, MarkedLanguageModel, SeeingBlock, Seen
 from nanovlm.models.language_model import BlockCache, LanguageModel, Rope, SwiGLU, apply_rope
 
 BALANCE = 0.01  # weight of the load-balance loss, from Fedus et al.
@@ -77,6 +78,37 @@ class ExpertsDecoder(LanguageModel):
             block.mlp = RoutedMLP(config.language)
 
 
+class DroppingBlock(SeeingBlock):
+    """[B, S, dim] -> [B, S, dim]. Words no longer see the image tokens that are dropped; `keep`, of one block: how many
+    tokens of each picture it leaves."""
+
+    keep: int | None = None
+
+    def forward(self, x: Tensor, rope: Rope, seen: Seen, cache: BlockCache | None = None) -> Tensor:
+        if self.keep is not None and bool(seen.is_image[:, seen.start :].any()):
+            self.drop(x, rope, seen, self.keep)
+        dropped = (seen.kinds == DROPPED)[:, None, None, :] & ~seen.same_image[:, None]
+        return super().forward(x, rope, replace(seen, mask=seen.mask & ~dropped), cache)
+
+    @torch.no_grad()
+    def drop(self, x: Tensor, rope: Rope, seen: Seen, keep: int) -> None:
+        """Mark in `seen.kinds` all image tokens of x [B, S, dim] but the `keep` that are attended to most."""
+        normed = self.norm1(x)
+        q, k = (
+            layer(normed).unflatten(-1, (-1, self.attn.head_dim)).transpose(1, 2)
+            for layer in (self.attn.q_proj, self.attn.k_proj)
+        )
+        q, k = apply_rope(q, *rope), apply_rope(k, *rope)  # [B, heads, S, head_dim]
+        scores = q @ k.repeat_interleave(q.shape[1] // k.shape[1], dim=1).mT * self.attn.head_dim**-0.5
+        same = seen.same_image[:, :, seen.start :]  # [B, S, S]
+        hidden = ~(same | seen.oneself[:, seen.start :])  # words see themselves: no row of nothing
+        weights = scores.float().masked_fill(hidden[:, None], float("-inf")).softmax(dim=-1).mean(dim=1)  # [B, S, S]
+        received = weights.sum(dim=1)  # [B, S]
+        better = (same & (received[:, None, :] > received[:, :, None])).sum(dim=-1)  # of the same picture, [B, S]
+        new = seen.kinds[:, seen.start :]  # a view
+        new.masked_fill_((new != 0) & (better >= keep), DROPPED)
+
+
 class DroppingDecoder(MarkedLanguageModel):
     """Half of the image tokens are dropped behind the first block. [B, S, dim] -> [B, S, dim]
 
@@ -88,29 +120,7 @@ class DroppingDecoder(MarkedLanguageModel):
 
     def __init__(self, config: VLMConfig, keep: float = 0.5) -> None:
         super().__init__(config)
-        self.keep = max(1, round(keep * config.num_image_tokens))
-
-    def run_block(self, i: int, x: Tensor, rope: Rope, mask: Tensor, seen: Seen, cache: BlockCache | None) -> Tensor:
-        if i == 1 and bool(seen.is_image[:, seen.start :].any()):
-            self.drop(x, rope, seen)
-        if i >= 1:
-            dropped = (seen.kinds == DROPPED)[:, None, None, :] & ~seen.same_image[:, None]
-            mask = mask & ~dropped
-        return self.blocks[i](x, rope, mask, cache)
-
-    @torch.no_grad()
-    def drop(self, x: Tensor, rope: Rope, seen: Seen) -> None:
-        """Mark in `seen.kinds` all image tokens of x [B, S, dim] but the `keep` that are attended to most."""
-        attn, normed = self.blocks[1].attn, self.blocks[1].norm1(x)
-        q, k = (
-            layer(normed).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2) for layer in (attn.q_proj, attn.k_proj)
-        )
-        q, k = apply_rope(q, *rope), apply_rope(k, *rope)  # [B, heads, S, head_dim]
-        scores = q @ k.repeat_interleave(q.shape[1] // k.shape[1], dim=1).mT * attn.head_dim**-0.5
-        same = seen.same_image[:, :, seen.start :]  # [B, S, S]
-        hidden = ~(same | seen.oneself[:, seen.start :])  # words see themselves: no row of nothing
-        weights = scores.float().masked_fill(hidden[:, None], float("-inf")).softmax(dim=-1).mean(dim=1)  # [B, S, S]
-        received = weights.sum(dim=1)  # [B, S]
-        better = (same & (received[:, None, :] > received[:, :, None])).sum(dim=-1)  # of the same picture, [B, S]
-        new = seen.kinds[:, seen.start :]  # a view
-        new.masked_fill_((new != 0) & (better >= self.keep), DROPPED)
+        rest = [DroppingBlock(config.language) for _ in self.blocks[1:]]
+        for block in rest[:1]:
+            block.keep = max(1, round(keep * config.num_image_tokens))
+        self.blocks = nn.ModuleList([self.blocks[0], *rest])

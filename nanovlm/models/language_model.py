@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -227,12 +229,7 @@ class LanguageModel(nn.Module):
             raise ValueError(
                 f"The sequence is longer than this model's {self.config.max_positions} positions. Shorten the prompt."
             )
-        if cache is None:
-            positions, mask = attention_layout(attention_mask, document_ids, x.shape[1], x.device)
-        elif document_ids is None:
-            positions, mask = cache.layout(attention_mask, x.shape[1])
-        else:
-            raise ValueError("A cache goes on with one document a row: give document_ids or a cache, not both.")
+        positions, mask = self.layout(x, attention_mask, document_ids, cache)
         rope = self.rotary_embedding(positions)
         for i, block in enumerate(self.blocks):
             if hidden_states is not None:
@@ -245,3 +242,13 @@ class LanguageModel(nn.Module):
         if hidden_states is not None:
             hidden_states.append(x)
         return x
+
+    def layout(
+        self, x: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None, cache: KVCache | None
+    ) -> tuple[Tensor, Any]:
+        """Positions [B or 1, T], and what every block gets as its mask."""
+        if cache is None:
+            return attention_layout(attention_mask, document_ids, x.shape[1], x.device)
+        if document_ids is not None:
+            raise ValueError("A cache goes on with one document a row: give document_ids or a cache, not both.")
+        return cache.layout(attention_mask, x.shape[1])

@@ -21,16 +21,17 @@ FIRST, SECOND = slice(1, 5), slice(6, 10)  # where the two pictures are
 def seen_of(model: VisionLanguageModel, ids: Tensor = IDS, seed: int = 0) -> tuple[Seen, Tensor]:
     """What the decoder sees of the ids with two pictures, and who it lets look at whom, [S, S]."""
     caught: list[Seen] = []
-    run_block = model.decoder.run_block
+    layout = model.decoder.layout
 
-    def watched(i: int, x: Tensor, rope: Tensor, mask: Tensor, seen: Seen, cache: None) -> Tensor:
+    def watched(*arguments: object) -> tuple[Tensor, Seen]:
+        positions, seen = layout(*arguments)
         caught.append(seen)
-        return run_block(i, x, rope, mask, seen, cache)
+        return positions, seen
 
-    model.decoder.run_block = watched
+    model.decoder.layout = watched
     with torch.no_grad():
         model(ids, random_images(2, seed=seed))
-    return caught[0], model.decoder.mask(caught[0])[0, 0]
+    return caught[0], caught[0].mask[0, 0]
 
 
 @pytest.mark.parametrize(("size", "patch_size"), [(64, 8), (56, 14), (384, 14), (9, 3), (4, 1)])
@@ -66,10 +67,11 @@ def test_squeeze_excitation_lets_a_distant_pixel_count() -> None:
 def test_a_closed_gate_hides_the_image_and_an_open_one_shows_it() -> None:
     model, images = loud(build("cross_attention", tiny_config())), random_images(4)
     words = [0, 5, 10, 11]
-    for block in model.decoder.cross_blocks:
-        block.attention_gate.zero_(), block.mlp_gate.zero_()
+    crossing = [block.fusion for block in model.decoder.blocks if block.fusion is not None]
+    for part in crossing:
+        part.attention_gate.zero_(), part.mlp_gate.zero_()
     assert torch.equal(model(IDS, images[:2]).logits[:, words], model(IDS, images[2:]).logits[:, words])
-    model.decoder.cross_blocks[0].attention_gate.fill_(1.0)
+    crossing[0].attention_gate.fill_(1.0)
     assert (
         max_difference(model(IDS, images[:2]).logits[:, words[1:]], model(IDS, images[2:]).logits[:, words[1:]]) > 0.01
     )
@@ -88,7 +90,7 @@ def test_beside_the_text_no_word_attends_to_an_image_token(name: str) -> None:
 @torch.no_grad()
 def test_the_fused_vector_does_not_know_where_anything_was() -> None:
     model = loud(build("pooled_fusion", tiny_config()))
-    fusion, x = model.decoder.fusion, torch.randn(1, 6, 32)
+    fusion, x = model.decoder.blocks[0].fusion, torch.randn(1, 6, 32)
     inputs, images = torch.randn(1, 6, 32), torch.tensor([[[[False, True, True, True, False, False]] * 6]])
     shuffled = inputs[:, [0, 3, 1, 2, 4, 5]]
     assert max_difference(fusion(x, inputs, images), fusion(x, shuffled, images)) < 1e-5
@@ -170,10 +172,10 @@ def test_half_of_each_image_is_dropped_for_later_words_and_it_depends_on_the_ima
     x[:, dropped] += 1.0  # in the second block only, where they are hidden
     rope = model.decoder.rotary_embedding(torch.arange(12)[None])
     seen.kinds[:] = torch.where(dropped, DROPPED, seen.kinds)
-    model.decoder.drop = lambda *_: None
+    model.decoder.blocks[1].drop = lambda *_: None
     plain = x.clone()
     plain[:, dropped] -= 1.0
-    one, other = (model.decoder.run_block(1, y, rope, seen.visible, seen, None) for y in (plain, x))
+    one, other = (model.decoder.blocks[1](y, rope, seen) for y in (plain, x))
     assert max_difference(one[:, 10:], other[:, 10:]) == 0
     assert max_difference(one[:, FIRST], other[:, FIRST]) > 0.01
 
