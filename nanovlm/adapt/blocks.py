@@ -75,5 +75,4 @@ class QLoRALinear(LoRALinear):
 def quantise_base(model: nn.Module) -> None:
     """The matrices below the adapters in four bits, in place."""
     for name, layer in lora_layers(model).items():
-        parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, QLoRALinear(layer))
+        model.set_submodule(name, QLoRALinear(layer))

@@ -73,8 +73,7 @@ def add_lora(
             )
     model.requires_grad_(False)
     for name, module in chosen.items():
-        parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, LoRALinear(module, rank, alpha or 2.0 * rank, dropout))
+        model.set_submodule(name, LoRALinear(module, rank, alpha or 2.0 * rank, dropout))
     return list(chosen)
 
 
@@ -104,10 +103,9 @@ def merge_lora(model: nn.Module) -> None:
     """Make the adapted layers plain again, in place, with the difference added to their weights."""
     weights = merged_weights(model, model.state_dict())
     for name, layer in lora_layers(model).items():
-        parent, _, last = name.rpartition(".")
         plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
         plain.weight, plain.bias = nn.Parameter(weights[f"{name}.weight"]), layer.bias
-        setattr(model.get_submodule(parent), last, plain)
+        model.set_submodule(name, plain)
 
 
 def save_adapter(model: nn.Module, directory: str | Path, weights: Mapping[str, Tensor] | None = None) -> Path:

@@ -78,8 +78,7 @@ def quantise_linear(model: nn.Module, dynamic: bool = False, bits: int = 8) -> l
     """Each linear layer in whole numbers, in place. Returns: their names."""
     layers = own_linear(model)
     for name, layer in layers.items():
-        parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, Int8Linear(layer, dynamic, bits))
+        model.set_submodule(name, Int8Linear(layer, dynamic, bits))
     return list(layers)
 
 

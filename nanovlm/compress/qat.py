@@ -34,8 +34,7 @@ def prepare_qat(model: nn.Module, bits: int = 8) -> list[str]:
     """Round each linear layer's matrix in the forward pass from now on, in place. Returns: their names."""
     layers = own_linear(model)
     for name, layer in layers.items():
-        parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, FakeQuantLinear(layer, bits))
+        model.set_submodule(name, FakeQuantLinear(layer, bits))
     return list(layers)
 
 
@@ -43,5 +42,4 @@ def finish(model: nn.Module) -> None:
     """Keep the whole numbers that training has prepared for, in place: the outputs stay."""
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, FakeQuantLinear)}
     for name, layer in layers.items():
-        parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, Int8Linear(layer, bits=layer.bits))
+        model.set_submodule(name, Int8Linear(layer, bits=layer.bits))
