@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -259,6 +260,19 @@ def make_directory(path: str | Path) -> Path:
     except OSError as error:
         raise OSError(f"Cannot write to {directory}: {error.strerror}. Choose another output directory.") from error
     return directory
+
+
+@contextmanager
+def whole_directory(path: str | Path) -> Iterator[Path]:
+    """A directory to write into, which gets the name `path` at the end; where something fails, nothing is left."""
+    path = Path(path)
+    make_directory(path.parent)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+        unfinished = make_directory(Path(scratch) / path.name)
+        yield unfinished
+        if path.exists():
+            path.rmdir()  # an empty one, which not every system replaces
+        unfinished.rename(path)
 
 
 def to_the_disk(path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from nanovlm.files import make_directory, write_json
+from nanovlm.files import whole_directory, write_json
 
 if TYPE_CHECKING:
     from nanovlm.models.vision_language_model import VisionLanguageModel
@@ -121,24 +121,24 @@ def export_onnx(model: VisionLanguageModel, out_dir: str | Path, int8: bool = Fa
         raise ValueError("This model has no tokenizer or image processor, so its graphs could answer no question.")
     if 4 * sum(p.numel() for p in model.parameters()) > LARGEST_FILE:
         raise ValueError("This model's weights exceed 2 GiB in float32, the limit of one ONNX file: export to gguf.")
-    model = model.float().eval()
-    out_dir = make_directory(out_dir)
-    with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
+    model, out_dir = model.float().eval(), Path(out_dir)
+    with tempfile.TemporaryDirectory() as scratch, whole_directory(out_dir) as directory, torch.no_grad():
         for name in GRAPHS:
             with _quiet():
-                written = Path(scratch) / f"{name}.onnx" if int8 else out_dir / f"{name}.onnx"
+                written = (Path(scratch) if int8 else directory) / f"{name}.onnx"
                 _write_graph(model, name, written)
                 if int8:
-                    _quantise(written, out_dir / f"{name}.onnx")
-    write_json(model.config.to_dict(), out_dir / "config.json")
-    model.tokenizer.save_pretrained(out_dir)
-    model.image_processor.save_pretrained(out_dir)
-    off = difference(model, out_dir)
-    if not off <= TOLERANCE[int8]:
-        raise ValueError(
-            f"The graphs in {out_dir} are wrong: their logits differ from the model's by {off:.1e} of the largest, and "
-            f"{TOLERANCE[int8]:.0e} is allowed{' with int8: export without it' if int8 else ''}."
-        )
+                    _quantise(written, directory / f"{name}.onnx")
+        write_json(model.config.to_dict(), directory / "config.json")
+        model.tokenizer.save_pretrained(directory)
+        model.image_processor.save_pretrained(directory)
+        off = difference(model, directory)
+        if not off <= TOLERANCE[int8]:
+            raise ValueError(
+                f"The graphs for {out_dir} are wrong, so nothing was written: their logits differ from the model's by "
+                f"{off:.1e} of the largest, and {TOLERANCE[int8]:.0e} is allowed."
+                f"{' Export without int8.' if int8 else ''}"
+            )
     return out_dir
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nanovlm.files import whole_directory
 from nanovlm.weights.export import export_smolvlm
 
 if TYPE_CHECKING:
@@ -31,15 +32,15 @@ def export_gguf(model: VisionLanguageModel, out_dir: str | Path, converter: Path
     if converter is None or not converter.is_file():
         missing = "" if converter is None else f"There is no file {converter}. "
         raise FileNotFoundError(missing + HOW)
-    out_dir = Path(out_dir)
-    source = export_smolvlm(model, out_dir / "smolvlm")
-    for name, options in FILES.items():
-        words = [sys.executable, str(converter), str(source), "--outfile", str(out_dir / name), *options]
-        run = subprocess.run(words, capture_output=True, text=True, check=False)
-        if run.returncode or not (out_dir / name).is_file():
-            last = (run.stderr.strip() or run.stdout.strip() or "it said nothing").splitlines()[-1]
-            raise ValueError(f"{converter} wrote no {name}: {last}")
-    return out_dir
+    with whole_directory(out_dir) as directory:
+        source = export_smolvlm(model, directory / "smolvlm")
+        for name, options in FILES.items():
+            words = [sys.executable, str(converter), str(source), "--outfile", str(directory / name), *options]
+            run = subprocess.run(words, capture_output=True, text=True, check=False)
+            if run.returncode or not (directory / name).is_file():
+                last = (run.stderr.strip() or run.stdout.strip() or "it said nothing").splitlines()[-1]
+                raise ValueError(f"{converter} wrote no {name}: {last}")
+    return Path(out_dir)
 
 
 def check_servable(model: VisionLanguageModel) -> None:

@@ -98,3 +98,14 @@ def test_gguf_calls_the_converter_for_both_files(tmp_path: Path, monkeypatch) ->
     converter.write_text("raise SystemExit('no such architecture')")
     with pytest.raises(ValueError, match=r"wrote no text.gguf: no such architecture"):
         export_gguf(model, tmp_path / "again", converter)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["convert.py", "out"], "nothing is left of the other"
+
+
+def test_graphs_that_differ_from_the_model_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason=WHY)
+    monkeypatch.setattr("nanovlm.inference.onnx_graphs._write_graph", lambda model, name, path: path.touch())
+    monkeypatch.setattr("nanovlm.inference.onnx_graphs.difference", lambda model, directory: float("nan"))
+    with pytest.raises(ValueError, match=r"out are wrong, so nothing was written: .* differ from the model's by nan"):
+        export_onnx(own_model(), tmp_path / "out")
+    assert not any(tmp_path.iterdir())
