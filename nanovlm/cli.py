@@ -20,7 +20,7 @@ COMMANDS = {
     "evaluate": "score a model per kind of question, beside its blind score",
     "bench": "time training and generation beside transformers' SmolVLM",
     "trace": "follow the shapes through a model, from picture to answer",
-    "export": "write a model in the format of transformers or of nanoVLM",
+    "export": "write a model for transformers, nanoVLM, onnxruntime or llama.cpp",
     "demo": "ask a model about pictures on a page in the browser",
     "course": "build the notebooks, show your progress, list the exercises",
     "doctor": "check this environment",

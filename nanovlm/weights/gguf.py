@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from nanovlm.models.vision_language_model import VisionLanguageModel
 
 SMOLLM2_VOCABULARY = 49_152  # tokens of SmolLM2, before those that a VLM adds
-FILES = {"text.gguf": (), "mmproj.gguf": ("--mmproj",)}  # the decoder; the encoder with its projector
+# The decoder; the encoder with its projector, to whose name some of the converter's versions add mmproj-.
+FILES = {"text.gguf": (), "mmproj.gguf": ("--mmproj",)}
 HOW = (
     "llama.cpp's converter writes GGUF: run `git clone https://github.com/ggml-org/llama.cpp`, then `pip install -r "
     "llama.cpp/requirements/requirements-convert_hf_to_gguf.txt`, and export again with `--converter "
@@ -37,6 +38,9 @@ def export_gguf(model: VisionLanguageModel, out_dir: str | Path, converter: Path
         for name, options in FILES.items():
             words = [sys.executable, str(converter), str(source), "--outfile", str(directory / name), *options]
             run = subprocess.run(words, capture_output=True, text=True, check=False)
+            written = [path for path in directory.glob("*.gguf") if path.name not in FILES]  # under a name of its own
+            if written and not run.returncode:
+                written[0].rename(directory / name)
             if run.returncode or not (directory / name).is_file():
                 last = (run.stderr.strip() or run.stdout.strip() or "it said nothing").splitlines()[-1]
                 raise ValueError(f"{converter} wrote no {name}: {last}")

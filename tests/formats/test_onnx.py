@@ -88,17 +88,25 @@ def test_gguf_calls_the_converter_for_both_files(tmp_path: Path, monkeypatch) ->
     with pytest.raises(FileNotFoundError, match=r"git clone https://github.com/ggml-org/llama.cpp"):
         export_gguf(model, tmp_path / "out", None)
     converter = tmp_path / "convert.py"
-    converter.write_text(
-        "import pathlib, sys\n"
-        "assert (pathlib.Path(sys.argv[1]) / 'config.json').is_file()\n"
-        "pathlib.Path(sys.argv[3]).write_text(' '.join(sys.argv[4:]))\n"
-    )
-    out = export_gguf(model, tmp_path / "out", converter)
-    assert [(out / name).read_text() for name in ("text.gguf", "mmproj.gguf")] == ["", "--mmproj"]
+    for number, prefix in enumerate(("", "mmproj-")):  # what versions of llama.cpp put in front of the second name
+        converter.write_text(
+            "import pathlib, sys\n"
+            "assert (pathlib.Path(sys.argv[1]) / 'config.json').is_file()\n"
+            "out = pathlib.Path(sys.argv[3])\n"
+            f"out = out.with_name({prefix!r} * ('--mmproj' in sys.argv) + out.name)\n"
+            "out.write_text(' '.join(sys.argv[4:]))\n"
+        )
+        out = export_gguf(model, tmp_path / f"out{number}", converter)
+        assert {path.name: path.read_text() for path in out.glob("*.gguf")} == {
+            "text.gguf": "",
+            "mmproj.gguf": "--mmproj",
+        }
     converter.write_text("raise SystemExit('no such architecture')")
     with pytest.raises(ValueError, match=r"wrote no text.gguf: no such architecture"):
         export_gguf(model, tmp_path / "again", converter)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["convert.py", "out"], "nothing is left of the other"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["convert.py", "out0", "out1"], (
+        "nothing is left of the other"
+    )
 
 
 def test_graphs_that_differ_from_the_model_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
