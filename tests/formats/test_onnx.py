@@ -88,7 +88,7 @@ def test_gguf_calls_the_converter_for_both_files(tmp_path: Path, monkeypatch) ->
     with pytest.raises(FileNotFoundError, match=r"git clone https://github.com/ggml-org/llama.cpp"):
         export_gguf(model, tmp_path / "out", None)
     converter = tmp_path / "convert.py"
-    for number, prefix in enumerate(("", "mmproj-")):  # what versions of llama.cpp put in front of the second name
+    for number, prefix in enumerate(("", "mmproj-")):  # versions of llama.cpp differ
         converter.write_text(
             "import pathlib, sys\n"
             "assert (pathlib.Path(sys.argv[1]) / 'config.json').is_file()\n"
