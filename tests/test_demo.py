@@ -167,6 +167,18 @@ def test_in_a_browser(address: str, bad_files: dict[str, Path]) -> None:
         expect(page.locator("#seeing textarea")).not_to_have_value("")
         expect(page.locator("#blind textarea")).not_to_have_value("")
         expect(problem).not_to_be_visible()
+
+        page.get_by_text("What does the sign say?").click()
+        expect(question).to_have_value("What does the sign say?")
+        page.locator("#ask").click()
+        expect(page.locator("#seeing textarea")).to_have_value(re.compile("J4"))
+        expect(page.locator("#blind textarea")).not_to_have_value("")
+
+        page.reload()
+        upload.set_input_files(bad_files["text"])
+        page.locator("#picture img").first.wait_for(state="attached")
+        page.locator("#ask").click()
+        expect(problem).to_contain_text("is not a picture")
         if folder := os.environ.get("NANOVLM_SCREENSHOTS"):
             for theme in ("light", "dark"):
                 page.emulate_media(color_scheme=theme)

@@ -30,15 +30,18 @@ def import_gradio() -> ModuleType:
     return gradio
 
 
-def file_as_it_is(payload: Any) -> str | None:
-    """In place of the picture box's own preprocess, which decodes: a stranger's picture is opened in
-    nanovlm.data.images alone. (Of a subclass Gradio would look for a front end of its own.)"""
+def file_as_it_is(component: Any, payload: Any) -> str | None:
+    """In place of gr.Image.preprocess, which decodes: a stranger's picture is opened in nanovlm.data.images alone.
+
+    Set on the class: Gradio makes the box anew when a sample fills it, and of a subclass it would look for a front end.
+    """
     return payload.path if payload else None
 
 
 def build_page(model: VisionLanguageModel, name: str, max_new_tokens: int, max_waiting: int) -> gr.Blocks:
     """One question is answered at a time; of those that wait, more than `max_waiting` are turned away."""
     gr = import_gradio()
+    gr.Image.preprocess = file_as_it_is
 
     def ask(file: str | None, question: str) -> Iterator[tuple[str, str, Any, Any]]:
         for now in answers(model, file, question, max_new_tokens):
@@ -50,7 +53,6 @@ def build_page(model: VisionLanguageModel, name: str, max_new_tokens: int, max_w
         with gr.Row():
             with gr.Column():
                 picture = gr.Image(label="Picture", sources=["upload", "webcam"], height=320, elem_id="picture")
-                picture.preprocess = file_as_it_is
                 question = gr.Textbox(label="Question", value="Describe the picture.", elem_id="question")
                 button = gr.Button("Ask", variant="primary", elem_id="ask")
                 problem = gr.Markdown(visible=False, elem_id="problem")
