@@ -4,9 +4,10 @@
     python -m nanovlm.bench.designs --only cnn resampler --seeds 3 --out assets/runs/17_designs.json
 
 Each run teaches a model of 0.3 M parameters (`nanovlm.bench.training_runs.small_vlm`) to caption the Thimble's
-`shapes`, in float32 on one thread. Nothing but captions: they say what is where, and 150 steps are enough to learn it. The decoder's sizes are the same everywhere. The encoder's are chosen (SIZES) so that a forward pass of
-every design takes the floating-point operations of the standard one, within 5 %, counted by the tracer; a test holds
-them to it. Masked attention counts in full, as it is computed.
+`shapes`, in float32 on one thread. Nothing but captions: they say what is where, and 150 steps are enough to learn
+that. The decoder's sizes are the same everywhere. The encoder's are chosen (SIZES) so that a forward pass of every
+design takes the floating-point operations of the standard one, within 5 %, counted by the tracer; a test holds them to
+it. Masked attention counts in full, as it is computed.
 
 The file is written after each run, and a run that it holds already is not made again.
 """
@@ -39,7 +40,7 @@ from nanovlm.training.step import get_lr, train_step
 from nanovlm.weights.from_preset import from_scratch
 
 WORDS, SUPERVISED = 31, 25  # tokens of a row, those of its picture aside, and those the head answers for: as trained
-HELD_OUT, EVERY = 200, 15  # validation pictures; steps between evaluations
+HELD_OUT, EVERY = 100, 25  # validation pictures; steps between evaluations
 CONTENT = {*answers("shapes", "colour"), *answers("shapes", "shape"), "nothing"}  # the words that need the picture
 
 SIZES: dict[str, dict[str, int]] = {  # what differs from small_vlm's; where nothing stands, nothing does
@@ -218,7 +219,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON file; runs that it holds already are kept")
     options = parser.parse_args()
     runs = {name: partial(make_design, name) for name in options.only}
-    run_all(runs, options.seeds, options.out, Data(steps=150, batch_size=32))
+    run_all(runs, options.seeds, options.out, Data(steps=150, batch_size=16))
 
 
 if __name__ == "__main__":

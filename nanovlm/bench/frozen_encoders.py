@@ -3,7 +3,7 @@
     python -m nanovlm.bench.frozen_encoders --seeds 0 1 2 --out assets/runs/17_encoders.json
 
 The model, the data and the steps are those of `nanovlm.bench.designs`. An encoder is new or has been trained with
-SigLIP's loss (Zhai et al. 2023, arXiv:2303.15343) on the same 4,800 pictures and captions, one pass in batches of 32;
+SigLIP's loss (Zhai et al. 2023, arXiv:2303.15343) on the same pictures and captions, one pass in the same batches;
 then it is frozen under the decoder or trained on with it. Contrastive training comes on top: these runs are not at
 equal cost, and the file says how many seconds it took.
 """
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED")
     parser.add_argument("--out", type=Path, required=True, help="JSON file; runs that it holds already are kept")
     options = parser.parse_args()
-    data = Data(steps=150, batch_size=32)
+    data = Data(steps=150, batch_size=16)
     run_all({name: partial(make, name, data) for name in options.only}, options.seeds, options.out, data)
 
 
