@@ -289,8 +289,6 @@ for _sentence, _version in {
     "The gate starts open, so that the first step already computes with a layer of random weights: start it at 0.": (
         _gated(_usual, start=1.0)
     ),
-    "The gate starts at 1 and the layer at zero. It leaves x alone, but throws away the layer's weights, and what was "
-    "asked for is a gate at 0.": _gated(_usual, start=1.0, zero_layer=True),
     "tanh is missing: nothing keeps the gate between -1 and 1.": _gated(lambda x, y, g: x + g * y),
     "sigmoid(0) is a half, so the gate starts half open. tanh(0) is 0.": (
         _gated(lambda x, y, g: x + torch.sigmoid(g) * y)
