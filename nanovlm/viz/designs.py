@@ -42,14 +42,14 @@ def chart_figure(title: str, rows: Mapping[str, Row], score: str, blind: float |
         line(cost_at, top - 12, cost_at, bottom - 8),
     ]
     for at, name in ((cost_at - 50, "-5 %"), (cost_at, "equal"), (cost_at + 50, "+5 %")):
-        body.append(text(at, 76, name, 12, "muted", "middle"))
+        body.append(text(at, 76, name, 13, "muted", "middle"))
     for percent in range(0, 101, 25):
         x = score_at + wide * percent / 100
-        body += [line(x, top - 12, x, bottom - 8), text(x, 76, f"{percent} %", 12, "muted", "middle")]
+        body += [line(x, top - 12, x, bottom - 8), text(x, 76, f"{percent} %", 13, "muted", "middle")]
     if blind is not None:
         x = score_at + wide * blind
         body.append(line(x, top - 12, x, bottom + 4, "muted", 1.5, stroke_dasharray="3 4"))
-        body.append(text(x, bottom + 18, f"blind: {blind:.0%}", 12, "muted", "middle"))
+        body.append(text(x, bottom + 18, f"blind: {blind:.0%}", 13, "muted", "middle"))
     told = []
     for number, name in enumerate(order):
         row, y = rows[name], top + step * number
@@ -76,7 +76,7 @@ def masks_figure(masks: Mapping[str, Tensor], kinds: str) -> Figure:
 
     masks: name -> bool [S, S]. kinds: a letter a token, "w" a word and "i" an image token.
     """
-    cell, gap, top = 15, 34, 64
+    cell, gap, top = 20, 34, 64
     size = cell * len(kinds)
     columns = max(1, (WIDTH - 16) // (size + gap))
     body, told = [text(16, 26, "Row: who looks. Column: at whom.", 13, "muted")], []

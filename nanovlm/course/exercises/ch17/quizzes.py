@@ -35,20 +35,19 @@ Quiz(
 Quiz(
     id="ch17.pooled",
     question="The encoder's 64 vectors are averaged to one, and all four image tokens are copies of it. The model learns to "
-    "write captions such as *top left: red circle*. What do you expect?",
+    "write captions such as *top left: red circle*. What do you expect beside the same encoder with its map?",
     choices=(
         "it loses little: one vector of 64 numbers has room for four shapes",
-        "it names what is in the picture, and not where",
-        "it learns neither in these 150 steps",
+        "it names fewer things, and of those that it names many in a wrong place",
+        "it names as many things, all of them in a wrong place",
     ),
-    right=2,
+    right=1,
     because=(
         "There is room. But a mean is the same whatever the order of what it is taken of, so something has to write the "
-        "place into the numbers before.",
-        "That is what a mean suggests, and what one finds in large models that were trained for long. Look at the numbers "
-        "of this run.",
-        "A mean of 64 places makes each shape a small part of one vector, and colour and shape of different things are no "
-        "longer bound together. In a short training not even the colours are learned.",
+        "place into the numbers before, and a short training does not get there.",
+        "Colour, form and place of four shapes arrive as one sum. What belongs together has to be disentangled, and the "
+        "place, which the map gives for nothing, has to be written into the numbers first.",
+        "The names suffer, too: in a sum, whose colour is whose form is as unclear as the place.",
     ),
 )
 
