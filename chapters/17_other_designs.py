@@ -191,7 +191,7 @@ print(f"blind: {blind:.0%} of the words")
 # with a million pictures.
 
 # %% [markdown]
-# ## A light CNN mixes places and channels apart
+# ## A light CNN mixes places and channels separately
 #
 # Convolutional encoders for telephones save by splitting one product in two (MobileNet, [Howard et al.
 # 2017](https://arxiv.org/abs/1704.04861)). A full 3x3 kernel lets nine places and all channels meet at once. Instead, a
@@ -550,9 +550,9 @@ lever(attention_work, head_dim=[32, 64, 128], start={"head_dim": 64})
 
 # %% [markdown]
 # A caption with its picture has 35 tokens here and heads of 32 numbers, so there is nothing to gain; the question is only
-# what is lost. The other way, a **window** of the last 16 keys with the first 4 tokens as sinks ([Xiao et al.
-# 2023](https://arxiv.org/abs/2309.17453)), loses sight of the picture for the later words, unless the image tokens are
-# among the sinks.
+# what is lost. The other way is a **window**: the last 16 keys, and the first 4 tokens as sinks ([Xiao et al.
+# 2023](https://arxiv.org/abs/2309.17453)). The row begins with the start of the turn and the four image tokens, so three
+# of these are sinks, and the words of the last corner have lost direct sight of the fourth.
 
 # %%
 told("linear_attention")
@@ -571,7 +571,7 @@ told("prefix")
 
 # %% [markdown]
 # The encoder's attention is open already, so each of the four image tokens knows of the others before the decoder begins.
-# The mask adds six pairs out of a few hundred.
+# The mask adds six pairs to the 630 that a causal row of 35 tokens has.
 
 # %% [markdown]
 # ## Experts take turns
