@@ -55,7 +55,9 @@ def build_page(model: VisionLanguageModel, name: str, max_new_tokens: int, max_w
     def look_at(looks: tuple[Look, ...], word: int | None) -> Any:
         if not looks or word is None:
             return gr.Image(None, visible=False)
-        return gr.Image(looks[word].shaded, label=f"{looks[word].share:.0%} of the word's attention is on the picture", visible=True)
+        return gr.Image(
+            looks[word].shaded, label=f"{looks[word].share:.0%} of the word's attention is on the picture", visible=True
+        )
 
     with gr.Blocks(title="nanoVLM", analytics_enabled=False) as page:
         gr.Markdown(f"## Ask about a picture\nYou are asking the model `{name}`.")
