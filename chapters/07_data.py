@@ -351,7 +351,8 @@ for name, turns, test in (
 # 7.2](../exercises/07_data.ipynb)).
 #
 # The idea also works for single turns. Where one answer makes up 90 % of the answers to a question, that question
-# hardly needs the picture, and you have a *visual dependency* rating of your own, from the data alone.
+# hardly needs the picture, and you have a *visual dependency* rating of your own, from the data alone. Chapter 08 makes
+# a sharper one with a model: the loss of each kind of question with its own picture, and with another one.
 
 # %% [markdown]
 # ## Some picture files are shown wrongly without an error
@@ -857,7 +858,7 @@ for power in (1.0, 0.5, 0.0):
 # that spares you the measurement. When the pocket model was trained, adding captions made its counting worse, and
 # whichever skill came first seemed to stand in the way of the next; the course's
 # [log](https://github.com/nanovlm-course/nanovlm/blob/main/LOG.md) has the table. Keep a validation score *for each
-# source*, or a rare skill will disappear inside a mean that rises.
+# source*, as chapter 08 does for each kind of question, or a rare skill will disappear inside a mean that rises.
 
 # %% [markdown]
 # ## The order is a pure function of the seed and the batch's number

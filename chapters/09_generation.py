@@ -1028,7 +1028,9 @@ class Reader:
 
     def __init__(self, image: Image.Image, room: int = 256) -> None:
         self.images, self.seen = pocket.image_processor([image]), []
-        self.cache = KVCache(pocket.config.language, batch_size=1, max_length=room, like=self.images)
+        self.cache = KVCache(
+            pocket.config.language, batch_size=1, max_length=room, like=self.images
+        )
 
     @torch.no_grad()
     def read(self, ids: list[int]) -> Tensor:

@@ -7,8 +7,8 @@
 Every run trains a model of 0.3 M parameters on the Thimble's `shapes` for some hundred steps of 32 samples, in float32,
 on one thread. Beside the loss it writes down the gradient norm, the validation loss, and by kind of question the share
 of right answers and the loss of an answer, with the right picture and blind (`08_gallery.json` was made before there
-were losses by kind; `08_kinds.json` is its healthy run, with them). With `--seeds` each run is made once for each seed, and only its
-last evaluation is kept, which is what an ablation compares.
+were losses by kind; `08_kinds.json` is its healthy run with them). With `--seeds` each run is made once for each seed,
+and only its last evaluation is kept, which is what an ablation compares.
 """
 
 from __future__ import annotations
