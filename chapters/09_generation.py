@@ -1119,6 +1119,12 @@ assert talks["one reader"] == talks["a new one each"]
 # | to know how sure it is | several draws at temperature 1, or the log-probability |
 
 # %% [markdown]
+# What of this travels with a model? Its directory says where an answer ends (`eos_token_id`, `stop_token_ids`) and in
+# which form questions are asked (`prompt_format`), because without these the weights are used wrongly. Temperature and
+# cuts are the reader's choice and are not stored. In other libraries a `generation_config.json` may hold them, too, so
+# the same weights can give other answers there: look into it before you compare.
+
+# %% [markdown]
 # ## Where this lives in the package
 #
 # In `nanovlm/inference/`: `sampling.py` has the filters, the draw and the beams, `generate.py` the loop, `streaming.py`

@@ -896,6 +896,31 @@ for name, rule in rules.items():
 # optional and large, and best installed in an environment of its own.
 
 # %% [markdown]
+# ## Your model, judged by your metrics
+#
+# `yours()` builds the pocket model out of the parts that you have written so far: with your attention, your cache, your
+# decode loop and whatever else has passed its check. Here it answers turned questions, your rules of exercise 10.1
+# decide what is right, and your Wilson interval says how sure that is.
+
+# %%
+from nanovlm.course import yours
+
+few_turned = turned[: budget().pick(ci=30, laptop=120)]
+said = answer_all(yours(), few_turned)
+pairs = [
+    (normalise_answer(a), normalise_answer(q.answer)) for a, q in zip(said, few_turned, strict=True)
+]
+right = sum(a == b for a, b in pairs)
+low, high = wilson(right, len(pairs))
+print(f"{right} of {len(pairs)} right, from {low:.0%} to {high:.0%}")
+package = sum(tilted[: len(pairs)].tolist())
+print(f"the package's own model and scorer: {package:.0f} of {len(pairs)}")
+
+# %% [markdown]
+# The two numbers agree if your parts compute what they should. Where they do not, compare the answers one by one, and
+# the first that differs leads you to the part.
+
+# %% [markdown]
 # ## Where this lives in the package
 #
 # All of it is in `nanovlm/evaluation/`: `scores.py` (exact match, blind baseline, intervals), `answers.py`,
