@@ -92,8 +92,8 @@ for name, shown in (("with the picture", image), ("without a picture", None)):
 # With the picture all five agree, because at every step one token has nearly all of the probability, so that the draw
 # has no choice. Without a picture the model must guess, and its five guesses differ.
 #
-# So the model does not give an answer. It gives a *distribution* over answers, one token at a time, and what you read
-# depends on how you choose from it. That choice is the subject of this chapter. First comes the loop around it.
+# So the model gives a *distribution* over answers, one token at a time, and what you read depends on how you choose from
+# it. That choice is the subject of this chapter. First comes the loop around it.
 
 # %% [markdown]
 # ## The loop reads, chooses, and reads again
@@ -1014,10 +1014,9 @@ for name, peak, bandwidth in (("T4", 65e12, 320e9), ("H100", 989e12, 3.35e12)):
 # %% [markdown]
 # ## A conversation about one picture encodes it once
 #
-# A reader asks a second question about the same picture. `generate` knows nothing of the first one, so it reads the
-# whole conversation again, the picture too, although the cache has just held the keys and values of all of it. Keep the
-# cache *between* answers, then: compare each new sequence with what the cache has read, forget what lies behind the
-# first difference, and read only the rest. This is called **prefix caching**.
+# For a second question about the same picture `generate` reads the whole conversation again, the picture too, although
+# the cache has just held its keys and values. So keep the cache *between* answers: compare each new sequence with what
+# the cache has read, forget what lies behind the first difference, and read only the rest. This is **prefix caching**.
 
 # %%
 from itertools import takewhile
@@ -1047,8 +1046,8 @@ class Reader:
 
 # %% [markdown]
 # The encoder runs where a placeholder is among the ids that are left to read, and otherwise not. What remains is the
-# loop of a chat. A conversation is a list of messages, to which every turn adds two; the template of chapter 05 makes
-# ids out of it, and your `decode` writes the answer.
+# loop of a chat: every turn adds two messages, the template of chapter 05 makes ids out of them all, and your `decode`
+# writes the answer.
 
 
 # %%
@@ -1119,10 +1118,9 @@ assert talks["one reader"] == talks["a new one each"]
 # | to know how sure it is | several draws at temperature 1, or the log-probability |
 
 # %% [markdown]
-# What of this travels with a model? Its directory says where an answer ends (`eos_token_id`, `stop_token_ids`) and in
-# which form questions are asked (`prompt_format`), because without these the weights are used wrongly. Temperature and
-# cuts are the reader's choice and are not stored. In other libraries a `generation_config.json` may hold them, too, so
-# the same weights can give other answers there: look into it before you compare.
+# What of this travels with a model? Its `config.json` says where an answer ends and in which form questions are asked,
+# because without these the weights are used wrongly. Temperature and cuts are the reader's choice. In transformers'
+# format a `generation_config.json` may hold them too, so look into it before you compare answers.
 
 # %% [markdown]
 # ## Where this lives in the package

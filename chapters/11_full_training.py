@@ -890,7 +890,8 @@ pocket.push_to_hub("your-name/nanovlm-pocket", private=True)
 
 # %% [markdown]
 # `nanovlm export` writes the same model in SmolVLM's format, which transformers loads without any code of ours (chapter
-# 13). From there the tools of others lead on: llama.cpp's `mmproj` files, servers, browsers. How small can it be?
+# 13). From there the tools of others lead on: llama.cpp's `mmproj` files, servers, browsers. `nanovlm demo` opens a page
+# on which anybody can ask about a picture and watch the answer being written. How small can the model be?
 
 # %%
 for name, size in (
