@@ -789,13 +789,30 @@ idle = 1 - lengths.sum() / rows.numel()
 print(f"{rows.numel()} places in the batch, {idle:.0%} of them behind the row's end")
 
 # %% [markdown]
-# (Tokens a second is easily measured wrongly: which calls count, and which tokens? [Exercise
-# 9.10](../exercises/09_generation.ipynb) is to measure it.)
-#
 # The one long answer keeps all other rows waiting, which is the weakness of **static batching**. Servers such as vLLM
 # use **continuous batching**: a row that has ended gives its place to the next prompt in the queue at once ([Kwon et
-# al. 2023](https://arxiv.org/abs/2309.06180)). The package sorts prompts by their work instead, which is simpler and
-# enough for a folder of pictures.
+# al. 2023](https://arxiv.org/abs/2309.06180)). Here are both with room for four rows and the lengths from above, a
+# letter for each prompt and a column for each step:
+
+
+# %%
+def schedule(lengths: list[int], places: int, continuous: bool) -> list[str]:
+    drawn = [""] * places
+    for prompt, length in enumerate(lengths):
+        if prompt % places == 0 and not continuous:  # all have to be done before the next batch
+            drawn = [place.ljust(max(map(len, drawn)), "·") for place in drawn]
+        free = min(range(places), key=lambda i: len(drawn[i]))
+        drawn[free] += chr(ord("A") + prompt) * length
+    return drawn
+
+
+for name in ("static", "continuous"):
+    drawn = schedule(lengths.tolist(), 4, name == "continuous")
+    print(f"{name}: {max(map(len, drawn))} steps", *drawn, sep="\n    ")
+
+# %% [markdown]
+# (The package sorts prompts by their work instead, which is simpler and enough for a folder of pictures. And tokens a
+# second are easily measured wrongly: [exercise 9.10](../exercises/09_generation.ipynb) is to measure them.)
 
 # %% [markdown]
 # One trap is left. If rows draw from one common generator, what a row gets depends on its neighbours, and another batch

@@ -915,7 +915,8 @@ for name, size in (
 # | the preset `h100` | **not run**: estimates only |
 # | a comparison with the published 222M under one protocol | **not made** |
 #
-# If you have a card and an afternoon, your run closes one of these lines. Open an issue with the command, the log, the
+# If you have a card and an afternoon, your run closes one of these lines. [A
+# form](https://github.com/nanovlm-course/nanovlm/issues/new?template=full_run.yml) asks for the command, the log, the
 # card's name and what the plan had said: a plan that was wrong by a factor of two is as useful to others as a good score.
 
 # %% [markdown]
