@@ -991,9 +991,9 @@ print(f"{share:.0%} of the 800 TFLOP/s that an H100 reaches in large bfloat16 pr
 # agreed; what it over- and under-represents; and what you removed, and why.
 
 # %% [markdown]
-# A merged collection such as the_cauldron
-# has as many licences as sources, and not all of them allow every use. A model card that cannot name its data cannot
-# be trusted with a benchmark either, because nobody can say whether the test was in the training.
+# A merged collection such as the_cauldron has as many licences as sources, and not all of them allow every use. A model
+# card that cannot name its data cannot be trusted with a benchmark either, because nobody can say whether the test was
+# in the training.
 
 # %% [markdown]
 # ## What you take along

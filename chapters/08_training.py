@@ -153,10 +153,11 @@ panels_figure(
 )
 
 # %% [markdown]
-# *Exists* and *compare* stand at 0.69 and *where* at 1.39 with either picture, so these kinds are guessed as well as can
-# be. Colour, shape and count leave the blind curve after about 50 steps, and then their blind loss *rises*, because a
-# model that trusts its picture is surely wrong about another one. The distance between the curves is what a kind owes to
-# the picture. Keep such curves for every source of a mixture: a mean falls although one of them has stopped.
+# *Exists* and *compare* stand at 0.69 and *where* at 1.39 with either picture, so these kinds are guessed as well as
+# can be. Colour, shape and count leave the blind curve after about 50 steps, and then their blind loss *rises*, because
+# a model that trusts its picture is wrong with confidence about another one. The distance between the curves is what a
+# kind owes to the picture. Keep such curves for every source of a mixture: a mean falls although one of them has
+# stopped.
 
 # %% [markdown]
 # ## The loop has six lines, and each of them can be missing
@@ -308,9 +309,10 @@ curves_figure(
 # %% [markdown]
 # ## Initialisation decides when it starts to see
 #
-# A patch has to say *what* it shows and *where* it is, and both are added up in one vector (chapter 01). With a position of 0.02 beside a patch that is ten times as large, the place is nearly lost. So the recipe
-# starts positions at 0.5, embeddings at 0.3, and the last matrix of each block at 0.002, so that every block begins as
-# almost nothing. Predict: which of these changes will you see in a run of 300 steps?
+# A patch has to say *what* it shows and *where* it is, and both are added up in one vector (chapter 01). With a
+# position of 0.02 beside a patch that is ten times as large, the place is nearly lost. So the recipe starts positions
+# at 0.5, embeddings at 0.3, and the last matrix of each block at 0.002, so that every block begins as almost nothing.
+# Predict: which of these changes will you see in a run of 300 steps?
 
 # %%
 initialised = {"recipe": gallery["healthy"], "positions at 0.02": gallery["positions_quiet"]}
@@ -326,19 +328,20 @@ curves_figure(
 # of the four cells of the picture into an image token of its own: *where* is the number of the token.
 
 # %% [markdown]
-# The pocket preset shuffles by 2, a cell is spread over four tokens, and there the difference was large: with positions at 0.02 the
-# questions about *where* stood at 35 % after 700 steps, and with 0.5 the model reached 96 % of all questions after 600.
-# With all weights at 0.02 it had 69 % by then (`LOG.md`). An ablation holds for the model in which it was made.
+# The pocket preset shuffles by 2, a cell is spread over four tokens, and there the difference was large: with positions
+# at 0.02 the questions about *where* stood at 35 % after 700 steps, and with 0.5 the model reached 96 % of all
+# questions after 600. With all weights at 0.02 it had 69 % by then (`LOG.md`). An ablation holds for the model in which
+# it was made.
 
 # %% [markdown]
 # ## The projector and the backbones need different rates
 #
 # Often the encoder and the decoder come trained and the projector between them is new. The new part has everything to
-# learn, the old parts have everything to lose. So optimizers take **parameter groups**, each with its own learning rate.
-# nanoVLM trains the projector at 0.00512 and both backbones at 0.00005, a hundredth of it
-# ([config.py at 4e0c096](https://github.com/huggingface/nanoVLM/blob/4e0c0961846135c2217f95e54cb4c2d66eb55e42/models/config.py)).
-# A rate of 0 freezes a part, and LLaVA trains the projector alone in a first stage
-# ([Liu et al. 2023](https://arxiv.org/abs/2304.08485)).
+# learn, the old parts have everything to lose. So optimizers take **parameter groups**, each with its own learning
+# rate. nanoVLM trains the projector at 0.00512 and both backbones at 0.00005, a hundredth of it ([config.py at
+# 4e0c096](https://github.com/huggingface/nanoVLM/blob/4e0c0961846135c2217f95e54cb4c2d66eb55e42/models/config.py)). A
+# rate of 0 freezes a part, and LLaVA trains the projector alone in a first stage ([Liu et al.
+# 2023](https://arxiv.org/abs/2304.08485)).
 
 # %% [markdown]
 # Our model starts from random weights everywhere. Which pair of rates is best here? Guess before you look: 40 steps of
@@ -355,9 +358,9 @@ rates_figure("Validation loss after 40 steps", "projector", "backbones", table)
 
 # %% [markdown]
 # Reading across a row changes the loss, and reading down a column hardly does: with random backbones it is *their* rate
-# that counts, since nearly all of the weights are there. With pretrained backbones it is the other way round. And beware:
-# so short a sweep prefers high rates, because a start that is fast need not end well (AdamW at 0.006 was *slower* than at
-# 0.002 in the pocket preset, says `LOG.md`). A rate is good for one model, batch size and length only.
+# that counts, since nearly all of the weights are there. With pretrained backbones it is the other way round. And
+# beware: so short a sweep prefers high rates, because a start that is fast need not end well (AdamW at 0.006 was
+# *slower* than at 0.002 in the pocket preset, says `LOG.md`). A rate is good for one model, batch size and length only.
 
 # %% [markdown]
 # Sorting parameters into groups is [exercise 8.4](../exercises/08_training.ipynb).
@@ -365,11 +368,10 @@ rates_figure("Validation loss after 40 steps", "projector", "backbones", table)
 # %% [markdown]
 # ### One short run can try all rates
 #
-# Sweeps are slow. An **LR-range test** ([Smith
-# 2015](https://arxiv.org/abs/1506.01186)) is one run of some dozen steps, in which the rate grows by the same factor at
-# every step, from one that is far too low to one that is far too high. While it is too low, nothing happens; then the
-# loss falls; then it stops falling, or explodes. Choose the peak of a schedule where the loss falls most steeply.
-# Predict that place before you run it.
+# Sweeps are slow. An **LR-range test** ([Smith 2015](https://arxiv.org/abs/1506.01186)) is one run of some dozen steps,
+# in which the rate grows by the same factor at every step, from one that is far too low to one that is far too high.
+# While it is too low, nothing happens; then the loss falls; then it stops falling, or explodes. Choose the peak of a
+# schedule where the loss falls most steeply. Predict that place before you run it.
 
 
 # %%
@@ -396,10 +398,11 @@ print(f"at the highest rate the loss is {tried[-1][1]:.1f}")
 curves_figure("LR-range test", {"AdamW": tried}, x_label="log10 of the learning rate", log=True)
 
 # %% [markdown]
-# With the 40 steps of the `ci` budget the fall is steepest between -2.8 and -2.3, that is between about 0.0015 and 0.005,
-# and the recipe's 0.002 lies there. From 0.03 on the curve is flat. Nothing explodes, although a rate of 1 is absurd,
-# because AdamW divides the gradient by its size and the blocks normalise their inputs. So the lowest point is noise in the
-# flat part: read the slope and not the minimum. And one step at each rate tells what it does at the beginning only.
+# With the 40 steps of the `ci` budget the fall is steepest between -2.8 and -2.3, that is between about 0.0015 and
+# 0.005, and the recipe's 0.002 lies there. From 0.03 on the curve is flat. Nothing explodes, although a rate of 1 is
+# absurd, because AdamW divides the gradient by its size and the blocks normalise their inputs. So the lowest point is
+# noise in the flat part: read the slope and not the minimum. And one step at each rate tells what it does at the
+# beginning only.
 
 # %% [markdown]
 # ## A schedule: a straight rise, then a curve down
@@ -494,18 +497,17 @@ for name, kind in (("Adam with L2", torch.optim.Adam), ("AdamW", torch.optim.Ada
 
 # %% [markdown]
 # With AdamW both weights shrink alike, with L2 the one whose gradients are large hardly does. Norms, biases and
-# embeddings are usually not decayed at all. The five lines of AdamW are
-# [exercise 8.3](../exercises/08_training.ipynb), and they explain why the optimizer needs twice the memory of the
-# weights.
+# embeddings are usually not decayed at all. The five lines of AdamW are [exercise 8.3](../exercises/08_training.ipynb),
+# and they explain why the optimizer needs twice the memory of the weights.
 
 # %% [markdown]
 # ### Muon turns a matrix in all directions alike
 #
-# The pocket preset uses **Muon** for the matrices inside the blocks
-# ([Jordan et al. 2024](https://kellerjordan.github.io/posts/muon/)). The gradient of a matrix is usually dominated by a
-# few directions: its largest singular values. Muon replaces the update by the nearest matrix whose singular values are
-# all about 1, so that rare directions are learnt as fast as common ones. (Directions in which this one batch of eight has
-# no gradient at all stay at 0.)
+# The pocket preset uses **Muon** for the matrices inside the blocks ([Jordan et al.
+# 2024](https://kellerjordan.github.io/posts/muon/)). The gradient of a matrix is usually dominated by a few directions:
+# its largest singular values. Muon replaces the update by the nearest matrix whose singular values are all about 1, so
+# that rare directions are learnt as fast as common ones. (Directions in which this one batch of eight has no gradient
+# at all stay at 0.)
 
 # %%
 from nanovlm.training.optimizer import orthogonalise
@@ -532,10 +534,10 @@ for name, values in updates.items():
     print(f"{name:9} {loud:2} of {len(values)} singular values are above half of the largest")
 
 # %% [markdown]
-# One thing changes with it: the length of Muon's step does not depend on the gradient. A matrix that has grown is turned
-# less and less by steps of one length, and without enough weight decay it goes on growing. `LOG.md` tells how the
-# pocket model stood still for that reason, at 97.7 %, until its decay was raised from 0.01 to 0.1. The presets that begin
-# with pretrained backbones use AdamW.
+# One thing changes with it: the length of Muon's step does not depend on the gradient. A matrix that has grown is
+# turned less and less by steps of one length, and without enough weight decay it goes on growing. `LOG.md` tells how
+# the pocket model stood still for that reason, at 97.7 %, until its decay was raised from 0.01 to 0.1. The presets that
+# begin with pretrained backbones use AdamW.
 #
 # ## Small updates vanish in bfloat16
 
@@ -584,16 +586,15 @@ print(f"mean over all tokens {all_tokens:.2f}, mean of the two means {mean_of_me
 
 # %% [markdown]
 # **From the wild.** This was wrong in transformers' Trainer, and in most loops that were modelled on it, until October
-# 2024, when users saw that a run with accumulation did not match a run without it
-# ([pull request 34191](https://github.com/huggingface/transformers/pull/34191), and its
-# [story](https://huggingface.co/blog/gradient_accumulation)). It is in nanoVLM at the time of
-# writing: a mean over tokens, divided by the number of batches
-# ([train.py, line 403](https://github.com/huggingface/nanoVLM/blob/4e0c0961846135c2217f95e54cb4c2d66eb55e42/train.py#L402-L403)).
-# Its validation loss, some seventy lines further down, is a mean of batch means as well.
+# 2024, when users saw that a run with accumulation did not match a run without it ([pull request
+# 34191](https://github.com/huggingface/transformers/pull/34191), and its
+# [story](https://huggingface.co/blog/gradient_accumulation)). It is in nanoVLM at the time of writing: a mean over
+# tokens, divided by the number of batches ([train.py, line
+# 403](https://github.com/huggingface/nanoVLM/blob/4e0c0961846135c2217f95e54cb4c2d66eb55e42/train.py#L402-L403)). Its
+# validation loss, some seventy lines further down, is a mean of batch means as well.
 
 # %% [markdown]
-# Here is the bug with the small
-# model: one batch holds a single short answer, the other one seven whole conversations.
+# Here is the bug with the small model: one batch holds a single short answer, the other one seven whole conversations.
 
 
 # %%
@@ -647,8 +648,8 @@ curves_figure(
 )
 
 # %% [markdown]
-# A spike in this curve with a sample that can be named is worth more than any average: look at that sample. The package's
-# step raises an error that names the samples of the batch where a loss is not finite. Clipping by hand is
+# A spike in this curve with a sample that can be named is worth more than any average: look at that sample. The
+# package's step raises an error that names the samples of the batch where a loss is not finite. Clipping by hand is
 # [exercise 8.2](../exercises/08_training.ipynb).
 
 # %% [markdown]
@@ -711,8 +712,8 @@ for question in ("How many shapes are there?", "Where is the red star?"):
     print(f"{question:28} {answer}")
 
 # %% [markdown]
-# With the `ci` budget this stops after 40 small steps, where nothing is seen yet. The whole run, at the `laptop` budget or
-# by `make train`, ends above 95 %. `LOG.md` has three seeds of it: 97.8, 98.1 and 98.5 % of the test questions about
+# With the `ci` budget this stops after 40 small steps, where nothing is seen yet. The whole run, at the `laptop` budget
+# or by `make train`, ends above 95 %. `LOG.md` has three seeds of it: 97.8, 98.1 and 98.5 % of the test questions about
 # shapes, where blind models have 30 to 31 %. The run that made the model you have been using is shown near the end.
 
 # %% [markdown]
@@ -739,10 +740,9 @@ print(f"{steps} steps: the loss went from {own_losses[0]:.1f} to {own_losses[-1]
 # ## Eight runs: which is which?
 #
 # Each of these eight runs has one thing wrong with it, or at least changed, and each is stored as it was measured. The
-# causes, in another order: *a learning rate too high · labels not
-# shifted · pictures shuffled · quiet positions · no warm-up · 96 samples again and again · evaluated on the training data
-# · resumed from the weights alone, half-way*. Match them before you read on. The recipe itself comes first, and two of the
-# eight can hardly be told from it.
+# causes, in another order: *a learning rate too high · labels not shifted · pictures shuffled · quiet positions · no
+# warm-up · 96 samples again and again · evaluated on the training data · resumed from the weights alone, half-way*.
+# Match them before you read on. The recipe itself comes first, and two of the eight can hardly be told from it.
 
 # %%
 ANSWERS = {
@@ -806,8 +806,8 @@ for letter, run in eight_runs.items():
 quiz("ch08.resume")
 
 # %% [markdown]
-# Machines are taken back and laptops are closed, so a run saves a **checkpoint** every hundred steps. What belongs in it?
-# Let us crash a run on purpose and look. The watcher raises an error in step 5 of 6, when the last checkpoint is of
+# Machines are taken back and laptops are closed, so a run saves a **checkpoint** every hundred steps. What belongs in
+# it? Let us crash a run on purpose and look. The watcher raises an error in step 5 of 6, when the last checkpoint is of
 # step 4. Then the same command goes on with `resume=True`, and a third run is never interrupted.
 
 # %%
@@ -885,10 +885,10 @@ for name, run in (("recipe", healthy), ("run E", wrong)):
 
 # %% [markdown]
 # A bump in the gradient norm, and nothing else. And the wrong run ends *better*: its schedule began anew, so that its
-# rate stayed high in the second half, where the recipe was already coming down. It tells us that 300 steps of this recipe
-# come down too early. It does not tell us that the resume was right: nobody could make this run again, and a score that
-# depends on when a laptop was closed is no result. [Exercise 8.7](../exercises/08_training.ipynb) has such a resume for
-# you to mend.
+# rate stayed high in the second half, where the recipe was already coming down. It tells us that 300 steps of this
+# recipe come down too early. It does not tell us that the resume was right: nobody could make this run again, and a
+# score that depends on when a laptop was closed is no result. [Exercise 8.7](../exercises/08_training.ipynb) has such a
+# resume for you to mend.
 
 # %% [markdown]
 # ## An ablation is a difference with an interval
@@ -946,8 +946,8 @@ print(f"the recipe alone moves by {spread:.1%} from seed to seed")
 
 # %% [markdown]
 # The pairs do not agree on the sign, and the recipe alone moves by as much from seed to seed as the change does. So
-# nothing is known about this change after six runs, except that it is small at 300 steps. (That it is small has the
-# reason given under *initialisation*: with a pixel shuffle of 4 the number of the token says where it is.)
+# nothing is known about this change after six runs, except that it is small at 300 steps, for the reason given under
+# *initialisation*.
 
 # %% [markdown]
 # The pocket preset's weight decay was raised from 0.01 to 0.1, and `LOG.md` has three seeds of both ("The pocket
@@ -966,6 +966,8 @@ print(f"{difference:+.1%}, with 95 % confidence between {low:+.1%} and {high:+.1
 
 # %% [markdown]
 # ## What a step costs
+#
+# (Nothing in this chapter needs this section: come back to it when time or memory runs out.)
 #
 # A product of matrices costs two operations for each weight and token in the forward pass, and twice that again in the
 # backward pass. That gives the operations of a step, and with the time of a step the **utilisation**: the share of the
@@ -1025,8 +1027,8 @@ assert torch.equal(*gradients)
 
 # %% [markdown]
 # About half of the peak is gone and the gradient is the same, at the price of a second forward pass, which is a third
-# more work. Accumulating smaller batches costs no work, so do that first, and use `--gradient-checkpointing True` where a
-# single row does not fit.
+# more work. Accumulating smaller batches costs no work, so do that first, and use `--gradient-checkpointing True` where
+# a single row does not fit.
 
 # %% [markdown]
 # ### `torch.compile` sees the whole graph
@@ -1087,8 +1089,8 @@ curves_figure("Validation loss of the run that shipped", stages, log=True)
 # %% [markdown]
 # ## Where this lives in the package
 #
-# `nanovlm/training/`: the loop and its step, the optimizers, checkpoints, and the log; `probe.py` asks by kind and blind.
-# `nanovlm/bench/training_runs.py` makes every stored curve of this chapter again.
+# `nanovlm/training/`: the loop and its step, the optimizers, checkpoints, and the log; `probe.py` asks by kind and
+# blind. `nanovlm/bench/training_runs.py` makes every stored curve of this chapter again.
 
 # %% [markdown]
 # What you take along:
@@ -1104,9 +1106,9 @@ curves_figure("Validation loss of the run that shipped", stages, log=True)
 # networks](https://karpathy.github.io/2019/04/25/recipe/), and section 2.5 of [OPT](https://arxiv.org/abs/2205.01068) on
 # how a run of 175 billion parameters was stopped, repaired and resumed.
 #
-# **Challenge.** Reach 95 % on `shapes` in under 120 seconds of training on two cores. `nanovlm train --help` shows what can
-# be changed, and nothing in the package is sacred. Say which processor, how many seeds, and the blind baseline, and add
-# a line to `LOG.md`.
+# **Challenge.** Reach 95 % on `shapes` in under 120 seconds of training on two cores. `nanovlm train --help` shows what
+# can be changed, and nothing in the package is sacred. Say which processor, how many seeds, and the blind baseline, and
+# add a line to `LOG.md`.
 
 # %% [markdown]
 # ## Project: a subset of your own

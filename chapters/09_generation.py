@@ -136,9 +136,9 @@ print(pocket.generate(image=image, prompt=describe, stop=". bottom"))
 
 # %% [markdown]
 # In a batch, rows end at different steps. A row that has ended is filled with the end token while the others write, and
-# the loop stops when all have ended, not when the first one has. You write this loop in
-# [exercise 9.1](../exercises/09_generation.ipynb), without the model in it: it gets a function `step`, which reads one
-# token for each row, and a function `choose`. From here on the chapter uses your version if it passes.
+# the loop stops when all have ended, not when the first one has. You write this loop in [exercise
+# 9.1](../exercises/09_generation.ipynb), without the model in it: it gets a function `step`, which reads one token for
+# each row, and a function `choose`. From here on the chapter uses your version if it passes.
 
 # %%
 decode = use("generation.greedy")
@@ -435,9 +435,9 @@ for rule, keep in FILTERS.items():
 # %% [markdown]
 # With the picture the model is sure of one token, and top-k lets two others in nevertheless. Top-p and min-p follow the
 # model: one token where it is sure, several where it is not. When the temperature rises, top-p opens wide, since a flat
-# distribution needs many tokens to reach 0.8, while min-p stays close to the best
-# ([Nguyen et al. 2024](https://arxiv.org/abs/2407.01082) propose it for this reason;
-# [Holtzman et al. 2020](https://arxiv.org/abs/1904.09751) proposed top-p).
+# distribution needs many tokens to reach 0.8, while min-p stays close to the best ([Nguyen et al.
+# 2024](https://arxiv.org/abs/2407.01082) propose it for this reason; [Holtzman et al.
+# 2020](https://arxiv.org/abs/1904.09751) proposed top-p).
 #
 # Exercises 9.4 and 9.5 are min-p and top-p, and 9.6 is the draw itself.
 
@@ -1023,10 +1023,10 @@ for name, peak, bandwidth in (("T4", 65e12, 320e9), ("H100", 989e12, 3.35e12)):
 # sparsity, 320 GB/s and 3.35 TB/s. Nobody reaches them, and we have measured neither.)
 
 # %% [markdown]
-# By time it is the other way round: the nineteen tokens take longest. This bound explains the methods of this chapter in one sentence. A batch
-# reads the weights once for all its rows, speculative decoding reads them once for several tokens, int8 halves what is
-# read, and sharing key/value heads keeps small what is read besides. `torch.compile` and a static cache attack the
-# other part, the time between operations.
+# By time it is the other way round: the nineteen tokens take longest. This bound explains the methods of this chapter
+# in one sentence. A batch reads the weights once for all its rows, speculative decoding reads them once for several
+# tokens, int8 halves what is read, and sharing key/value heads keeps small what is read besides. `torch.compile` and a
+# static cache attack the other part, the time between operations.
 
 # %% [markdown]
 # ## A conversation about one picture encodes it once
@@ -1109,10 +1109,10 @@ for hook in hooks:
 assert talks["one reader"] == talks["a new one each"]
 
 # %% [markdown]
-# The answers are the same, and the picture was encoded once. Two traps are left. The placeholders of *all* pictures have
-# one id, so equal ids do not mean equal pictures: a cache belongs to one picture, or has to compare a hash of it as well.
-# And an answer is kept as text, which is encoded anew in the next turn. Where its tokens differ from those that the model
-# wrote, the comparison notices it and reads them again.
+# The answers are the same, and the picture was encoded once. Two traps are left. The placeholders of *all* pictures
+# have one id, so equal ids do not mean equal pictures: a cache belongs to one picture, or has to compare a hash of it
+# as well. And an answer is kept as text, which is encoded anew in the next turn. Where its tokens differ from those
+# that the model wrote, the comparison notices it and reads them again.
 
 # %% [markdown]
 # ## Every method is an option of `generate`

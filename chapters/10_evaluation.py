@@ -372,9 +372,9 @@ low, high = interval(round(share * text_only["questions"]), text_only["questions
 print(f"trained without pictures {share:.1%}, from {low:.1%} to {high:.1%}")
 
 # %% [markdown]
-# The Thimble is drawn so that these four agree, as far as their intervals tell. Real benchmarks are not: the authors of MMStar found that
-# GeminiPro answers 42.9 % of MMMU's questions *without any picture*, and made MMStar because of it ([Chen et al.
-# 2024](https://arxiv.org/abs/2403.20330)). On such a test 45 % may mean three points of seeing.
+# The Thimble is drawn so that these four agree, as far as their intervals tell. Real benchmarks are not: the authors of
+# MMStar found that GeminiPro answers 42.9 % of MMMU's questions *without any picture*, and made MMStar because of it
+# ([Chen et al. 2024](https://arxiv.org/abs/2403.20330)). On such a test 45 % may mean three points of seeing.
 
 # %% [markdown]
 # ## Multiple choice by letter measures whether it knows letters

@@ -80,8 +80,9 @@ quiz("ch11.four_hours")
 # %% [markdown]
 # ## Four lines of arithmetic give the hours
 #
-# A training step is matrix products, and their number is known before anything runs. The tracer of chapter 12 counts them
-# on the meta device, where tensors have a shape and no memory. Here are the FLOPs (floating-point operations) of one sample of the published model, nanoVLM-222M: one picture of 224 pixels and a row of 128 tokens.
+# A training step is matrix products, and their number is known before anything runs. The tracer of chapter 12 counts
+# them on the meta device, where tensors have a shape and no memory. Here are the FLOPs (floating-point operations) of
+# one sample of the published model, nanoVLM-222M: one picture of 224 pixels and a row of 128 tokens.
 
 # %%
 from nanovlm.trace import trace
@@ -394,9 +395,9 @@ for name, part in model.named_children():
     print(f"{name:16}{sum(p.numel() for p in part.parameters()) / 1e6:8.2f} M")
 
 # %% [markdown]
-# Then the sanity ladder of chapter 08, at full size, because it takes a minute and a wrong run takes a night. First: the
-# loss at step 0. A model that knows nothing has $\ln V$ (for SmolLM2 $\ln 49{,}152 = 10.8$); trained text weights should be
-# better than that, and never much worse.
+# Then the sanity ladder of chapter 08, at full size, because it takes a minute and a wrong run takes a night. First:
+# the loss at step 0. A model that knows nothing has $\ln V$ (for SmolLM2 $\ln 49{,}152 = 10.8$); trained text weights
+# should be better than that, and never much worse.
 
 # %%
 from nanovlm.data.loading import get_dataloaders
@@ -923,8 +924,8 @@ for name, size in (
 # ## Where this lives in the package
 #
 # `training/plan.py` is the plan, `training/loop.py` the run and `training/checkpoint.py` its files;
-# `weights/backbones.py` and `weights/from_preset.py` load trained parts; `training/step_cost.py` and `bench/memory.py` count;
-# `device.py` chooses the precision; `config.py` has the presets.
+# `weights/backbones.py` and `weights/from_preset.py` load trained parts; `training/step_cost.py` and `bench/memory.py`
+# count; `device.py` chooses the precision; `config.py` has the presets.
 
 # %% [markdown]
 # What you take along:
