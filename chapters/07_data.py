@@ -318,7 +318,8 @@ for kind, lengths in sorted(lengths_of.items()):
 # The pictures look harmless. Now count the *answers*. A model can learn which answer is frequent for which question
 # without ever looking at a picture, and will do so first, because it is the easiest thing to learn. The accuracy of a
 # guesser that only counts is the **blind baseline**.
-#
+
+# %% [markdown]
 # To show what unbalanced data look like, we make some. With `lopsided`, the function below loses nine of ten turns
 # about the Thimble's charts whose answer is "no", "1" or "2".
 
@@ -368,7 +369,8 @@ for name, turns, test in (
 # So one and the same accuracy may be worth nothing on one data set and much on another. Write the blind score beside
 # every accuracy that you report. It needs no model and no GPU: two dictionaries are enough ([exercise
 # 7.2](../exercises/07_data.ipynb)).
-#
+
+# %% [markdown]
 # The idea also works for single turns. Where one answer makes up 90 % of the answers to a question, that question
 # hardly needs the picture, and you have a *visual dependency* rating of your own, from the data alone. Chapter 08 makes
 # a sharper one with a model: the loss of each kind of question with its own picture, and with another one.
@@ -516,7 +518,8 @@ print(f"{share:.1%} of the validation pictures are in training as well")
 # The remedy is to let the **content of the picture decide**: hash its bytes together with a seed, read the hash as a
 # number between 0 and 1, and hold the sample out if that is small. Equal pictures land on one side, the split is the
 # same in every process, and a picture keeps its side when the data grow ([exercise 7.4](../exercises/07_data.ipynb)).
-#
+
+# %% [markdown]
 # The package's loader holds out whole *rows* of a data set on a disk, because reading a hundred gigabytes to hash them
 # takes longer than a short run: where rows share pictures, split with this function first.
 

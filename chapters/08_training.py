@@ -884,7 +884,7 @@ for name, run in (("recipe", healthy), ("run E", wrong)):
     print(f"{'':7} right after 300 steps: {right:.0%}")
 
 # %% [markdown]
-# A bump in the gradient norm, and nothing else. And the wrong run ends *better*: its schedule began anew, so that its
+# A bump in the gradient norm. And the wrong run ends *better*: its schedule began anew, so that its
 # rate stayed high in the second half, where the recipe was already coming down. It tells us that 300 steps of this
 # recipe come down too early. It does not tell us that the resume was right: nobody could make this run again, and a
 # score that depends on when a laptop was closed is no result. [Exercise 8.7](../exercises/08_training.ipynb) has such a
@@ -917,7 +917,7 @@ intervals_figure(
 
 # %% [markdown]
 # A grey interval reaches across 0: the effect of the change is not known. That is *not* the same as "it has no effect".
-# And a blue one says that these two *runs* differ. Would they with other seeds?
+# A blue one says that these two *runs* differ. Would they with other seeds?
 #
 # That is the second question, and it needs several seeds of both recipes, compared **seed by seed**, because what both
 # runs of a seed share drops out of their difference. With three seeds Student's factor is 4.3, where 1.96 would be right

@@ -816,8 +816,7 @@ for row in log_of("train_log_2"):
 # At its first evaluation the validation loss is four times as high as where the run began, and only the fifth one is
 # lower. The alarm of the table would have stopped the run after which the model was right about 99.9 % of the questions
 # on signs, and not 93.3 (`LOG.md`). A warm-up back to a high rate undoes some of what was learnt, and shows its worth when
-# the rate comes down. So write down before a run what you expect, and by which step: an alarm asks you to look, and it
-# cannot decide.
+# the rate comes down. So write down before a run what you expect, and by which step: an alarm cannot decide.
 
 # %% [markdown]
 # ## A score means something under one protocol
@@ -931,7 +930,7 @@ for name, size in (
 # What you take along:
 #
 # - Do the sum before the run, and the check after it. A utilisation is a measurement or a hope; say which.
-# - Weights, gradients and moments are fixed; activations grow with the batch. Accumulate instead.
+# - Weights, gradients and moments are fixed; activations grow with the batch.
 # - Load strictly, then compare features with the library. A new row is the mean of the old ones.
 # - Smoke run first. Kill it on purpose. Equal losses, to the last bit, are the test.
 # - Several processes: divide by all tokens, multiply by what DDP divides by.
