@@ -690,8 +690,26 @@ print("a model that scores everything equally:", tuple(recall_at_k(torch.zeros(m
 
 # %% [markdown]
 # The two directions need not agree. A caption that suits every picture wins many rows, and spoils *picture to
-# text*, but in its own column it may still find its picture. And recall depends on the company: among captions that
-# differ in one word, **hard negatives**, it falls. Say how many candidates there were, and how they were chosen.
+# text*, but in its own column it may still find its picture.
+#
+# And recall depends on the company. Add a **hard negative** for each picture to the captions: its own caption, in which
+# two shapes are exchanged as above. Predict the recall among twice as many candidates.
+
+# %%
+hard = caption_scores(pocket, small, [exchanged_shapes(caption) for caption in captions[:many]])
+own = grid.diagonal()  # [pictures]
+for name, others in (
+    ("the captions", grid),
+    ("hard negatives, too", torch.cat([grid, hard], dim=1)),
+):
+    first = (own >= others.amax(dim=1)).float().mean()
+    print(f"{name:20} picture to text, recall@1 of {others.shape[1]}: {first:.0%}")
+print(f"its own caption before its own hard negative: {(own > hard.diagonal()).float().mean():.0%}")
+
+# %% [markdown]
+# The model tells one picture's caption from another's. But which of two shapes stands where in these smaller pictures it
+# knows little better than a guess, as far as so few pictures can tell. So say how many candidates there were, and how
+# they were chosen.
 
 # %% [markdown]
 # ## Reading needs a score for nearly right
