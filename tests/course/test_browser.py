@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.course.learners import ROOT
+from tests.waiting import wait_for_answer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -104,24 +105,32 @@ class Lab:
             )
 
     def found(self, pattern: str, read: Callable[[str], str]) -> str:
-        """What `read` makes of a file that the server writes when it is ready."""
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and self.server is not None and self.server.poll() is None:
+        """What `read` makes of a file that the server writes when it starts."""
+        while self.lives():
             for path in (self.folder / "runtime").glob(pattern):
                 with contextlib.suppress(ValueError, AttributeError):  # half written
                     return read(path.read_text())
             time.sleep(0.2)
         raise RuntimeError(f"JupyterLab did not start:\n{(self.folder / 'log').read_text()}")
 
+    def lives(self) -> bool:
+        return self.server is not None and self.server.poll() is None
+
+    def address(self) -> str:
+        """Of a server that answers: it writes its address into a file before it listens there."""
+        root = self.found("jpserver-*.json", lambda text: json.loads(text)["url"])
+        wait_for_answer(f"{root}api", self.lives)
+        return root
+
     def first_page(self) -> str:
         """What a person's browser is sent to."""
+        self.address()
         return html.unescape(
             self.found("jpserver-file-to-run-*-open.html", lambda text: re.search(r'href="([^"]+)"', text)[1])
         )
 
     def notebook(self, name: str) -> str:
-        root = self.found("jpserver-*.json", lambda text: json.loads(text)["url"])
-        return f"{root}lab/tree/{name}?token={self.token}&reset"
+        return f"{self.address()}lab/tree/{name}?token={self.token}&reset"
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +141,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         yield made
     finally:
         made.server.terminate()
-        made.server.wait(timeout=60)
+        made.server.wait()
 
 
 @pytest.fixture(scope="module")

@@ -134,7 +134,7 @@ def killed(rank: int, directory: Path) -> None:
 
 def test_one_killed_process_ends_all_with_a_reason(tmp_path):
     started = children.gather(2, killed, tmp_path)
-    codes = [children.wait(process, 60) for process in started]
+    codes = [children.wait(process) for process in started]
     assert codes == [3, children.KILLED]
     assert "Process 0 of 2 stops, because another one has ended" in (tmp_path / "reason 0").read_text()
 
