@@ -23,9 +23,9 @@ CHAPTER = """\
 # %%
 from __future__ import annotations
 
-import torch
+import numpy as np
 
-x = torch.zeros(2, 3)
+x = np.zeros([2, 3])
 
 # %% tags=["nbval-check-output"]
 print(list(x.shape))
