@@ -2,8 +2,8 @@
 
     pytest -p tests.forked_kernels --nbval-lax ... chapters
 
-Each notebook has a process of its own, as always, and this package and its own code are imported there: what is saved is
-some seconds of other packages' imports in every kernel. On Linux; elsewhere, kernels start as usual.
+Each notebook has a process of its own, as always, which imports this package and runs all cells: what is saved is some
+seconds of other packages' imports in every kernel. On Linux; elsewhere, kernels start as usual.
 """
 
 from __future__ import annotations

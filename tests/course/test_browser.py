@@ -186,7 +186,10 @@ def run_all(page: Page) -> list[dict[str, Any]]:
 def in_every_light_and_width(page: Page, name: str) -> Iterator[tuple[str, int]]:
     """Go through the themes and widths; the whole notebook is kept as pictures where somebody wants them, and then
     each theme at each width: what is where depends on the width alone."""
-    notebook, folder = f"document.querySelector('{HERE} .jp-WindowedPanel-outer')", os.environ.get("NANOVLM_SCREENSHOTS")
+    notebook, folder = (
+        f"document.querySelector('{HERE} .jp-WindowedPanel-outer')",
+        os.environ.get("NANOVLM_SCREENSHOTS"),
+    )
     for theme, width in product(THEMES, WIDTHS) if folder else zip(THEMES, WIDTHS, strict=True):
         page.evaluate("theme => jupyterapp.commands.execute('apputils:change-theme', { theme })", theme)
         page.wait_for_selector(f"body[data-jp-theme-name='{theme}']", state="attached")

@@ -182,7 +182,10 @@ def test_nearly_right_answers_are_told_apart(exercise: Exercise) -> None:
 
 @pytest.mark.parametrize("exercise", EXERCISES[:1], ids=lambda e: e.id)
 @pytest.mark.parametrize("thread", [False, True], ids=["main thread", "another thread"])
-def test_loops_that_never_end_are_stopped(exercise: Exercise, thread: bool) -> None:
+def test_loops_that_never_end_are_stopped(exercise: Exercise, thread: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "FREE", 0.2)
+    monkeypatch.setattr(guard, "STEPS", guard.STEPS // 10)
+
     def loop(*args: Any, **kwargs: Any) -> Any:
         while True:
             with contextlib.suppress(Exception):
