@@ -97,6 +97,7 @@ def test_inductor_gives_the_same_loss_and_gradients(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     # Whether the compiler knows the processor's vectors is found out by compiling; plain C++ does as well.
     monkeypatch.setattr("torch._inductor.cpu_vec_isa.valid_vec_isa_list", lambda: [])
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # no processes that import torch once more
     torch._dynamo.reset()
     plain, compiled = tiny_model(num_blocks=1), tiny_model(num_blocks=1)
     compiled.compile_parts()
