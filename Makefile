@@ -20,7 +20,8 @@ help:
 	@echo "make notebooks  rebuild and execute the notebooks after an edit in chapters/ or solutions/"
 
 lab: .venv/ready
-	@echo "Opening JupyterLab. Press Ctrl-C twice here to end it."
+	@echo "Opening chapters/00_start_here.ipynb in JupyterLab. Press Ctrl-C twice here to end it."
+	@echo "Where no browser opens, go to the address below and open that file in the list on the left."
 	@# Without this JupyterLab hides stored drawings until you run their cells: it does not know who made them.
 	@$(BIN)/jupyter trust $(NOTEBOOKS:=/*.ipynb) >/dev/null
 	$(BIN)/jupyter lab --config=.jupyter/jupyter_lab_config.py chapters/00_start_here.ipynb
@@ -65,7 +66,8 @@ notebooks: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(None if sys.version_info >= (3, 10) else 'nanovlm needs Python 3.10 or newer, and $(PYTHON) is %d.%d. Name another one: make lab PYTHON=python3.12' % sys.version_info[:2])"
-	@echo "Setting up .venv with the versions in constraints.txt: once, some minutes, about 2 GB."
+	@echo "Setting up .venv with the versions in constraints.txt: once, three to six minutes, about 2 GB."
+	@echo "Warnings that pip cannot reach download.pytorch.org do no harm: it then takes torch from PyPI."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-deps torch -c constraints.txt $(CPU_TORCH)
 	$(BIN)/python -m pip install --quiet -e ".[dev]" -c constraints.txt
@@ -73,8 +75,8 @@ notebooks: .venv/ready
 
 # What only the tests use comes with them, so that the course opens sooner.
 .venv/ready-to-test: .venv/ready
-	@echo "Adding what only the tests need: once, about 600 MB."
-	$(BIN)/python -m pip install --quiet -e ".[all]" -c constraints.txt
+	@echo "Adding what only the tests need: once, about a minute and 300 MB."
+	$(BIN)/python -m pip install --quiet -e ".[tests]" -c constraints.txt
 	@$(PYTHON) -c "open('$@', 'w').close()"
 
 # Over .venv: what it has is found there, and Colab's versions of three packages in front of it.
