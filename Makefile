@@ -44,8 +44,8 @@ test: .venv/ready-to-test
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
-	OMP_NUM_THREADS=1 NANOVLM_BUDGET=ci $(BIN)/pytest -n 2 --dist loadscope --nbval-lax --nbval-current-env \
-		--nbval-sanitize-with tests/nbval_sanitize.cfg $(NOTEBOOKS)
+	OMP_NUM_THREADS=1 NANOVLM_BUDGET=ci $(BIN)/pytest -n 2 --dist loadscope -p tests.forked_kernels --nbval-lax \
+		--nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg $(NOTEBOOKS)
 
 # In a folder of their own, beside .venv: the package with the weights brings others along that nothing here needs.
 test-real: .venv/ready
