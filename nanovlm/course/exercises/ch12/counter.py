@@ -193,13 +193,6 @@ def _(count):
 
 
 @TEST_COUNTER.mistake(
-    "Your example has one sample of a single layer. Take two samples, and a module with more inside than one layer."
-)
-def _(count):
-    assert count(nn.Linear(3, 5), torch.zeros(7, 3)) == 2 * 7 * 3 * 5
-
-
-@TEST_COUNTER.mistake(
     "A single layer is too kind. Take a module in which a layer runs twice, one never runs, and two tensors are multiplied "
     "without a layer."
 )
