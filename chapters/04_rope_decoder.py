@@ -823,6 +823,23 @@ assert smollm.inter_dim * 3 == smollm.hidden_dim * 8 and 0.3 < gates_swapped < a
 # the first block to the last without any other change. This **residual stream** is the way on which the gradient reaches
 # the early blocks ([Xiong et al. 2020](https://arxiv.org/abs/2002.04745) on why the norm is inside the halves).
 
+# %%
+from nanovlm.viz.decoder_block import bus_figure, decoder_block_figure
+
+bus_figure(smollm.hidden_dim, smollm.num_blocks, smollm.vocab_size)
+
+# %% [markdown]
+# The next figure opens one of these blocks. Every box in it is a part that you have built in this chapter.
+
+# %%
+decoder_block_figure(
+    smollm.hidden_dim,
+    smollm.inter_dim,
+    smollm.num_heads,
+    smollm.num_kv_heads,
+    smollm.head_dim,
+)
+
 # %% [markdown] tags=["stamped"]
 # **The next cell is folded, because it answers this exercise:** [exercise 4.10, The
 # block](../exercises/04_rope_decoder.ipynb). Write yours first, or unfold it.

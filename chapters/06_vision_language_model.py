@@ -1070,7 +1070,7 @@ print(f"{sum(s == t for s, t in zip(said, truth, strict=True))} of {len(pairs)} 
 # | 6.2 | Both ways to join (`fusion.embed`) | ●●● | 15 |
 # | 6.3 | Learn from the answer alone (`fusion.answer_loss`) | ●●○ | 10 |
 # | 6.4 | From ids and pixels to a loss (`fusion.forward`) | ●●○ | 8 |
-# | 6.5 | How far did the answer move? (`fusion.moved`) | ●○○ | 6 |
+# | 6.5 | Measure it: how far did the answer move? (`fusion.moved`) | ●○○ | 6 |
 # | 6.6 | 222 million, counted (`fusion.parameters_222m`) | ●●○ | 15 |
 # | 6.7 | Mend it: an answer that depends on its neighbours (`fusion.batch_positions`) | ●●○ | 10 |
 # | 6.8 | Write the test that counts (`fusion.test_merge`) | ●●○ | 12 |

@@ -911,7 +911,7 @@ print(
 # | 13.1 | How many rows, how many columns? (`tiles.grid`) | ●●○ | 10 |
 # | 13.2 | Cut a picture into tiles (`tiles.split`) | ●●○ | 10 |
 # | 13.3 | What stands for a picture in the text (`tiles.tokens`) | ●●○ | 12 |
-# | 13.4 | What the pictures of a prompt cost (`tiles.cost`) | ●○○ | 6 |
+# | 13.4 | Measure it: what the pictures of a prompt cost (`tiles.cost`) | ●○○ | 6 |
 # | 13.5 | One map from many tiles (`tiles.rejoin`) | ●●○ | 10 |
 # | 13.6 | Mend it: an icon in 17 views (`tiles.views`) | ●●○ | 10 |
 # | 13.7 | Write the test that no shape can replace (`tiles.test_split`) | ●●○ | 10 |
