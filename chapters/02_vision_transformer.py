@@ -353,9 +353,10 @@ class ViTAttention(nn.Module):
         return self.out_proj(x.transpose(1, 2).reshape(batch, num_patches, dim))
 
 
-# %% tags=["nbval-check-output"]
+# %%
 ViTAttention = use("vit.attention_module", ViTAttention)
 
+# %% tags=["nbval-check-output"]
 config = (
     ViTConfig()
 )  # the defaults are SigLIP-B/16 at 224 pixels: 768 wide, 12 heads, 14 x 14 patches
@@ -615,9 +616,10 @@ class ViT(nn.Module):
         return self.layer_norm(x)
 
 
-# %% tags=["nbval-check-output"]
+# %%
 ViT = use("vit.encoder", ViT)
 
+# %% tags=["nbval-check-output"]
 siglip = ViT(ViTConfig()).eval()
 with torch.inference_mode():
     patches = siglip(torch.randn(2, 3, 224, 224))

@@ -369,8 +369,10 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos.to(x.dtype) + rotated * sin.to(x.dtype)
 
 
-# %% tags=["nbval-check-output"]
+# %%
 RotaryEmbedding, apply_rope = use("rope.angles", RotaryEmbedding), use("rope.apply", apply_rope)
+
+# %% tags=["nbval-check-output"]
 cos, sin = RotaryEmbedding(head_dim=8, base=100.0)(torch.arange(16)[None])
 print(expect_shape(cos, "batch 1 length 8"))
 
@@ -787,8 +789,10 @@ class SwiGLU(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-# %% tags=["nbval-check-output"]
+# %%
 SwiGLU = use("decoder.swiglu", SwiGLU)
+
+# %% tags=["nbval-check-output"]
 in_mlp, in_attention = (
     sum(p.numel() for p in part.parameters()) for part in (SwiGLU(smollm), attention)
 )
@@ -918,8 +922,10 @@ class LanguageModel(nn.Module):
         return self.norm(x)
 
 
-# %% tags=["nbval-check-output"]
+# %%
 LanguageModel = use("decoder.language_model", LanguageModel)
+
+# %% tags=["nbval-check-output"]
 with torch.device("meta"):  # shapes without numbers
     tied, untied = (
         sum(p.numel() for p in LanguageModel(LMConfig(tie_weights=tie)).parameters())

@@ -382,8 +382,10 @@ def answer_loss(head: nn.Module, x: Tensor, targets: Tensor) -> tuple[Tensor, Te
     return logits, F.cross_entropy(logits.float(), targets[supervised])
 
 
-# %% tags=["nbval-check-output"]
+# %%
 answer_loss = use("fusion.answer_loss", answer_loss)
+
+# %% tags=["nbval-check-output"]
 with torch.inference_mode():
     x, _, _ = model.embed(torch.tensor([two_turns]), model.image_processor(sample["images"]), None)
     x = model.decoder(x)

@@ -225,7 +225,7 @@ check("vit.attention_module", ViTAttention)
 # Write the other half of a block, which treats each patch alone: a linear layer `fc1` from `hidden_dim` to
 # `inter_dim`, SigLIP's activation, and a linear layer `fc2` back. Both have a bias. The activation is GELU *by the
 # tanh formula*; see the arguments of
-# [`F.gelu`](https://pytorch.org/docs/stable/generated/torch.nn.functional.gelu.html).
+# [`F.gelu`](https://docs.pytorch.org/docs/2.6/generated/torch.nn.functional.gelu.html).
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
