@@ -138,16 +138,17 @@ for blocks in (2, 4, 6):
 # ### What is trained, and what is counted as right
 #
 # Each run teaches a model of about 0.3 M parameters to caption the shapes of the Thimble. Nothing but captions, because
-# a caption says *what* is *where* in every place at once, which a model learns in a few seconds rather than minutes:
+# a caption says *what* is *where* in every place at once, so that a model can learn it within seconds:
 
 # %%
 from nanovlm.bench.designs import Captions, cells
+from nanovlm.viz.start_here import sample_card
 
 example = Captions("val", 2)[1]
 caption = example["texts"][0]["assistant"]
 print(caption)
 print(cells(caption))
-example["images"][0].resize((160, 160))
+sample_card(example["images"][0], [("Describe the picture.", caption)], alt=caption)
 
 # %% [markdown]
 # We score the words that need the picture, which are colours, shapes and "nothing", on pictures that were not trained
