@@ -284,7 +284,7 @@ told("cnn")
 
 # %% [markdown]
 # Compare the last two numbers of each. With the map, nearly everything that is named is named in its place. With the
-# average, little is named, and about half of that in a wrong place. A map keeps for each place what is there; an
+# average, little is named, and much of that in a wrong place. A map keeps for each place what is there; an
 # average is a sum over places, in which a shape's colour, form and position have to survive beside those of three other
 # shapes. Large models do learn this, with wide vectors and long training: CLIP matches captions by such a vector.
 
@@ -751,8 +751,9 @@ assert max(ends[name] for name in ("resampler", "cross_attention", "pooled_fusio
 assert max(ends[name] for name in ("early_fusion", "cnn_pooled", "linear_attention")) < 0.93
 
 # %% [markdown]
-# Where ranges overlap, these seeds do not tell two designs apart, and where there is one dot, nothing does. Equal operations are not equal time. The same
-# runs, by the seconds that they took on one thread:
+# Where ranges overlap, these seeds do not tell two designs apart. Look at the dots of the CNN: with one seed alone you
+# would have reported another number, and perhaps another rank. Equal operations are not equal time either. These are
+# the same runs by the seconds of processor time that they took on one thread:
 
 # %%
 own = mean(one["seconds"] for one in runs["standard"]["seeds"].values())
