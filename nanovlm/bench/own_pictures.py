@@ -22,7 +22,6 @@ from PIL import Image
 
 from nanovlm.adapt.freeze import choose_trained
 from nanovlm.assets import asset_path
-from nanovlm.bench.memory import LiveBytes
 from nanovlm.config import TrainConfig
 from nanovlm.data.collators import VQACollator
 from nanovlm.data.datasets import VQADataset
@@ -31,6 +30,7 @@ from nanovlm.data.mixing import loss_weights, mixed_loader, replay_weights, task
 from nanovlm.data.thimble import Thimble
 from nanovlm.device import choose_precision, processor
 from nanovlm.models.vision_language_model import VisionLanguageModel
+from nanovlm.training.live_bytes import LiveBytes
 from nanovlm.training.optimizer import Optimizers
 from nanovlm.training.probe import Probe, mean
 from nanovlm.training.step import get_lr, train_step
@@ -53,8 +53,10 @@ class Run:
     augment: Callable[[Image.Image, torch.Generator], Image.Image] | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
     mix: str = ""  # how the four tasks share the samples: see `mixed`
-    steps: int = 120
+    steps: int = 100
     seeds: tuple[int, ...] = (0,)
+    curves: tuple[str, ...] = ()  # what is asked every 20 steps
+    asked: tuple[str, ...] = ("digits", *OLD)  # what is asked at the end
 
 
 def turned(image: Image.Image, generator: torch.Generator) -> Image.Image:
@@ -71,34 +73,46 @@ def mirrored(image: Image.Image, generator: torch.Generator) -> Image.Image:
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
 
 
+ALL = ("digits", *OLD)
 RUNS = {
     "replay": {
-        "0": Run("digits alone", seeds=(0, 1, 2)),
-        "0.1": Run("a tenth of the samples are old ones", share=0.1),
-        "0.25": Run("a quarter", share=0.25, seeds=(0, 1, 2)),
-        "0.5": Run("a half", share=0.5),
+        "0": Run("digits alone", seeds=(0, 1), curves=ALL),
+        "0.25": Run("a quarter of the samples are old ones", share=0.25, seeds=(0, 1), curves=ALL),
+        "0.1": Run("a tenth", share=0.1, curves=ALL),
+        "0.5": Run("a half", share=0.5, curves=ALL),
     },
     "parts": {
-        "projector": Run("", recipe={"freeze": ("vision_encoder", "decoder")}),
-        "encoder": Run("", recipe={"freeze": ("projector", "decoder")}),
-        "decoder": Run("", recipe={"freeze": ("vision_encoder", "projector")}),
-        "all": Run(""),
-        "LoRA, rank 1": Run("", recipe={"lora_rank": 1, **ADAPTERS}),
-        "LoRA, rank 4": Run("", recipe={"lora_rank": 4, **ADAPTERS}),
-        "LoRA, rank 16": Run("", recipe={"lora_rank": 16, **ADAPTERS}),
-        "LoRA, rank 4, all blocks": Run("", recipe={"lora_rank": 4, **ADAPTERS, "lora_modules": MATRICES}),
-        "QLoRA, rank 4": Run("", recipe={"lora_rank": 4, **ADAPTERS, "lora_4bit": True}),
+        "LoRA, rank 4": Run("adapters in q_proj and v_proj", recipe={"lora_rank": 4, **ADAPTERS}),
+        "LoRA, rank 4, all blocks": Run(
+            "adapters in every matrix of every block", recipe={"lora_rank": 4, **ADAPTERS, "lora_modules": MATRICES}
+        ),
+        "projector": Run("encoder and decoder frozen", recipe={"freeze": ("vision_encoder", "decoder")}),
+        "encoder": Run("projector and decoder frozen", recipe={"freeze": ("projector", "decoder")}),
+        "decoder": Run("encoder and projector frozen", recipe={"freeze": ("vision_encoder", "projector")}),
+        "all": Run("every weight"),
+        "LoRA, rank 1": Run("adapters in q_proj and v_proj", recipe={"lora_rank": 1, **ADAPTERS}),
+        "LoRA, rank 16": Run("adapters in q_proj and v_proj", recipe={"lora_rank": 16, **ADAPTERS}),
+        "QLoRA, rank 4, all blocks": Run(
+            "the same on a base of four bits",
+            recipe={"lora_rank": 4, **ADAPTERS, "lora_modules": MATRICES, "lora_4bit": True},
+        ),
+    },
+    "tasks": {
+        "by size": Run("as often as it has samples", mix="size", curves=ALL),
+        "temperature 5": Run("small tasks more often", mix="temperature", curves=ALL),
+        "by loss": Run("what is not yet learned, more often; set anew every 20 steps", mix="loss", curves=ALL),
     },
     "little": {
-        f"{cards}, {name}": Run("", cards=cards, augment=augment, steps=80)
-        for cards in (20, 100, 500)
-        for name, augment in (("as they are", None), ("moved and turned", turned))
-    }
-    | {"100, mirrored": Run("", cards=100, augment=mirrored, steps=80)},
-    "tasks": {
-        "by size": Run("as often as it has samples", mix="size"),
-        "temperature 5": Run("", mix="temperature"),
-        "by loss": Run("what is not yet learned comes more often, set anew every 20 steps", mix="loss"),
+        f"{cards}, {name}": Run("", cards=cards, augment=augment, steps=60, curves=("digits",), asked=("digits",))
+        for cards, name, augment in (
+            (20, "as they are", None),
+            (20, "moved and turned", turned),
+            (100, "as they are", None),
+            (100, "moved and turned", turned),
+            (100, "mirrored", mirrored),
+            (500, "as they are", None),
+            (500, "moved and turned", turned),
+        )
     },
 }
 
@@ -130,29 +144,28 @@ def recipe_of(what: Run) -> TrainConfig:
 
 
 class Watcher:
-    """What is asked at each evaluation."""
+    """What is asked during a run, and at its end of more pictures."""
 
-    def __init__(self, model: VisionLanguageModel, images: int = 30) -> None:
-        self.digits = {split: Probe(model, digit_samples(split)) for split in ("val", "test")}
-        self.old = {name: Probe(model, list(_first(Thimble(name, "test", 400), images))) for name in OLD}
-        self.many = {name: Probe(model, list(_first(Thimble(name, "test", 400), 100))) for name in OLD}
+    def __init__(self, model: VisionLanguageModel) -> None:
+        few, many = ([_first(Thimble(name, "test", 400), count) for name in OLD] for count in (12, 60))
+        self.few, self.many = (
+            {name: Probe(model, samples) for name, samples in zip(ALL, [digits, *old], strict=True)}
+            for digits, old in ((digit_samples("val")[:100], few), (digit_samples("test"), many))
+        )
 
-    def during(self, model: VisionLanguageModel) -> dict[str, float]:
-        return {"digits": self._share(model, self.digits["val"]), **self._all(model, self.old)}
+    def during(self, model: VisionLanguageModel, names: Sequence[str] = ALL) -> dict[str, float]:
+        return {name: _share(model, self.few[name]) for name in names}
 
-    def at_the_end(self, model: VisionLanguageModel) -> dict[str, float]:
-        return {"digits": self._share(model, self.digits["test"]), **self._all(model, self.many)}
-
-    def _all(self, model: VisionLanguageModel, probes: dict[str, Probe]) -> dict[str, float]:
-        return {name: self._share(model, probe) for name, probe in probes.items()}
-
-    @staticmethod
-    def _share(model: VisionLanguageModel, probe: Probe) -> float:
-        return round(mean(probe.accuracy(model)), 4)
+    def at_the_end(self, model: VisionLanguageModel, names: Sequence[str] = ALL) -> dict[str, float]:
+        return {name: _share(model, self.many[name]) for name in names}
 
 
-def _first(data: Any, count: int) -> Any:
-    return (data[i] for i in range(count))
+def _share(model: VisionLanguageModel, probe: Probe) -> float:
+    return round(mean(probe.accuracy(model)), 4)
+
+
+def _first(data: Any, count: int) -> list[Any]:
+    return [data[i] for i in range(count)]
 
 
 def pocket() -> VisionLanguageModel:
@@ -175,7 +188,7 @@ def run(what: Run, seed: int, watcher: Watcher, report: Callable[[str], None] = 
     tasks = [new, *(Thimble(name, "train", REMEMBERED) for name in OLD)]
     weights = replay_weights(len(new), [REMEMBERED] * len(OLD), what.share)
     seen, unseen = _batches(model, cards[:100]), _batches(model, digit_samples("val"))
-    held_out = [unseen, *(_batches(model, list(_first(Thimble(name, "val", 100), 12))) for name in OLD)]
+    held_out = [unseen[:1], *(_batches(model, _first(Thimble(name, "val", 100), 12)) for name in OLD)]
     losses, evaluations, shares, seconds, peak, batches = [], [], [], 0.0, 0, iter(())
 
     def loss_of(held: list[Any]) -> float:
@@ -209,7 +222,7 @@ def run(what: Run, seed: int, watcher: Watcher, report: Callable[[str], None] = 
             evaluations.append(values)
             report(f"   {values}  {seconds:.0f} s")
     return {
-        "end": watcher.at_the_end(model),
+        "end": watcher.at_the_end(model, what.asked),
         "loss": [round(loss, 4) for loss in losses],
         "evaluations": evaluations,
         "shares": shares,
@@ -243,15 +256,14 @@ def main() -> None:
     if "before" not in kept:
         kept["before"] = {"end": watcher.at_the_end(model), "during": watcher.during(model)}
         kept["machine"] = f"{processor()}, one thread, float32"
-        kept["questions"] = {"digits": len(watcher.digits["test"].kinds)} | {
-            name: len(probe.kinds) for name, probe in watcher.many.items()
-        }
+        kept["questions"] = {name: len(probe.kinds) for name, probe in watcher.many.items()}
     for name, what in RUNS[options.only].items():
         seeds = kept.setdefault(name, {"about": what.about, "seeds": {}})["seeds"]
         for seed in what.seeds:
             if str(seed) not in seeds:
                 print(f"{name}, seed {seed}", flush=True)
                 seeds[str(seed)] = run(what, seed, watcher, lambda line: print(line, flush=True))
+                print(f"   {seeds[str(seed)]['end']}", flush=True)
                 options.out.parent.mkdir(parents=True, exist_ok=True)
                 options.out.write_text(json.dumps(kept) + "\n", encoding="utf-8")
 
