@@ -77,9 +77,10 @@ ALL = ("digits", *OLD)
 RUNS = {
     "replay": {
         "0": Run("digits alone", seeds=(0, 1), curves=ALL),
-        "0.25": Run("a quarter of the samples are old ones", share=0.25, seeds=(0, 1), curves=ALL),
-        "0.1": Run("a tenth", share=0.1, curves=ALL),
-        "0.5": Run("a half", share=0.5, curves=ALL),
+        "0.5": Run("a half of the samples are old ones", share=0.5, curves=ALL),
+        "0.25": Run("a quarter", share=0.25, curves=ALL),
+        "0.1": Run("a tenth", share=0.1),
+        "0.5, longer": Run("a half, for 250 steps", share=0.5, steps=250),
     },
     "parts": {
         "LoRA, rank 4": Run("adapters in q_proj and v_proj", recipe={"lora_rank": 4, **ADAPTERS}),
@@ -110,8 +111,6 @@ RUNS = {
             (100, "as they are", None),
             (100, "moved and turned", turned),
             (100, "mirrored", mirrored),
-            (500, "as they are", None),
-            (500, "moved and turned", turned),
         )
     },
 }

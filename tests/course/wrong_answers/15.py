@@ -657,8 +657,8 @@ WRONG = {
         (returns_a_bool, "returns"),
     ],
     "adapt.replay_mix": [
-        (rounded_each_time, "each batch"),
-        (cut_each_time, "each batch"),
+        (rounded_each_time, "rounded in each batch"),
+        (cut_each_time, "cut off"),
         (at_least_one, "at least one"),
         (share_of_the_new, "of all"),
         (the_other_way_round, "exchanged"),

@@ -86,14 +86,16 @@ def _right(share: float, size: int, n: int) -> list[int]:
     return _due(share * size, n)
 
 
-EACH = (
-    "The share is rounded in each batch by itself, so that a small share becomes none, or a larger one than was asked for: "
-    "carry the rest over to the next batch."
-)
 for _sentence, _version in {
-    EACH: _replayed(lambda share, size, n: [round(share * size)] * n),
-    f"{EACH} ": _replayed(lambda share, size, n: [int(share * size)] * n),
-    f"{EACH}  ": _replayed(lambda share, size, n: [math.ceil(share * size)] * n),
+    "The share is rounded in each batch by itself, so that a small share becomes none: carry the rest over to the next batch.": (
+        _replayed(lambda share, size, n: [round(share * size)] * n)
+    ),
+    "What is left of a whole number is cut off in each batch, so that too few old samples come: carry the rest over.": (
+        _replayed(lambda share, size, n: [int(share * size)] * n)
+    ),
+    "The share is rounded up in each batch, so that too many old samples come: carry the rest over to the next batch.": (
+        _replayed(lambda share, size, n: [math.ceil(share * size)] * n)
+    ),
     "Each batch gets at least one old sample, which is more than the share that was asked for.": (
         _replayed(lambda share, size, n: [max(1, int(share * size))] * n)
     ),
@@ -116,7 +118,7 @@ for _sentence, _version in {
     ),
     "No old samples come at all.": _replayed(lambda share, size, n: [0] * n),
 }.items():
-    REPLAY.mistake(_sentence.strip())(_version)
+    REPLAY.mistake(_sentence)(_version)
 
 
 @REPLAY.mistake("The old samples come on top of a whole batch of new ones: both together are batch_size.")
@@ -215,9 +217,6 @@ for _sentence, _version in {
         lambda sizes, t: torch.full((len(sizes),), 1 / len(sizes))
     ),
     "The smallest task comes most often: the sign is wrong.": lambda sizes, t: (-_sizes(sizes).log() / t).softmax(0),
-    "The shares are divided by the temperature and not raised to a power, so that it cancels out.": (
-        lambda sizes, t: _share(_sizes(sizes) / t)
-    ),
 }.items():
     WEIGHTS.mistake(_sentence)(_version)
 
