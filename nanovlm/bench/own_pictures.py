@@ -77,10 +77,10 @@ ALL = ("digits", *OLD)
 RUNS = {
     "replay": {
         "0": Run("digits alone", seeds=(0, 1), curves=ALL),
-        "0.5": Run("a half of the samples are old ones", share=0.5, curves=ALL),
-        "0.25": Run("a quarter", share=0.25, curves=ALL),
-        "0.1": Run("a tenth", share=0.1),
-        "0.5, longer": Run("a half, for 250 steps", share=0.5, steps=250),
+        "0.1": Run("a tenth of the samples are old ones", share=0.1),
+        "0.25": Run("a quarter", share=0.25),
+        "0.5": Run("a half", share=0.5),
+        "0.25, longer": Run("a quarter, for 200 steps", share=0.25, steps=200),
     },
     "parts": {
         "LoRA, rank 4": Run("adapters in q_proj and v_proj", recipe={"lora_rank": 4, **ADAPTERS}),
@@ -99,9 +99,9 @@ RUNS = {
         ),
     },
     "tasks": {
-        "by size": Run("as often as it has samples", mix="size", curves=ALL),
-        "temperature 5": Run("small tasks more often", mix="temperature", curves=ALL),
-        "by loss": Run("what is not yet learned, more often; set anew every 20 steps", mix="loss", curves=ALL),
+        "by size": Run("as often as it has samples", mix="size"),
+        "temperature 5": Run("small tasks more often", mix="temperature"),
+        "by loss": Run("what is not yet learned, more often; set anew every 20 steps", mix="loss"),
     },
     "little": {
         f"{cards}, {name}": Run("", cards=cards, augment=augment, steps=60, curves=("digits",), asked=("digits",))
@@ -211,13 +211,9 @@ def run(what: Run, seed: int, watcher: Watcher, report: Callable[[str], None] = 
             start = time.process_time()
             losses.append(train_step(model, [batch], optimizers, scaler, precision, device, recipe.max_grad_norm))
             seconds += time.process_time() - start
-        if (step + 1) % EVERY == 0:
-            values = {
-                "step": step + 1,
-                **watcher.during(model),
-                "train_loss": loss_of(seen),
-                "val_loss": loss_of(unseen),
-            }
+        if what.curves and (step + 1) % EVERY == 0:
+            values = {"step": step + 1, **watcher.during(model, what.curves)}
+            values |= {"train_loss": loss_of(seen), "val_loss": loss_of(unseen)}
             evaluations.append(values)
             report(f"   {values}  {seconds:.0f} s")
     return {
