@@ -143,7 +143,8 @@ for name, places in (("shuffled", order), ("stretches of the file", stretches)):
 # The shuffled split asks about people whose writing is in the training part as well. Whoever wants to know how the model
 # does with a new person's hand has to hold out people, and the nearest that this file allows is a stretch of it. The same
 # is true of your photos: hold out *another day*, *another room*, *another camera*, and not every fifth picture.
-#
+
+# %% [markdown]
 # A **data card** of a few lines keeps such facts together: what the pictures show, who made them and when, who may use
 # them, how they were split and why, and what is missing. Here: no child's writing, no digits but single ones, and nothing
 # but ink on paper.
@@ -162,11 +163,13 @@ from nanovlm.config import TrainConfig
 from nanovlm.data.mixing import mixed_loader
 from nanovlm.device import choose_precision
 from nanovlm.training.optimizer import Optimizers
+from nanovlm.training.probe import Probe, mean
 from nanovlm.training.step import get_lr, train_step
 
 CPU, FP32 = torch.device("cpu"), choose_precision("fp32", torch.device("cpu"))
 
 
+# %%
 def train_on(model, tasks, weights, steps, **changes):
     """Steps of 16 samples, of each task its part by weight. Changes the model, returns the losses."""
     gentle = {"lr_muon": 0.006, "lr_projector": 6e-4, "lr_backbones": 6e-4, "weight_decay": 0.1}
@@ -190,8 +193,6 @@ print(f"{len(losses)} steps: the loss fell from {losses[0]:.2f} to {losses[-1]:.
 # `evaluate` does, in one pass for each batch, and `mean` averages over the kinds of questions.)
 
 # %%
-from nanovlm.training.probe import Probe, mean
-
 signs = Thimble("glyphs", "test")
 about_digits = Probe(model, asked)
 about_signs = Probe(model, [signs[i] for i in range(budget().pick(ci=20, laptop=60))])
@@ -229,11 +230,7 @@ curves_figure(
 
 
 # %%
-def at_the_end(run):
-    """The share of right answers after a stored run: skill -> mean over its seeds."""
-    ends = [seed["end"] for seed in run["seeds"].values()]
-    return {skill: sum(end[skill] for end in ends) / len(ends) for skill in ends[0]}
-
+from nanovlm.bench.own_pictures import at_the_end, intervals_of
 
 before = replay["before"]["end"]
 lost = {skill: before[skill] - at_the_end(replay["0"])[skill] for skill in SKILLS[1:]}
@@ -247,9 +244,9 @@ assert lost["glyphs"] > 0.2 and lost["glyphs"] == max(lost.values())
 
 # %% [markdown]
 # This is **catastrophic forgetting** ([McCloskey and Cohen 1989](https://doi.org/10.1016/S0079-7421(08)60536-8)). Nothing
-# in the data contradicted what the model knew, and still the signs suffer most, because the weights that read characters
-# are those that the cards move. The training loss shows nothing of it: it falls all the while. Had we looked at the
-# digits alone, the run would have been a success.
+# in the data contradicted what the model knew, and still all old skills fall. The signs suffer most, probably because the
+# weights that read characters there are the ones that read digits here. The training loss shows nothing of it and falls
+# all the while. Had we looked at the digits alone, the run would have been a success.
 
 # %% [markdown]
 # ## Replay: some old samples in each batch keep the old skill
@@ -272,16 +269,6 @@ print("old samples:", int((batches >= 100).sum()), "of", batches.numel())
 
 
 # %%
-def intervals_of(rows, questions):
-    """run -> skill -> the interval of its share."""
-    return {
-        name: {
-            k: interval(round(share * questions[k]), questions[k]) for k, share in shares.items()
-        }
-        for name, shares in rows.items()
-    }
-
-
 NAMES = {
     "0": "cards alone",
     "0.1": "a tenth old",
@@ -416,8 +403,9 @@ assert not moved
 # ### Merged, an adapter costs nothing
 #
 # When the model answers, the two small products beside each layer take time. Since $x W^\top + \frac{\alpha}{r} x A^\top
-# B^\top = x (W + \frac{\alpha}{r} B A)^\top$, the difference can be added to the matrix once and for all. The exercise is
-# to mend a merge that works for square matrices only. The results are equal but for rounding:
+# B^\top = x (W + \frac{\alpha}{r} B A)^\top$, the difference can be added to the matrix once and for all. [Exercise
+# 15.3](../exercises/15_own_pictures.ipynb) is to mend a merge that works for square matrices only. The results are equal
+# but for rounding:
 
 # %%
 from nanovlm.inference.prompts import prepare_prompts
@@ -458,7 +446,8 @@ skills_figure("Adapters beside training everything", rows, intervals_of(rows, pa
 # the frozen layers all the same. The memory falls less than the weights, since most of it is activations, which are
 # needed whatever is trained. For a model of billions of weights that is different: there, weights and optimizer state are
 # most of the memory, and that is the case for which LoRA was made.
-#
+
+# %% [markdown]
 # Whether an adapter learns as much as the full training is a question of where it sits and of its rank. Compare the rows
 # with adapters in queries and values alone with those in all blocks: this model has never read handwriting, so that more
 # than the decoder's attention has to change.
@@ -663,7 +652,8 @@ print(f"{size / whole:.1%} of the base's weights file")
 # The card that goes with it should hold what you would want to know of somebody else's adapter: the base and its version,
 # the data and how they were split, the score with its interval and the blind score beside it, **and the old skills before
 # and after**. A score on the new task alone is half of the truth, as this chapter's first curve has shown.
-#
+
+# %% [markdown]
 # On the command line the whole chapter is a few options:
 #
 # ```bash
@@ -680,15 +670,17 @@ print(f"{size / whole:.1%} of the base's weights file")
 # rank 8 with alpha 8 and a dropout of 0.1, in the seven projections of every decoder block. It prints 10.5 of 2,257
 # million weights as trained. Its data are split at random, and no old skill is measured afterwards.
 #
-# [nanoVLM](https://github.com/huggingface/nanoVLM/blob/340fd5f/train.py) has no adapters: it trains all parts with one
-# learning rate for the projector and lower ones for the backbones, which is what our `lr_projector` and `lr_backbones`
-# are.
-#
+# [nanoVLM](https://github.com/huggingface/nanoVLM/blob/340fd5f262314e5bd8598143fe88f35796eac18e/models/config.py) has no
+# adapters. It trains all parts, the projector at a rate a hundred times as high as that of the backbones (`lr_mp` and
+# `lr_backbones`), which is what our `lr_projector` and `lr_backbones` are.
+
+# %% [markdown]
 # ## Where this lives in the package
 #
 # `nanovlm/adapt/` has the adapters, the 4-bit blocks and the freezing, `nanovlm/data/own_data.py` the formats of your own
 # data, `data/mixing.py` the mixtures, `training/largest_batch.py` the search, and `bench/own_pictures.py` all stored runs.
-#
+
+# %% [markdown]
 # What you take along:
 #
 # - Hold out what will be new in use: people, days, rooms. A shuffled split flatters.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from nanovlm.data.digits import digit_samples
 from nanovlm.data.mixing import loss_weights, mixed_loader, replay_weights, task_weights
 from nanovlm.data.thimble import Thimble
 from nanovlm.device import choose_precision, processor
+from nanovlm.evaluation.scores import interval
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.live_bytes import LiveBytes
 from nanovlm.training.optimizer import Optimizers
@@ -225,6 +226,22 @@ def run(what: Run, seed: int, watcher: Watcher, report: Callable[[str], None] = 
         "peak_bytes": peak,
         "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "parameters": total,
+    }
+
+
+def at_the_end(stored: Mapping[str, Any]) -> dict[str, float]:
+    """The share of right answers after a stored run: skill -> mean over its seeds."""
+    ends = [seed["end"] for seed in stored["seeds"].values()]
+    return {skill: sum(end[skill] for end in ends) / len(ends) for skill in ends[0]}
+
+
+def intervals_of(
+    rows: Mapping[str, Mapping[str, float]], questions: Mapping[str, int]
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """run -> skill -> the 95 % interval of its share, for as many questions as one seed was asked."""
+    return {
+        name: {skill: interval(round(share * questions[skill]), questions[skill]) for skill, share in shares.items()}
+        for name, shares in rows.items()
     }
 
 

@@ -84,16 +84,17 @@ def find_batch_size(
 
 
 def step_bytes(model: nn.Module, recipe: TrainConfig, rows: int, precision: Precision, device: torch.device) -> int:
-    """The peak of two steps, the second with the optimizer's state: bytes of all tensors that live at one time."""
+    """The peak of a step, after one of a single row that has made the optimizer's state: bytes of all tensors that live
+    at one time."""
     tried = copy.deepcopy(model)
     if recipe.lora_rank or recipe.freeze:
         choose_trained(tried, recipe)
     tried.to(device, precision.weights).train()
     tried.gradient_checkpointing(recipe.gradient_checkpointing)
     optimizers, scaler = Optimizers(tried, recipe), precision.scaler(device)
-    batch = random_batch(tried.config, rows, recipe.max_length)
     with LiveBytes([*tried.parameters(), *tried.buffers()]) as memory:
-        for _ in range(2):
+        for size in (1, rows):
+            batch = random_batch(tried.config, size, recipe.max_length)
             train_step(tried, [batch], optimizers, scaler, precision, device, recipe.max_grad_norm)
     return memory.peak
 

@@ -42,7 +42,7 @@ Quiz(
     right=1,
     because=(
         "No sample asked for another answer, and none asked for the old one either. The same weights serve both.",
-        "The weights that read signs are the ones that now read digits, so they move the most.",
+        "All of them share their weights with the digits, and reading signs shares the most, as far as one can tell from the result.",
         "One would hope so. But a sign has up to four characters among thirty-three, and the answer “7” was always enough.",
     ),
 )
