@@ -189,8 +189,9 @@ losses = train_on(tuned, [train], [1.0], steps=budget().pick(ci=30, laptop=100))
 print(f"{len(losses)} steps: the loss fell from {losses[0]:.2f} to {losses[-1]:.2f}")
 
 # %% [markdown]
-# Ask it about cards of writers whom it has not seen, and about signs, which no sample of this run showed. (`Probe` asks as
-# `evaluate` does, in one pass for each batch, and `mean` averages over the kinds of questions.)
+# Ask it about cards of writers whom it has not seen, and about signs, the Thimble's subset `glyphs`, which no sample of
+# this run showed. (`Probe` asks as `evaluate` does, in one pass for each batch, and `mean` averages over the kinds of
+# questions.)
 
 # %%
 signs = Thimble("glyphs", "test")
@@ -264,7 +265,7 @@ print(batches)
 print("old samples:", int((batches >= 100).sum()), "of", batches.numel())
 
 # %% [markdown]
-# Here are the stored runs, all of 100 steps but the last. The old samples come from the Thimble's training part, the
+# Here are the stored runs, of 100 steps where nothing else is said. The old samples come from the Thimble's training part, the
 # scores from its test part and from the test cards. The bars' lines are 95 % intervals of that many questions.
 
 
@@ -273,29 +274,36 @@ NAMES = {
     "0": "cards alone",
     "0.1": "a tenth old",
     "0.25": "a quarter old",
-    "0.5": "a half old",
     "0.25, longer": "a quarter, 200 steps",
+    "0.5, gently": "a half, gently",
 }
 rows = {"before": before} | {name: at_the_end(replay[key]) for key, name in NAMES.items()}
 skills_figure("What is left, and what is new", rows, intervals_of(rows, replay["questions"]))
 
 # %%
-longest = replay["0.25, longer"]["seeds"]["0"]
-kept = {skill: 100 * (longest["end"][skill] - before[skill]) for skill in SKILLS[1:]}
-print(
-    f"digits {longest['end']['digits']:.1%} after {longest['seconds'] / 60:.1f} minutes of one core"
-)
-print("against before, in points:", ", ".join(f"{k} {v:+.1f}" for k, v in kept.items()))
+for key in ("0.25, longer", "0.5, gently"):
+    run = replay[key]["seeds"]["0"]
+    moved = {skill: 100 * (run["end"][skill] - before[skill]) for skill in SKILLS[1:]}
+    print(
+        f"{key}: digits {run['end']['digits']:.1%} after {run['seconds'] / 60:.1f} minutes, in points:"
+    )
+    print("   ", ", ".join(f"{skill} {points:+.1f}" for skill, points in moved.items()))
 
 # %% tags=["claim"]
-assert longest["end"]["digits"] >= 0.9 and longest["seconds"] < 240
-assert min(kept.values()) >= -2
+assert run["end"]["digits"] >= 0.9 and run["seconds"] < 240
+assert min(moved.values()) >= -2
 
 # %% [markdown]
-# With a quarter of the samples old, all three skills stay within two points, and nine of ten digits are right. The price is
-# time: replayed rows are long, and each of them is a new sample less. Where the old data are not to be had, as with most
-# models from the Hub, people replay something like them, or answers of the old model itself. And where neither is at
-# hand, there is a way that cannot forget at all: leave the old weights alone.
+# A quarter of old samples saves most of the signs and not all of the shapes, however long one trains. With half of the
+# samples old, and all learning rates lowered to two thirds (the last row, 250 steps), the old skills stay within two
+# points, and more than nine of ten digits are right. It is one seed, so the second decimal means nothing.
+#
+# The price is time: replayed rows are long, and each of them is a new sample less.
+
+# %% [markdown]
+# Where the old data are not to be had, as with most models from the Hub, people replay something like them, or answers
+# that the old model itself gives. And where neither is at hand, there is a way that cannot lose the old weights at all:
+# leave them alone.
 
 # %% [markdown]
 # ## Freezing a part decides where the new skill has to fit
@@ -307,15 +315,24 @@ assert min(kept.values()) >= -2
 # steps without replay.
 
 # %%
-parts = stored_runs("15_parts")
+parts = stored_runs("15_parts") | {"all": replay["0"]}  # all weights, cards alone: the run above
 TRAINED = ("projector", "encoder", "decoder", "all")
 rows = {"before": before} | {name: at_the_end(parts[name]) for name in TRAINED}
 skills_figure("Only this part is trained", rows, intervals_of(rows, parts["questions"]))
 
+# %% tags=["claim"]
+assert 0.5 < rows["projector"]["digits"] < rows["encoder"]["digits"] < rows["all"]["digits"]
+assert min(rows["projector"][skill] for skill in SKILLS[1:]) > 0.975
+assert rows["encoder"]["shapes"] < rows["projector"]["shapes"] - 0.02
+assert rows["decoder"]["digits"] > rows["encoder"]["digits"] + 0.1
+assert rows["decoder"]["glyphs"] > rows["all"]["glyphs"] + 0.1
+
 # %% [markdown]
-# A frozen part does not protect an old skill by itself. The encoder's vectors go into every answer, and if they move, a
-# decoder that has not changed reads something else than it was trained on. The parts differ in how much they can learn
-# and in how much they break, and which is better cannot be said without the measurement.
+# The projector, with a twentieth of the weights, learns more than half of the digits and forgets next to nothing. The
+# encoder alone learns little more and damages the shapes, because its vectors go into every answer: a decoder that has
+# not changed then reads something else than it was trained on. So a frozen part does not protect an old skill by itself.
+# The decoder alone, with about two thirds of the weights, comes within the interval of training everything, and keeps
+# far more of the signs: most of what handwriting needs, the old encoder sees already.
 
 # %% [markdown]
 # ## LoRA trains a difference of low rank
@@ -441,11 +458,13 @@ rows = {name: at_the_end(parts[name]) for name in ("all", *ADAPTERS)}
 skills_figure("Adapters beside training everything", rows, intervals_of(rows, parts["questions"]))
 
 # %% [markdown]
-# Read the table by its columns. The number of trained weights falls by a factor of fifty and more, and with it the
-# optimizer's state. The minutes hardly fall, because the forward pass is the same and the backward pass has to go through
-# the frozen layers all the same. The memory falls less than the weights, since most of it is activations, which are
-# needed whatever is trained. For a model of billions of weights that is different: there, weights and optimizer state are
-# most of the memory, and that is the case for which LoRA was made.
+# Read the table by its columns. With adapters in queries and values, the number of trained weights falls by a factor of
+# nearly two hundred, and the optimizer's state with it. Time and memory fall to less than a half, and no further, since the
+# forward pass stays the same and activations are kept up to the first adapter. These adapters are in the decoder alone, so
+# that the encoder needs no backward pass, and Muon has no whole matrices to work on.
+#
+# For a model of billions of weights, weights and optimizer state are most of the memory. That is the case for which LoRA
+# was made.
 
 # %% [markdown]
 # Whether an adapter learns as much as the full training is a question of where it sits and of its rank. Compare the rows
@@ -544,10 +563,10 @@ for name in ("20, as they are", "20, moved and turned"):
 curves_figure("Twenty cards", curves, log=True)
 
 # %% [markdown]
-# The loss on the twenty cards themselves goes towards zero, and the loss on other cards stays far above it: the distance
-# between the two is what has been learnt by heart. Where the validation loss rises again, stop at its lowest point, which
-# is **early stopping**; `nanovlm train` keeps the weights of that step in `best/`. These are single runs of 60 steps on
-# few cards, so differences of a few points between rows mean nothing.
+# The loss on the twenty cards themselves is zero after 20 steps, and the loss on other cards rises from there on: the model
+# has learnt the cards by heart, and becomes surer of its mistakes. Stop at the lowest validation loss, which is **early
+# stopping**; `nanovlm train` keeps the weights of that step in `best/`. These are single runs of 60 steps on few cards, so
+# differences of a few points between rows mean nothing.
 
 # %% [markdown]
 # ## Several tasks: who decides how often each comes?
@@ -686,7 +705,7 @@ print(f"{size / whole:.1%} of the base's weights file")
 # - Hold out what will be new in use: people, days, rooms. A shuffled split flatters.
 # - Fine-tuning forgets, and the training loss does not show it. Measure the old skills, too.
 # - Replay keeps them at the price of time; an adapter can be taken off again.
-# - LoRA trains few weights and saves optimizer state; it saves hardly any time.
+# - LoRA trains few weights, and saves memory first of all: the forward pass stays what it was.
 # - A block with its own scale keeps an outlier's damage local.
 #
 # **Challenge.** Teach the digits with twenty cards, and lose nothing else. It stands at the end of the exercises, with a

@@ -41,6 +41,7 @@ OLD = ("shapes", "charts", "glyphs")
 REMEMBERED = 10_000  # pictures of each old subset that are there to be replayed
 BATCH, EVERY = 16, 20
 ADAPTERS = {"lr_projector": 4e-3}
+GENTLE = {"lr_muon": 0.004, "lr_projector": 4e-4, "lr_backbones": 4e-4}
 MATRICES = ("qkv_proj", "out_proj", "fc1", "fc2", "q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -82,6 +83,7 @@ RUNS = {
         "0.25": Run("a quarter", share=0.25),
         "0.5": Run("a half", share=0.5),
         "0.25, longer": Run("a quarter, for 200 steps", share=0.25, steps=200),
+        "0.5, gently": Run("a half, for 250 steps at two thirds of the learning rates", 0.5, steps=250, recipe=GENTLE),
     },
     "parts": {
         "LoRA, rank 4": Run("adapters in q_proj and v_proj", recipe={"lora_rank": 4, **ADAPTERS}),
@@ -91,7 +93,6 @@ RUNS = {
         "projector": Run("encoder and decoder frozen", recipe={"freeze": ("vision_encoder", "decoder")}),
         "encoder": Run("projector and decoder frozen", recipe={"freeze": ("projector", "decoder")}),
         "decoder": Run("encoder and projector frozen", recipe={"freeze": ("vision_encoder", "projector")}),
-        "all": Run("every weight"),
         "LoRA, rank 1": Run("adapters in q_proj and v_proj", recipe={"lora_rank": 1, **ADAPTERS}),
         "LoRA, rank 16": Run("adapters in q_proj and v_proj", recipe={"lora_rank": 16, **ADAPTERS}),
         "QLoRA, rank 4, all blocks": Run(
