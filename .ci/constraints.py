@@ -3,7 +3,7 @@
 No hashes: pip checks them for all packages or for none, an editable install has none, and torch's differ with the index
 it comes from. What a version number does not protect against is a replaced file, and PyPI lets nobody replace one.
 
-python3.11 -m venv fresh && fresh/bin/pip install -e ".[all]" torch==VERSION && fresh/bin/python .ci/constraints.py
+python3.11 -m venv fresh && fresh/bin/pip install -e ".[tests]" torch==VERSION && fresh/bin/python .ci/constraints.py
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ print(ids)
 [tokenizer.decode([token]) for token in ids]
 
 # %% [markdown]
-# Each number is a **token**, which here is a word, together with the space in front of it, or a mark. This chapter
+# Each number is a **token**. Here a token is a word together with the space in front of it, or a mark. This chapter
 # answers three questions. How is a text cut into tokens? How does the model know who speaks, and where the picture is?
 # And which of the tokens does it learn to write? The third question sounds like a detail, but if you get it wrong,
 # nothing complains: the loss goes down while the answers get worse.
@@ -75,7 +75,8 @@ print(ids)
 # ## Characters make sequences long, and words make the table endless
 #
 # There are few different characters, so their table would be small. But sequences of characters are long, and a decoder
-# that reads four times the tokens pays four times for its matrices and sixteen times for its attention (chapter 03). The
+# that reads four times the tokens needs four times the operations in its linear layers, and sixteen times those of its
+# attention (chapter 03). The
 # next cell compares characters with the pocket model's tokens, in a hundred conversations of the Thimble, the course's
 # own data set:
 
@@ -211,7 +212,8 @@ for text in ("Where is the zebra?", "写真 of a zebra"):
 #
 # The file `tokenizer.json` contains the list of its merges, learned from the words of the Thimble. Our loop finds the same
 # list, if it follows two more rules. A word keeps the space in front of it, which such files write as `Ġ`, because they
-# spell every byte as a printable character. And of equally frequent pairs the one with the smaller ids wins.
+# spell every byte as a printable character. And of equally frequent pairs it takes the one whose tokens have the smaller
+# ids, which are their numbers in the vocabulary.
 
 # %% tags=["nbval-check-output"]
 from tokenizers.pre_tokenizers import ByteLevel
@@ -236,9 +238,10 @@ print(
 
 # %% [markdown]
 # Move **merges** to see the tokens grow, and type sentences of your own. Which word is whole first, and what becomes of
-# `写`? In `705 SIGN` the digits stay alone, and so do capitals. That is on purpose, because the Thimble has signs to be read
-# letter by letter: a **pre-tokenizer** cuts the text before any merge, and merges never cross its cuts. Exercise 5.2 is
-# one that keeps digits apart.
+# `写`? In `705 SIGN` each digit is a token of its own, and so is each capital; only a capital that begins a word of small
+# letters joins it, as in `Where`. That is on purpose, because the Thimble has signs to be read letter by letter: a
+# **pre-tokenizer** cuts the text before any merge, and merges never cross its cuts. In exercise 5.2 you write a
+# pre-tokenizer that keeps digits apart. (The slider appears when you have run the cells above.)
 
 # %%
 from nanovlm.viz.tokens import cut_rows

@@ -131,7 +131,7 @@ def test_make_targets_are_explained_and_those_of_the_readme_exist() -> None:
 def test_the_readme_shows_what_make_does() -> None:
     by_hand = commands("README.md")
     assert all(command in by_hand for command in recipe("test") + recipe("lab"))
-    for extra, target in (("dev", ".venv/ready"), ("all", ".venv/ready-to-test")):
+    for extra, target in (("dev", ".venv/ready"), ("tests", ".venv/ready-to-test")):
         install = f'pip install -e ".[{extra}]" -c constraints.txt'
         assert install in by_hand
         assert any(install in line.replace(" --quiet", "") for line in recipe(target))

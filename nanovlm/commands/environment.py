@@ -33,7 +33,7 @@ GROUPS = {
     "demo": "nanovlm demo",
     "watch": "nanovlm watch on videos and cameras",
     "dev": "every chapter, and work on the course",
-    "all": "the tests",
+    "tests": "the tests",
 }
 MARKS = {"ok": "ok", "note": "--", "problem": "!!"}
 

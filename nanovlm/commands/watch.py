@@ -52,6 +52,7 @@ def main(arguments: Sequence[str]) -> None:
         from nanovlm.inference.watching import watch
 
         model = load_model(options.model)
+        print(f"Watching {options.source}. Ctrl-C ends it.", flush=True)
         prepare_prompt(model, options.prompt, None)  # a bad prompt is told before the first frame
         answer = partial(model.generate, prompt=options.prompt, max_new_tokens=options.max_new_tokens, temperature=0.0)
         watched = watch(source, lambda image: answer(image=image), show, options.count)
@@ -87,7 +88,7 @@ def table(watched: Watched, memory: float) -> list[str]:
         rows["latency max"] = f"{slowest:.2f} s"
     rows["peak memory"] = f"{memory / 1e6:,.0f} MB" if memory == memory else "unknown on this system"
     if watched.no_images:
-        rows["no pictures"] = f"{len(watched.no_images):,}"
+        rows["unreadable"] = f"{len(watched.no_images):,}"
     sentences = list(watched.no_images.values())
     if len(sentences) > NAMED:
         sentences = [*sentences[:NAMED], f"and {len(sentences) - NAMED:,} more."]

@@ -244,9 +244,13 @@ class LanguageModel(nn.Module):
         return x
 
     def layout(
-        self, x: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None, cache: KVCache | None
-    ) -> tuple[Tensor, Any]:
-        """Positions [B or 1, T], and what every block gets as its mask."""
+        self,
+        x: Float[Tensor, "batch length dim"],
+        attention_mask: Shaped[Tensor, "batch length"] | None,
+        document_ids: Int[Tensor, "batch length"] | None,
+        cache: KVCache | None,
+    ) -> tuple[Int[Tensor, "#batch length"], Any]:
+        """Positions, and what every block gets as its mask: here a mask, in other designs what their blocks need."""
         if cache is None:
             return attention_layout(attention_mask, document_ids, x.shape[1], x.device)
         if document_ids is not None:
