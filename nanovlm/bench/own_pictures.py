@@ -80,8 +80,6 @@ RUNS = {
     "replay": {
         "0": Run("digits alone", seeds=(0, 1), curves=ALL),
         "0.1": Run("a tenth of the samples are old ones", share=0.1),
-        "0.25": Run("a quarter", share=0.25),
-        "0.5": Run("a half", share=0.5),
         "0.25, longer": Run("a quarter, for 200 steps", share=0.25, steps=200),
         "0.5, gently": Run("a half, for 250 steps at two thirds of the learning rates", 0.5, steps=250, recipe=GENTLE),
     },
@@ -93,7 +91,6 @@ RUNS = {
         "projector": Run("encoder and decoder frozen", recipe={"freeze": ("vision_encoder", "decoder")}),
         "encoder": Run("projector and decoder frozen", recipe={"freeze": ("projector", "decoder")}),
         "decoder": Run("encoder and projector frozen", recipe={"freeze": ("vision_encoder", "projector")}),
-        "LoRA, rank 1": Run("adapters in q_proj and v_proj", recipe={"lora_rank": 1, **ADAPTERS}),
         "LoRA, rank 16": Run("adapters in q_proj and v_proj", recipe={"lora_rank": 16, **ADAPTERS}),
         "QLoRA, rank 4, all blocks": Run(
             "the same on a base of four bits",
@@ -102,7 +99,6 @@ RUNS = {
     },
     "tasks": {
         "by size": Run("as often as it has samples", mix="size"),
-        "temperature 5": Run("small tasks more often", mix="temperature"),
         "by loss": Run("what is not yet learned, more often; set anew every 20 steps", mix="loss"),
     },
     "little": {
@@ -111,7 +107,6 @@ RUNS = {
             (20, "as they are", None),
             (20, "moved and turned", turned),
             (100, "as they are", None),
-            (100, "moved and turned", turned),
             (100, "mirrored", mirrored),
         )
     },
@@ -133,9 +128,7 @@ class Cards:
 
 
 def mixed(kind: str, sizes: Sequence[int], losses: Sequence[float]) -> list[float]:
-    if kind == "loss":
-        return loss_weights(losses)
-    return task_weights(sizes, 5.0 if kind == "temperature" else 1.0)
+    return loss_weights(losses) if kind == "loss" else task_weights(sizes)
 
 
 def recipe_of(what: Run) -> TrainConfig:
