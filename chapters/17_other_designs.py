@@ -684,12 +684,11 @@ for way in recall[0]:
     )
 
 # %% [markdown]
-# Two surprises, and both are about the task. The encoder that was never trained is as good as the one that was: the
-# projector reads sixteen patches with a matrix of its own, and random features of a few coloured shapes keep all that it
-# needs. And contrastive training, which does find the caption of a picture among others far more often than guessing, has
-# made the encoder *worse* for what follows. Its loss asks for one averaged vector a picture, and a decoder reads patches;
-# whether that is the reason we have not examined. One way to find out is the share of variation between patches, measured
-# as we did for the CNN.
+# An encoder that was never trained does nearly as well as one that was: the projector reads sixteen patches with a
+# matrix of its own, and random features of a few coloured shapes keep most of what it needs. And contrastive training,
+# which does find the caption of a picture among others far more often than guessing, has bought nothing here: with each
+# seed, its encoder ends a few points behind the new one. Its loss asks for one averaged vector a picture, while a decoder
+# reads patches; whether that is the reason we have not examined. The seeds are few, so read the table as "no gain".
 #
 # So this table does not say that contrastive training is useless. It says that a task which random features solve cannot
 # measure an encoder. SigLIP saw billions of pairs, and there a frozen random encoder would answer nothing.
@@ -699,7 +698,9 @@ last = {
     name: mean(word_score(one, steps) for one in run["seeds"].values())
     for name, run in encoders.items()
 }
-assert last["new, frozen"] > last["new"] - 0.03 and last["contrastive"] < last["new"]
+assert last["new"] - 0.1 < last["new, frozen"] and last["contrastive, frozen"] < last["new"]
+pairs = zip(*(encoders[name]["seeds"].values() for name in ("contrastive", "new")), strict=True)
+assert all(word_score(one, steps) < word_score(other, steps) for one, other in pairs)
 assert mean(one["caption of a picture, first 1"] for one in recall) > 0.1
 
 # %% [markdown]
