@@ -255,9 +255,10 @@ assert lost["glyphs"] > 0.2 and lost["glyphs"] == max(lost.values())
 # what remains of the old skills, and what does it cost? [Exercise 15.5](../exercises/15_own_pictures.ipynb) has the trap
 # in it: a tenth of a batch of four is less than one sample, and rounding makes it none.
 
-# %% tags=["nbval-check-output"]
+# %%
 replay_mix = use("adapt.replay_mix")
 
+# %% tags=["nbval-check-output"]
 new, old = torch.arange(8), torch.arange(100, 104)
 batches = replay_mix(new, old, share=0.1875, batch_size=4, num_batches=5)
 print(batches)
