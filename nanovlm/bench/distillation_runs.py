@@ -2,8 +2,8 @@
 
     python -m nanovlm.bench.distillation_runs --out assets/runs/16_distillation.json
 
-Every run has the same pictures (a fixed pool of the Thimble's charts, over which the teacher goes once), the same steps,
-and for one seed the same first weights and the same order; what differs is the loss. The feature, attention and
+Every run has the same pictures (a fixed pool of the Thimble's charts, over which the teacher goes once), the same
+steps, and for one seed the same first weights and the same order; what differs is the loss. The feature, attention and
 distribution losses are divided by their value at the first step, so that each starts at 1; the loss on logits keeps its
 own size. One thread, about a minute a run.
 """
@@ -174,7 +174,9 @@ def main() -> None:
             result["runs"].setdefault(arm, {})[str(seed)] = {
                 "right": {kind: round(share, 4) for kind, share in right.items()},
                 "blind": round(mean(probe.accuracy(student, blind=True)), 4),
-                "loss": [round(sum(losses[i : i + 16]) / len(losses[i : i + 16]), 4) for i in range(0, len(losses), 16)],
+                "loss": [
+                    round(sum(losses[i : i + 16]) / len(losses[i : i + 16]), 4) for i in range(0, len(losses), 16)
+                ],
                 "seconds": round(seconds, 1),
             }
             print(f"seed {seed}, {arm:16} {mean(right):.3f} right, {seconds:.0f} s", flush=True)

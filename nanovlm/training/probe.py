@@ -45,16 +45,20 @@ class Probe:
         ]
 
     @torch.no_grad()
-    def accuracy(self, model: VisionLanguageModel, blind: bool = False) -> dict[str, float]:
-        """Kind of question -> share of right answers."""
+    def right(self, model: VisionLanguageModel, blind: bool = False) -> list[bool]:
+        """For each question, in the order of `kinds`, whether the answer is right."""
         training = model.training
         model.eval()
         right: list[bool] = []
         for batch, other in zip(self.batches, self.blind_images, strict=True):
             right += _right_rows(model, batch, other if blind else batch["images"])
         model.train(training)
+        return right
+
+    def accuracy(self, model: VisionLanguageModel, blind: bool = False) -> dict[str, float]:
+        """Kind of question -> share of right answers."""
         by_kind: dict[str, list[bool]] = {}
-        for kind, hit in zip(self.kinds, right, strict=True):
+        for kind, hit in zip(self.kinds, self.right(model, blind), strict=True):
             by_kind.setdefault(kind, []).append(hit)
         return {kind: sum(hits) / len(hits) for kind, hits in by_kind.items()}
 

@@ -1,0 +1,3 @@
+"""Chapter 16: questions to answer before the result is shown."""
+
+from __future__ import annotations
