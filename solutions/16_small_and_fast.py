@@ -8,7 +8,6 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nanovlm.course import check, use

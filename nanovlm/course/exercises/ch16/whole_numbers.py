@@ -269,10 +269,6 @@ for sentence, wrong in (
         "The sign of the difference is wrong: weight + (rounded - weight) is rounded.",
         _fake(out=lambda weight, rounded: weight - (rounded - weight).detach()),
     ),
-    (
-        "What is detached and what is not have changed places: now the gradient is the true one of rounding.",
-        _fake(out=lambda weight, rounded: rounded + (weight - weight.detach()) * 0 + 0 * weight),
-    ),
 ):
     FAKE.mistake(sentence)(wrong)
 
