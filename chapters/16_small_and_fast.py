@@ -5,6 +5,33 @@
 # that learns from the large one, channels that are cut out, and an export that needs no PyTorch. Each is measured beside
 # doing nothing. You need chapters 02, 04, 08 and 09. Three quarters of an hour; the code runs in two minutes.
 
+# %% [markdown] tags=["stamped"]
+# [Open in Colab][colab] ·
+# [on GitHub][github] ·
+# [← 14 Looking inside](14_looking_inside.ipynb) ·
+# [exercises](../exercises/16_small_and_fast.ipynb) ·
+# [notation and terms](notation.md)
+#
+# [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/chapters/16_small_and_fast.ipynb
+# [github]: https://github.com/nanovlm-course/nanovlm/blob/main/chapters/16_small_and_fast.ipynb
+
+# %% tags=["stamped"]
+# @title Set-up: the nanovlm that is installed; Colab installs it first.
+import subprocess
+import sys
+from importlib import import_module
+
+try:
+    import_module("nanovlm.course")
+except ImportError:
+    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@main"
+    if "google.colab" not in sys.modules:
+        advice = f'In a clone run `make lab`, elsewhere pip install "{package}".'
+        raise ModuleNotFoundError(f"This kernel has no nanovlm. {advice}") from None
+    if subprocess.run([sys.executable, "-m", "pip", "install", "-q", package]).returncode:
+        raise RuntimeError("pip could not install nanovlm (see above). Run this again.") from None
+    import_module("nanovlm.course")
+
 # %%
 import copy
 
@@ -78,6 +105,10 @@ print(f"another picture than the right one: {mean(probe.accuracy(pocket, blind=T
 # 127. Then no weight is moved by more than half a step. You write this in
 # [exercise 16.2](../exercises/16_small_and_fast.ipynb).
 
+# %% [markdown] tags=["stamped"]
+# **The next cell is folded, because it answers this exercise:** [exercise 16.2, A row in whole
+# numbers](../exercises/16_small_and_fast.ipynb). Write yours first, or unfold it.
+
 
 # %% tags=["answer:compress.int8_rowwise"]
 def int8_rowwise(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,7 +133,7 @@ print(f"what comes back is off by {off:.2%} of the matrix's norm")
 # $2^{b-1}-1$. Move the lever and watch a piece of that first row.
 
 # %%
-from nanovlm.compress.int8 import Int8Linear, quantise_linear, quantise_rows, size_in_bytes
+from nanovlm.compress.int8 import quantise_linear, quantise_rows, size_in_bytes
 from nanovlm.viz.compression import steps_figure
 
 
@@ -187,7 +218,13 @@ for name in shown:
     print(f"{row}, {points:+6.1f} points to float32 ({low:+.1f} to {high:+.1f})")
 
 # %% [markdown]
-# RESULT_BITS
+# Eight bits, four bits and even three cost nothing that these questions could show. Two bits with one scale for each row
+# leave a model that answers next to nothing. In groups of 32 the same two bits still answer two thirds, and the table shows
+# what has gone: reading a sign needs several characters to be right, each of them one of many, while one of six colours has
+# a wide margin.
+#
+# Do not take this for a law. A model that is right nearly always has wide margins everywhere, and a test at 100 % cannot see
+# a loss before it is large (chapter 10). A model that is right half of the time would show it earlier.
 
 # %% [markdown]
 # ### Dynamic: the activations in whole numbers as well
@@ -251,6 +288,10 @@ print("the true gradient:", [round(g, 3) for g in weight.grad[0].tolist()])
 # handed to the weight as though nothing had been rounded. It is called a **straight-through estimator** ([Bengio et al.
 # 2013](https://arxiv.org/abs/1308.3432)). You mend it into a broken version in
 # [exercise 16.3](../exercises/16_small_and_fast.ipynb).
+
+# %% [markdown] tags=["stamped"]
+# **The next cell is folded, because it answers this exercise:** [exercise 16.3, Mend it: training that cannot
+# feel its weights](../exercises/16_small_and_fast.ipynb). Write yours first, or unfold it.
 
 
 # %% tags=["answer:compress.fake_quant"]
@@ -318,6 +359,10 @@ lever(softened, temperature=[1.0, 2.0, 4.0, 8.0], start={"temperature": 4.0})
 # the student on the softened distribution, beside the labels, with the divergence
 #
 # $$\mathrm{KL}(p \,\|\, q) = \sum_v p_v\,(\log p_v - \log q_v), \qquad \text{times } T^2.$$
+
+# %% [markdown] tags=["stamped"]
+# **The next cell is folded, because it answers this exercise:** [exercise 16.1, What the teacher would have
+# said](../exercises/16_small_and_fast.ipynb). Write yours first, or unfold it.
 
 
 # %% tags=["answer:compress.kd_loss"]
@@ -404,7 +449,8 @@ for name, seeds in runs["runs"].items():
     print(f"{name:18}{shares}   blind {mean({s: r['blind'] for s, r in seeds.items()}):.1%}")
 
 # %%
-intervals_figure("Beside the student alone", gains(runs), "difference, with its 95 % interval")
+about = "share of right answers, with its 95 % interval over questions"
+intervals_figure("More than the student alone", gains(runs), about)
 
 # %% [markdown]
 # RESULT_DISTIL
@@ -436,6 +482,10 @@ print(f"the teacher, once for all runs: {runs['teacher']['seconds']:.0f} s")
 # The other way cuts out whole **channels** of each MLP: a row of `gate_proj` and `up_proj` and the column of `down_proj`
 # that belongs to it. All three matrices become smaller, for every machine. You write it in
 # [exercise 16.4](../exercises/16_small_and_fast.ipynb).
+
+# %% [markdown] tags=["stamped"]
+# **The next cell is folded, because it answers this exercise:** [exercise 16.4, Channels that are really
+# gone](../exercises/16_small_and_fast.ipynb). Write yours first, or unfold it.
 
 
 # %% tags=["answer:compress.prune_channels"]
@@ -494,7 +544,10 @@ curves = {
 lines_figure(shares, curves, "Fewer channels", "share of the channels kept", "right", percent=True)
 
 # %% [markdown]
-# RESULT_PRUNE
+# Half of the channels go for nothing. Of a quarter, the model still answers most questions without another step of training,
+# and with a tenth it guesses. The choice by gradient was *worse* here: it looked at four batches of a model whose gradients
+# are nearly zero, because it is nearly always right.
+#
 #
 # **Heads** can be cut out in the same way: a head's rows of the query, key and value projections, and its columns of the
 # output projection. Our config cannot say so, because it takes the size of a head from `hidden_dim / num_heads`, and a
@@ -674,3 +727,19 @@ variants_figure("The pocket model, made smaller", table(stored))
 #
 # **A challenge**, without a solution: the smallest model that still answers 95 % of the questions. It stands at the end of
 # the exercises.
+
+# %% [markdown] tags=["stamped"]
+# ## Your turn
+#
+# [Open the exercises](../exercises/16_small_and_fast.ipynb) ([in Colab][exercises]): 6 of them, about 79 minutes.
+#
+# [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/16_small_and_fast.ipynb
+#
+# | | exercise | difficulty | minutes |
+# |---|---|---|---|
+# | 16.1 | What the teacher would have said (`compress.kd_loss`) | ●●○ | 12 |
+# | 16.2 | A row in whole numbers (`compress.int8_rowwise`) | ●○○ | 10 |
+# | 16.3 | Mend it: training that cannot feel its weights (`compress.fake_quant`) | ●●○ | 12 |
+# | 16.4 | Channels that are really gone (`compress.prune_channels`) | ●●○ | 15 |
+# | 16.5 | Write the test: does the graph take its memory from outside? (`compress.graph_test`) | ●●● | 18 |
+# | 16.6 | Measure it: what do the slow answers take? (`compress.latency_percentiles`) | ●●○ | 12 |

@@ -4,6 +4,33 @@
 # Six exercises: a student's loss, a row in whole numbers, training that sees rounded weights, channels that are really
 # gone, a test of an exported decoder, and the latency of the slow answers. An open challenge stands at the end.
 
+# %% [markdown] tags=["stamped"]
+# [Open in Colab][colab] ·
+# [on GitHub][github] ·
+# [the chapter](../chapters/16_small_and_fast.ipynb) ·
+# [the exercises](../exercises/16_small_and_fast.ipynb) ·
+# [notation and terms](../chapters/notation.md)
+#
+# [colab]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/solutions/16_small_and_fast.ipynb
+# [github]: https://github.com/nanovlm-course/nanovlm/blob/main/solutions/16_small_and_fast.ipynb
+
+# %% tags=["stamped"]
+# @title Set-up: the nanovlm that is installed; Colab installs it first.
+import subprocess
+import sys
+from importlib import import_module
+
+try:
+    import_module("nanovlm.course")
+except ImportError:
+    package = "nanovlm[notebook] @ git+https://github.com/nanovlm-course/nanovlm@main"
+    if "google.colab" not in sys.modules:
+        advice = f'In a clone run `make lab`, elsewhere pip install "{package}".'
+        raise ModuleNotFoundError(f"This kernel has no nanovlm. {advice}") from None
+    if subprocess.run([sys.executable, "-m", "pip", "install", "-q", package]).returncode:
+        raise RuntimeError("pip could not install nanovlm (see above). Run this again.") from None
+    import_module("nanovlm.course")
+
 # %%
 import math
 
@@ -12,6 +39,14 @@ from torch import Tensor
 
 from nanovlm.course import check, use
 from nanovlm.course.exercises.ch16.graphs import prefill, whole
+
+# %% [markdown] tags=["stamped"]
+# ## Exercise 16.1 · What the teacher would have said
+# `compress.kd_loss` · difficulty ●●○ · about 12 minutes
+#
+# **Why it matters.** The answer says which token is right. The teacher's probabilities also say how wrong each
+# other token is, which is the larger part of what a student can learn. Five details have to agree, and no error
+# tells you that one does not.
 
 # %% [markdown] tags=["exercise"]
 # A student is to learn what a teacher says. Both have read the same batch and give logits `[batch, length,
@@ -23,6 +58,32 @@ from nanovlm.course.exercises.ch16.graphs import prefill, whole
 # - times `temperature` squared, because softening shrinks the gradient by about as much.
 #
 # The teacher is not trained: no gradient may reach its logits.
+
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Two distributions over the vocabulary at each supervised position, both softened by the temperature. Which of
+# the two weights the logarithms?
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# Keep the supervised positions, labels != -100. Divide both logits by the temperature, log_softmax each, and
+# detach the teacher's. The sum over the vocabulary of p (log p - log q), with p the teacher's, then the mean
+# over positions. Last comes the factor that makes up for the temperature in the gradient.
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# ```python
+# keep = labels != -100                                           # [batch, length]
+# log_q = (student_logits[keep] / temperature).log_softmax(-1)    # [positions, vocab_size]
+# log_p = the teacher's, likewise, detached
+# divergence = (log_p.exp() * (…)).sum(-1)                        # [positions]
+# return divergence.mean() * …
+# ```
+#
+# </details>
 
 
 # %%
@@ -42,6 +103,13 @@ def kd_loss(
 # %%
 check("compress.kd_loss", kd_loss)
 
+# %% [markdown] tags=["stamped"]
+# ## Exercise 16.2 · A row in whole numbers
+# `compress.int8_rowwise` · difficulty ●○○ · about 10 minutes
+#
+# **Why it matters.** A quarter of the bytes, and no entry off by more than half a step. All of quantisation is
+# this function and the question of who shares a scale.
+
 # %% [markdown] tags=["exercise"]
 # Turn a weight `[rows, dim]` into whole numbers of eight bits. Return two tensors, `numbers` (`torch.int8`, `[rows,
 # dim]`) and `scales` (`[rows, 1]`), such that `numbers * scales` is as near to the weight as it can be:
@@ -49,6 +117,27 @@ check("compress.kd_loss", kd_loss)
 # - the largest absolute value of each row becomes 127 or -127, and zero stays zero (this is called *symmetric*);
 # - numbers are rounded to the nearest;
 # - a row of zeros stays zeros, and its scale is any finite number above 0.
+
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# The entry of the largest size in a row becomes 127 or -127. What is every entry divided by, then?
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# Scales [rows, 1]: the largest absolute value of each row (amax with keepdim=True) over 127, kept above zero.
+# Divide, round, convert to torch.int8. Return both.
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# ```python
+# scales = (weight.abs().amax(dim=1, keepdim=True) / …).clamp(min=1e-12)
+# return (weight / scales).….to(torch.int8), scales
+# ```
+#
+# </details>
 
 
 # %%
@@ -62,6 +151,14 @@ def int8_rowwise(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 # %%
 check("compress.int8_rowwise", int8_rowwise)
+
+# %% [markdown] tags=["stamped"]
+# ## Exercise 16.3 · Mend it: training that cannot feel its weights
+# `compress.fake_quant` · difficulty ●●○ · about 12 minutes
+#
+# **Why it matters.** Rounding is flat almost everywhere, so its true gradient is zero. One line gives the
+# forward pass the rounded weight and the backward pass the weight itself, and a model that rounding has ruined
+# can be trained again.
 
 # %% [markdown] tags=["exercise"]
 # A colleague wants to train a model whose forward pass already sees rounded weights of `bits` bits, with a scale for
@@ -78,6 +175,30 @@ check("compress.int8_rowwise", int8_rowwise)
 # $2^{b-1} - 1$ behind them. To the gradient, the whole function should be the weight itself: whatever arrives at the
 # output is handed to the weight unchanged. There are two faults.
 
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Print the gradient of the colleague's version. Which entry of each row gets one, and by which way? Then count
+# how many different values a row has with bits = 2.
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# Two faults. With a sign, b bits reach up to 2^(b - 1) - 1 on either side. And the rounded weight is the weight
+# plus a difference: let the gradient see the first part alone, and detach the second.
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# ```python
+# largest = …
+# scales = weight.abs().amax(dim=-1, keepdim=True) / largest
+# rounded = (weight / scales).round() * scales
+# return weight + (…).detach()
+# ```
+#
+# </details>
+
 
 # %%
 def fake_quant(weight: Tensor, bits: int) -> Tensor:
@@ -93,6 +214,13 @@ def fake_quant(weight: Tensor, bits: int) -> Tensor:
 # %%
 check("compress.fake_quant", fake_quant)
 
+# %% [markdown] tags=["stamped"]
+# ## Exercise 16.4 · Channels that are really gone
+# `compress.prune_channels` · difficulty ●●○ · about 15 minutes
+#
+# **Why it matters.** A masked weight still takes its byte and its product. A channel that is cut out of all
+# three matrices of an MLP makes them smaller on every machine, with no special kernel.
+
 # %% [markdown] tags=["exercise"]
 # The gated MLP of the decoder computes `down(silu(gate(x)) * up(x))`. Its weights are `gate` and `up`, `[inter_dim,
 # dim]`, and `down`, `[dim, inter_dim]`: channel `i` is row `i` of the first two and column `i` of the third.
@@ -100,6 +228,28 @@ check("compress.fake_quant", fake_quant)
 # Keep the `keep` most important channels and cut out the others. The importance of a channel is the sum of the absolute
 # values of all its weights, in all three matrices. Return `gate` and `up` `[keep, dim]` and `down` `[dim, keep]`. The
 # channels may come in any order that is the same in all three.
+
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# One channel is a row of gate, the same row of up and the same column of down. What would the MLP lose with it?
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# A score for each channel: the sum of absolute values over its row of gate, its row of up and its column of
+# down. topk gives the channels that stay. Index all three with the same indices.
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# ```python
+# scores = gate.abs().sum(dim=1) + up.abs().sum(dim=1) + …      # [inter_dim]
+# kept = scores.topk(keep).indices
+# return gate[kept], up[kept], …
+# ```
+#
+# </details>
 
 
 # %%
@@ -117,6 +267,14 @@ def prune_channels(
 # %%
 check("compress.prune_channels", prune_channels)
 
+# %% [markdown] tags=["stamped"]
+# ## Exercise 16.5 · Write the test: does the graph take its memory from outside?
+# `compress.graph_test` · difficulty ●●● · about 18 minutes
+#
+# **Why it matters.** An exporter follows one example. Whatever it takes for a constant is right for that
+# example, and nothing else raises an error: the exported model answers fluently, from another conversation's
+# cache.
+
 # %% [markdown] tags=["exercise"]
 # An exported decoder cannot keep anything between two calls, so the cache goes in and comes out:
 # `logits, present = decode(token, past)`, with one token id, and a list of keys and values `[1, heads, seen, head_dim]`
@@ -128,6 +286,33 @@ check("compress.prune_channels", prune_channels)
 # Token ids are 0 to 10, and sequences may have up to 32 of them. The check runs your test on a right graph and on seven
 # wrong ones, each of which is a mistake that an export can make without an error. One of them gives the right logits at
 # every call, and yet it spoils what it was handed.
+
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# You have the model without a cache, whole(ids), and so the right logits for any sequence. On which sequences
+# would a graph with a constant in it still agree?
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# Prompts of two lengths, several steps for each, every one compared with whole(ids)[-1]. The past of one step
+# is the input of the next. Then start twice from one past, with two tokens: both have to be right.
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# ```python
+# for prompt, answer in (([3, 1], [4, 1, 5]), (…, …)):
+#     ids, past = list(prompt), prefill(prompt)[1]
+#     for token in answer:
+#         ids.append(token)
+#         logits, past = decode(token, past)
+#         torch.testing.assert_close(logits, …, atol=1e-4, rtol=1e-4)
+# and once more from a single past, with two different tokens
+# ```
+#
+# </details>
 
 
 # %%
@@ -150,6 +335,13 @@ def check_graph(decode) -> None:
 # %%
 check("compress.graph_test", check_graph)
 
+# %% [markdown] tags=["stamped"]
+# ## Exercise 16.6 · Measure it: what do the slow answers take?
+# `compress.latency_percentiles` · difficulty ●●○ · about 12 minutes
+#
+# **Why it matters.** A camera waits for the slowest answers, not for the mean one. A percentile that is off by
+# one place, or invented between two values, hides exactly those.
+
 # %% [markdown] tags=["exercise"]
 # **Measure it.** `answer()` answers one question, and `clock()` gives the time in seconds. Return the latency at each
 # of the `percents`, as a list:
@@ -160,6 +352,31 @@ check("compress.graph_test", check_graph)
 #   twenty times, the 95th percentile is the nineteenth in rising order, and the 99th is the twentieth.
 #
 # The check brings a machine whose clock is made up.
+
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Time each call on its own, and leave out the first. Which of the sorted times is it that at least 95 of 100 do
+# not exceed?
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# Sort the times. Of n values the p-th percentile is the value with the rank p n / 100, rounded up, where the
+# first rank is 1. Python counts from 0.
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# ```python
+# answer()                                          # to warm up
+# for _ in range(repeats):
+#     start = clock(); answer(); times.append(…)
+# ordered = sorted(times)
+# return [ordered[math.ceil(…) - 1] for p in percents]
+# ```
+#
+# </details>
 
 
 # %%

@@ -1,4 +1,4 @@
-"""What chapter 16 needs beside the package: a token's logits, differences over seeds, an export of few blocks, slides."""
+"""What chapter 16 needs beside the package: a token's logits, differences over seeds, a small export, slides."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.probe import mean
 from nanovlm.viz.compression import Variant
 
-STUDENT_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # 97.5 % quantile of Student's t by degrees of freedom
-
 
 @torch.no_grad()
 def next_logits(model: VisionLanguageModel, question: str, image: Image.Image) -> Tensor:
@@ -34,15 +32,14 @@ def next_logits(model: VisionLanguageModel, question: str, image: Image.Image) -
 
 
 def gains(runs: Mapping[str, Any]) -> dict[str, tuple[float, float, float]]:
-    """Distillation loss -> the mean difference to the student alone over the seeds that both have, with the ends of its
-    95 % interval (Student's t). Runs of a single seed are left out: one difference has no interval."""
-    alone, found = runs["runs"]["alone"], {}
+    """Loss and seed -> the difference to the student alone with the same seed, and the ends of its 95 % interval over
+    the questions. Shares of right answers, as though both students had been asked different questions."""
+    alone, number, found = runs["runs"]["alone"], runs["questions"], {}
     for name, seeds in runs["runs"].items():
-        off = [mean(seeds[seed]["right"]) - mean(alone[seed]["right"]) for seed in seeds if seed in alone]
-        if name != "alone" and len(off) > 1:
-            half = STUDENT_T[len(off) - 1] * statistics.stdev(off) / len(off) ** 0.5
-            centre = statistics.mean(off)
-            found[name] = (centre, centre - half, centre + half)
+        for seed in seeds if name != "alone" else ():
+            p, q = mean(seeds[seed]["right"]), mean(alone[seed]["right"])
+            half = 1.96 * ((p * (1 - p) + q * (1 - q)) / number) ** 0.5
+            found[f"{name}, seed {seed}"] = (p - q, p - q - half, p - q + half)
     return found
 
 

@@ -71,16 +71,16 @@ class Variant(NamedTuple):
     megabytes: float
     right: float  # share of right answers
     speed: float | None  # float32's time over its time, None where it was not measured
-    worst: str  # the kind of question that lost most
+    worst: str  # the kind of question that lost most, "" if none
 
 
 def variants_figure(title: str, variants: Sequence[Variant]) -> Figure:
-    """A row for each variant: its megabytes and its score as bars, its speed and its weakest kind in words."""
+    """A row for each variant: its megabytes and its score as bars, its speed and what it loses in words."""
     top, tall = 78.0, 30.0
     columns = {"name": 16.0, "mb": 236.0, "right": 386.0, "speed": 560.0, "worst": 604.0}
     wide, largest = 86.0, max(v.megabytes for v in variants)
     body = [text(16, 28, title, 15, font_weight="bold")]
-    for x, words in zip(list(columns.values())[1:], ("MB", "right", "speed", "weakest at"), strict=True):
+    for x, words in zip(list(columns.values())[1:], ("MB", "right", "speed", "loses most"), strict=True):
         body.append(text(x, top - 14, words, 13, "muted", "middle" if words == "speed" else "start"))
     told = []
     for i, v in enumerate(variants):
@@ -96,5 +96,5 @@ def variants_figure(title: str, variants: Sequence[Variant]) -> Figure:
             text(columns["worst"], y + 15, v.worst, 13, "muted"),
         ]
         fast = f", {speed} times float32's speed" if speed else ""
-        told.append(f"{v.name}: {v.megabytes:.2f} MB, {v.right:.1%} right{fast}, weakest at {v.worst or 'nothing'}")
+        told.append(f"{v.name}: {v.megabytes:.2f} MB, {v.right:.1%} right{fast}, loses most at {v.worst or 'nothing'}")
     return svg_figure(WIDTH, top + len(variants) * tall + 12, body, f"{title}. {'; '.join(told)}.")

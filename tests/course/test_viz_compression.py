@@ -20,5 +20,5 @@ def test_kinds_and_variants_tell_all_their_numbers() -> None:
     assert "8 bits: colour 100%, read 50%" in figure.alt and ">50<" in figure.markup
     rows = [Variant("float32", 5.36, 1.0, None, ""), Variant("int8", 1.65, 0.994, 0.8, "read")]
     figure = variants_figure("Table", rows)
-    assert "float32: 5.36 MB, 100.0% right, weakest at nothing" in figure.alt
-    assert "int8: 1.65 MB, 99.4% right, 0.80 times float32's speed, weakest at read" in figure.alt
+    assert "float32: 5.36 MB, 100.0% right, loses most at nothing" in figure.alt
+    assert "int8: 1.65 MB, 99.4% right, 0.80 times float32's speed, loses most at read" in figure.alt
