@@ -178,7 +178,6 @@ def speeds(rounds: int = 15) -> dict[str, dict[str, float]]:
         found[name] = {
             "answer": round(median_ratio(one["float32"], one["other"]), 2),
             "batch": round(median_ratio(many["float32"], many["other"]), 2),
-            "float32_ms": round(1000 * one["float32"].median, 1),
         }
         print(f"{name}: {found[name]}", flush=True)
     return found
