@@ -64,6 +64,21 @@ def kinds_figure(title: str, rows: Mapping[str, Mapping[str, float]], row_label:
     return svg_figure(WIDTH, bottom + 36, body, f"{title}. {told}.")
 
 
+def probabilities_figure(words: Sequence[str], shares: Sequence[float], title: str, told: str) -> Figure:
+    """The likeliest tokens with their probabilities, the likeliest first. told: a line below the title."""
+    top, tall, left, wide = 76.0, 26.0, 130.0, 440.0
+    body = [text(16, 28, title, 15, font_weight="bold"), text(16, 54, told, 13, "muted")]
+    for i, (word, share) in enumerate(zip(words, shares, strict=True)):
+        y = top + i * tall
+        body += [
+            text(left - 10, y + 15, word, 14, "ink", "end"),
+            rect(left, y + 3, max(wide * share, 0.5), 16, "blue", rx=2),
+            text(left + wide * share + 8, y + 16, f"{share:.1%}", 13, "muted"),
+        ]
+    each = ", ".join(f"{word} {share:.1%}" for word, share in zip(words, shares, strict=True))
+    return svg_figure(WIDTH, top + len(words) * tall + 12, body, f"{title} {told}: {each}.")
+
+
 class Variant(NamedTuple):
     """One row of the chapter's table."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nanovlm.viz.compression import Variant, kinds_figure, steps_figure, variants_figure
+from nanovlm.viz.compression import Variant, kinds_figure, probabilities_figure, steps_figure, variants_figure
 
 
 @pytest.mark.parametrize(("step", "told"), [(1.0, "3 weights on 3 steps, of which 2 are used"), (0.01, "201 steps")])
@@ -22,3 +22,8 @@ def test_kinds_and_variants_tell_all_their_numbers() -> None:
     figure = variants_figure("Table", rows)
     assert "float32: 5.36 MB, 100.0% right, loses most at nothing" in figure.alt
     assert "int8: 1.65 MB, 99.4% right, 0.80 times float32's speed, loses most at read" in figure.alt
+
+
+def test_probabilities_are_shown_as_they_are() -> None:
+    figure = probabilities_figure(["blue", "2"], [0.469, 0.01], "Which?", "temperature 4")
+    assert figure.alt == "Which? temperature 4: blue 46.9%, 2 1.0%." and ">46.9%<" in figure.markup
