@@ -3,7 +3,7 @@
 #
 # A trained model is made smaller in five ways: fewer bits for each weight, training that knows about it, a smaller model
 # that learns from the large one, channels that are cut out, and an export that needs no PyTorch. Each is measured beside
-# doing nothing. You need chapters 02, 04, 08 and 09. Three quarters of an hour; the code runs in two minutes.
+# doing nothing. You need chapters 02, 04, 08 and 09. Fifty minutes; the code runs in two minutes.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·

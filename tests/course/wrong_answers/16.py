@@ -214,6 +214,16 @@ def one_scale(weight, bits):
     return weight + ((weight / scales).round() * scales - weight).detach()
 
 
+def rounds_down(weight, bits):
+    scales = (weight.abs().amax(dim=-1, keepdim=True) / (2 ** (bits - 1) - 1)).detach()
+    return weight + (torch.floor(weight / scales) * scales - weight).detach()
+
+
+def away_from_the_rounded(weight, bits):
+    scales = (weight.abs().amax(dim=-1, keepdim=True) / (2 ** (bits - 1) - 1)).detach()
+    return weight - ((weight / scales).round() * scales - weight).detach()
+
+
 # -- compress.prune_channels -------------------------------------------------------------------------------------------
 
 
@@ -340,6 +350,31 @@ def the_likeliest_only(decode):
             assert logits.argmax() == whole(ids)[-1].argmax() + 1
 
 
+def never_starts_twice(decode):
+    for ids, answer in (([3, 1], [4, 1, 5]), ([2, 7, 1, 8], [2, 8])):
+        _, past = prefill(ids)
+        for token in answer:
+            ids = [*ids, token]
+            logits, past = decode(token, past)
+            assert (logits - whole(ids)[-1]).abs().max() < 1e-3
+
+
+def asks_the_prefill(decode):
+    for ids in ([3, 1], [2, 7, 1, 8]):
+        logits, past = prefill(ids)
+        decode(4, past)
+        torch.testing.assert_close(logits, whole(ids)[-1])
+
+
+def the_same_past_for_ever(decode):
+    for ids in ([3, 1], [2, 7, 1, 8]):
+        _, past = prefill(ids)
+        for token in (2, 6, 5):
+            ids = [*ids, token]
+            logits, _ = decode(token, past)
+            torch.testing.assert_close(logits, whole(ids)[-1], atol=1e-4, rtol=1e-4)
+
+
 # -- compress.latency_percentiles --------------------------------------------------------------------------------------
 
 
@@ -418,6 +453,17 @@ def one_too_few(answer, clock, repeats, percents):
     return _rank(_times(answer, clock, repeats - 1), percents)
 
 
+def rounded_down(answer, clock, repeats, percents):
+    answer()
+    ordered = sorted(_times(answer, clock, repeats))
+    return [ordered[max(int(p / 100 * repeats) - 1, 0)] for p in percents]
+
+
+def always_the_slowest(answer, clock, repeats, percents):
+    answer()
+    return [max(_times(answer, clock, repeats))] * len(percents)
+
+
 WRONG = {
     "compress.kd_loss": [
         (no_square, "squared"),
@@ -461,6 +507,8 @@ WRONG = {
         (the_weight_is_added_twice, "twice"),
         (a_step_of_half_the_range, "2^(bits - 1) - 1"),
         (one_scale, "whole matrix"),
+        (rounds_down, "rounded down"),
+        (away_from_the_rounded, "sign of the difference"),
     ],
     "compress.prune_channels": [
         (only_a_mask, "mask"),
@@ -486,6 +534,9 @@ WRONG = {
         (to_the_last_bit, "last bit"),
         (prompts_of_one_length, "one step"),
         (the_likeliest_only, "right"),
+        (never_starts_twice, "twice"),
+        (asks_the_prefill, "nothing"),
+        (the_same_past_for_ever, "right"),
     ],
     "compress.latency_percentiles": [
         (no_warm_up, "first call"),
@@ -498,5 +549,7 @@ WRONG = {
         (a_share_of_the_slowest, "slowest"),
         (since_the_start, "since the start"),
         (one_too_few, "calls"),
+        (rounded_down, "rounded down"),
+        (always_the_slowest, "slowest"),
     ],
 }
