@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 16 Small and fast
 #
-# A trained model is made smaller in five ways: fewer bits for each weight, training that knows about it, a smaller model
-# that learns from the large one, channels that are cut out, and an export that needs no PyTorch. Each is measured beside
-# doing nothing. You need chapters 02, 04, 08 and 09. Fifty minutes; the code runs in two minutes.
+# A trained model is made smaller in five ways: fewer bits for each weight, training that knows about it, a smaller
+# model that learns from the large one, channels that are cut out, and an export that needs no PyTorch. Each is measured
+# beside doing nothing. You need chapters 02, 04, 08 and 09. Fifty minutes; the code runs in two minutes.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
@@ -50,18 +50,19 @@ from nanovlm.training.probe import Probe, mean
 #
 # 1. say what one answer costs in bytes and in operations, and which of the two a method makes smaller;
 # 2. quantise, distil and prune a model by hand, and measure for each what it saves and which questions it loses;
-# 3. export a decoder whose cache goes in and comes out, prove that its answers are the same, and measure its latency as a
-#    camera would feel it.
+# 3. export a decoder whose cache goes in and comes out, prove that its answers are the same, and measure its latency as
+#    a camera would feel it.
 #
-# **You need** the MLPs of chapters 02 and 04, the training step of chapter 08 and the cache of chapter 09. **Time**: twenty
-# minutes of text, fifteen for the code and ten for quizzes and levers; the exercises take an hour and a half more.
+# **You need** the MLPs of chapters 02 and 04, the training step of chapter 08 and the cache of chapter 09. **Time**:
+# twenty minutes of text, eighteen for the code and twelve for quizzes and levers; the exercises take an hour and a
+# half more.
 
 # %% [markdown]
 # ## The question: what would you have to make small?
 #
-# To write one token, a decoder reads each of its weights from memory once, and multiplies it once. To read a prompt of a
-# hundred tokens it also fetches each weight once, and multiplies it a hundred times. So the same weights are used at two
-# very different rates, and a method that saves bytes need not help where operations are the limit.
+# To write one token, a decoder reads each of its weights from memory once, and multiplies it once. To read a prompt of
+# a hundred tokens it also fetches each weight once, and multiplies it a hundred times. So the same weights are used at
+# two very different rates, and a method that saves bytes need not help where operations are the limit.
 
 # %%
 quiz("ch16.int8_gain")
@@ -81,9 +82,9 @@ for name, tokens in (("a prompt of 128 tokens", 128), ("one more token", 1)):
 print(f"{'an H100, 16 bits':24} can do {989e12 / 3.35e12:.0f} FLOP in the time of a byte")
 
 # %% [markdown]
-# A processor can do some tens or hundreds of operations in the time in which it fetches one byte. How many depends on the
-# machine; the last line has the two figures of a data sheet that chapter 09 uses. A prompt is near such a number or above
-# it, so that operations decide how long it takes. A token is far below it, and there bytes decide.
+# A processor can do some tens or hundreds of operations in the time in which it fetches one byte. How many depends on
+# the machine; the last line has the two figures of a data sheet that chapter 09 uses. A prompt is near such a number or
+# above it, so that operations decide how long it takes. A token is far below it, and there bytes decide.
 #
 # All that follows is measured on the pocket model, which answers in milliseconds, with scores from questions about test
 # pictures. These are the questions of this notebook; longer measurements are stored, with the command that made them.
@@ -101,9 +102,9 @@ print(f"another picture than the right one: {mean(probe.accuracy(pocket, blind=T
 # %% [markdown]
 # ## Eight bits keep every answer
 #
-# A weight in float32 takes four bytes. As a whole number from -127 to 127 it takes one, if something remembers how large
-# a step is. Take one number for each row of a matrix, its **scale**: the largest absolute value of the row, divided by
-# 127. Then no weight is moved by more than half a step. You write this in
+# A weight in float32 takes four bytes. As a whole number from -127 to 127 it takes one, if something remembers how
+# large a step is. Take one number for each row of a matrix, its **scale**, which is the row's largest absolute value
+# divided by 127: then no weight is moved by more than half a step. You write this in
 # [exercise 16.2](../exercises/16_small_and_fast.ipynb).
 
 # %% [markdown] tags=["stamped"]
@@ -186,7 +187,7 @@ print(
 )
 
 # %% [markdown]
-# Not one answer is worse, or hardly one. So take bits away until something breaks. What goes first?
+# The score is the same. So take bits away until something breaks. What goes first?
 
 # %%
 quiz("ch16.first_to_go")
@@ -198,7 +199,8 @@ for bits in (4, 3, 2):
     print(f"{bits} bits: {mean(probe.accuracy(small)):6.1%} right")
 
 # %% [markdown]
-# A few questions show the fall, and not which kind falls first. For that there is a stored measurement with more of them.
+# A few questions show the fall, and not which kind falls first. For that there is a stored measurement with more of
+# them.
 
 # %%
 from nanovlm.viz.compression import kinds_figure
@@ -217,13 +219,13 @@ for name in shown:
     print(f"{row}, {points:+6.1f} points to float32 ({low:+.1f} to {high:+.1f})")
 
 # %% [markdown]
-# Eight bits, four bits and even three cost nothing that these questions could show. Two bits with one scale for each row
-# leave a model that answers next to nothing. In groups of 32 the same two bits still answer two thirds, and the table shows
-# what has gone: reading a sign needs several characters to be right, each of them one of many, while one of six colours has
-# a wide margin.
+# Eight bits, four bits and even three cost nothing that these questions could show. Two bits with one scale for each
+# row leave a model that answers next to nothing. In groups of 32 the same two bits still answer two thirds, and the
+# table shows what has gone: reading a sign needs several characters to be right, each of them one of many, while one of
+# six colours has a wide margin.
 #
-# Do not take this for a law. A model that is right nearly always has wide margins everywhere, and a test at 100 % cannot see
-# a loss before it is large (chapter 10). A model that is right half of the time would show it earlier.
+# Do not take this for a law. A model that is right nearly always has wide margins everywhere, and a test at 100 %
+# cannot see a loss before it is large (chapter 10). A model that is right half of the time would show it earlier.
 
 # %% [markdown]
 # ### Dynamic: the activations in whole numbers as well
@@ -256,10 +258,11 @@ for name, speed in stored["speeds"].items():
     )
 
 # %% [markdown]
-# Every variant of our own is slower than floats. Restoring a matrix costs more than fetching it, as long as the matrix fits
-# into the processor's cache, and turning activations into whole numbers costs as much again. Pruned channels are the one
-# exception: smaller matrices need no kernel of their own. So int8 saves memory at once, and time only through a kernel that
-# reads the small numbers on its way into the product. Libraries such as torchao and onnxruntime bring such kernels.
+# Every variant of our own is slower than floats. Restoring a matrix costs more than fetching it, as long as the matrix
+# fits into the processor's cache, and turning activations into whole numbers costs as much again. Pruned channels are
+# the one exception: smaller matrices need no kernel of their own. So int8 saves memory at once, and time only through a
+# kernel that reads the small numbers on its way into the product. Libraries such as torchao and onnxruntime bring such
+# kernels.
 
 # %%
 try:
@@ -275,8 +278,8 @@ else:
 # ## Rounding has no gradient, and training can go round it
 #
 # Where bits are too few, one can train on, with weights that are already rounded in the forward pass. This is
-# **quantisation-aware training** ([Jacob et al. 2017](https://arxiv.org/abs/1712.05877)). But rounding is a staircase: it
-# is flat almost everywhere, and its derivative is zero there. What arrives at the weights?
+# **quantisation-aware training** ([Jacob et al. 2017](https://arxiv.org/abs/1712.05877)). But rounding is a staircase:
+# it is flat almost everywhere, and its derivative is zero there. What arrives at the weights?
 
 # %%
 weight = torch.tensor([[0.9, -0.31, 0.1, 0.42]], requires_grad=True)
@@ -328,12 +331,13 @@ for name in ("int2, trained, then rounded", "int2, trained rounded"):
         print(f"{name}, seed {seed}: {run['right']:.1%} right, {back:.0%} of what was lost")
 
 # %% [markdown]
-# Training that sees the rounding brings back most of what was lost, although three values and a scale for 32 weights are all
-# that a matrix has. The same steps in floats bring back nothing, and cost some more: they improve weights that are not the
-# ones in use. The package's `prepare_qat` puts your function into every linear layer, and `finish` keeps the whole numbers.
+# Training that sees the rounding brings back most of what was lost, although three values and a scale for 32 weights
+# are all that a matrix has. The same steps in floats bring back nothing with either seed, and with one of them cost
+# some more, because they improve weights that are not the ones in use. The package's `prepare_qat` puts your function
+# into every linear layer, and `finish` keeps the whole numbers.
 #
-# You will read that this recovers what int8 or int4 loses. Here these lose nothing, so there was nothing to recover, and two
-# bits are where the method shows.
+# You will read that this recovers what int8 or int4 loses. Here these lose nothing, so there was nothing to recover,
+# and two bits are where the method shows.
 
 # %% [markdown]
 # ## A student can learn from probabilities instead of answers
@@ -362,8 +366,8 @@ def softened(temperature: float):
 lever(softened, temperature=[1.0, 2.0, 4.0, 8.0], start={"temperature": 4.0})
 
 # %% [markdown]
-# At temperature 1 there is nothing to see but the answer. One would hope that the softened distribution says which wrong
-# answers are nearly right, the other colours before words that are none. How much do the colours have?
+# At temperature 1 there is nothing to see but the answer. One would hope that the softened distribution says which
+# wrong answers are nearly right, the other colours before words that are none. How much do the colours have?
 
 # %%
 colours = [pocket.tokenizer.encode(colour)[0] for colour in COLOURS]
@@ -376,14 +380,13 @@ for temperature in (1.0, 4.0, 8.0):
     )
 
 # %% [markdown]
-# What the temperature brings up is for the greater part the noise of some hundred tokens that answer nothing. The pocket
-# model was trained until it was certain, and a teacher that is certain says little more than the label does. Keep this in
-# mind for the result. A teacher that is often in doubt, such as a large language model, has more to tell.
+# What the temperature brings up is for the greater part the noise of some hundred tokens that answer nothing. The
+# pocket model was trained until it was certain, and a teacher that is certain says little more than the label does.
+# Keep this in mind for the result. A teacher that is often in doubt, such as a large language model, has more to tell.
 #
-# [Hinton et al. 2015](https://arxiv.org/abs/1503.02531) train the student on the softened distribution, beside the labels,
-# with the divergence
+# [Hinton et al. 2015](https://arxiv.org/abs/1503.02531) train the student on the softened distribution, beside the
+# labels, with the divergence
 #
-# $$\mathrm{KL}(p \,\|\, q) = \sum_v p_v\,(\log p_v - \log q_v), \qquad \text{times } T^2.$$
 
 # %% [markdown] tags=["stamped"]
 # **The next cell is folded, because it answers this exercise:** [exercise 16.1, What the teacher would have
@@ -421,8 +424,8 @@ for temperature in (1.0, 2.0, 4.0, 8.0):
 #
 # - **features**: the student's vectors, projected to the teacher's width, should be the teacher's ([FitNets
 #   2014](https://arxiv.org/abs/1412.6550)). Here these are the image tokens;
-# - **attention**: the weights of the encoder should be the teacher's ([TinyBERT 2019](https://arxiv.org/abs/1909.10351)).
-#   Two heads cannot equal four, so we compare the means over heads;
+# - **attention**: the weights of the encoder should be the teacher's ([TinyBERT
+#   2019](https://arxiv.org/abs/1909.10351)). Two heads cannot equal four, so we compare the means over heads;
 # - **distributions**: the mean and the covariance of all image tokens should be the teacher's ([Sun and Saenko
 #   2016](https://arxiv.org/abs/1607.01719)), whichever vector is whose.
 
@@ -452,9 +455,9 @@ for name in ("logits", "features", "attention", "distribution"):
     print(f"{name:14}{lessons(name, batch, ours, theirs, project).item():10.5f}")
 
 # %% [markdown]
-# The four numbers are of very different sizes, so a sum of them is a sum of the largest. The stored runs divide the last
-# three by their value at the first step, so that each starts at 1. All runs share their pictures and steps, and for each
-# seed also the first weights and the order of the data; only the loss differs.
+# The four numbers are of very different sizes, so a sum of them is a sum of the largest. The stored runs divide the
+# last three by their value at the first step, so that each starts at 1. All runs share their pictures and steps, and
+# for each seed also the first weights and the order of the data; only the loss differs.
 
 # %%
 quiz("ch16.student")
@@ -478,11 +481,11 @@ about = "share of right answers, with its 95 % interval over questions"
 intervals_figure("More than the student alone", gains(runs), about)
 
 # %% [markdown]
-# Each bar is one student beside the student alone with the same seed; grey bars contain zero. Imitating the teacher's image
-# tokens helps by far the most. Imitating its answers helps little, because on these questions the teacher is so sure that
-# its probabilities say hardly more than the labels. All losses together are no better than the features by themselves. So
-# the expensive list is not the lesson: what a student of this size lacks is *seeing*, and the loss that says what to see is
-# the one that helps.
+# Each bar is one student beside the student alone with the same seed; grey bars contain zero. Imitating the teacher's
+# image tokens helps by far the most. Imitating its answers helps little, because on these questions the teacher is so
+# sure that its probabilities say hardly more than the labels. All losses together are no better than the features by
+# themselves. So the expensive list is not the lesson: what a student of this size lacks is *seeing*, and the loss that
+# says what to see is the one that helps.
 
 # %%
 first = {name: seeds["0"]["loss"] for name, seeds in runs["runs"].items() if "0" in seeds}
@@ -505,12 +508,12 @@ print(f"the teacher, once for all runs: {runs['teacher']['seconds']:.0f} s")
 # ## A mask saves nothing, a smaller matrix does
 #
 # The third way is to leave weights out. The simplest rule sets the smallest ones to zero ([Han et al.
-# 2015](https://arxiv.org/abs/1506.02626)). A zero is stored and multiplied like any other number, so that model and time
-# stay as they were, unless a special format and a special kernel skip zeros.
+# 2015](https://arxiv.org/abs/1506.02626)). A zero is stored and multiplied like any other number, so that model and
+# time stay as they were, unless a special format and a special kernel skip zeros.
 #
-# The other way cuts out whole **channels** of each MLP: a row of `gate_proj` and `up_proj` and the column of `down_proj`
-# that belongs to it. All three matrices become smaller, for every machine. You write it in
-# [exercise 16.4](../exercises/16_small_and_fast.ipynb).
+# The other way cuts out whole **channels** of each MLP: a row of `gate_proj` and `up_proj` and the column of
+# `down_proj` that belongs to it. All three matrices become smaller, for every machine. You write it in [exercise
+# 16.4](../exercises/16_small_and_fast.ipynb).
 
 # %% [markdown] tags=["stamped"]
 # **The next cell is folded, because it answers this exercise:** [exercise 16.4, Channels that are really
@@ -550,10 +553,10 @@ for name, model in (
     )
 
 # %% [markdown]
-# `prune.prune_channels` cuts the same share of every block of the encoder and of the decoder, because the config has one
-# `inter_dim` for all blocks of a part. So the pruned model saves and loads like any other. Here are the stored scores,
-# also for channels chosen by their gradient: $|w \cdot \partial L / \partial w|$ is, to first order, what the loss would
-# change by if the weight became zero ([Molchanov et al. 2019](https://arxiv.org/abs/1906.10771)).
+# `prune.prune_channels` cuts the same share of every block of the encoder and of the decoder, because the config has
+# one `inter_dim` for all blocks of a part. So the pruned model saves and loads like any other. Here are the stored
+# scores, also for channels chosen by their gradient: $|w \cdot \partial L / \partial w|$ is, to first order, what the
+# loss would change by if the weight became zero ([Molchanov et al. 2019](https://arxiv.org/abs/1906.10771)).
 
 # %%
 from nanovlm.viz.generation import lines_figure
@@ -574,23 +577,23 @@ lines_figure(shares, curves, "Fewer channels", "share of the channels kept", "ri
 
 # %% [markdown]
 # Half of the channels go for nothing. With a quarter the model still answers most questions, without another step of
-# training, and with a tenth it guesses. Then sixty steps of training on bring nearly all of it back, which is less than a
-# minute on one thread: pruning without training on says little about what a smaller model can do.
+# training, and with a tenth it guesses. Then sixty steps of training on bring nearly all of it back, which is less than
+# a minute on one thread: pruning without training on says little about what a smaller model can do.
 #
 # The choice by gradient was *worse* here. It looked at four batches of a model that is nearly always right, and whose
 # gradients are therefore nearly zero, so that it ranked channels by noise.
 #
-# **Heads** can be cut out in the same way: a head's rows of the query, key and value projections, and its columns of the
-# output projection. Our config cannot say so, because it takes the size of a head from `hidden_dim / num_heads`, and a
-# block with a head less would compute heads of another size. So this package does not prune heads, and
-# [chapter 14](14_looking_inside.ipynb) shows what each one is worth.
+# **Heads** can be cut out in the same way: a head's rows of the query, key and value projections, and its columns of
+# the output projection. Our config cannot say so, because it takes the size of a head from `hidden_dim / num_heads`,
+# and a block with a head less would compute heads of another size. So this package does not prune heads, and [chapter
+# 14](14_looking_inside.ipynb) shows what each one is worth.
 
 # %% [markdown]
 # ## An exported decoder has its cache outside
 #
-# ONNX is a file format for computations: a graph of operators with its weights, which runs in a browser, on a phone or in
-# a server without PyTorch. A graph is a pure function. It cannot remember the last token, so the KV cache has to be an
-# input, and the longer cache an output. That takes a cache that joins instead of writing into reserved memory:
+# ONNX is a file format for computations: a graph of operators with its weights, which runs in a browser, on a phone or
+# in a server without PyTorch. A graph is a pure function. It cannot remember the last token, so the KV cache has to be
+# an input, and the longer cache an output. That takes a cache that joins instead of writing into reserved memory:
 
 # %%
 from nanovlm.inference.onnx_graphs import GrownCache
@@ -623,9 +626,10 @@ assert pocket.tokenizer.decode(written) == pocket.generate(
 print(pocket.tokenizer.decode(written))
 
 # %% [markdown]
-# An exporter runs the function once on example inputs and writes down what happens. Whatever does not depend on an input
-# becomes a constant, and here that can be the cache of the example, or its length, and with it the position of every
-# token. Nothing raises an error then. [Exercise 16.5](../exercises/16_small_and_fast.ipynb) is the test that finds out.
+# An exporter runs the function once on example inputs and writes down what happens. Whatever does not depend on an
+# input becomes a constant, and here that can be the cache of the example, or its length, and with it the position of
+# every token. Nothing raises an error then. [Exercise 16.5](../exercises/16_small_and_fast.ipynb) is the test that
+# finds out.
 
 # %%
 quiz("ch16.constant")
@@ -657,10 +661,11 @@ for name, row in onnx["contenders"].items():
     print(f"{name:10}{score}, {row['times_as_fast']:.2f} times torch's speed {size}")
 
 # %% [markdown]
-# All answers are the same text, in float32 and in int8, so that this test cannot say how much int8 loses; a harder one would.
-# The time falls to less than half before a single bit is saved, because onnxruntime joins operators and PyTorch starts each
-# of them by itself, which for a model of this size is most of the work. For the same reason int8 adds little here. The
-# decoder's weights stand in two graphs, prefill and decode, so that the float32 files are larger than the model.
+# All answers are the same text, in float32 and in int8, so that this test cannot say how much int8 loses; a harder one
+# would. The time falls to less than half before a single bit is saved, because onnxruntime joins operators and PyTorch
+# starts each of them by itself, which for a model of this size is most of the work. For the same reason int8 adds
+# little here. The decoder's weights stand in two graphs, prefill and decode, so that the float32 files are larger than
+# the model.
 #
 # The commands for your own model:
 #
@@ -673,9 +678,9 @@ for name, row in onnx["contenders"].items():
 # %% [markdown]
 # ## On the edge, latency counts, and old frames do not
 #
-# A camera gives 25 frames a second, and a small computer may answer one question a second. If frames wait in a queue, the
-# answer is soon about a scene of a minute ago. So `nanovlm watch` keeps the newest frame only, and counts those that it
-# dropped. In the next cell a source gives a picture every few milliseconds, while the model takes longer.
+# A camera gives 25 frames a second, and a small computer may answer one question a second. If frames wait in a queue,
+# the answer is soon about a scene of a minute ago. So `nanovlm watch` keeps the newest frame only, and counts those
+# that it dropped. In the next cell a source gives a picture every few milliseconds, while the model takes longer.
 
 # %%
 quiz("ch16.queue")
@@ -711,9 +716,9 @@ print(f"median {1000 * middle:.0f} ms, 95th percentile {1000 * slow:.0f} ms")
 # nanovlm watch pictures/ --once
 # ```
 #
-# A camera and a video need OpenCV (`pip install "nanovlm[watch]"`), a folder needs nothing. We have tried neither a phone
-# nor a board: the ONNX files run wherever onnxruntime does, and everything else about such a device is to be measured
-# there.
+# A camera and a video need OpenCV (`pip install "nanovlm[watch]"`), a folder needs nothing. We have tried neither a
+# phone nor a board: the ONNX files run wherever onnxruntime does, and everything else about such a device is to be
+# measured there.
 
 # %% [markdown]
 # ## Everything in one table
@@ -735,33 +740,34 @@ variants_figure("The pocket model, made smaller", table(stored))
 # %% [markdown]
 # ## What SmolVLM really does
 #
-# A popular article attributes distillation and parameter sharing to SmolVLM. Its [paper](https://arxiv.org/abs/2504.05299)
-# describes neither. The model is small because its parts are small from the start (an encoder of 93 M parameters and
-# SmolLM2-135M in the smallest version), and because pixel shuffle by 4 leaves 64 image tokens of 1,024 patches (chapter
-# 03). nanoVLM's [training script](https://github.com/huggingface/nanoVLM/tree/v0.2) distils nothing either. The methods of
-# this chapter come on top: they are for a model that you have and cannot afford to run.
+# A popular article attributes distillation and parameter sharing to SmolVLM. Its
+# [paper](https://arxiv.org/abs/2504.05299) describes neither. The model is small because its parts are small from the
+# start (an encoder of 93 M parameters and SmolLM2-135M in the smallest version), and because pixel shuffle by 4 leaves
+# 64 image tokens of 1,024 patches (chapter 03). nanoVLM's [training
+# script](https://github.com/huggingface/nanoVLM/tree/v0.2) distils nothing either. The methods of this chapter come on
+# top: they are for a model that you have and cannot afford to run.
 
 # %% [markdown]
 # ## Where this lives in the package
 #
-# `nanovlm/compress/` has `distill.py`, `int8.py`, `qat.py` and `prune.py`, each under a hundred lines. The graphs are in
-# `nanovlm/inference/onnx_graphs.py`, the loop with the camera is in `watching.py` beside it, and three modules of
+# `nanovlm/compress/` has `distill.py`, `int8.py`, `qat.py` and `prune.py`, each under a hundred lines. The graphs are
+# in `nanovlm/inference/onnx_graphs.py`, the loop with the camera is in `watching.py` beside it, and three modules of
 # `nanovlm/bench/` make the stored numbers again: `small_and_fast`, `distillation_runs` and `onnx_runtime`.
 
 # %% [markdown]
 # What you take along:
 #
 # - Writing a token moves bytes, reading a prompt does arithmetic. Know which of them a method makes smaller.
-# - A scale belongs to those who share it. Eight bits with a scale for each row are nearly always free; below that, measure
-#   by kind of question.
+# - A scale belongs to those who share it. Eight bits with a scale for each row cost nothing here; below that, measure by
+#   kind of question.
 # - Fewer bytes are not less time. Only a kernel that uses the whole numbers makes them fast.
 # - Rounding has no gradient; hand it straight through, and compare with the same training without rounding.
 # - A student is compared with the same student trained alone, over seeds.
 # - A mask saves nothing. Cut the channels out of all three matrices.
 # - An exported cache goes in and comes out, and a test with two conversations shows that it does.
 #
-# **A challenge**, without a solution: the smallest model that still answers 95 % of the questions. It stands at the end of
-# the exercises.
+# **A challenge**, without a solution: the smallest model that still answers 95 % of the questions. It stands at the end
+# of the exercises.
 
 # %% [markdown] tags=["stamped"]
 # ## Your turn
