@@ -482,10 +482,13 @@ intervals_figure("More than the student alone", gains(runs), about)
 
 # %% [markdown]
 # Each bar is one student beside the student alone with the same seed; grey bars contain zero. Imitating the teacher's
-# image tokens helps by far the most. Imitating its answers helps little, because on these questions the teacher is so
-# sure that its probabilities say hardly more than the labels. All losses together are no better than the features by
-# themselves. So the expensive list is not the lesson: what a student of this size lacks is *seeing*, and the loss that
-# says what to see is the one that helps.
+# image tokens helps by far more than the interval. Imitating its answers does not, and the likely reason is the figure
+# above: this teacher is so sure that its probabilities say hardly more than the labels. All losses together are no
+# better than the features by themselves. So the long list is not the lesson. What a student of this size and age lacks
+# is *seeing*, and the loss that says what to see is the one that helps.
+#
+# Remember what was compared: a few hundred steps on few pictures. With ten times the steps the student alone may
+# catch up, since it has the same labels; how far has not been measured here.
 
 # %%
 first = {name: seeds["0"]["loss"] for name, seeds in runs["runs"].items() if "0" in seeds}
@@ -744,8 +747,8 @@ variants_figure("The pocket model, made smaller", table(stored))
 # [paper](https://arxiv.org/abs/2504.05299) describes neither. The model is small because its parts are small from the
 # start (an encoder of 93 M parameters and SmolLM2-135M in the smallest version), and because pixel shuffle by 4 leaves
 # 64 image tokens of 1,024 patches (chapter 03). nanoVLM's [training
-# script](https://github.com/huggingface/nanoVLM/tree/v0.2) distils nothing either. The methods of this chapter come on
-# top: they are for a model that you have and cannot afford to run.
+# script](https://github.com/huggingface/nanoVLM/blob/v0.1/train.py) distils nothing either. The methods of this
+# chapter come on top: they are for a model that you have and cannot afford to run.
 
 # %% [markdown]
 # ## Where this lives in the package
