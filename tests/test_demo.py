@@ -56,6 +56,7 @@ def test_the_answer_grows_and_the_blind_one_follows(pocket: VisionLanguageModel)
     shown = list(answers(pocket, PICTURE, QUESTION, 16))
     last = shown[-1]
     assert last.problem == "" and last.other is not None
+    assert " ".join(look.word for look in last.looks) == last.seeing and all(0 < look.share < 1 for look in last.looks)
     assert last.seeing == pocket.generate(image=PICTURE, prompt=QUESTION, max_new_tokens=16)
     assert last.blind == pocket.generate(image=other_picture(open_image(PICTURE)), prompt=QUESTION, max_new_tokens=16)
     for before, after in pairwise(shown):
@@ -133,9 +134,9 @@ def test_a_program_asks_and_gets_both_answers_or_a_sentence(address: str, bad_fi
     from gradio_client import Client, handle_file
 
     client = Client(address, verbose=False, analytics_enabled=False)
-    seeing, blind, other, _ = client.predict(handle_file(PICTURE), QUESTION, api_name="/ask")
+    seeing, blind, other, *_ = client.predict(handle_file(PICTURE), QUESTION, api_name="/ask")
     assert seeing and blind and other
-    *_, problem = client.predict(handle_file(bad_files["large"]), QUESTION, api_name="/ask")
+    _, _, _, problem, *_ = client.predict(handle_file(bad_files["large"]), QUESTION, api_name="/ask")
     assert "pixels" in str(problem) or "large" in str(problem)
 
 
@@ -167,18 +168,23 @@ def test_in_a_browser(address: str, bad_files: dict[str, Path]) -> None:
         expect(page.locator("#seeing textarea")).not_to_have_value("")
         expect(page.locator("#blind textarea")).not_to_have_value("")
         expect(problem).not_to_be_visible()
+        words, look = page.locator("#word label:has(input)"), page.locator("#look img")
+        expect(words).to_have_count(1)  # the last that comes; a click before it would not be heard
 
         page.get_by_text("What does the sign say?").click()
         expect(question).to_have_value("What does the sign say?")
         page.locator("#ask").click()
         expect(page.locator("#seeing textarea")).to_have_value(re.compile("J4"))
         expect(page.locator("#blind textarea")).not_to_have_value("")
+        expect(words).to_have_text(re.compile("J4"))
 
-        page.reload()
-        upload.set_input_files(bad_files["text"])
-        page.locator("#picture img").first.wait_for(state="attached")
+        question.fill("Describe the picture.")
         page.locator("#ask").click()
-        expect(problem).to_contain_text("is not a picture")
+        expect(words.nth(1)).to_be_visible()
+        before = look.get_attribute("src")
+        words.last.click()
+        expect(look).not_to_have_attribute("src", before)
+
         if folder := os.environ.get("NANOVLM_SCREENSHOTS"):
             for theme in ("light", "dark"):
                 page.emulate_media(color_scheme=theme)
@@ -187,6 +193,12 @@ def test_in_a_browser(address: str, bad_files: dict[str, Path]) -> None:
                     page.set_viewport_size({"width": width, "height": 900})
                     page.wait_for_timeout(500)
                     page.screenshot(path=Path(folder) / f"demo-{theme}-{width}.png", full_page=True)
+
+        page.reload()
+        upload.set_input_files(bad_files["text"])
+        page.locator("#picture img").first.wait_for(state="attached")
+        page.locator("#ask").click()
+        expect(problem).to_contain_text("is not a picture")
         elsewhere = [url for url in asked_for if not url.startswith((address, "data:", "blob:"))]
         assert elsewhere == [], "the page works with the network off"
         browser.close()

@@ -12,6 +12,7 @@ from nanovlm.commands.options import parse
 if TYPE_CHECKING:
     from PIL import Image
 
+    from nanovlm.commands.demo_attention import Look
     from nanovlm.models.vision_language_model import VisionLanguageModel
 
 SAMPLES = {
@@ -51,6 +52,7 @@ class Answers:
     seeing: str = ""
     blind: str = ""
     other: Image.Image | None = None  # what the blind answer was given about
+    looks: tuple[Look, ...] = ()  # where the model looked for each word of the seeing answer; with the last item alone
     problem: str = ""
 
 
@@ -73,6 +75,7 @@ def main(arguments: Sequence[str]) -> None:
 def answers(model: VisionLanguageModel, file: Any, question: str, max_new_tokens: int) -> Iterator[Answers]:
     """Both answers as they are written, the seeing one first. `file`: a path, or None where no picture was chosen.
     What the visitor can mend comes as the only, or last, item's `problem`."""
+    from nanovlm.commands.demo_attention import word_looks
     from nanovlm.inference.streaming import pieces
 
     try:
@@ -86,6 +89,7 @@ def answers(model: VisionLanguageModel, file: Any, question: str, max_new_tokens
         for piece in pieces(model.generate, image=other, prompt=question, max_new_tokens=max_new_tokens):
             blind += piece
             yield Answers(seeing, blind, other)
+        yield Answers(seeing, blind, other, tuple(word_looks(model, image, question, seeing)))
     except (ValueError, OSError) as error:
         yield Answers(problem=str(error))
 

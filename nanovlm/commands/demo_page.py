@@ -14,6 +14,7 @@ from nanovlm.commands.demo import SAMPLES, answers
 if TYPE_CHECKING:
     import gradio as gr
 
+    from nanovlm.commands.demo_attention import Look
     from nanovlm.models.vision_language_model import VisionLanguageModel
 
 LARGEST_FILE = "32mb"
@@ -43,10 +44,20 @@ def build_page(model: VisionLanguageModel, name: str, max_new_tokens: int, max_w
     gr = import_gradio()
     gr.Image.preprocess = file_as_it_is
 
-    def ask(file: str | None, question: str) -> Iterator[tuple[str, str, Any, Any]]:
+    def ask(file: str | None, question: str) -> Iterator[tuple[Any, ...]]:
         for now in answers(model, file, question, max_new_tokens):
             problem = gr.Markdown(now.problem, visible=bool(now.problem))
-            yield now.seeing, now.blind, gr.Image(now.other, visible=now.other is not None), problem
+            other = gr.Image(now.other, visible=now.other is not None)
+            names = [(look.word, i) for i, look in enumerate(now.looks)]
+            word = gr.Radio(names, value=0 if names else None, visible=bool(names))
+            yield now.seeing, now.blind, other, problem, word, now.looks, look_at(now.looks, 0)
+
+    def look_at(looks: tuple[Look, ...], word: int | None) -> Any:
+        if not looks or word is None:
+            return gr.Image(None, visible=False)
+        return gr.Image(
+            looks[word].shaded, label=f"{looks[word].share:.0%} of the word's attention is on the picture", visible=True
+        )
 
     with gr.Blocks(title="nanoVLM", analytics_enabled=False) as page:
         gr.Markdown(f"## Ask about a picture\nYou are asking the model `{name}`.")
@@ -69,15 +80,26 @@ def build_page(model: VisionLanguageModel, name: str, max_new_tokens: int, max_w
                     elem_id="blind",
                 )
                 other = gr.Image(label="The other picture", interactive=False, visible=False, height=200, buttons=[])
+                word = gr.Radio(
+                    [],
+                    label="Where it looked",
+                    info="For each word of the answer: the attention over your picture, averaged over all blocks and "
+                    "heads. It is a hint, and no proof: chapter 14 shows how it can mislead.",
+                    visible=False,
+                    elem_id="word",
+                )
+                look = gr.Image(interactive=False, visible=False, height=280, buttons=[], elem_id="look")
+                looks = gr.State(())
         gr.on(
             [button.click, question.submit],
             ask,
             [picture, question],
-            [seeing, blind, other, problem],
+            [seeing, blind, other, problem, word, looks, look],
             api_name="ask",
             concurrency_limit=1,
             show_progress="minimal",
         )
+        word.input(look_at, [looks, word], look, api_visibility="private", queue=False)
     return page.queue(max_size=max_waiting, default_concurrency_limit=1)
 
 

@@ -120,7 +120,7 @@ def ask(options: GenerateOptions) -> None:
         print(answers)
         return
     for answer, times in Counter(answers).most_common():
-        print(f"{times} of {len(answers)}: {answer}")
+        print(f"{times} of {len(answers)} samples: {answer}")
 
 
 def speculate(model: VisionLanguageModel, options: GenerateOptions, images: Sequence[Path]) -> str:

@@ -39,11 +39,13 @@ def main(arguments: Sequence[str]) -> None:
     if options.machine is not None:
         print(plans[0])
     else:
-        print(f"{options.preset}: {plans[0].samples:,} samples at {options.utilisation:.0%} of the peak\n")
+        print(f"{options.preset}: {plans[0].samples:,} samples at a utilisation of {options.utilisation:.0%}\n")
         print(f"{'machine':12}{'time':>14}{'samples/s':>12}{'memory':>10}{'of':>8}  {'cost':>10}")
         for one in plans:
             memory = f"{one.memory_bytes / 1e9:.1f} GB"
             line = f"{one.machine.name:12}{hours_in_words(one.hours):>14}{one.samples_per_second:>12,.1f}{memory:>10}"
-            rest = "" if one.fits else f"  at most {one.largest_batch} rows a forward fit"
+            rest = "" if one.fits else f"  does not fit: batches of {one.largest_batch} rows do"
             print(f"{line}{one.machine.memory_gb:>5g} GB  {f'${one.dollars:,.2f}':>10}{rest}")
-    print("\nutilisation  " + "; ".join(f"{share:.0%}: {what}" for share, what in UTILISATIONS.items()))
+    print("\nutilisation: the share of the machine's peak that training reaches (--utilisation)")
+    for share, what in UTILISATIONS.items():
+        print(f"{share:>5.0%}  {what}")

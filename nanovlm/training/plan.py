@@ -17,10 +17,10 @@ IMAGE_SHARE = 0.6  # of a packed row's tokens: those of pictures
 BYTES_PER_SAMPLE = 100_000  # of a download: a picture of some 500 pixels, and its turns
 KNOWN_SAMPLES = {"HuggingFaceM4/the_cauldron": 1_700_000}
 UTILISATIONS = {  # share of the peak that training reaches
-    0.08: "the published 222M: 390 samples/s on one H100, most of the time waiting for data",
-    0.25: "an assumption: a loader that keeps up, without compile",
-    0.35: "an assumption: compiled, with fused attention",
-    0.45: "an assumption: large batches of long, packed rows",
+    0.08: "measured: the published 222M, 390 samples/s on one H100, which mostly waited for data",
+    0.25: "assumed: a loader that keeps up, without torch.compile",
+    0.35: "assumed: compiled, with fused attention",
+    0.45: "assumed: large batches of long, packed rows",
 }
 KEPT_CHECKPOINTS = 3  # two, and the one that is being written
 FIXED_BYTES = 1.0e9  # of a GPU: CUDA's context, libraries, what the allocator holds back

@@ -16,10 +16,9 @@ if TYPE_CHECKING:
 SMOLLM2_VOCABULARY = 49_152  # tokens of SmolLM2, before those that a VLM adds
 # The decoder; the encoder with its projector, to whose name some of the converter's versions add mmproj-.
 FILES = {"text.gguf": (), "mmproj.gguf": ("--mmproj",)}
-HOW = (
-    "llama.cpp's converter writes GGUF: run `git clone https://github.com/ggml-org/llama.cpp`, then `pip install -r "
-    "llama.cpp/requirements/requirements-convert_hf_to_gguf.txt`, and export again with `--converter "
-    "llama.cpp/convert_hf_to_gguf.py`."
+HOW = (  # llama.cpp's own list of requirements would exchange torch for another version
+    "llama.cpp's converter writes GGUF: run `git clone https://github.com/ggml-org/llama.cpp`, then `pip install "
+    "sentencepiece`, and export again with `--converter llama.cpp/convert_hf_to_gguf.py`."
 )
 
 
@@ -43,7 +42,8 @@ def export_gguf(model: VisionLanguageModel, out_dir: str | Path, converter: Path
                 written[0].rename(directory / name)
             if run.returncode or not (directory / name).is_file():
                 last = (run.stderr.strip() or run.stdout.strip() or "it said nothing").splitlines()[-1]
-                raise ValueError(f"{converter} wrote no {name}: {last}")
+                missing = f". {HOW}" if "ModuleNotFoundError" in last else ""
+                raise ValueError(f"{converter} wrote no {name}: {last}{missing}")
     return Path(out_dir)
 
 

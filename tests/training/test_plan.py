@@ -188,7 +188,7 @@ def test_the_commands_say_it(capsys):
     assert "fits" in capsys.readouterr().out
     assert main(["plan"]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in MACHINES) and "rows a forward fit" in out
+    assert all(name in out for name in MACHINES) and "does not fit: batches of" in out
     assert main(["train", "--preset", "h100", "--batch-size", "2", "--estimate", "--machine", "T4"]) == 0
     out = capsys.readouterr().out
     assert "65,400 samples" in out and "fits" in out
