@@ -418,6 +418,10 @@ for temperature in (1.0, 2.0, 4.0, 8.0):
     print(f"T = {temperature:g}: gradient {norm:.4f} with T^2, {norm / temperature**2:.4f} without")
 
 # %% [markdown]
+# (The other direction, $\mathrm{KL}(q \,\|\, p)$, lets a student settle on one of several answers instead of covering all
+# of them ([Gu et al. 2023](https://arxiv.org/abs/2306.08543)). The package has it as `reverse=True`; it was not compared
+# here. And a teacher with dropout must be in `eval()`, or it says something else each time. Ours has none.)
+#
 # ### Three more things to imitate
 #
 # A teacher has more to show than its answers. The popular list of losses contains
@@ -675,7 +679,7 @@ for name, row in onnx["contenders"].items():
 # ```bash
 # nanovlm export --model runs/mine/best --to onnx --out mine-onnx            # float32
 # nanovlm export --model runs/mine/best --to onnx --int8 --out mine-int8
-# nanovlm export --model runs/mine/best --to gguf --out mine-gguf            # llama.cpp; SmolLM2-based models
+# nanovlm export --model runs/mine/best --to gguf --out mine-gguf            # llama.cpp, for SmolLM2-based models
 # ```
 
 # %% [markdown]
@@ -734,11 +738,14 @@ print(f"{stored['questions']} questions, {stored['machine']}; speed: one answer,
 variants_figure("The pocket model, made smaller", table(stored))
 
 # %% [markdown]
-# By size and score together, two bits with training on and four bits without it lie in front. They can be combined with
-# fewer channels, which the table does not show; the challenge asks for it.
+# By size and score together, four bits without training and two bits with it lie in front. They can be combined with
+# fewer channels, which the table does not show; the challenge asks for it. The megabytes count numbers of fewer than
+# eight bits as packed, which our layers do not do in memory: they keep each in a byte, and only a file or a kernel
+# would pack them.
 #
-# Two methods for speed are not in the table, since chapter 09 has them: speculative decoding was measured there, and
-# gained nothing on a model whose draft is not cheap; a static cache with compiled steps has not been measured here.
+# What is not in the table has not been measured: peak memory, two cores, a GPU. Two methods for speed are missing,
+# since chapter 09 has them: speculative decoding was measured there, and gained nothing on a model whose draft is not
+# cheap; a static cache with compiled steps has not been measured here.
 
 # %% [markdown]
 # ## What SmolVLM really does
