@@ -418,9 +418,9 @@ for temperature in (1.0, 2.0, 4.0, 8.0):
     print(f"T = {temperature:g}: gradient {norm:.4f} with T^2, {norm / temperature**2:.4f} without")
 
 # %% [markdown]
-# (The other direction, $\mathrm{KL}(q \,\|\, p)$, lets a student settle on one of several answers instead of covering all
-# of them ([Gu et al. 2023](https://arxiv.org/abs/2306.08543)). The package has it as `reverse=True`; it was not compared
-# here. And a teacher with dropout must be in `eval()`, or it says something else each time. Ours has none.)
+# (The other direction, $\mathrm{KL}(q \,\|\, p)$, lets a student settle on one of several answers instead of covering
+# all of them ([Gu et al. 2023](https://arxiv.org/abs/2306.08543)). The package has it as `reverse=True`; it was not
+# compared here. And a teacher with dropout must be in `eval()`, or it says something else each time. Ours has none.)
 #
 # ### Three more things to imitate
 #
@@ -486,13 +486,14 @@ intervals_figure("More than the student alone", gains(runs), about)
 
 # %% [markdown]
 # Each bar is one student beside the student alone with the same seed; grey bars contain zero. Imitating the teacher's
-# image tokens helps by far more than the interval. Imitating its answers does not, and the likely reason is the figure
-# above: this teacher is so sure that its probabilities say hardly more than the labels. All losses together are no
-# better than the features by themselves. So the long list is not the lesson. What a student of this size and age lacks
-# is *seeing*, and the loss that says what to see is the one that helps.
+# image tokens, or only where its patches look, helps by far more than the interval. Imitating its answers does not, and
+# the likely reason is the figure above: this teacher is so sure that its probabilities say hardly more than the labels.
+# Mean and covariance lie between, since they leave open which token should say what. All losses together are no better
+# than the best one by itself.
 #
-# Remember what was compared: a few hundred steps on few pictures. With ten times the steps the student alone may
-# catch up, since it has the same labels; how far has not been measured here.
+# So the long list is not the lesson. What a student of this size and age lacks is *seeing*, and the losses that say
+# what to see are the ones that help. Remember what was compared: a few hundred steps on few pictures. With ten times
+# the steps the student alone may catch up, since it has the same labels; how far has not been measured here.
 
 # %%
 first = {name: seeds["0"]["loss"] for name, seeds in runs["runs"].items() if "0" in seeds}
@@ -768,8 +769,8 @@ variants_figure("The pocket model, made smaller", table(stored))
 # What you take along:
 #
 # - Writing a token moves bytes, reading a prompt does arithmetic. Know which of them a method makes smaller.
-# - A scale belongs to those who share it. Eight bits with a scale for each row cost nothing here; below that, measure by
-#   kind of question.
+# - A scale belongs to those who share it. Eight bits with a scale for each row cost nothing here; below that, measure
+#   by kind of question.
 # - Fewer bytes are not less time. Only a kernel that uses the whole numbers makes them fast.
 # - Rounding has no gradient; hand it straight through, and compare with the same training without rounding.
 # - A student is compared with the same student trained alone, over seeds.
