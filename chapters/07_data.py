@@ -54,7 +54,8 @@ from nanovlm.data.thimble import Thimble
 # 1. turn the samples of a large public data set into batches, and say at each step what can go wrong without an error,
 # 2. measure, before any training, how much of a data set can be answered without looking at its pictures,
 # 3. test a data pipeline for leaks: between training and validation, and between samples that share a row.
-#
+
+# %% [markdown]
 # You need chapters 05 (tokens and targets) and 06 (the whole model), and the masks of chapter 04. Of the hour, about
 # twenty-five minutes are reading, twenty are code, and the rest is for quizzes and levers; the exercises come on top.
 
@@ -111,7 +112,8 @@ print(f"run A had passed run B's last result at step {reached} of {runs['right']
 # [the_cauldron](https://huggingface.co/datasets/HuggingFaceM4/the_cauldron) made popular: 50 data sets, brought to two
 # columns. A **sample** is one row. Its column `images` is a list, since a sample may have several pictures or none.
 # Its column `texts` is a list of **turns**, each with a question (`user`), an answer (`assistant`) and its `source`.
-#
+
+# %% [markdown]
 # The course ships a file with three samples in that form. We drew them ourselves, from the Thimble, so that you can
 # open one without downloading a hundred gigabytes.
 
@@ -225,7 +227,8 @@ for number in (0, 1, 2):
 # (The samples are the Thimble's again. We added turns of the kinds that automatic pipelines leave behind, and gave the
 # ratings ourselves, by rule.) The sum needs no picture at all, so its visual dependency is 1, and whether it fits the
 # picture was not rated. The third turn claims something that the picture shows to be wrong.
-#
+
+# %% [markdown]
 # What should a filter do with a turn that is rated 1, with one that is rated exactly at the minimum, and with one that
 # is not rated? This is [exercise 7.1](../exercises/07_data.ipynb). The cells below use your version once it passes.
 
@@ -266,10 +269,13 @@ lever(
 # Does filtering help? The authors trained models on what is left at each minimum, and report that removing samples
 # hurt more than training on them, even where they had been judged to be of low quality. Others chose samples from
 # another collection by a whole pipeline of curation, and gained 11.7 points on average over 20 benchmarks
-# ([arXiv:2605.11405](https://arxiv.org/abs/2605.11405v2)). So neither *more* nor *cleaner* is a law. A rating is the
-# opinion of a model: use it to look at data, and measure before you throw any away. (`nanovlm train --min-ratings
-# visual_dependency 3` is how you would measure it.)
-#
+# ([arXiv:2605.11405](https://arxiv.org/abs/2605.11405v2)). So neither *more* nor *cleaner* is a law.
+
+# %% [markdown]
+# A rating is the opinion of a model: use it to look at data, and measure before you throw any away. (`nanovlm train
+# --min-ratings visual_dependency 3` is how you would measure it.)
+
+# %% [markdown]
 # The same authors compared the pictures of training sets with those of 66 benchmarks: about 1 % of FineVision's were
 # found there, and about 3 % of the_cauldron's. We come back to that under *splits*.
 
@@ -290,10 +296,30 @@ samples_figure(
 )
 
 # %% [markdown]
+# How long are the answers? The loss is a mean over *tokens*, so what a kind of question weighs in it is its share of the
+# supervised tokens, and not of the turns. Words will do for a first look. Each of these pictures has seven turns, of
+# which one describes it: guess the weight of that one.
+
+# %%
+lengths_of = defaultdict(list)
+for i in range(200):
+    for turn in train[i]["texts"]:
+        lengths_of[turn["source"].rsplit("/", 1)[-1]].append(len(turn["assistant"].split()))
+total = sum(map(sum, lengths_of.values()))
+for kind, lengths in sorted(lengths_of.items()):
+    shortest, longest = min(lengths), max(lengths)
+    print(f"{kind:8} {len(lengths):4} answers of {shortest:2} to {longest:2} words,", end="")
+    print(f"{sum(lengths) / total:4.0%} of all words")
+
+# %% [markdown]
+# Two thirds of all words are in descriptions. A loss that falls may therefore say little about the other kinds, and
+# where these matter more, their share has to be raised on purpose.
+#
 # The pictures look harmless. Now count the *answers*. A model can learn which answer is frequent for which question
 # without ever looking at a picture, and will do so first, because it is the easiest thing to learn. The accuracy of a
 # guesser that only counts is the **blind baseline**.
-#
+
+# %% [markdown]
 # To show what unbalanced data look like, we make some. With `lopsided`, the function below loses nine of ten turns
 # about the Thimble's charts whose answer is "no", "1" or "2".
 
@@ -343,9 +369,11 @@ for name, turns, test in (
 # So one and the same accuracy may be worth nothing on one data set and much on another. Write the blind score beside
 # every accuracy that you report. It needs no model and no GPU: two dictionaries are enough ([exercise
 # 7.2](../exercises/07_data.ipynb)).
-#
+
+# %% [markdown]
 # The idea also works for single turns. Where one answer makes up 90 % of the answers to a question, that question
-# hardly needs the picture, and you have a *visual dependency* rating of your own, from the data alone.
+# hardly needs the picture, and you have a *visual dependency* rating of your own, from the data alone. Chapter 08 makes
+# a sharper one with a model: the loss of each kind of question with its own picture, and with another one.
 
 # %% [markdown]
 # ## Some picture files are shown wrongly without an error
@@ -380,7 +408,8 @@ gallery_figure([(o.name, o.trouble, *sides) for o, sides in zip(odd, both, stric
 # the sensor saw it and write into the **EXIF** block which way is up. A transparent pixel still has a colour, most
 # often black, and `convert` brings it to light. Values of 16 bits reach up to 65,535, and `convert` cuts at 255. None
 # of these raises an error; the model is simply shown another world.
-#
+
+# %% [markdown]
 # The others are refused, and there the question is what the error says and what happens next. Two are worth knowing. A
 # **decompression bomb** is a tiny file that claims to be enormous: refuse it by its header, before the memory is full.
 # And a long comment in a PNG is no reason to lose the picture, although Pillow thinks so; nanoVLM [raises Pillow's
@@ -484,10 +513,13 @@ print(f"{share:.1%} of the validation pictures are in training as well")
 # So the model is asked about pictures that it was trained on, and part of its score is memory. Splitting by *row* is
 # better, but a row is not a picture either: collections are merged from others, and the same photograph comes with
 # several questions in several rows.
-#
+
+# %% [markdown]
 # The remedy is to let the **content of the picture decide**: hash its bytes together with a seed, read the hash as a
 # number between 0 and 1, and hold the sample out if that is small. Equal pictures land on one side, the split is the
 # same in every process, and a picture keeps its side when the data grow ([exercise 7.4](../exercises/07_data.ipynb)).
+
+# %% [markdown]
 # The package's loader holds out whole *rows* of a data set on a disk, because reading a hundred gigabytes to hash them
 # takes longer than a short run: where rows share pictures, split with this function first.
 
@@ -571,7 +603,8 @@ print("from the ids:    ", (row != pad_id).long().tolist())
 # %% [markdown]
 # The real end token is masked out as well. In training, right padding and causal attention hide the mistake, since no
 # real token looks to its right. It shows where tokens are counted, or when the model never learns to stop.
-#
+
+# %% [markdown]
 # Rows are padded on the right in training, where they begin together, and on the left for generation, where they must
 # end together (chapter 09). The pictures need no rectangle: those of all samples follow each other in one tensor, in
 # the order of their placeholders. If a broken picture is dropped there and its text stays, every picture behind it in
@@ -687,7 +720,8 @@ lever(packed, row_length=[1024, 2048, 4096])
 
 # %% [markdown]
 # The computation for padding is gone. Two things change with it, and one of them is a trap.
-#
+
+# %% [markdown]
 # First, a row is no longer a sample. A "batch of 8 rows" now means many more samples and more supervised tokens a
 # step, so learning rates do not carry over, and a loss that averages over rows would weigh tokens differently. Count
 # tokens (chapter 08). And each sample brings its pictures: a row of fifty short samples has fifty pictures to encode.
@@ -745,7 +779,8 @@ leak_figure(documents[0].tolist(), moved)
 # Without boundaries the second conversation depends on the first, although they are about different pictures. The test
 # is the same as in chapter 04, where a late token was changed to see whether an early logit moves: change what must
 # not matter, and look. It takes five lines, and belongs in the tests of every pipeline that packs.
-#
+
+# %% [markdown]
 # The cure is one more condition in the mask. A query sees a key if the key is not later **and belongs to the same
 # document**. Positions begin at 0 in each document, as they will when somebody asks a single question.
 
@@ -816,7 +851,8 @@ print(f"padded {a:.1%}, packed with boundaries {with_boundaries:.1%}, without {w
 # With boundaries, packing gives what padding gave, to within the intervals: it is the same computation in fewer rows.
 # Without them the model has to find out which of several pictures a question is about, and it is trained at positions
 # at which it will never be asked.
-#
+
+# %% [markdown]
 # Each curve is one run of one small model from random weights, so take the size of the gap as an example and not as a
 # law. A decoder that was trained on text before may have learnt already to attend to what is near, and lose less. What
 # does not depend on the size is that the leak can be tested for, and that the right mask is one line longer.
@@ -844,7 +880,7 @@ for power in (1.0, 0.5, 0.0):
 # that spares you the measurement. When the pocket model was trained, adding captions made its counting worse, and
 # whichever skill came first seemed to stand in the way of the next; the course's
 # [log](https://github.com/nanovlm-course/nanovlm/blob/main/LOG.md) has the table. Keep a validation score *for each
-# source*, or a rare skill will disappear inside a mean that rises.
+# source*, as chapter 08 does for each kind of question, or a rare skill will disappear inside a mean that rises.
 
 # %% [markdown]
 # ## The order is a pure function of the seed and the batch's number
@@ -955,9 +991,12 @@ print(f"{share:.0%} of the 800 TFLOP/s that an H100 reaches in large bfloat16 pr
 #
 # Data come from people. Before you train on a collection, or publish one, answer four questions in writing, on a
 # **data card**: where each source is from and under which licence; who may be recognised in it, and whether they
-# agreed; what it over- and under-represents; and what you removed, and why. A merged collection such as the_cauldron
-# has as many licences as sources, and not all of them allow every use. A model card that cannot name its data cannot
-# be trusted with a benchmark either, because nobody can say whether the test was in the training.
+# agreed; what it over- and under-represents; and what you removed, and why.
+
+# %% [markdown]
+# A merged collection such as the_cauldron has as many licences as sources, and not all of them allow every use. A model
+# card that cannot name its data cannot be trusted with a benchmark either, because nobody can say whether the test was
+# in the training.
 
 # %% [markdown]
 # ## What you take along
@@ -967,7 +1006,8 @@ print(f"{share:.0%} of the 800 TFLOP/s that an H100 reaches in large bfloat16 pr
 # - Write the blind score beside every accuracy.
 # - Let the content of a picture decide its split, and let a pure function decide the order.
 # - Pack with boundaries: change document 0, and document 1 must not move.
-#
+
+# %% [markdown]
 # In the package: `nanovlm/data/datasets.py` (samples), `processors.py` (pictures), `splits.py`, `collators.py`
 # (padding, packing), `batches.py` (order, loader), `loading.py` (data sets by name).
 

@@ -38,6 +38,7 @@ except ImportError:
 import copy
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,7 +128,38 @@ for name, run in (("neighbour's pictures", some_run), ("right pictures", healthy
 # guessing after 300 steps. What needs two steps, such as finding an object and then saying *where* it is, has not begun.
 # Longer runs learn it later, always in this order. With 240 questions, 40 of a kind, a mean is known to about 6 points
 # and a single kind to about 15, so do not read more than that into these numbers.
+
+# %% [markdown]
+# ### The loss of each kind tells what the mean hides
 #
+# Split the validation loss by kind of question, and ask each question twice, with its own picture and with another one.
+# A guesser who knows that two answers are equally frequent has a loss of $\ln 2 = 0.69$, and with four answers
+# $\ln 4 = 1.39$. The recipe above was run once more for this (`python -m nanovlm.bench.training_runs --only healthy`).
+# Which kinds stop at a guesser's loss?
+
+# %%
+from nanovlm.viz.training import panels_figure
+
+by_kind = stored_runs("08_kinds")["healthy"]["evaluations"][2:]  # from step 50 on
+panels_figure(
+    "Loss of an answer, by kind of question",
+    {
+        kind: {
+            name: [(e["step"], e[losses][kind]) for e in by_kind]
+            for name, losses in (("own picture", "losses"), ("another picture", "blind_losses"))
+        }
+        for kind in by_kind[0]["losses"]
+    },
+)
+
+# %% [markdown]
+# *Exists* and *compare* stand at 0.69 and *where* at 1.39 with either picture, so these kinds are guessed as well as
+# can be. Colour, shape and count leave the blind curve after about 50 steps, and then their blind loss *rises*, because
+# a model that trusts its picture is wrong with confidence about another one. The distance between the curves is what a
+# kind owes to the picture. Keep such curves for every source of a mixture: a mean falls although one of them has
+# stopped.
+
+# %% [markdown]
 # ## The loop has six lines, and each of them can be missing
 #
 # This is the same model, and a loop that trains it. It is all that a training run needs on one good day. The rest of
@@ -273,13 +305,14 @@ curves_figure(
 # nothing that is wrong with pictures, because eight conversations can be told apart by their texts. It becomes sharp
 # with one change: the *same* question in every row, with different pictures and answers. That is
 # [exercise 8.5](../exercises/08_training.ipynb), in which your test is tried on models that we have broken.
-#
+
+# %% [markdown]
 # ## Initialisation decides when it starts to see
 #
-# Now to the large embeddings. A patch has to say *what* it shows and *where* it is, and both are added up in one vector
-# (chapter 01). With a position of 0.02 beside a patch that is ten times as large, the place is nearly lost. So the recipe
-# starts positions at 0.5, embeddings at 0.3, and the last matrix of each block at 0.002, so that every block begins as
-# almost nothing. Predict: which of these changes will you see in a run of 300 steps?
+# A patch has to say *what* it shows and *where* it is, and both are added up in one vector (chapter 01). With a
+# position of 0.02 beside a patch that is ten times as large, the place is nearly lost. So the recipe starts positions
+# at 0.5, embeddings at 0.3, and the last matrix of each block at 0.002, so that every block begins as almost nothing.
+# Predict: which of these changes will you see in a run of 300 steps?
 
 # %%
 initialised = {"recipe": gallery["healthy"], "positions at 0.02": gallery["positions_quiet"]}
@@ -292,20 +325,25 @@ curves_figure(
 
 # %% [markdown]
 # The quiet positions do no harm here, and there is a reason. This small model has a pixel shuffle of 4, which puts each
-# of the four cells of the picture into an image token of its own: *where* is the number of the token. The pocket preset
-# shuffles by 2, a cell is spread over four tokens, and there the difference was large: with positions at 0.02 the
-# questions about *where* stood at 35 % after 700 steps, and with 0.5 the model reached 96 % of all questions after 600.
-# With all weights at 0.02 it had 69 % by then (`LOG.md`). An ablation holds for the model in which it was made.
-#
+# of the four cells of the picture into an image token of its own: *where* is the number of the token.
+
+# %% [markdown]
+# The pocket preset shuffles by 2, a cell is spread over four tokens, and there the difference was large: with positions
+# at 0.02 the questions about *where* stood at 35 % after 700 steps, and with 0.5 the model reached 96 % of all
+# questions after 600. With all weights at 0.02 it had 69 % by then (`LOG.md`). An ablation holds for the model in which
+# it was made.
+
+# %% [markdown]
 # ## The projector and the backbones need different rates
 #
 # Often the encoder and the decoder come trained and the projector between them is new. The new part has everything to
-# learn, the old parts have everything to lose. So optimizers take **parameter groups**, each with its own learning rate.
-# nanoVLM trains the projector at 0.00512 and both backbones at 0.00005, a hundredth of it
-# ([config.py at 4e0c096](https://github.com/huggingface/nanoVLM/blob/4e0c0961846135c2217f95e54cb4c2d66eb55e42/models/config.py)).
-# A rate of 0 freezes a part, and LLaVA trains the projector alone in a first stage
-# ([Liu et al. 2023](https://arxiv.org/abs/2304.08485)).
-#
+# learn, the old parts have everything to lose. So optimizers take **parameter groups**, each with its own learning
+# rate. nanoVLM trains the projector at 0.00512 and both backbones at 0.00005, a hundredth of it ([config.py at
+# 4e0c096](https://github.com/huggingface/nanoVLM/blob/4e0c0961846135c2217f95e54cb4c2d66eb55e42/models/config.py)). A
+# rate of 0 freezes a part, and LLaVA trains the projector alone in a first stage ([Liu et al.
+# 2023](https://arxiv.org/abs/2304.08485)).
+
+# %% [markdown]
 # Our model starts from random weights everywhere. Which pair of rates is best here? Guess before you look: 40 steps of
 # AdamW for each pair, and the validation loss at the end.
 
@@ -320,19 +358,20 @@ rates_figure("Validation loss after 40 steps", "projector", "backbones", table)
 
 # %% [markdown]
 # Reading across a row changes the loss, and reading down a column hardly does: with random backbones it is *their* rate
-# that counts, since nearly all of the weights are there. With pretrained backbones it is the other way round. And beware:
-# so short a sweep prefers high rates, because a start that is fast need not end well (AdamW at 0.006 was *slower* than at
-# 0.002 in the pocket preset, says `LOG.md`). A rate is good for one model, batch size and length only.
-#
+# that counts, since nearly all of the weights are there. With pretrained backbones it is the other way round. And
+# beware: so short a sweep prefers high rates, because a start that is fast need not end well (AdamW at 0.006 was
+# *slower* than at 0.002 in the pocket preset, says `LOG.md`). A rate is good for one model, batch size and length only.
+
+# %% [markdown]
 # Sorting parameters into groups is [exercise 8.4](../exercises/08_training.ipynb).
-#
+
+# %% [markdown]
 # ### One short run can try all rates
 #
-# Nobody has the time to sweep for every new model. An **LR-range test** ([Smith
-# 2015](https://arxiv.org/abs/1506.01186)) is one run of some dozen steps, in which the rate grows by the same factor at
-# every step, from one that is far too low to one that is far too high. While it is too low, nothing happens; then the
-# loss falls; then it stops falling, or explodes. Choose the peak of a schedule where the loss falls most steeply.
-# Predict that place before you run it.
+# Sweeps are slow. An **LR-range test** ([Smith 2015](https://arxiv.org/abs/1506.01186)) is one run of some dozen steps,
+# in which the rate grows by the same factor at every step, from one that is far too low to one that is far too high.
+# While it is too low, nothing happens; then the loss falls; then it stops falling, or explodes. Choose the peak of a
+# schedule where the loss falls most steeply. Predict that place before you run it.
 
 
 # %%
@@ -359,19 +398,24 @@ print(f"at the highest rate the loss is {tried[-1][1]:.1f}")
 curves_figure("LR-range test", {"AdamW": tried}, x_label="log10 of the learning rate", log=True)
 
 # %% [markdown]
-# With the 40 steps of the `ci` budget the fall is steepest between -2.8 and -2.3, that is between about 0.0015 and 0.005,
-# and the recipe's 0.002 lies there. From 0.03 on the curve is flat. Nothing explodes, although a rate of 1 is absurd,
-# because AdamW divides the gradient by its size and the blocks normalise their inputs. So the lowest point of the curve,
-# which the sentence above names, is noise in its flat part: read the slope and not the minimum. And at each rate the model
-# has made a single step, so that the test tells what a rate does at the beginning, and nothing about the end.
-#
+# With the 40 steps of the `ci` budget the fall is steepest between -2.8 and -2.3, that is between about 0.0015 and
+# 0.005, and the recipe's 0.002 lies there. From 0.03 on the curve is flat. Nothing explodes, although a rate of 1 is
+# absurd, because AdamW divides the gradient by its size and the blocks normalise their inputs. So the lowest point is
+# noise in the flat part: read the slope and not the minimum. And one step at each rate tells what it does at the
+# beginning only.
+
+# %% [markdown]
 # ## A schedule: a straight rise, then a curve down
 #
 # At first the optimizer knows nothing of the typical size of a gradient, and a full step could throw the weights far
 # away. So the rate rises over a few steps: the **warm-up**. At the end the steps must become short, because a long step
-# jumps over the bottom of a valley again and again. Half a **cosine** leads from one to the other. Some recipes stay at
-# the peak and fall in the last fifth only (warm-up, stable, decay), which lets you decide late when to stop.
-#
+# jumps over the bottom of a valley again and again. Half a **cosine** leads from one to the other.
+
+# %% [markdown]
+# Some recipes stay at the peak and fall in the last fifth only (warm-up, stable, decay), which lets you decide late when
+# to stop.
+
+# %% [markdown]
 # Move the levers. (The function behind the cosine is the one that [exercise 8.1](../exercises/08_training.ipynb) asks
 # for.)
 
@@ -415,7 +459,8 @@ curves_figure(
 # nothing: the run without it is even ahead by the few steps that the warm-up takes. Deep models can diverge in their
 # first hundred steps without one, depending on where their norms are ([Xiong et al.
 # 2020](https://arxiv.org/abs/2002.04745)), so nearly every recipe pays for it.
-#
+
+# %% [markdown]
 # ## AdamW divides every gradient by its own size
 #
 # Plain gradient descent takes long steps where gradients are large. But a large gradient does not mean that the weight
@@ -452,17 +497,17 @@ for name, kind in (("Adam with L2", torch.optim.Adam), ("AdamW", torch.optim.Ada
 
 # %% [markdown]
 # With AdamW both weights shrink alike, with L2 the one whose gradients are large hardly does. Norms, biases and
-# embeddings are usually not decayed at all. The five lines of AdamW are
-# [exercise 8.3](../exercises/08_training.ipynb), and they explain why the optimizer needs twice the memory of the
-# weights.
-#
+# embeddings are usually not decayed at all. The five lines of AdamW are [exercise 8.3](../exercises/08_training.ipynb),
+# and they explain why the optimizer needs twice the memory of the weights.
+
+# %% [markdown]
 # ### Muon turns a matrix in all directions alike
 #
-# The pocket preset uses **Muon** for the matrices inside the blocks
-# ([Jordan et al. 2024](https://kellerjordan.github.io/posts/muon/)). The gradient of a matrix is usually dominated by a
-# few directions: its largest singular values. Muon replaces the update by the nearest matrix whose singular values are
-# all about 1, so that rare directions are learnt as fast as common ones. (Directions in which this one batch of eight has
-# no gradient at all stay at 0.)
+# The pocket preset uses **Muon** for the matrices inside the blocks ([Jordan et al.
+# 2024](https://kellerjordan.github.io/posts/muon/)). The gradient of a matrix is usually dominated by a few directions:
+# its largest singular values. Muon replaces the update by the nearest matrix whose singular values are all about 1, so
+# that rare directions are learnt as fast as common ones. (Directions in which this one batch of eight has no gradient
+# at all stay at 0.)
 
 # %%
 from nanovlm.training.optimizer import orthogonalise
@@ -489,10 +534,10 @@ for name, values in updates.items():
     print(f"{name:9} {loud:2} of {len(values)} singular values are above half of the largest")
 
 # %% [markdown]
-# One thing changes with it: the length of Muon's step does not depend on the gradient. A matrix that has grown is turned
-# less and less by steps of one length, and without enough weight decay it goes on growing. `LOG.md` tells how the
-# pocket model stood still for that reason, at 97.7 %, until its decay was raised from 0.01 to 0.1. The presets that begin
-# with pretrained backbones use AdamW.
+# One thing changes with it: the length of Muon's step does not depend on the gradient. A matrix that has grown is
+# turned less and less by steps of one length, and without enough weight decay it goes on growing. `LOG.md` tells how
+# the pocket model stood still for that reason, at 97.7 %, until its decay was raised from 0.01 to 0.1. The presets that
+# begin with pretrained backbones use AdamW.
 #
 # ## Small updates vanish in bfloat16
 
@@ -541,13 +586,15 @@ print(f"mean over all tokens {all_tokens:.2f}, mean of the two means {mean_of_me
 
 # %% [markdown]
 # **From the wild.** This was wrong in transformers' Trainer, and in most loops that were modelled on it, until October
-# 2024, when users saw that a run with accumulation did not match a run without it
-# ([pull request 34191](https://github.com/huggingface/transformers/pull/34191), and its
-# [story](https://huggingface.co/blog/gradient_accumulation)). It is in nanoVLM at the time of
-# writing: a mean over tokens, divided by the number of batches
-# ([train.py, line 403](https://github.com/huggingface/nanoVLM/blob/4e0c0961846135c2217f95e54cb4c2d66eb55e42/train.py#L402-L403)).
-# Its validation loss, some seventy lines further down, is a mean of batch means as well. Here is the bug with the small
-# model: one batch holds a single short answer, the other one seven whole conversations.
+# 2024, when users saw that a run with accumulation did not match a run without it ([pull request
+# 34191](https://github.com/huggingface/transformers/pull/34191), and its
+# [story](https://huggingface.co/blog/gradient_accumulation)). It is in nanoVLM at the time of writing: a mean over
+# tokens, divided by the number of batches ([train.py, line
+# 403](https://github.com/huggingface/nanoVLM/blob/4e0c0961846135c2217f95e54cb4c2d66eb55e42/train.py#L402-L403)). Its
+# validation loss, some seventy lines further down, is a mean of batch means as well.
+
+# %% [markdown]
+# Here is the bug with the small model: one batch holds a single short answer, the other one seven whole conversations.
 
 
 # %%
@@ -580,7 +627,8 @@ for name, weights in (("mean of means", [0.5, 0.5]), ("by tokens", by_tokens)):
 # %% [markdown]
 # No error is raised, the loss still falls, and tokens of short answers weigh far too much. A test that compares the
 # two gradients takes ten lines. Doing it right is [exercise 8.6](../exercises/08_training.ipynb).
-#
+
+# %% [markdown]
 # ## Clipping bounds what one batch can do
 #
 # Think of all gradients as one long vector. If its norm is above a limit, usually 1, the whole vector is shortened to it
@@ -600,10 +648,11 @@ curves_figure(
 )
 
 # %% [markdown]
-# A spike in this curve with a sample that can be named is worth more than any average: look at that sample. The package's
-# step raises an error that names the samples of the batch where a loss is not finite. Clipping by hand is
+# A spike in this curve with a sample that can be named is worth more than any average: look at that sample. The
+# package's step raises an error that names the samples of the batch where a loss is not finite. Clipping by hand is
 # [exercise 8.2](../exercises/08_training.ipynb).
-#
+
+# %% [markdown]
 # ## Train until it sees
 #
 # Now all of it together: the package's loop, which is what `make train` runs. The model is the pocket model, made of
@@ -643,7 +692,8 @@ print("on", processor())
 # number of steps, and a third more for the optimizer, the data and the evaluations. On a processor with two cores and
 # without bfloat16 arithmetic the whole run takes between ten and twenty-five minutes, on one with it about five
 # (`LOG.md`). If other programs use the machine, it takes longer.
-#
+
+# %% [markdown]
 # The figure below changes while the run goes on. On the left is the loss, on the right the share of right answers by
 # kind of question about pictures that are never trained on, and the blind baseline. Ctrl-C, or the stop button, ends the
 # run after the step in hand.
@@ -662,10 +712,11 @@ for question in ("How many shapes are there?", "Where is the red star?"):
     print(f"{question:28} {answer}")
 
 # %% [markdown]
-# With the `ci` budget this stops after 40 small steps, where nothing is seen yet. The whole run, at the `laptop` budget or
-# by `make train`, ends above 95 %. `LOG.md` has three seeds of it: 97.8, 98.1 and 98.5 % of the test questions about
+# With the `ci` budget this stops after 40 small steps, where nothing is seen yet. The whole run, at the `laptop` budget
+# or by `make train`, ends above 95 %. `LOG.md` has three seeds of it: 97.8, 98.1 and 98.5 % of the test questions about
 # shapes, where blind models have 30 to 31 %. The run that made the model you have been using is shown near the end.
-#
+
+# %% [markdown]
 # ### Your own loop
 #
 # The package's loop is long because it can be stopped, resumed and shared between processes. What makes the model learn
@@ -688,11 +739,10 @@ print(f"{steps} steps: the loss went from {own_losses[0]:.1f} to {own_losses[-1]
 # %% [markdown]
 # ## Eight runs: which is which?
 #
-# Reading curves is the skill that this chapter is for. Each of these eight runs has one thing wrong with it, or at least
-# changed, and each is stored as it was measured. The causes, in another order: *a learning rate too high · labels not
-# shifted · pictures shuffled · quiet positions · no warm-up · 96 samples again and again · evaluated on the training data
-# · resumed from the weights alone, half-way*. Match them before you read on. The recipe itself comes first, and two of the
-# eight can hardly be told from it.
+# Each of these eight runs has one thing wrong with it, or at least changed, and each is stored as it was measured. The
+# causes, in another order: *a learning rate too high · labels not shifted · pictures shuffled · quiet positions · no
+# warm-up · 96 samples again and again · evaluated on the training data · resumed from the weights alone, half-way*.
+# Match them before you read on. The recipe itself comes first, and two of the eight can hardly be told from it.
 
 # %%
 ANSWERS = {
@@ -744,18 +794,20 @@ for letter, run in eight_runs.items():
 # the loss uses every token and moves smoothly, while an accuracy on 240 questions jumps by chance. But neither of the
 # two may be measured on the *test* pictures: whoever picks the best of 40 checkpoints by their test score reports luck
 # as well as skill (chapter 10 shows how much).
-#
+
+# %% [markdown]
 # One run is not enough, either. `LOG.md` has `make train` three times, with nothing changed but the seed: 97.8, 98.1 and
 # 98.5 % of the test questions. Whoever tries a change once, and finds 98.4 instead of 97.9, has found a seed.
-#
+
+# %% [markdown]
 # ## A resume that restores the weights alone is another run
 
 # %%
 quiz("ch08.resume")
 
 # %% [markdown]
-# Machines are taken back and laptops are closed, so a run saves a **checkpoint** every hundred steps. What belongs in it?
-# Let us crash a run on purpose and look. The watcher raises an error in step 5 of 6, when the last checkpoint is of
+# Machines are taken back and laptops are closed, so a run saves a **checkpoint** every hundred steps. What belongs in
+# it? Let us crash a run on purpose and look. The watcher raises an error in step 5 of 6, when the last checkpoint is of
 # step 4. Then the same command goes on with `resume=True`, and a third run is never interrupted.
 
 # %%
@@ -832,12 +884,13 @@ for name, run in (("recipe", healthy), ("run E", wrong)):
     print(f"{'':7} right after 300 steps: {right:.0%}")
 
 # %% [markdown]
-# A bump in the gradient norm, and nothing else. And the wrong run ends *better*: its schedule began anew, so that its
-# rate stayed high in the second half, where the recipe was already coming down. It tells us that 300 steps of this recipe
-# come down too early. It does not tell us that the resume was right: nobody could make this run again, and a score that
-# depends on when a laptop was closed is no result. [Exercise 8.7](../exercises/08_training.ipynb) has such a resume for
-# you to mend.
-#
+# A bump in the gradient norm. And the wrong run ends *better*: its schedule began anew, so that its
+# rate stayed high in the second half, where the recipe was already coming down. It tells us that 300 steps of this
+# recipe come down too early. It does not tell us that the resume was right: nobody could make this run again, and a
+# score that depends on when a laptop was closed is no result. [Exercise 8.7](../exercises/08_training.ipynb) has such a
+# resume for you to mend.
+
+# %% [markdown]
 # ## An ablation is a difference with an interval
 #
 # To find out what a part is worth, take it away, change nothing else, and train again. Then there are two questions, and
@@ -864,12 +917,13 @@ intervals_figure(
 
 # %% [markdown]
 # A grey interval reaches across 0: the effect of the change is not known. That is *not* the same as "it has no effect".
-# And a blue one says that these two *runs* differ. Would they with other seeds?
+# A blue one says that these two *runs* differ. Would they with other seeds?
 #
 # That is the second question, and it needs several seeds of both recipes, compared **seed by seed**, because what both
 # runs of a seed share drops out of their difference. With three seeds Student's factor is 4.3, where 1.96 would be right
 # for many. [Exercise 8.8](../exercises/08_training.ipynb) computes such an interval.
-#
+
+# %% [markdown]
 # Here are three seeds of the recipe and of a model whose patches have no positions, made by `python -m
 # nanovlm.bench.training_runs --seeds 0 1 2 --only healthy no_positions`. Look at one pair at a time, and decide for each
 # what you would have published with this seed alone.
@@ -892,9 +946,10 @@ print(f"the recipe alone moves by {spread:.1%} from seed to seed")
 
 # %% [markdown]
 # The pairs do not agree on the sign, and the recipe alone moves by as much from seed to seed as the change does. So
-# nothing is known about this change after six runs, except that it is small at 300 steps. (That it is small has the
-# reason given under *initialisation*: with a pixel shuffle of 4 the number of the token says where it is.)
-#
+# nothing is known about this change after six runs, except that it is small at 300 steps, for the reason given under
+# *initialisation*.
+
+# %% [markdown]
 # The pocket preset's weight decay was raised from 0.01 to 0.1, and `LOG.md` has three seeds of both ("The pocket
 # recipe", seeds 0, 1 and 2):
 
@@ -908,8 +963,11 @@ print(f"{difference:+.1%}, with 95 % confidence between {low:+.1%} and {high:+.1
 # these questions, and the preset has it for another reason, which was measured on longer runs (the decay keeps matrices
 # from growing). `LOG.md` is an example of a laboratory notebook: a line for each thing that was tried, most of which did
 # not help.
-#
+
+# %% [markdown]
 # ## What a step costs
+#
+# (Nothing in this chapter needs this section: come back to it when time or memory runs out.)
 #
 # A product of matrices costs two operations for each weight and token in the forward pass, and twice that again in the
 # backward pass. That gives the operations of a step, and with the time of a step the **utilisation**: the share of the
@@ -927,27 +985,82 @@ seconds = healthy["evaluations"][-1]["seconds"] / healthy["max_steps"]
 speed = flops / seconds / 1e9
 print(f"small model: {flops / 1e9:.1f} GFLOP a step in {seconds:.2f} s: {speed:.0f} GFLOP/s")
 
-# %%
-from nanovlm.config import VLMConfig
-
-per_sample = training_flops(VLMConfig(), 1, 128, 128)  # 49 image tokens, 79 of text
-print(f"the 222M model: {per_sample / 1e9:.0f} GFLOP a sample")
-rate = 32_700 * 256 / (6 * 3600)
-share = rate * per_sample / 989e12  # the peak of its data sheet
-print(f"{rate:.0f} samples/s on an H100: {share:.0%} of its 989 TFLOP/s")
-
 # %% [markdown]
-# The second line is about the published run of nanoVLM: its chart shows 32,700 steps of 256 samples, and its README says
-# about six hours on one H100. Nine tenths of the machine waited, mostly for data. Chapter 11 goes after them.
+# The published run of nanoVLM used about a tenth of its H100, as chapter 07 counts, and chapter 11 goes after the rest.
 #
 # **Memory** is weights, gradients, optimizer and activations. The first three depend on the model alone; the last grows
-# with the batch, and it is what gradient checkpointing saves, by computing activations a second time.
+# with the batch.
 
 # %%
 n = sum(p.numel() for p in pocket.parameters())
 for name, numbers in {"weights": n, "gradients": n, "AdamW's two moments": 2 * n}.items():
     here, large = (4 * size / 2**20 for size in (numbers, 222e6 * numbers / n))
     print(f"{name:20} {here:6.1f} MiB in float32, for the 222M model {large:6,.0f} MiB")
+
+# %% [markdown]
+# ### Gradient checkpointing keeps less and computes more
+#
+# The backward pass needs what the forward pass has computed. **Gradient checkpointing** ([Chen et al.
+# 2016](https://arxiv.org/abs/1604.06174)) keeps the input of each block alone, and computes the block a second time when
+# the backward pass reaches it. Predict what that does to the memory, the work and the gradient of one step:
+
+# %%
+from nanovlm.bench.memory import step_bytes
+
+for again in (False, True):
+    step = small_recipe(optimizer="adamw", max_length=128, gradient_checkpointing=again)
+    print(f"checkpointing {again!s:6} {step_bytes(small, step) / 2**20:5.1f} MiB at the peak")
+
+# %%
+passes, gradients = Counter(), []
+for block in (*fresh.vision_encoder.blocks, *fresh.decoder.blocks):
+    block.register_forward_pre_hook(lambda *_: passes.update(["begun"]))
+for again in (False, True):
+    passes.clear()
+    fresh.gradient_checkpointing(again)
+    gradients.append(gradient_of([inputs], [1.0]))
+    print(f"checkpointing {again!s:6} a block is computed {passes.total()} times")
+print("the gradients are equal to the last bit:", torch.equal(*gradients))
+
+# %% tags=["claim"]
+assert torch.equal(*gradients)
+
+# %% [markdown]
+# About half of the peak is gone and the gradient is the same, at the price of a second forward pass, which is a third
+# more work. Accumulating smaller batches costs no work, so do that first, and use `--gradient-checkpointing True` where
+# a single row does not fit.
+
+# %% [markdown]
+# ### `torch.compile` sees the whole graph
+#
+# PyTorch starts one operation after the other, and each of them reads its input from memory and writes its output back.
+# A compiler gets all of them at once, as a graph, and can join neighbours. This "compiler" only writes down what it is
+# given. What happens when the length of the sequence changes?
+
+# %%
+graphs = []
+
+
+def write_down(graph, example_inputs):
+    graphs.append([node.name for node in graph.graph.nodes if node.op.startswith("call_")])
+    return graph.forward
+
+
+# %%
+decoder = small_weights.decoder
+decoder.compile(backend=write_down)
+for length in (40, 40, 50, 60):
+    decoder(torch.randn(2, length, small.language.hidden_dim))
+    print(f"length {length}: {len(graphs)} graphs so far")
+products = [name for name in graphs[0] if name.startswith(("linear", "scaled_dot_product"))]
+print(f"{len(graphs[0])} operations in a pass, of which {len(products)} are large products")
+
+# %% [markdown]
+# The products stay calls of a library. All others are sums, norms, rotations and changes of shape, of which a real
+# compiler makes a few kernels. The second length costs a second graph, which is made for *any* length, so
+# the third one costs none. What it is worth has to be measured: the pocket model's step went from 327 to 281
+# milliseconds on two cores (`LOG.md`, "Beside transformers' SmolVLM"), after a first step that took far longer. The
+# option is `--compile True`.
 
 # %% [markdown]
 # ## The run that shipped
@@ -972,12 +1085,14 @@ curves_figure("Validation loss of the run that shipped", stages, log=True)
 # Each stage has its own mixture of data, so the heights of the curves cannot be compared across stages. What can be
 # compared are the test scores that `LOG.md` gives: 97.7 % on shapes after the first stage, 98.3 after the second, 99.5
 # after the third and 99.8 after the fourth.
-#
+
+# %% [markdown]
 # ## Where this lives in the package
 #
-# `nanovlm/training/`: the loop and its step, the optimizers, checkpoints, and the log; `probe.py` asks by kind and blind.
-# `nanovlm/bench/training_runs.py` makes every stored curve of this chapter again.
-#
+# `nanovlm/training/`: the loop and its step, the optimizers, checkpoints, and the log; `probe.py` asks by kind and
+# blind. `nanovlm/bench/training_runs.py` makes every stored curve of this chapter again.
+
+# %% [markdown]
 # What you take along:
 #
 # - A loss cannot tell whether a model sees. Ask again with the wrong pictures, by kind, beside every score.
@@ -985,15 +1100,17 @@ curves_figure("Validation loss of the run that shipped", stages, log=True)
 # - Count tokens when you accumulate, clip all gradients together, keep masters in float32.
 # - A checkpoint holds weights, optimizer, step and random numbers. Test it by crashing on purpose.
 # - A difference without an interval is an anecdote.
-#
+
+# %% [markdown]
 # Two links to the wild: Karpathy's [recipe for training neural
 # networks](https://karpathy.github.io/2019/04/25/recipe/), and section 2.5 of [OPT](https://arxiv.org/abs/2205.01068) on
 # how a run of 175 billion parameters was stopped, repaired and resumed.
 #
-# **Challenge.** Reach 95 % on `shapes` in under 120 seconds of training on two cores. `nanovlm train --help` shows what can
-# be changed, and nothing in the package is sacred. Say which processor, how many seeds, and the blind baseline, and add
-# a line to `LOG.md`.
-#
+# **Challenge.** Reach 95 % on `shapes` in under 120 seconds of training on two cores. `nanovlm train --help` shows what
+# can be changed, and nothing in the package is sacred. Say which processor, how many seeds, and the blind baseline, and
+# add a line to `LOG.md`.
+
+# %% [markdown]
 # ## Project: a subset of your own
 #
 # Teach the model to read clocks. Write a generator of clock faces, train on it, and write down what you found on one

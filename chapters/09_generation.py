@@ -39,7 +39,8 @@ except ImportError:
 # 2. say what temperature, top-k, top-p, min-p, a repetition penalty, beams and constraints do to a distribution, and
 #    choose among them for a purpose;
 # 3. make generation faster (cache, batches, speculative decoding) and measure whether it became so.
-#
+
+# %% [markdown]
 # **You need** the decoder of chapter 04 (attention, RoPE, the mask) and the model of chapter 06. **Time**: twenty
 # minutes of text, thirty for the code, ten for seven quizzes and three levers; the exercises take two hours more.
 
@@ -91,8 +92,8 @@ for name, shown in (("with the picture", image), ("without a picture", None)):
 # With the picture all five agree, because at every step one token has nearly all of the probability, so that the draw
 # has no choice. Without a picture the model must guess, and its five guesses differ.
 #
-# So the model does not give an answer. It gives a *distribution* over answers, one token at a time, and what you read
-# depends on how you choose from it. That choice is the subject of this chapter. First comes the loop around it.
+# So the model gives a *distribution* over answers, one token at a time, and what you read depends on how you choose from
+# it. That choice is the subject of this chapter. First comes the loop around it.
 
 # %% [markdown]
 # ## The loop reads, chooses, and reads again
@@ -135,9 +136,9 @@ print(pocket.generate(image=image, prompt=describe, stop=". bottom"))
 
 # %% [markdown]
 # In a batch, rows end at different steps. A row that has ended is filled with the end token while the others write, and
-# the loop stops when all have ended, not when the first one has. You write this loop in
-# [exercise 9.1](../exercises/09_generation.ipynb), without the model in it: it gets a function `step`, which reads one
-# token for each row, and a function `choose`. From here on the chapter uses your version if it passes.
+# the loop stops when all have ended, not when the first one has. You write this loop in [exercise
+# 9.1](../exercises/09_generation.ipynb), without the model in it: it gets a function `step`, which reads one token for
+# each row, and a function `choose`. From here on the chapter uses your version if it passes.
 
 # %%
 decode = use("generation.greedy")
@@ -434,9 +435,9 @@ for rule, keep in FILTERS.items():
 # %% [markdown]
 # With the picture the model is sure of one token, and top-k lets two others in nevertheless. Top-p and min-p follow the
 # model: one token where it is sure, several where it is not. When the temperature rises, top-p opens wide, since a flat
-# distribution needs many tokens to reach 0.8, while min-p stays close to the best
-# ([Nguyen et al. 2024](https://arxiv.org/abs/2407.01082) propose it for this reason;
-# [Holtzman et al. 2020](https://arxiv.org/abs/1904.09751) proposed top-p).
+# distribution needs many tokens to reach 0.8, while min-p stays close to the best ([Nguyen et al.
+# 2024](https://arxiv.org/abs/2407.01082) propose it for this reason; [Holtzman et al.
+# 2020](https://arxiv.org/abs/1904.09751) proposed top-p).
 #
 # Exercises 9.4 and 9.5 are min-p and top-p, and 9.6 is the draw itself.
 
@@ -464,7 +465,8 @@ for temperature in (0.5, 1.5):
 # When it is cold, filtering first keeps tokens that the cold distribution no longer needs; when it is hot, it keeps
 # fewer. Neither order is forbidden, but a setting such as "temperature 0.5, top-p 0.9" means different things in the
 # two, so a paper's numbers cannot be repeated with the other one. Transformers and the package divide first.
-#
+
+# %% [markdown]
 # The same file has two more of this chapter's stories. Its
 # [top-p](https://github.com/huggingface/nanoVLM/blob/4e0c0961846135c2217f95e54cb4c2d66eb55e42/models/utils.py) drops
 # the token with which the sum crosses `p`, and its loop always runs for `max_new_tokens` steps and cuts the rows at
@@ -527,8 +529,11 @@ lines_figure(
 # Greedy decoding is the leftmost point. A draw can only move away from the token that the model holds to be the
 # likeliest, so a rising temperature costs accuracy, and a cut gives most of it back. The intervals are wide, because
 # there are few questions: up to temperature 1.5 the figure shows no difference, and only the fall of the uncut curve at
-# its right end is larger than its intervals. (At the `laptop` budget there are three times as many questions. All
-# points share the same ones, which a paired test would use: chapter 10.)
+# its right end is larger than its intervals.
+
+# %% [markdown]
+# (At the `laptop` budget there are three times as many questions. All points share the same ones, which a paired test
+# would use: chapter 10.)
 
 # %% [markdown]
 # ### Five answers say how sure the model is
@@ -675,8 +680,10 @@ for _ in range(4):
 beams_figure(drawing, "Two beams, four tokens")
 
 # %% [markdown]
-# At every step all continuations of all beams compete, and the best two go on, even if both come from one beam. Three
-# details make it work, and exercise 9.7 asks for each of them:
+# At every step all continuations of all beams compete, and the best two go on, even if both come from one beam.
+
+# %% [markdown]
+# Three details make it work, and exercise 9.7 asks for each of them:
 #
 # - sums of **log-probabilities** are compared, because logits of different steps have no common scale;
 # - a **finished** beam stays in the competition as it is, at no further cost;
@@ -782,14 +789,32 @@ idle = 1 - lengths.sum() / rows.numel()
 print(f"{rows.numel()} places in the batch, {idle:.0%} of them behind the row's end")
 
 # %% [markdown]
-# (Tokens a second is easily measured wrongly: which calls count, and which tokens? [Exercise
-# 9.10](../exercises/09_generation.ipynb) is to measure it.)
-#
 # The one long answer keeps all other rows waiting, which is the weakness of **static batching**. Servers such as vLLM
 # use **continuous batching**: a row that has ended gives its place to the next prompt in the queue at once ([Kwon et
-# al. 2023](https://arxiv.org/abs/2309.06180)). The package sorts prompts by their work instead, which is simpler and
-# enough for a folder of pictures.
-#
+# al. 2023](https://arxiv.org/abs/2309.06180)). Here are both with room for four rows and the lengths from above, a
+# letter for each prompt and a column for each step:
+
+
+# %%
+def schedule(lengths: list[int], places: int, continuous: bool) -> list[str]:
+    drawn = [""] * places
+    for prompt, length in enumerate(lengths):
+        if prompt % places == 0 and not continuous:  # all have to be done before the next batch
+            drawn = [place.ljust(max(map(len, drawn)), "·") for place in drawn]
+        free = min(range(places), key=lambda i: len(drawn[i]))
+        drawn[free] += chr(ord("A") + prompt) * length
+    return drawn
+
+
+for name in ("static", "continuous"):
+    drawn = schedule(lengths.tolist(), 4, name == "continuous")
+    print(f"{name}: {max(map(len, drawn))} steps", *drawn, sep="\n    ")
+
+# %% [markdown]
+# (The package sorts prompts by their work instead, which is simpler and enough for a folder of pictures. And tokens a
+# second are easily measured wrongly: [exercise 9.10](../exercises/09_generation.ipynb) is to measure them.)
+
+# %% [markdown]
 # One trap is left. If rows draw from one common generator, what a row gets depends on its neighbours, and another batch
 # size gives other answers. The package gives each row a generator of its own:
 
@@ -995,11 +1020,99 @@ for name, peak, bandwidth in (("T4", 65e12, 320e9), ("H100", 989e12, 3.35e12)):
 
 # %% [markdown]
 # (The peaks are those of NVIDIA's data sheets for the T4 and the H100 SXM: 65 and 989 TFLOP/s in 16 bits without
-# sparsity, 320 GB/s and 3.35 TB/s. Nobody reaches them, and we have measured neither.) By time it is the other way
-# round: the nineteen tokens take longest. This bound explains the methods of this chapter in one sentence. A batch
-# reads the weights once for all its rows, speculative decoding reads them once for several tokens, int8 halves what is
-# read, and sharing key/value heads keeps small what is read besides. `torch.compile` and a static cache attack the
-# other part, the time between operations.
+# sparsity, 320 GB/s and 3.35 TB/s. Nobody reaches them, and we have measured neither.)
+
+# %% [markdown]
+# By time it is the other way round: the nineteen tokens take longest. This bound explains the methods of this chapter
+# in one sentence. A batch reads the weights once for all its rows, speculative decoding reads them once for several
+# tokens, int8 halves what is read, and sharing key/value heads keeps small what is read besides. `torch.compile` and a
+# static cache attack the other part, the time between operations.
+
+# %% [markdown]
+# ## A conversation about one picture encodes it once
+#
+# For a second question about the same picture `generate` reads the whole conversation again, the picture too, although
+# the cache has just held its keys and values. So keep the cache *between* answers: compare each new sequence with what
+# the cache has read, forget what lies behind the first difference, and read only the rest. This is **prefix caching**.
+
+# %%
+from itertools import takewhile
+
+
+class Reader:
+    """Reads sequences about one picture, and of each only what follows the part that it knows."""
+
+    def __init__(self, image: Image.Image, room: int = 256) -> None:
+        self.images, self.seen = pocket.image_processor([image]), []
+        self.cache = KVCache(
+            pocket.config.language, batch_size=1, max_length=room, like=self.images
+        )
+
+    @torch.no_grad()
+    def read(self, ids: list[int]) -> Tensor:
+        """All ids of a sequence -> the logits behind it, [1, vocab_size]"""
+        pairs = zip(self.seen, ids[:-1], strict=False)  # one token is read in any case
+        known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        for block in self.cache.blocks:
+            block.length = known
+        rest, self.seen = ids[known:], ids
+        images = self.images if pocket.config.image_token_id in rest else None
+        x, _, _ = pocket.embed(torch.tensor([rest]), images, None)
+        return pocket.decoder.head(pocket.decoder(x, cache=self.cache)[:, -1])
+
+
+# %% [markdown]
+# The encoder runs where a placeholder is among the ids that are left to read, and otherwise not. What remains is the
+# loop of a chat: every turn adds two messages, the template of chapter 05 makes ids out of them all, and your `decode`
+# writes the answer.
+
+
+# %%
+def ask(reader: Reader, messages: list[dict[str, str]], question: str) -> None:
+    messages.append({"role": "user", "content": question})
+    per_image = pocket.config.num_image_tokens
+    ids, _ = pocket.tokenizer.encode_chat(messages, 1, per_image, add_generation_prompt=True)
+    written = decode(
+        reader.read(ids),
+        lambda token: reader.read([*reader.seen, int(token)]),
+        lambda logits: logits.argmax(dim=-1),
+        [end],
+        max_new_tokens=40,
+    )
+    messages.append({"role": "assistant", "content": words(written[0].tolist()).strip()})
+
+
+# %% [markdown]
+# Predict before you run it: for three questions about one picture, how often does the encoder run, and how many tokens
+# does the decoder read, with one reader for the conversation and with a new one for each question?
+
+# %%
+counts, talks = Counter(), {}
+hooks = [
+    pocket.vision_encoder.register_forward_hook(lambda *_: counts.update(encoded=1)),
+    pocket.decoder.register_forward_hook(lambda _, x, out: counts.update(read=out.shape[1])),
+]
+for name in ("one reader", "a new one each"):
+    counts.clear()
+    reader, talks[name] = Reader(image), []
+    for question in ("How many shapes are there?", "Where is the red star?", describe):
+        reader = reader if name == "one reader" else Reader(image)
+        ask(reader, talks[name], question)
+    print(f"{name:15}{counts['encoded']} pictures encoded, {counts['read']} tokens read")
+    assert counts["encoded"] == (1 if name == "one reader" else 3)
+
+# %%
+for message in talks["one reader"]:
+    print(f"{message['role']:10} {message['content']}")
+for hook in hooks:
+    hook.remove()
+assert talks["one reader"] == talks["a new one each"]
+
+# %% [markdown]
+# The answers are the same, and the picture was encoded once. Two traps are left. The placeholders of *all* pictures
+# have one id, so equal ids do not mean equal pictures: a cache belongs to one picture, or has to compare a hash of it
+# as well. And an answer is kept as text, which is encoded anew in the next turn. Where its tokens differ from those
+# that the model wrote, the comparison notices it and reads them again.
 
 # %% [markdown]
 # ## Every method is an option of `generate`
@@ -1020,6 +1133,11 @@ for name, peak, bandwidth in (("T4", 65e12, 320e9), ("H100", 989e12, 3.35e12)):
 # | long text that has to be exact | 2 to 4 beams |
 # | variety | temperature 0.7 to 1 with min-p 0.05 to 0.1 |
 # | to know how sure it is | several draws at temperature 1, or the log-probability |
+
+# %% [markdown]
+# What of this travels with a model? Its `config.json` says where an answer ends and in which form questions are asked,
+# because without these the weights are used wrongly. Temperature and cuts are the reader's choice. In transformers'
+# format a `generation_config.json` may hold them too, so look into it before you compare answers.
 
 # %% [markdown]
 # ## Where this lives in the package
@@ -1044,7 +1162,8 @@ print(own.generate(image=image, prompt=describe, temperature=0.8, min_p=0.1, see
 # - Greedy is best for short answers, beams for long exact ones, draws for variety and for confidence.
 # - A constraint repairs the form, not the knowledge.
 # - Decoding waits for memory, which is why batches and guesses help.
-#
+
+# %% [markdown]
 # In the wild: the [sampling code of
 # transformers](https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/generation/logits_process.py),
 # where each filter is a class, and [PagedAttention](https://arxiv.org/abs/2309.06180), the cache of vLLM.

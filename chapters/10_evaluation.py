@@ -39,7 +39,8 @@ except ImportError:
 # 1. give every score its interval and its blind baseline, and compare two models on the same questions;
 # 2. score multiple choice by letter, by regex and by likelihood, and say what each of them measures;
 # 3. read a published number and list what would have to be known before believing it.
-#
+
+# %% [markdown]
 # **It needs** chapters 05 and 06 (answers and their end token, the whole model) and some arithmetic. **It takes**
 # about an hour of reading and running, quizzes included; the exercises take about two hours more.
 
@@ -212,7 +213,8 @@ print(
 # Two of the three that remain are right answers in other words, and “three” is wrong. No list of rules will
 # separate them: “the red one” contains “red”, and so does “not red”. Either the model is taught or asked to answer
 # in one word, or something that understands language has to judge, with its own errors.
-#
+
+# %% [markdown]
 # ### Several people, one answer
 #
 # VQA asked ten people about each picture. An answer scores min(matches / 3, 1), averaged over leaving out one
@@ -370,9 +372,9 @@ low, high = interval(round(share * text_only["questions"]), text_only["questions
 print(f"trained without pictures {share:.1%}, from {low:.1%} to {high:.1%}")
 
 # %% [markdown]
-# The Thimble is drawn so that these four agree, as far as their intervals tell. Real benchmarks are not: the authors of MMStar found that
-# GeminiPro answers 42.9 % of MMMU's questions *without any picture*, and made MMStar because of it ([Chen et al.
-# 2024](https://arxiv.org/abs/2403.20330)). On such a test 45 % may mean three points of seeing.
+# The Thimble is drawn so that these four agree, as far as their intervals tell. Real benchmarks are not: the authors of
+# MMStar found that GeminiPro answers 42.9 % of MMMU's questions *without any picture*, and made MMStar because of it
+# ([Chen et al. 2024](https://arxiv.org/abs/2403.20330)). On such a test 45 % may mean three points of seeing.
 
 # %% [markdown]
 # ## Multiple choice by letter measures whether it knows letters
@@ -401,7 +403,8 @@ for question, answer in by_letter.answers[:5]:
 # The letter protocol finds next to no right answer, although the same model answered every question above. It was
 # never trained on letters, and so what this protocol measured is the format, not the sight. A model trained on such
 # questions may show the opposite: letters in perfect form, and guessed.
-#
+
+# %% [markdown]
 # ### A regex that is too kind
 #
 # Answers are seldom a bare letter, so scorers search for one. nanoVLM v0.1 took an answer as right if the letter
@@ -487,7 +490,8 @@ share_rows("One model, one set of questions, six protocols", rows, chance=0.25)
 # %% [markdown]
 # The same weights give anything from nearly nothing to most of the questions. None of these numbers is *the*
 # accuracy, because each answers its own question. Two models may be compared within a row, and never across rows.
-#
+
+# %% [markdown]
 # One check belongs to every letter protocol. A model that always says A gets 25 %. **Circular evaluation** asks
 # each question once for every rotation of its options and counts it only if all answers are right ([Liu et al.
 # 2023](https://arxiv.org/abs/2307.06281)), so that such a model gets 0. What is left of the descriptions that the regex
@@ -584,7 +588,8 @@ print(
 # most of their weights, so they are less independent than assumed, and real training does improve the model.
 # Sampled answers, on the other hand, add fresh luck at every look. What the simulation shows is the size: choosing
 # alone can be worth two to three points, half of the distance to LLaVA's number.
-#
+
+# %% [markdown]
 # An independent look exists: a contributor ran the *larger* nanoVLM-450M with another tool, VLMEvalKit, and got
 # **31.6 %** ([issue 89](https://github.com/huggingface/nanoVLM/issues/89)). None of this says that the model is
 # bad. It says that 35.3 % and 30.3 % are answers to different questions. nanoVLM's later versions evaluate with
@@ -685,8 +690,26 @@ print("a model that scores everything equally:", tuple(recall_at_k(torch.zeros(m
 
 # %% [markdown]
 # The two directions need not agree. A caption that suits every picture wins many rows, and spoils *picture to
-# text*, but in its own column it may still find its picture. And recall depends on the company: among captions that
-# differ in one word, **hard negatives**, it falls. Say how many candidates there were, and how they were chosen.
+# text*, but in its own column it may still find its picture.
+#
+# And recall depends on the company. Add a **hard negative** for each picture to the captions: its own caption, in which
+# two shapes are exchanged as above. Predict the recall among twice as many candidates.
+
+# %%
+hard = caption_scores(pocket, small, [exchanged_shapes(caption) for caption in captions[:many]])
+own = grid.diagonal()  # [pictures]
+for name, others in (
+    ("the captions", grid),
+    ("hard negatives, too", torch.cat([grid, hard], dim=1)),
+):
+    first = (own >= others.amax(dim=1)).float().mean()
+    print(f"{name:20} picture to text, recall@1 of {others.shape[1]}: {first:.0%}")
+print(f"its own caption before its own hard negative: {(own > hard.diagonal()).float().mean():.0%}")
+
+# %% [markdown]
+# The model tells one picture's caption from another's. But which of two shapes stands where in these smaller pictures it
+# knows little better than a guess, as far as so few pictures can tell. So say how many candidates there were, and how
+# they were chosen.
 
 # %% [markdown]
 # ## Reading needs a score for nearly right
@@ -891,6 +914,31 @@ for name, rule in rules.items():
 # optional and large, and best installed in an environment of its own.
 
 # %% [markdown]
+# ## Your model, judged by your metrics
+#
+# `yours()` builds the pocket model out of the parts that you have written so far: with your attention, your cache, your
+# decode loop and whatever else has passed its check. Here it answers turned questions, your rules of exercise 10.1
+# decide what is right, and your Wilson interval says how sure that is.
+
+# %%
+from nanovlm.course import yours
+
+few_turned = turned[: budget().pick(ci=30, laptop=120)]
+said = answer_all(yours(), few_turned)
+pairs = [
+    (normalise_answer(a), normalise_answer(q.answer)) for a, q in zip(said, few_turned, strict=True)
+]
+right = sum(a == b for a, b in pairs)
+low, high = wilson(right, len(pairs))
+print(f"{right} of {len(pairs)} right, from {low:.0%} to {high:.0%}")
+package = sum(tilted[: len(pairs)].tolist())
+print(f"the package's own model and scorer: {package:.0f} of {len(pairs)}")
+
+# %% [markdown]
+# The two numbers agree if your parts compute what they should. Where they do not, compare the answers one by one, and
+# the first that differs leads you to the part.
+
+# %% [markdown]
 # ## Where this lives in the package
 #
 # All of it is in `nanovlm/evaluation/`: `scores.py` (exact match, blind baseline, intervals), `answers.py`,
@@ -898,7 +946,8 @@ for name, rule in rules.items():
 # `robustness.py`, `calibration.py`, `contamination.py` and `lmms.py`.
 #
 # **Ten lines before you believe a number**
-#
+
+# %% [markdown]
 # 1. How many questions, and which interval?
 # 2. What does the model score without the picture?
 # 3. Which prompt, and does it list the options?
@@ -915,7 +964,7 @@ for name, rule in rules.items():
 #
 # Collect a hundred questions about pictures which you answer at once and the pocket model does not. The score is
 # the share that it gets *wrong*, with its interval. Let somebody else answer too: a question on which people
-# disagree does not count. Turning all pictures by 90 degrees is too easy a way out, so use at least five kinds of
+# disagree does not count. Turning all pictures by 90 degrees is too easy, so use at least five kinds of
 # difficulty, none of which fills more than a third. Here is a start of two, both of one kind.
 
 # %%

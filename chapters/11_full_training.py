@@ -40,7 +40,8 @@ except ImportError:
 # 2. start from SigLIP and SmolLM2, prove that their weights arrived, and run on a T4, an H100 or several GPUs, through
 #    disconnects, without changing what is computed;
 # 3. diagnose a run from its log, and publish a model with numbers that hold.
-#
+
+# %% [markdown]
 # **You need** the model of chapter 06; training (08), evaluation (10) and the tracer's FLOPs (12) help and are named where
 # they are needed. **Time**: twenty-one minutes of reading, twenty-two of code, eight quizzes and two levers; the exercises
 # take a little more than two hours, and the capstone project at their end takes days.
@@ -79,8 +80,9 @@ quiz("ch11.four_hours")
 # %% [markdown]
 # ## Four lines of arithmetic give the hours
 #
-# A training step is matrix products, and their number is known before anything runs. The tracer of chapter 12 counts them
-# on the meta device, where tensors have a shape and no memory. Here are the FLOPs (floating-point operations) of one sample of the published model, nanoVLM-222M: one picture of 224 pixels and a row of 128 tokens.
+# A training step is matrix products, and their number is known before anything runs. The tracer of chapter 12 counts
+# them on the meta device, where tensors have a shape and no memory. Here are the FLOPs (floating-point operations) of
+# one sample of the published model, nanoVLM-222M: one picture of 224 pixels and a row of 128 tokens.
 
 # %%
 from nanovlm.trace import trace
@@ -100,7 +102,8 @@ for name, flops in (("picture", vision), ("text", text), ("forward", sample_flop
 # that of the weight. Training therefore costs three times the forward pass, and a run is
 #
 # $$\text{hours} = \frac{3 \cdot \text{FLOPs per sample} \cdot \text{samples}}{\text{peak} \cdot \text{utilisation} \cdot 3600}$$
-#
+
+# %% [markdown]
 # The **peak** is what the GPU's tensor cores can do, from its data sheet. The **utilisation** is the share of it that the
 # run reaches. Only the second one is in your hands.
 
@@ -218,7 +221,8 @@ lever(memory_image, rows=[16, 4, 32, 48, 64])
 # GiB is a careful limit.) On a T4 the products run in float16 under autocast, so what is kept is between the two: the
 # float32 bar is the safe one. The attention on the meta device keeps its probabilities, which a fused kernel computes
 # again, so the true number is lower still.
-#
+
+# %% [markdown]
 # Where it does not fit there are three ways out, in this order: smaller batches with more accumulation, which changes
 # nothing that is learnt (chapter 08); gradient checkpointing, which keeps only each block's input and computes the rest
 # a second time; and fewer trained weights, which comes below.
@@ -391,9 +395,9 @@ for name, part in model.named_children():
     print(f"{name:16}{sum(p.numel() for p in part.parameters()) / 1e6:8.2f} M")
 
 # %% [markdown]
-# Then the sanity ladder of chapter 08, at full size, because it takes a minute and a wrong run takes a night. First: the
-# loss at step 0. A model that knows nothing has $\ln V$ (for SmolLM2 $\ln 49{,}152 = 10.8$); trained text weights should be
-# better than that, and never much worse.
+# Then the sanity ladder of chapter 08, at full size, because it takes a minute and a wrong run takes a night. First:
+# the loss at step 0. A model that knows nothing has $\ln V$ (for SmolLM2 $\ln 49{,}152 = 10.8$); trained text weights
+# should be better than that, and never much worse.
 
 # %%
 from nanovlm.data.loading import get_dataloaders
@@ -619,7 +623,8 @@ ranks_figure([(1.0, 10), (3.0, 90)], "Two processes with answers of different le
 # An average of averages gives the tokens of the first rank nine times the weight of the others. The code that we
 # re-implement does this: in `train.py` at the commit above, each rank calls `backward()` on its own mean, divided by the
 # number of micro-batches. A rank with short answers, such as yes and no, then decides as much as one with captions.
-#
+
+# %% [markdown]
 # The cure is to let each rank multiply by what DDP will divide by, and divide by *all* tokens. It is exercise 11.7. Here
 # both versions run in two real processes on this CPU (`gloo` is the library that carries gradients between CPUs), and
 # are compared with one process that has all the data.
@@ -719,12 +724,13 @@ for name, prepare, lr in (
 # a question for three seeds (chapter 08) and for chapter 15, where it is done in earnest.
 
 # %% [markdown]
-# ## Watch five numbers, and decide beforehand when to stop
+# ## Watch six numbers, and decide beforehand when to stop
 #
 # | number | alarm | what to do |
 # |---|---|---|
 # | training loss | NaN, or above its value of an hour ago | stop; look at the samples that the error names |
 # | validation loss | rises while the other falls | stop at the best checkpoint |
+# | loss of each source | one rises while the mean falls | its share of the mixture (chapters 07 and 08) |
 # | gradient norm | a hundred times its usual value, again and again | a sample, or the learning rate |
 # | samples per second | falls over hours | the loader, its memory, or the disk |
 # | accuracy beside the blind one | equal after a tenth of the run | the picture does not arrive |
@@ -770,6 +776,49 @@ print(f"the 20 steps after the resume: mean loss {after:.3f}, without a resume {
 # The course's step refuses such a batch: it raises before the weights have moved, and names the samples.
 
 # %% [markdown]
+# ### A real log rings alarms, too
+#
+# Those four faults were planted. The logs of the four runs that made the pocket model are in `assets/pocket`, beside its
+# weights, and nobody arranged them. Here is an excerpt of the last one. Which of the six numbers would have rung, and
+# what would you have done?
+
+
+# %%
+def log_of(name: str) -> list[dict]:
+    file = asset_path(f"pocket/{name}.jsonl")
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+for row in log_of("train_log"):
+    if "batch_loss" in row and 700 <= row["step"] <= 780:
+        time_so_far, rate = row["seconds"], row["samples_per_second"]
+        print(f"step {row['step']}   loss {row['batch_loss']:.4f}   {time_so_far:4.0f} s", end="")
+        print(f"   {rate:5.1f} samples/s")
+
+# %% [markdown]
+# Ten steps took up to 75 seconds where they had taken 4, and then they took 4 again. The loss knows nothing of it, so it
+# was not the model. Other work ran on the same machine (`LOG.md`), or the loader was slow, and this log cannot tell
+# one from the other, since it has only the time of a whole step. A log that also counts the time of waiting for data, as
+# the cell under *On an H100 the GPU waits for you* did, can.
+
+# %% [markdown]
+# The second excerpt is the beginning of the second run. It goes on from the weights of the first, with a new optimizer,
+# a new schedule and ten times the weight decay.
+
+# %%
+before = [row["val_loss"] for row in log_of("train_log_1") if "val_loss" in row][-1]
+print(f"run 1 ended at {before:.4f}")
+for row in log_of("train_log_2"):
+    if "val_loss" in row:
+        print(f"run 2, step {row['step']:5}   validation loss {row['val_loss']:.4f}")
+
+# %% [markdown]
+# At its first evaluation the validation loss is four times as high as where the run began, and only the fifth one is
+# lower. The alarm of the table would have stopped the run after which the model was right about 99.9 % of the questions
+# on signs, and not 93.3 (`LOG.md`). A warm-up back to a high rate undoes some of what was learnt, and shows its worth when
+# the rate comes down. So write down before a run what you expect, and by which step: an alarm cannot decide.
+
+# %% [markdown]
 # ## A score means something under one protocol
 #
 # Your run is finished and scores 38 % on MMStar. The published model has 35.3 %.
@@ -788,12 +837,14 @@ for name, share in (("published", 0.353), ("yours", 0.380), ("chance", 0.25)):
 # The two intervals overlap, and the numbers were not made in the same way: the published one was drawn at temperature 1,
 # scored by a rule that takes "A cat" for the answer A, and belongs to the checkpoint that was best *on MMStar* of more
 # than a hundred looks (chapter 10 tells the story). To compare, one would need
-#
+
+# %% [markdown]
 # 1. both models, the published one loaded by this package (`nanovlm evaluate --model lusxvr/nanoVLM-222M`);
 # 2. the same prompt, the same pictures at the same size, greedy decoding, one strict rule for both;
 # 3. a checkpoint chosen on validation data, with a single look at MMStar at the end;
 # 4. every answer saved, and a paired test over the same 1,500 questions, with the blind score beside it.
-#
+
+# %% [markdown]
 # Nothing in this list needs a GPU for longer than an hour. It needs a trained model of our own, which nobody has yet.
 
 # %% [markdown]
@@ -839,7 +890,8 @@ pocket.push_to_hub("your-name/nanovlm-pocket", private=True)
 
 # %% [markdown]
 # `nanovlm export` writes the same model in SmolVLM's format, which transformers loads without any code of ours (chapter
-# 13). From there the tools of others lead on: llama.cpp's `mmproj` files, servers, browsers. How small can it be?
+# 13). From there the tools of others lead on: llama.cpp's `mmproj` files, servers, browsers. `nanovlm demo` opens a page
+# on which anybody can ask about a picture and watch the answer being written. How small can the model be?
 
 # %%
 for name, size in (
@@ -863,23 +915,28 @@ for name, size in (
 # | the preset `h100` | **not run**: estimates only |
 # | a comparison with the published 222M under one protocol | **not made** |
 #
-# If you have a card and an afternoon, your run closes one of these lines. Open an issue with the command, the log, the
+# If you have a card and an afternoon, your run closes one of these lines. [A
+# form](https://github.com/nanovlm-course/nanovlm/issues/new?template=full_run.yml) asks for the command, the log, the
 # card's name and what the plan had said: a plan that was wrong by a factor of two is as useful to others as a good score.
 
 # %% [markdown]
 # ## Where this lives in the package
 #
 # `training/plan.py` is the plan, `training/loop.py` the run and `training/checkpoint.py` its files;
-# `weights/backbones.py` and `weights/from_preset.py` load trained parts; `training/step_cost.py` and `bench/memory.py` count;
-# `device.py` chooses the precision; `config.py` has the presets. What you take along:
+# `weights/backbones.py` and `weights/from_preset.py` load trained parts; `training/step_cost.py` and `bench/memory.py`
+# count; `device.py` chooses the precision; `config.py` has the presets.
+
+# %% [markdown]
+# What you take along:
 #
 # - Do the sum before the run, and the check after it. A utilisation is a measurement or a hope; say which.
-# - Weights, gradients and moments are fixed; activations grow with the batch. Accumulate instead.
+# - Weights, gradients and moments are fixed; activations grow with the batch.
 # - Load strictly, then compare features with the library. A new row is the mean of the old ones.
 # - Smoke run first. Kill it on purpose. Equal losses, to the last bit, are the test.
 # - Several processes: divide by all tokens, multiply by what DDP divides by.
 # - No number without its interval, its blind baseline and its protocol.
-#
+
+# %% [markdown]
 # In the wild: [nanochat](https://github.com/karpathy/nanochat/blob/007f3220a4bf78a5e21c04337a975451d9a4f215/README.md),
 # which states time and cost of its full run at the top of its README, and the papers on
 # [DDP](https://arxiv.org/abs/2006.15704) and [FSDP](https://arxiv.org/abs/2304.11277) in PyTorch.

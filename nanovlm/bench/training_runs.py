@@ -1,12 +1,14 @@
 """The stored training curves of chapter 08: small runs, healthy and broken, that anyone can make again.
 
     python -m nanovlm.bench.training_runs --only healthy --out assets/runs/08_gallery.json
+    python -m nanovlm.bench.training_runs --only healthy --out assets/runs/08_kinds.json
     python -m nanovlm.bench.training_runs --seeds 0 1 2 --only healthy one_block --out assets/runs/08_seeds.json
 
 Every run trains a model of 0.3 M parameters on the Thimble's `shapes` for some hundred steps of 32 samples, in float32,
 on one thread. Beside the loss it writes down the gradient norm, the validation loss, and by kind of question the share
-of right answers, with the right picture and blind. With `--seeds` each run is made once for each seed, and only its
-last evaluation is kept, which is what an ablation compares.
+of right answers and the loss of an answer, with the right picture and blind (`08_gallery.json` was made before there
+were losses by kind; `08_kinds.json` is its healthy run with them). With `--seeds` each run is made once for each seed,
+and only its last evaluation is kept, which is what an ablation compares.
 """
 
 from __future__ import annotations
@@ -217,6 +219,8 @@ def run(what: Run, report: Callable[[str], None] = print, seed: int = 0, every: 
                 "val_loss": round(validation_loss(model, map(what.spoil, watched_batches), precision, device), 4),
                 "accuracy": {kind: round(share, 4) for kind, share in probe.accuracy(model).items()},
                 "blind": {kind: round(share, 4) for kind, share in probe.accuracy(model, blind=True).items()},
+                "losses": {kind: round(loss, 4) for kind, loss in probe.losses(model).items()},
+                "blind_losses": {kind: round(loss, 4) for kind, loss in probe.losses(model, blind=True).items()},
             }
             evaluations.append(values)
             report(

@@ -1,13 +1,15 @@
-"""Does it see yet? Accuracy by kind of question, with the right picture and with another one's."""
+"""Does it see yet? Accuracy and loss by kind of question, with the right picture and with another one's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from nanovlm.data.collators import Batch, VQACollator
+from nanovlm.data.collators import VQACollator
 from nanovlm.data.datasets import VQADataset
 from nanovlm.models.vision_language_model import IGNORE, VisionLanguageModel
 
@@ -44,34 +46,53 @@ class Probe:
             torch.cat([images[following[index]] for index in batch["sample_indices"]]) for batch in self.batches
         ]
 
-    @torch.no_grad()
     def right(self, model: VisionLanguageModel, blind: bool = False) -> list[bool]:
         """For each question, in the order of `kinds`, whether the answer is right."""
-        training = model.training
-        model.eval()
-        right: list[bool] = []
-        for batch, other in zip(self.batches, self.blind_images, strict=True):
-            right += _right_rows(model, batch, other if blind else batch["images"])
-        model.train(training)
-        return right
+        return self._judged(model, blind, _right_rows)
 
     def accuracy(self, model: VisionLanguageModel, blind: bool = False) -> dict[str, float]:
         """Kind of question -> share of right answers."""
-        by_kind: dict[str, list[bool]] = {}
-        for kind, hit in zip(self.kinds, self.right(model, blind), strict=True):
-            by_kind.setdefault(kind, []).append(hit)
-        return {kind: sum(hits) / len(hits) for kind, hits in by_kind.items()}
+        return self._by_kind(self._judged(model, blind, _right_rows))
+
+    def losses(self, model: VisionLanguageModel, blind: bool = False) -> dict[str, float]:
+        """Kind of question -> the mean loss of an answer, which is the sum over its tokens."""
+        return self._by_kind(self._judged(model, blind, _row_losses))
+
+    @torch.no_grad()
+    def _judged(
+        self, model: VisionLanguageModel, blind: bool, judge: Callable[[Tensor, Tensor, Tensor, int], Tensor]
+    ) -> list:
+        """judge(rows, logits, wanted, B), which gives a number for each question of a batch, [B], for all of them.
+        rows [n]: the row of each supervised token, logits [n, vocab_size] for it, wanted [n]: its id."""
+        training, weight = model.training, model.projector.proj.weight
+        model.eval()
+        judged: list = []
+        for batch, other in zip(self.batches, self.blind_images, strict=True):
+            images = (other if blind else batch["images"]).to(weight.device, weight.dtype)
+            targets = batch["targets"].to(weight.device)
+            logits = model(batch["input_ids"].to(weight.device), images, targets=targets).logits
+            supervised = targets != IGNORE  # [B, T]
+            rows = supervised.nonzero()[:, 0]
+            judged += judge(rows, logits, targets[supervised], len(targets)).tolist()
+        model.train(training)
+        return judged
+
+    def _by_kind(self, judged: Sequence[float]) -> dict[str, float]:
+        by_kind: dict[str, list[float]] = {}
+        for kind, value in zip(self.kinds, judged, strict=True):
+            by_kind.setdefault(kind, []).append(value)
+        return {kind: sum(values) / len(values) for kind, values in by_kind.items()}
 
 
-def _right_rows(model: VisionLanguageModel, batch: Batch, images: torch.Tensor) -> list[bool]:
-    weight = model.projector.proj.weight
-    targets = batch["targets"].to(weight.device)
-    out = model(batch["input_ids"].to(weight.device), images.to(weight.device, weight.dtype), targets=targets)
-    supervised = targets != IGNORE  # [B, T]
-    wrong = supervised.nonzero()[:, 0][out.logits.argmax(dim=-1) != targets[supervised]]  # the rows of wrong tokens
-    hits = torch.ones(len(targets), dtype=torch.bool, device=weight.device)
-    hits[wrong] = False
-    return hits.tolist()
+def _right_rows(rows: Tensor, logits: Tensor, wanted: Tensor, count: int) -> Tensor:
+    hits = torch.ones(count, dtype=torch.bool, device=rows.device)
+    hits[rows[logits.argmax(dim=-1) != wanted]] = False
+    return hits
+
+
+def _row_losses(rows: Tensor, logits: Tensor, wanted: Tensor, count: int) -> Tensor:
+    losses = F.cross_entropy(logits.float(), wanted, reduction="none")  # [n]
+    return losses.new_zeros(count).index_add(0, rows, losses)
 
 
 def mean(accuracy: dict[str, float]) -> float:

@@ -124,6 +124,28 @@ def gallery_figure(runs: Mapping[str, Mapping[str, Any]]) -> Figure:
     return svg_figure(WIDTH, 52 + rows * high, body, f"{len(runs)} training runs. {'; '.join(told)}.")
 
 
+def panels_figure(title: str, panels: Mapping[str, Mapping[str, Points]], y_label: str = "loss") -> Figure:
+    """Small multiples over common axes. panels: name -> curve -> (x, y); the curves have the same names in each."""
+    columns, wide, high = 3, 228.0, 168.0
+    points = [point for curves in panels.values() for curve in curves.values() for point in curve]
+    x_range, y_range = _range([x for x, _ in points]), (0.0, max(y for _, y in points if math.isfinite(y)))
+    styles = (("blue", "none"), ("muted", "4 4"), ("orange", "7 4"))
+    names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
+    keys = tuple((colour, name, dashes) for name, (colour, dashes) in zip(names, styles, strict=False))
+    body, told = [text(16, 28, title, 15, font_weight="bold"), *_legend(16, 54, keys)], []
+    for i, (panel, curves) in enumerate(panels.items()):
+        x0, y0 = 8 + (i % columns) * wide, 68 + (i // columns) * high
+        box = (x0 + 40, y0 + 28, 172.0, 88.0)
+        body += [
+            text(x0 + 40, y0 + 18, panel, 14, font_weight="bold"),
+            *_axes(box, x_range, y_range, False, "step", x_ticks=(x_range[1],)),
+            *(_curve(box, curves[n], x_range, y_range, False, c, d) for c, n, d in keys if n in curves),
+        ]
+        told.append(f"{panel}: {', '.join(f'{name} ends at {c[-1][1]:.2g}' for name, c in curves.items() if c)}")
+    rows = -(-len(panels) // columns)
+    return svg_figure(WIDTH, 76 + rows * high, body, f"{title}: {y_label} against step. {'; '.join(told)}.")
+
+
 def rates_figure(title: str, rows: str, columns: str, table: Mapping[tuple[str, str], float]) -> Figure:
     """A loss for each pair of learning rates; the lowest is the darkest. table: (row, column) -> loss."""
     row_names, column_names = (list(dict.fromkeys(key[i] for key in table)) for i in (0, 1))

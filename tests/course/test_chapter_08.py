@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -18,7 +19,7 @@ from nanovlm.weights.from_preset import from_scratch
 from tests.course.learners import handed_in
 from tests.training.tiny_run import new_model, recipe
 
-FILES = {"08_gallery": GALLERY | CHANGES, "08_rates": RATES}
+FILES = {"08_gallery": GALLERY | CHANGES, "08_kinds": {"healthy": GALLERY["healthy"]}, "08_rates": RATES}
 
 
 def last(name: str) -> dict:
@@ -54,6 +55,14 @@ def test_the_stored_runs_show_what_the_chapter_says() -> None:
     assert validation["eval_on_train"][-1] < 0.1
     largest = {name: max(gallery[name]["norm"][150:170]) for name in ("resumed_wrongly", "healthy")}
     assert largest["resumed_wrongly"] > 2 * largest["healthy"]
+
+
+def test_the_losses_by_kind_show_what_the_chapter_says() -> None:
+    for evaluation in stored_runs("08_kinds")["healthy"]["evaluations"][4:]:  # from step 100 on
+        own, blind = evaluation["losses"], evaluation["blind_losses"]
+        for kind, answers in (("exists", 2), ("compare", 2), ("where", 4)):
+            assert own[kind] == pytest.approx(math.log(answers), abs=0.08) == blind[kind], kind
+        assert all(blind[kind] - own[kind] > 0.3 for kind in ("colour", "shape", "count"))
 
 
 def test_the_seeds_are_runs_of_the_code_and_seed_0_is_the_one_in_the_gallery() -> None:

@@ -6,7 +6,15 @@ import math
 
 import pytest
 
-from nanovlm.viz.training import curves_figure, gallery_figure, intervals_figure, live_figure, rates_figure, smooth
+from nanovlm.viz.training import (
+    curves_figure,
+    gallery_figure,
+    intervals_figure,
+    live_figure,
+    panels_figure,
+    rates_figure,
+    smooth,
+)
 from tests.course.test_viz_decoder import drawn, words
 
 RUN = {
@@ -53,6 +61,15 @@ def test_a_run_is_watched_from_before_its_first_step() -> None:
     assert (
         figure.alt == "Step 20 of 60: the loss is 2. Right answers: colour 50%, where 25%; blind, over all kinds: 30%."
     )
+
+
+@pytest.mark.parametrize("kinds", [1, 3, 7])
+def test_panels_are_named_and_share_their_legend(kinds: int) -> None:
+    curves = {"own": [(25.0, 3.0), (300.0, 0.5)], "other": [(25.0, 3.0), (300.0, 2.5)]}
+    figure = panels_figure("By kind", {f"kind {i}": curves for i in range(kinds)})
+    told = words(drawn(figure))
+    assert all(f"kind {i}" in told for i in range(kinds)) and "own" in told and "other" in told
+    assert figure.alt.count("own ends at 0.5") == kinds
 
 
 def test_the_gallery_tells_each_run() -> None:

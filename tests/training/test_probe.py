@@ -10,7 +10,7 @@ import torch
 from nanovlm.assets import asset_path
 from nanovlm.data.thimble import Thimble
 from nanovlm.evaluation.scores import answer_all, questions_of
-from nanovlm.models.vision_language_model import VisionLanguageModel
+from nanovlm.models.vision_language_model import IGNORE, VisionLanguageModel
 from nanovlm.training.probe import Probe, mean
 from tests.training.tiny_run import new_model, weights
 
@@ -35,6 +35,18 @@ def test_it_agrees_with_greedy_answers():
         for question, answer in zip(questions, answer_all(model, questions), strict=True):
             hits[question.kind].append(answer == question.answer)
         assert probe.accuracy(model, blind) == {kind: sum(h) / len(h) for kind, h in hits.items()}
+
+
+def test_a_kind_s_loss_is_the_mean_over_its_questions_of_what_the_model_says_to_each():
+    model, asked = new_model().eval(), samples(3)
+    probe, alone = Probe(model, asked, batch_size=5), Probe(model, asked, batch_size=1)
+    expected: dict[str, list[float]] = {}
+    for kind, batch in zip(alone.kinds, alone.batches, strict=True):
+        loss = model(batch["input_ids"], batch["images"], targets=batch["targets"]).loss
+        expected.setdefault(kind, []).append(loss.item() * int((batch["targets"] != IGNORE).sum()))
+    losses = probe.losses(model)
+    assert losses == pytest.approx({kind: sum(each) / len(each) for kind, each in expected.items()}, rel=1e-4)
+    assert probe.losses(model, blind=True) != losses
 
 
 def test_blind_shows_another_image_and_changes_nothing_else():
