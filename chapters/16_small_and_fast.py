@@ -649,7 +649,7 @@ quiz("ch16.constant")
 # %%
 import tempfile
 
-from nanovlm.course.chapter_16 import same_answers
+from nanovlm.bench.onnx_runtime import same_answers
 
 blocks = budget().pick(ci=1, laptop=4)
 try:

@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from nanovlm.evaluation.scores import Question, exact, questions_of
 from nanovlm.evaluation.statistics import paired_bootstrap
 from nanovlm.inference.onnx_graphs import GRAPHS, export_onnx
 from nanovlm.inference.onnx_model import OnnxModel
+from nanovlm.inference.speculative import early_exit
 from nanovlm.models.vision_language_model import VisionLanguageModel
 
 SUBSETS = ("shapes", "charts", "glyphs")
@@ -80,6 +82,25 @@ def measure(
             times[name].append(1000 * (time.perf_counter() - began) / tokens)
             texts[name].append(text)
     return texts, times
+
+
+def same_answers(model: VisionLanguageModel, folder: str | Path, blocks: int, questions: int) -> tuple[int, int, float]:
+    """Export the model with the first `blocks` blocks of its decoder, and ask it and the graphs the same questions.
+
+    Returns: how many answers are the same text, of how many, and the graphs' megabytes. Raises: ImportError without
+    onnx, onnxscript or onnxruntime.
+    """
+    decoder = early_exit(model.decoder, blocks) if blocks < len(model.decoder.blocks) else model.decoder
+    config = replace(model.config, language=decoder.config)
+    few = VisionLanguageModel(config, model.vision_encoder, model.projector, decoder)
+    few.tokenizer, few.image_processor = model.tokenizer, model.image_processor
+    directory = export_onnx(few.eval(), Path(folder) / "onnx")
+    graphs, same = OnnxModel.from_pretrained(directory, torch.get_num_threads()), 0
+    asked = pick_questions(questions, model.config.vision.image_size)
+    for question in asked:
+        told = few.generate(prompt=question.text, image=question.images, max_new_tokens=MAX_NEW_TOKENS)
+        same += graphs.generate(question.text, question.images, MAX_NEW_TOKENS) == told
+    return same, len(asked), megabytes(directory)
 
 
 def main() -> None:

@@ -1,24 +1,18 @@
-"""What chapter 16 needs beside the package: a token's logits, differences over seeds, a small export, slides."""
+"""What chapter 16 needs beside the package: a token's logits, differences between students, slides."""
 
 from __future__ import annotations
 
 import itertools
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from nanovlm.bench.onnx_runtime import MAX_NEW_TOKENS, megabytes, pick_questions
 from nanovlm.inference.frames import Frame
-from nanovlm.inference.onnx_graphs import export_onnx
-from nanovlm.inference.onnx_model import OnnxModel
 from nanovlm.inference.prompts import prepare_prompts
-from nanovlm.inference.speculative import early_exit
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.probe import mean
 from nanovlm.viz.compression import Variant
@@ -41,25 +35,6 @@ def gains(runs: Mapping[str, Any]) -> dict[str, tuple[float, float, float]]:
             half = 1.96 * ((p * (1 - p) + q * (1 - q)) / number) ** 0.5
             found[f"{name}, seed {seed}"] = (p - q, p - q - half, p - q + half)
     return found
-
-
-def same_answers(model: VisionLanguageModel, folder: str | Path, blocks: int, questions: int) -> tuple[int, int, float]:
-    """Export the model with the first `blocks` blocks of its decoder, and ask it and the graphs the same questions.
-
-    Returns: how many answers are the same text, of how many, and the graphs' megabytes. Raises: ImportError without
-    onnx, onnxscript or onnxruntime.
-    """
-    decoder = early_exit(model.decoder, blocks) if blocks < len(model.decoder.blocks) else model.decoder
-    config = replace(model.config, language=decoder.config)
-    few = VisionLanguageModel(config, model.vision_encoder, model.projector, decoder)
-    few.tokenizer, few.image_processor = model.tokenizer, model.image_processor
-    directory = export_onnx(few.eval(), Path(folder) / "onnx")
-    graphs, same = OnnxModel.from_pretrained(directory, torch.get_num_threads()), 0
-    asked = pick_questions(questions, model.config.vision.image_size)
-    for question in asked:
-        told = few.generate(prompt=question.text, image=question.images, max_new_tokens=MAX_NEW_TOKENS)
-        same += graphs.generate(question.text, question.images, MAX_NEW_TOKENS) == told
-    return same, len(asked), megabytes(directory)
 
 
 class Slides:
