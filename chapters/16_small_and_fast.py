@@ -386,7 +386,6 @@ for temperature in (1.0, 4.0, 8.0):
 #
 # [Hinton et al. 2015](https://arxiv.org/abs/1503.02531) train the student on the softened distribution, beside the
 # labels, with the divergence
-#
 
 # %% [markdown] tags=["stamped"]
 # **The next cell is folded, because it answers this exercise:** [exercise 16.1, What the teacher would have
