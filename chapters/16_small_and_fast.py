@@ -485,14 +485,17 @@ intervals_figure("More than the student alone", gains(runs), about)
 
 # %% [markdown]
 # Each bar is one student beside the student alone with the same seed; grey bars contain zero. Imitating the teacher's
-# image tokens, or only where its patches look, helps by far more than the interval. Imitating its answers does not, and
-# the likely reason is the figure above: this teacher is so sure that its probabilities say hardly more than the labels.
-# Mean and covariance lie between, since they leave open which token should say what. All losses together are no better
-# than the best one by itself.
+# image tokens helps with both seeds, by far more than the interval. Imitating its answers does not, and the likely
+# reason is the figure above: this teacher is so sure that its probabilities say hardly more than the labels. All losses
+# together are no better than the features by themselves.
 #
-# So the long list is not the lesson. What a student of this size and age lacks is *seeing*, and the losses that say
-# what to see are the ones that help. Remember what was compared: a few hundred steps on few pictures. With ten times
-# the steps the student alone may catch up, since it has the same labels; how far has not been measured here.
+# Look at *attention* and *distribution*: with the first seed both help, attention as much as the features, and with the
+# second neither does. With one seed this chapter would have told you that they work. An interval over questions says
+# nothing about the next seed, and two seeds are few, so take these four bars as a warning and not as a ranking.
+#
+# So the long list is not the lesson. What a student of this size and age lacks is *seeing*, and a loss on what it sees
+# can give it that. Remember what was compared: a few hundred steps on few pictures. With ten times the steps the
+# student alone may catch up, since it has the same labels; how far has not been measured here.
 
 # %%
 first = {name: seeds["0"]["loss"] for name, seeds in runs["runs"].items() if "0" in seeds}
