@@ -282,6 +282,8 @@ seeing_bars(
 # - Two bars of the same length would mean that the answers came from the question, and that the picture changed
 #   nothing.
 #
+# You write this measurement in exercise 0.2, and in exercise 0.3 you mend a guesser who is too bad.
+#
 # In most rows the filled bar reaches the right end or comes close to it, and the outlined bars end around their
 # ticks. So the model uses the picture. Each row rests on few questions, so differences of a few points mean nothing.
 
@@ -422,7 +424,7 @@ course_map()
 # ### A check tells you what is wrong
 #
 # You write a function and pass it to `check`, which tells you not only *that* something is wrong but also *what*. Try
-# it with this chapter's exercise, the share of answers that are right. The answer below is wrong; try to see why
+# it with this chapter's first exercise, the share of answers that are right. The answer below is wrong; try to see why
 # before you run the cell.
 
 # %%
@@ -448,7 +450,7 @@ hint("start.score")
 
 # %% [markdown]
 # Now mend `score` in the cell above until the check passes, or open the [exercise
-# notebook](../exercises/00_start_here.ipynb), which contains the exercise in full. There are
+# notebook](../exercises/00_start_here.ipynb), which contains all exercises in full. There are
 # [solutions](../solutions/00_start_here.ipynb) too, which help most after you have tried.
 #
 # ### Your answers become your own package
@@ -512,12 +514,14 @@ print(report(examine()))
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/00_start_here.ipynb) ([in Colab][exercises]): there is one, about 5 minutes.
+# [Open the exercises](../exercises/00_start_here.ipynb) ([in Colab][exercises]): 3 of them, about 21 minutes.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/00_start_here.ipynb
 #
 # | | exercise | difficulty | minutes |
 # |---|---|---|---|
 # | 0.1 | How many are right? (`start.score`) | ●○○ | 5 |
+# | 0.2 | Measure it: does the model look? (`start.looks`) | ●●○ | 8 |
+# | 0.3 | Mend it: a guesser who is too bad (`start.best_guess`) | ●●○ | 8 |
 #
 # Next: [01 From pixels to patches](01_patch_embedding.ipynb)

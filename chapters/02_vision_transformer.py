@@ -353,9 +353,10 @@ class ViTAttention(nn.Module):
         return self.out_proj(x.transpose(1, 2).reshape(batch, num_patches, dim))
 
 
-# %% tags=["nbval-check-output"]
+# %%
 ViTAttention = use("vit.attention_module", ViTAttention)
 
+# %% tags=["nbval-check-output"]
 config = (
     ViTConfig()
 )  # the defaults are SigLIP-B/16 at 224 pixels: 768 wide, 12 heads, 14 x 14 patches
@@ -615,9 +616,10 @@ class ViT(nn.Module):
         return self.layer_norm(x)
 
 
-# %% tags=["nbval-check-output"]
+# %%
 ViT = use("vit.encoder", ViT)
 
+# %% tags=["nbval-check-output"]
 siglip = ViT(ViTConfig()).eval()
 with torch.inference_mode():
     patches = siglip(torch.randn(2, 3, 224, 224))
@@ -689,7 +691,9 @@ for name, gelu in others.items():
 
 # %% [markdown]
 # It would. A difference as small as that of the exact GELU is easily taken for rounding, but here rounding stays below the
-# fifth decimal. For one part of theirs there is no place in ours, the pooling head. If you read elsewhere that this
+# fifth decimal. In exercise 2.12 you mend a block that loads every weight and has this fault and two others.
+#
+# For one part of theirs there is no place in ours, the pooling head. If you read elsewhere that this
 # encoder has 93 million parameters, that head is included.
 
 # %% tags=["nbval-check-output"]
@@ -995,7 +999,7 @@ print(
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/02_vision_transformer.ipynb) ([in Colab][exercises]): 11 of them, about 121 minutes.
+# [Open the exercises](../exercises/02_vision_transformer.ipynb) ([in Colab][exercises]): 12 of them, about 136 minutes.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/02_vision_transformer.ipynb
 #
@@ -1012,5 +1016,6 @@ print(
 # | 2.9 | Attention that never holds all scores (`vit.streaming_attention`) | ●●● | 25 |
 # | 2.10 | The loss that made the encoder (`vit.siglip_loss`) | ●●○ | 12 |
 # | 2.11 | Write the test that tells attentions apart (`vit.test_attend`) | ●●○ | 12 |
+# | 2.12 | Mend it: every weight loads, and the features are wrong (`vit.mend_block`) | ●●● | 15 |
 #
 # Next: [03 Pixel shuffle and the projector](03_pixel_shuffle_and_projector.ipynb)

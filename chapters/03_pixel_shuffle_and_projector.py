@@ -444,9 +444,10 @@ class ModalityProjector(nn.Module):
         return self.proj(pixel_shuffle(x, self.factor))
 
 
-# %% tags=["nbval-check-output"]
+# %%
 ModalityProjector = use("pixel_shuffle.projector", ModalityProjector)
 
+# %% tags=["nbval-check-output"]
 projector = ModalityProjector(
     ProjectorConfig(vision_dim=768, language_dim=576, pixel_shuffle_factor=2)
 )

@@ -369,8 +369,10 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos.to(x.dtype) + rotated * sin.to(x.dtype)
 
 
-# %% tags=["nbval-check-output"]
+# %%
 RotaryEmbedding, apply_rope = use("rope.angles", RotaryEmbedding), use("rope.apply", apply_rope)
+
+# %% tags=["nbval-check-output"]
 cos, sin = RotaryEmbedding(head_dim=8, base=100.0)(torch.arange(16)[None])
 print(expect_shape(cos, "batch 1 length 8"))
 
@@ -787,8 +789,10 @@ class SwiGLU(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-# %% tags=["nbval-check-output"]
+# %%
 SwiGLU = use("decoder.swiglu", SwiGLU)
+
+# %% tags=["nbval-check-output"]
 in_mlp, in_attention = (
     sum(p.numel() for p in part.parameters()) for part in (SwiGLU(smollm), attention)
 )
@@ -822,6 +826,23 @@ assert smollm.inter_dim * 3 == smollm.hidden_dim * 8 and 0.3 < gates_swapped < a
 # A block has two halves. Each reads x through a norm, computes something, and *adds* it to x. The x itself passes from
 # the first block to the last without any other change. This **residual stream** is the way on which the gradient reaches
 # the early blocks ([Xiong et al. 2020](https://arxiv.org/abs/2002.04745) on why the norm is inside the halves).
+
+# %%
+from nanovlm.viz.decoder_block import bus_figure, decoder_block_figure
+
+bus_figure(smollm.hidden_dim, smollm.num_blocks, smollm.vocab_size)
+
+# %% [markdown]
+# The next figure opens one of these blocks. Every box in it is a part that you have built in this chapter.
+
+# %%
+decoder_block_figure(
+    smollm.hidden_dim,
+    smollm.inter_dim,
+    smollm.num_heads,
+    smollm.num_kv_heads,
+    smollm.head_dim,
+)
 
 # %% [markdown] tags=["stamped"]
 # **The next cell is folded, because it answers this exercise:** [exercise 4.10, The
@@ -901,8 +922,10 @@ class LanguageModel(nn.Module):
         return self.norm(x)
 
 
-# %% tags=["nbval-check-output"]
+# %%
 LanguageModel = use("decoder.language_model", LanguageModel)
+
+# %% tags=["nbval-check-output"]
 with torch.device("meta"):  # shapes without numbers
     tied, untied = (
         sum(p.numel() for p in LanguageModel(LMConfig(tie_weights=tie)).parameters())

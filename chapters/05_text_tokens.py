@@ -163,8 +163,11 @@ def bpe_step(words):
 # The pair `r e` wins, and one step merges it in every word. We repeat the step until each word is a single token, and where
 # two pairs are equally frequent, the one that comes first is taken.
 
+# %%
+bpe_step = use("text.bpe_step", bpe_step)
+
 # %% tags=["nbval-check-output"]
-bpe_step, merges, merged = use("text.bpe_step", bpe_step), [], words
+merges, merged = [], words
 while counts := count_pairs(merged):
     merges.append(max(counts, key=counts.get))
     merged = bpe_step(merged)
@@ -805,10 +808,11 @@ print(
 #   at the tokens before you train.
 #
 # In the package, `tokenizer.py`, `chat_template.py`, `chat.py` and `datasets.py` in `nanovlm/data/` hold this path. Two
-# links to the wild: [SmolLM2's tokenizer
-# file](https://huggingface.co/HuggingFaceTB/SmolLM2-135M/blob/main/tokenizer.json), whose merges you can now read, and
-# nanoVLM's [collator at v0.1](https://github.com/huggingface/nanoVLM/blob/v0.1/data/collators.py), which masks and shifts.
-# The exercises end with a challenge about tokens for numbers.
+# links to the wild: [SmolLM2's tokenizer file][tokenizer], whose merges you can now read, and nanoVLM's [collator at
+# v0.1](https://github.com/huggingface/nanoVLM/blob/v0.1/data/collators.py), which masks and shifts. The exercises end
+# with a challenge about tokens for numbers.
+#
+# [tokenizer]: https://huggingface.co/HuggingFaceTB/SmolLM2-135M/blob/93efa2f097d58c2a74874c7e644dbc9b0cee75a2/tokenizer.json
 
 # %% [markdown] tags=["stamped"]
 # ## Your turn

@@ -382,8 +382,10 @@ def answer_loss(head: nn.Module, x: Tensor, targets: Tensor) -> tuple[Tensor, Te
     return logits, F.cross_entropy(logits.float(), targets[supervised])
 
 
-# %% tags=["nbval-check-output"]
+# %%
 answer_loss = use("fusion.answer_loss", answer_loss)
+
+# %% tags=["nbval-check-output"]
 with torch.inference_mode():
     x, _, _ = model.embed(torch.tensor([two_turns]), model.image_processor(sample["images"]), None)
     x = model.decoder(x)
@@ -1070,7 +1072,7 @@ print(f"{sum(s == t for s, t in zip(said, truth, strict=True))} of {len(pairs)} 
 # | 6.2 | Both ways to join (`fusion.embed`) | ●●● | 15 |
 # | 6.3 | Learn from the answer alone (`fusion.answer_loss`) | ●●○ | 10 |
 # | 6.4 | From ids and pixels to a loss (`fusion.forward`) | ●●○ | 8 |
-# | 6.5 | How far did the answer move? (`fusion.moved`) | ●○○ | 6 |
+# | 6.5 | Measure it: how far did the answer move? (`fusion.moved`) | ●○○ | 6 |
 # | 6.6 | 222 million, counted (`fusion.parameters_222m`) | ●●○ | 15 |
 # | 6.7 | Mend it: an answer that depends on its neighbours (`fusion.batch_positions`) | ●●○ | 10 |
 # | 6.8 | Write the test that counts (`fusion.test_merge`) | ●●○ | 12 |

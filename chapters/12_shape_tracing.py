@@ -290,7 +290,8 @@ print(f"{t222.flops / 1e9:.1f} billion in all")
 
 # %% [markdown]
 # Exercise 12.7 calculates the same shares from the config alone, without any model. The cell takes your formula if it
-# has passed, and compares it with the trace.
+# has passed, and compares it with the trace. Other counters count other things, for example a multiplication and an
+# addition as one, and in exercise 12.9 you write the test that tells them apart.
 
 # %%
 flops_shares = use("trace.flops")
@@ -841,7 +842,7 @@ print(f"{right} of {3 * len(decoders())} answers right")
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/12_shape_tracing.ipynb) ([in Colab][exercises]): 8 of them, about 82 minutes.
+# [Open the exercises](../exercises/12_shape_tracing.ipynb) ([in Colab][exercises]): 9 of them, about 94 minutes.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/12_shape_tracing.ipynb
 #
@@ -853,7 +854,8 @@ print(f"{right} of {3 * len(decoders())} answers right")
 # | 12.4 | Bug 3: positions (`trace.bug_positions`) | ●●○ | 8 |
 # | 12.5 | Mend it: three bugs in a model from elsewhere (`trace.elsewhere`) | ●●● | 15 |
 # | 12.6 | Shapes as formulas (`trace.symbolic_shapes`) | ●●○ | 10 |
-# | 12.7 | Where do the FLOPs go? (`trace.flops`) | ●●● | 15 |
+# | 12.7 | Measure it: where do the FLOPs go? (`trace.flops`) | ●●● | 15 |
 # | 12.8 | Where does this word look? (`trace.word_attention`) | ●●○ | 12 |
+# | 12.9 | Write the test: is this FLOP counter right? (`trace.test_counter`) | ●●○ | 12 |
 #
 # Next: [13 High resolution and many pictures](13_high_resolution.ipynb)

@@ -417,8 +417,10 @@ def fill_tiles(size: tuple[int, int], tile: int) -> tuple[int, int]:
 # SmolVLM-256M has tiles of 512 and a longest side of 2,048. Here are a screenshot, a banner, and the banner upright, by
 # your own function if it has passed.
 
-# %% tags=["nbval-check-output"]
+# %%
 smolvlm_grid = use("tiles.grid")
+
+# %% tags=["nbval-check-output"]
 for size in ((1920, 1080), (4000, 300), (300, 4000)):
     first = scale_to_longest(size, 2048)
     print(
@@ -619,8 +621,10 @@ def _smolvlm_text(rows: int, columns: int, tile: str) -> str:
     return "".join(lines) + "\n" + whole
 
 
-# %% tags=["nbval-check-output"]
+# %%
 image_text = use("tiles.tokens")
+
+# %% tags=["nbval-check-output"]
 print(image_text(2, 2, 3))
 
 # %% [markdown]
@@ -911,7 +915,7 @@ print(
 # | 13.1 | How many rows, how many columns? (`tiles.grid`) | ●●○ | 10 |
 # | 13.2 | Cut a picture into tiles (`tiles.split`) | ●●○ | 10 |
 # | 13.3 | What stands for a picture in the text (`tiles.tokens`) | ●●○ | 12 |
-# | 13.4 | What the pictures of a prompt cost (`tiles.cost`) | ●○○ | 6 |
+# | 13.4 | Measure it: what the pictures of a prompt cost (`tiles.cost`) | ●○○ | 6 |
 # | 13.5 | One map from many tiles (`tiles.rejoin`) | ●●○ | 10 |
 # | 13.6 | Mend it: an icon in 17 views (`tiles.views`) | ●●○ | 10 |
 # | 13.7 | Write the test that no shape can replace (`tiles.test_split`) | ●●○ | 10 |

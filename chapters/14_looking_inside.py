@@ -707,9 +707,10 @@ assert min(which.values()) > 0.95
 # takes a block for the mean of its heads, with half of each vector coming through the residual connection, and multiplies
 # the matrices of all blocks. You write it in exercise 14.3.
 
-# %% tags=["nbval-check-output"]
+# %%
 rollout = use("inside.rollout")
 
+# %% tags=["nbval-check-output"]
 flow = rollout(maps[:, 0])  # [N, N]: of each output, the share that comes from each input patch
 assert torch.allclose(flow.sum(dim=-1), torch.ones(64), atol=1e-4)
 expect_shape(flow, "64 64")

@@ -1,7 +1,8 @@
 # %% [markdown]
 # # 00 Exercises: how checks work
 #
-# This short exercise shows how all exercises work: you write, check, read what the check says, and mend.
+# The first exercise shows how all exercises work: you write, check, read what the check says, and mend. In the second
+# you measure whether a model looks at its picture, and in the third you mend a function that somebody else wrote.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
@@ -31,7 +32,11 @@ except ImportError:
     import_module("nanovlm.course")
 
 # %%
-from nanovlm.course import check
+from collections.abc import Callable
+
+from PIL import Image
+
+from nanovlm.course import check, use
 
 # %% [markdown] tags=["stamped"]
 # ## Exercise 0.1 · How many are right?
@@ -66,7 +71,7 @@ from nanovlm.course import check
 # ```python
 # if there are no answers: return 0.0
 # right = how many pairs (a, e) of zip(answers, expected) have a == e
-# return right / number of answers
+# return …
 # ```
 #
 # </details>
@@ -80,3 +85,115 @@ def score(answers: list[str], expected: list[str]) -> float:
 
 # %%
 check("start.score", score)
+
+# %% [markdown] tags=["stamped"]
+# ## Exercise 0.2 · Measure it: does the model look?
+# `start.looks` · difficulty ●●○ · about 8 minutes
+#
+# **Why it matters.** One score cannot tell a model that sees from one that guesses well. Two scores can,
+# provided that nothing but the picture differs between them.
+
+# %% [markdown] tags=["exercise"]
+# **Measure it.** Chapter 00 asks each question twice: with its own picture, and with a wrong one. Write that
+# measurement. `ask(image, question)` returns a model's answer, and the three lists belong together: question i is about
+# picture i, and its right answer is `expected[i]`.
+#
+# Return two numbers: the share of right answers with their own pictures, and the share of right answers when each
+# question meets the picture of the *next* question (the last one meets the first picture). Nothing but the picture may
+# differ. There are at least two questions. You may use your `score`.
+
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Each question is asked twice. What has to be different the second time, and what must stay the same?
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# Make a second list of pictures that starts with the second one and ends with the first. Then score the answers
+# to the same questions with both lists, against the same expected answers.
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# ```python
+# others = …
+# own = [ask(image, question) for image, question in zip(images, questions)]
+# blind = the same with others
+# return score(own, expected), score(blind, expected)
+# ```
+#
+# </details>
+
+# %%
+score = use("start.score", score)
+
+
+def looks(
+    ask: Callable[[Image.Image, str], str],
+    images: list[Image.Image],
+    questions: list[str],
+    expected: list[str],
+) -> tuple[float, float]:
+    """The share of right answers with their own pictures, and with those of the next question."""
+    raise NotImplementedError("start.looks")
+
+
+# %%
+check("start.looks", looks)
+
+# %% [markdown] tags=["stamped"]
+# ## Exercise 0.3 · Mend it: a guesser who is too bad
+# `start.best_guess` · difficulty ●●○ · about 8 minutes
+#
+# **Why it matters.** A score means something only beside what guessing gives. If the guesser is too bad, every
+# model looks as if it could see.
+
+# %% [markdown] tags=["exercise"]
+# **Mend it.** How much is right by guessing alone? The best guesser does not see the picture but hears the question, so
+# for each kind of question (colour, count, exists, …) it always gives the most frequent answer. This function should
+# return the share of right answers of that guesser for each kind, which is where the black ticks of the chapter are:
+#
+# ```python
+# def best_guess(kinds, expected):
+#     favourite = max(set(expected), key=expected.count)
+#     right = sum(answer == favourite for answer in expected)
+#     return {kind: right / len(expected) for kind in kinds}
+# ```
+#
+# The symptom: all ticks are at the same place, far to the left, and every model seems to see. For the kinds `["colour",
+# "colour", "exists", "exists", "exists"]` with the answers `["red", "blue", "yes", "no", "yes"]` it returns 0.4 twice;
+# right is 0.5 for `"colour"` and 2/3 for `"exists"`.
+
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Which questions does the code look at when it chooses the guess, and which ones when it counts?
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# The guesser hears the question, so there is one favourite answer for each kind. Choose it among the answers of
+# that kind, and divide by how many questions of that kind there are.
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# ```python
+# for each kind:
+#     own = the expected answers of the questions of this kind
+#     favourite = max(set(own), key=own.count)
+#     shares[kind] = …
+# ```
+#
+# </details>
+
+
+# %%
+def best_guess(kinds: list[str], expected: list[str]) -> dict[str, float]:
+    """Kind of question -> the share that its most frequent answer gets right. Both lists are of one length."""
+    raise NotImplementedError("start.best_guess")
+
+
+# %%
+check("start.best_guess", best_guess)

@@ -1,8 +1,9 @@
 # %% [markdown]
 # # 02 Exercises: the vision transformer
 #
-# Eleven of them. After the first seven you have written an encoder that takes SigLIP's weights, and the pocket model's.
-# The others measure it, test it, make its attention small, and write the loss that such encoders are trained with.
+# Twelve of them. After the first seven you have written an encoder that takes SigLIP's weights, and the pocket model's.
+# In the others you measure it, test it, mend another one, make its attention small, and write the loss that such
+# encoders are trained with.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
@@ -224,7 +225,7 @@ check("vit.attention_module", ViTAttention)
 # Write the other half of a block, which treats each patch alone: a linear layer `fc1` from `hidden_dim` to
 # `inter_dim`, SigLIP's activation, and a linear layer `fc2` back. Both have a bias. The activation is GELU *by the
 # tanh formula*; see the arguments of
-# [`F.gelu`](https://pytorch.org/docs/stable/generated/torch.nn.functional.gelu.html).
+# [`F.gelu`](https://docs.pytorch.org/docs/2.6/generated/torch.nn.functional.gelu.html).
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -630,3 +631,72 @@ def test_attend(attend) -> None:
 
 # %%
 check("vit.test_attend", test_attend)
+
+# %% [markdown] tags=["stamped"]
+# ## Exercise 2.12 · Mend it: every weight loads, and the features are wrong
+# `vit.mend_block` · difficulty ●●● · about 15 minutes
+#
+# **Why it matters.** Strict loading compares names and shapes. What is done with the weights is in no
+# checkpoint, so a model can load without an error and still be another one.
+
+# %% [markdown] tags=["exercise"]
+# **Mend it.** This function runs one block of a SigLIP checkpoint. The `weights` have the names of transformers'
+# `SiglipVisionModel`, and `eps` is the checkpoint's `layer_norm_eps`. It has three faults:
+#
+# ```python
+# def run_block(weights, num_heads, eps, x):
+#     batch, num_patches, dim = x.shape
+#
+#     def linear(name, x):
+#         return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
+#
+#     def norm(name, x):
+#         return F.layer_norm(x, (dim,), weights[f"{name}.weight"], weights[f"{name}.bias"])
+#
+#     h = norm("layer_norm1", x)
+#     q, k, v = (
+#         linear(f"self_attn.{n}_proj", h).view(batch, num_heads, num_patches, -1) for n in "qkv"
+#     )
+#     mixed = F.scaled_dot_product_attention(q, k, v).reshape(batch, num_patches, dim)
+#     x = x + linear("self_attn.out_proj", mixed)
+#     return x + linear("mlp.fc2", F.gelu(linear("mlp.fc1", norm("layer_norm2", x))))
+# ```
+#
+# All weights are found and all shapes are right, so nothing raises an error. Beside transformers' own block there are
+# three symptoms. (1) If you swap two patches, the vectors of *other* patches change; with a single head they do not.
+# (2) With a single head, a patch whose numbers are all nearly equal is far off. (3) The others still differ, in the
+# third or fourth decimal.
+
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# There are three faults, and each symptom belongs to one of them. Which lines could mix up patches, which
+# depend on how much the numbers of a patch differ, and which bend a number?
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# view(batch, num_heads, num_patches, …) cuts the sequence and not the vectors. layer_norm takes eps as its last
+# argument. SigLIP's GELU is the one by tanh.
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# ```python
+# layer_norm(…, weights[…], weights[…], eps)
+# q, k, v: view(batch, num_patches, num_heads, -1).…
+# mixed = …                                # back to [batch, num_patches, dim]
+# F.gelu(…, approximate=…)
+# ```
+#
+# </details>
+
+
+# %%
+def run_block(weights: dict[str, Tensor], num_heads: int, eps: float, x: Tensor) -> Tensor:
+    """[B, N, dim] -> [B, N, dim], with the weights of one block of a SigLIP checkpoint."""
+    raise NotImplementedError("vit.mend_block")
+
+
+# %%
+check("vit.mend_block", run_block)

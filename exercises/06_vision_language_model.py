@@ -292,7 +292,7 @@ def forward(
 check("fusion.forward", forward)
 
 # %% [markdown] tags=["stamped"]
-# ## Exercise 6.5 · How far did the answer move?
+# ## Exercise 6.5 · Measure it: how far did the answer move?
 # `fusion.moved` · difficulty ●○○ · about 6 minutes
 #
 # **Why it matters.** Right or wrong says little about one question. How much probability moves when the picture
@@ -321,7 +321,7 @@ check("fusion.forward", forward)
 #
 # ```python
 # p, q = softmax of each, over the words
-# half of the sum of |p - q|, over the words
+# half of …
 # ```
 #
 # </details>

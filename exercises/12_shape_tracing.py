@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 12 Exercises: shape tracing
 #
-# Seven: read a trace by code, repair three modules that somebody left broken, write shapes as formulas, find out where
-# the FLOPs go, and draw where a word looks.
+# Nine: read a trace by code, repair three modules that somebody left broken and a model from elsewhere, write shapes as
+# formulas, measure where the FLOPs go, draw where a word looks, and test a counter of FLOPs.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
@@ -461,7 +461,7 @@ check("trace.elsewhere", Captioner)
 # </details>
 # <details><summary>Hint 2: a plan</summary>
 #
-# Patches: config.vision.num_patches. Tokens: r * r times fewer, r * r times wider. The joined line: image
+# Patches: config.vision.num_patches. Tokens: r * r times fewer, r * r times wider. The joined sequence: image
 # tokens and text. The head makes a number for each word of the vocabulary.
 #
 # </details>
@@ -486,17 +486,18 @@ def shape_claims(config: VLMConfig) -> dict[str, str]:
 check("trace.symbolic_shapes", shape_claims)
 
 # %% [markdown] tags=["stamped"]
-# ## Exercise 12.7 · Where do the FLOPs go?
+# ## Exercise 12.7 · Measure it: where do the FLOPs go?
 # `trace.flops` · difficulty ●●● · about 15 minutes
 #
 # **Why it matters.** Before you make a model faster you must know which part is slow. The share of each part
 # follows from the config alone, before a single weight exists.
 
 # %% [markdown] tags=["exercise"]
-# Which share of the work does each part do? Count the FLOPs of one forward pass by formula, for one picture with
-# `num_text_tokens` behind it, and return the shares of `vision_encoder`, `projector`, `decoder` (its blocks) and
-# `head`, which sum to 1. Every position of the sequence goes through the head. (To try yours: `example.table(depth=1)`
-# has the FLOPs of each part of the model of exercise 12.1.)
+# **Measure it.** Which share of the work does each part do? Count the FLOPs of one forward pass by formula, for one
+# picture with `num_text_tokens` behind it, and return the shares of `vision_encoder`, `projector`, `decoder` (its
+# blocks) and `head`, which sum to 1. Every position of the sequence goes through the head. The last cell measures the
+# same shares with the tracer on the model of exercise 12.1, so that you can see where your formula and the measurement
+# part.
 #
 # Count as the tracer does: products only, a multiplication and an addition as two.
 #
@@ -521,19 +522,19 @@ check("trace.symbolic_shapes", shape_claims)
 #
 # Encoder: one convolution (2 * patches * dim * 3 * patch_size²), and per block four dim x dim matrices, two of
 # the MLP, and attention. Decoder: q and out; k and v, which are narrower; three of the MLP; attention. Every
-# token of the line goes through the decoder and through the head. Attention of n tokens of width d: 4 * n * n *
-# d.
+# token of the sequence goes through the decoder and through the head. Attention of n tokens of width d: 4 * n *
+# n * d.
 #
 # </details>
 # <details><summary>Hint 3: almost code</summary>
 #
 # ```python
-# line = n // r**2 + num_text_tokens
+# sequence = n // r**2 + num_text_tokens
 # vision = 2*n*d*3*patch_size**2 + num_blocks * (2*n*(4*d*d + 2*d*inter_dim) + 4*n*n*d)
 # projector = 2 * tokens * (d * r**2) * width
-# weights = 2*width*width + 2*width*kv + 3*width*inter_dim
-# decoder = num_blocks * (2*line*weights + 4*line*line*width)
-# head = 2 * line * width * vocab_size
+# weights = …                       # of one decoder block: q, out, k, v, MLP
+# decoder = num_blocks * (2*sequence*weights + 4*sequence*sequence*width)
+# head = 2 * sequence * width * vocab_size
 # ```
 #
 # </details>
@@ -547,6 +548,16 @@ def flops_shares(config: VLMConfig, num_text_tokens: int) -> dict[str, float]:
 
 # %%
 check("trace.flops", flops_shares)
+
+# %%
+measured = {
+    "vision_encoder": example["vision_encoder"].flops,
+    "projector": example["projector"].flops,
+    "decoder": example["decoder"].flops - example["decoder.head"].flops,
+    "head": example["decoder.head"].flops,
+}
+for part, flops in measured.items():
+    print(f"{part:15} {flops:9,} FLOPs, {flops / example.flops:6.1%} of the work")
 
 # %% [markdown] tags=["stamped"]
 # ## Exercise 12.8 · Where does this word look?
@@ -604,3 +615,55 @@ def word_attention(
 
 # %%
 check("trace.word_attention", word_attention)
+
+# %% [markdown] tags=["stamped"]
+# ## Exercise 12.9 · Write the test: is this FLOP counter right?
+# `trace.test_counter` · difficulty ●●○ · about 12 minutes
+#
+# **Why it matters.** Papers and libraries count FLOPs in different ways, and a factor of two between them is
+# common. Before you compare two numbers, test whether they count the same thing.
+
+# %% [markdown] tags=["exercise"]
+# **Write the test.** Somebody hands you a function `count(module, x)`, which is said to return the FLOPs of `module(x)`
+# as this course counts them: products only (linear layers, convolutions, matrix products), a multiplication and an
+# addition as two. Your test receives such a function and compares it by `assert` with numbers that you have worked out
+# by hand. It returns nothing.
+#
+# The check runs your test on a counter that is right, where it has to pass, and on nine that are wrong, where it has to
+# fail. Each of the nine is right for *some* module, so think about what a module can do: a layer may run twice or
+# never, be inside of another one, have a bias or a stride, and two tensors can be multiplied without a layer. Modules
+# of your own are best defined inside the test.
+
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Which numbers can you work out by hand? A small layer is enough, if its sizes are all different.
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# One linear layer on several tokens of several samples. A module of your own with a layer that runs twice
+# inside an nn.Sequential, a layer that never runs, and x @ x.mT. A convolution with a stride.
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# ```python
+# class Sample(nn.Module): inner = nn.Sequential(nn.Linear(3, 3), nn.ReLU()), and unused = nn.Linear(3, 3)
+#     forward: x = self.inner(self.inner(x)), then return x @ x.mT
+# assert count(Sample(), torch.zeros(2, 7, 3)) == …
+# assert count(nn.Conv2d(3, 4, 2, stride=2), torch.zeros(1, 3, 4, 6)) == …
+# ```
+#
+# </details>
+
+
+# %%
+def test_counter(count) -> None:
+    """Passes where count(module, x) counts the products of module(x), and fails elsewhere."""
+
+    raise NotImplementedError("trace.test_counter")
+
+
+# %%
+check("trace.test_counter", test_counter)

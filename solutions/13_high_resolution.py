@@ -251,7 +251,7 @@ def image_text(rows: int, columns: int, num_image_tokens: int) -> str:
 check("tiles.tokens", image_text)
 
 # %% [markdown] tags=["stamped"]
-# ## Exercise 13.4 · What the pictures of a prompt cost
+# ## Exercise 13.4 · Measure it: what the pictures of a prompt cost
 # `tiles.cost` · difficulty ●○○ · about 6 minutes
 #
 # **Why it matters.** The context of SmolLM2-135M holds 8,192 tokens. Whoever sends ten large pictures should

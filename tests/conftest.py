@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import traceback
 from collections.abc import Generator
 
@@ -21,6 +22,12 @@ settings.register_profile(
 settings.load_profile("nanovlm")
 
 
+def pytest_collection_finish() -> None:
+    """What the imports made stays: the garbage collector need not look at half a million objects again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call() -> Generator[None, object, object]:
     """An old transformers (the newest for Python 3.10) cannot do what it is compared with: its limit, not a fault."""
@@ -34,7 +41,7 @@ def pytest_runtest_call() -> Generator[None, object, object]:
 
 @pytest.fixture(autouse=True)
 def _same_random_numbers_every_time() -> None:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed formats the stack for each kind of GPU, too
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,11 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -21,7 +23,8 @@ from nanovlm.assets import asset_path
 from nanovlm.commands.demo import Answers, DemoOptions, answers, other_picture
 from nanovlm.data.images import open_image
 from nanovlm.inference.streaming import pieces
-from tests.course.test_browser import CHROMIUM
+from tests.course.test_browser import CHROMIUM, PATIENCE
+from tests.waiting import wait_for_answer
 
 PICTURE = asset_path("images/shapes.png")
 QUESTION = "How many shapes are there?"
@@ -38,7 +41,12 @@ def address(pocket: VisionLanguageModel) -> Iterator[str]:
     from nanovlm.commands.demo_page import build_page, free_port, serve
 
     page, port = build_page(pocket, "pocket", max_new_tokens=16, max_waiting=4), free_port("127.0.0.1")
-    serve(page, "127.0.0.1", port)
+    with pytest.MonkeyPatch.context() as patch:
+        # Gradio gives its server five seconds to start and three to answer. Here it has the time that it needs.
+        patient = SimpleNamespace(time=lambda: time.monotonic() / 60, sleep=time.sleep)
+        patch.setattr("gradio.http_server.time", patient)
+        patch.setattr("gradio.networking.url_ok", lambda url: wait_for_answer(url, lambda: True) is None)
+        serve(page, "127.0.0.1", port)
     yield f"http://127.0.0.1:{port}/"
     page.close()
 
@@ -149,8 +157,8 @@ def test_in_a_browser(address: str, bad_files: dict[str, Path]) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--disable-gpu", *as_root])
         page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.set_default_timeout(60_000)
-        expect.set_options(timeout=60_000)
+        page.set_default_timeout(PATIENCE)
+        expect.set_options(timeout=PATIENCE)
         asked_for: list[str] = []
         page.on("request", lambda request: asked_for.append(request.url))
         page.goto(address)

@@ -111,7 +111,7 @@ def recipe(target: str) -> list[str]:
     text = text.replace("$(NOTEBOOKS)", re.search(r"^NOTEBOOKS := (.*)$", text, re.MULTILINE)[1])
     block = re.search(rf"^{re.escape(target)}:.*\n((?:\t.*\n)+)", text, re.MULTILINE)[1]
     lines = [line.strip() for line in block.splitlines() if not line.strip().startswith("@")]
-    return [" ".join(re.sub(r"^(\w+=\w+ )+|\$\(BIN\)/", "", line).split()) for line in lines]
+    return [" ".join(re.sub(r"^(\w+=\S+ )+|\$\(BIN\)/", "", line).split()) for line in lines]
 
 
 def targets() -> list[str]:

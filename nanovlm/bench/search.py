@@ -30,7 +30,8 @@ def forget_compiled() -> None:
 
 
 def try_setting(start: Start, setting: Setting, rounds: int) -> Trial:
-    forget_compiled()
+    if setting.compiled != "eager":
+        forget_compiled()
     try:
         run = start(setting)
         for _ in range(2):  # compiles, and meets every shape

@@ -54,11 +54,11 @@ class Row:
 HEAD = f"{'chapter':>7} " + " ".join(f"{w:>8}" for w in ("right", "refused", "wrong", "listed", "accepted", "named"))
 
 
-def row(chapter: str, mistakes: bool = True) -> Row:
-    """Judges the recorded answers to the exercises of a chapter. `mistakes`: those that the exercises list, too."""
+def row(chapter: str, own: bool = True) -> Row:
+    """Judges the recorded answers to the exercises of a chapter. `own`: the solution and the listed mistakes, too."""
     result = Row(chapter)
     for exercise in exercises_of(chapter):
-        for version in right_versions(exercise):
+        for version in right_versions(exercise, own):
             result.right += 1
             verdict = judge(exercise, version)
             if not verdict.passed:
@@ -70,7 +70,7 @@ def row(chapter: str, mistakes: bool = True) -> Row:
                 result.accepted.append(line(exercise, version, verdict))
             if part not in told(verdict):
                 result.unnamed.append(line(exercise, version, verdict))
-        for mistake in exercise.mistakes if mistakes else ():
+        for mistake in exercise.mistakes if own else ():
             result.mistakes += 1
             verdict = judge(exercise, mistake.version)
             if verdict.passed:
@@ -82,8 +82,9 @@ def exercises_of(chapter: str) -> list[Exercise]:
     return [exercise for exercise in load_exercises().values() if exercise.chapter == chapter]
 
 
-def right_versions(exercise: Exercise) -> Iterator[Any]:
-    yield solution(exercise)
+def right_versions(exercise: Exercise, own: bool) -> Iterator[Any]:
+    if own:
+        yield solution(exercise)
     yield exercise.reference
     yield from second_versions(exercise.chapter).get(exercise.id, ())
 

@@ -17,12 +17,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.course.learners import ROOT
+from tests.waiting import wait_for_answer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -104,24 +106,32 @@ class Lab:
             )
 
     def found(self, pattern: str, read: Callable[[str], str]) -> str:
-        """What `read` makes of a file that the server writes when it is ready."""
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and self.server is not None and self.server.poll() is None:
+        """What `read` makes of a file that the server writes when it starts."""
+        while self.lives():
             for path in (self.folder / "runtime").glob(pattern):
                 with contextlib.suppress(ValueError, AttributeError):  # half written
                     return read(path.read_text())
             time.sleep(0.2)
         raise RuntimeError(f"JupyterLab did not start:\n{(self.folder / 'log').read_text()}")
 
+    def lives(self) -> bool:
+        return self.server is not None and self.server.poll() is None
+
+    def address(self) -> str:
+        """Of a server that answers: it writes its address into a file before it listens there."""
+        root = self.found("jpserver-*.json", lambda text: json.loads(text)["url"])
+        wait_for_answer(f"{root}api", self.lives)
+        return root
+
     def first_page(self) -> str:
         """What a person's browser is sent to."""
+        self.address()
         return html.unescape(
             self.found("jpserver-file-to-run-*-open.html", lambda text: re.search(r'href="([^"]+)"', text)[1])
         )
 
     def notebook(self, name: str) -> str:
-        root = self.found("jpserver-*.json", lambda text: json.loads(text)["url"])
-        return f"{root}lab/tree/{name}?token={self.token}&reset"
+        return f"{self.address()}lab/tree/{name}?token={self.token}&reset"
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +142,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         yield made
     finally:
         made.server.terminate()
-        made.server.wait(timeout=60)
+        made.server.wait()
 
 
 @pytest.fixture(scope="module")
@@ -174,35 +184,40 @@ def run_all(page: Page) -> list[dict[str, Any]]:
 
 
 def in_every_light_and_width(page: Page, name: str) -> Iterator[tuple[str, int]]:
-    """Go through the themes and widths; the whole notebook is kept as pictures where somebody wants them."""
-    notebook = f"document.querySelector('{HERE} .jp-WindowedPanel-outer')"
-    for theme in THEMES:
+    """Go through the themes and widths; the whole notebook is kept as pictures where somebody wants them, and then
+    each theme at each width: what is where depends on the width alone."""
+    notebook, folder = (
+        f"document.querySelector('{HERE} .jp-WindowedPanel-outer')",
+        os.environ.get("NANOVLM_SCREENSHOTS"),
+    )
+    for theme, width in product(THEMES, WIDTHS) if folder else zip(THEMES, WIDTHS, strict=True):
         page.evaluate("theme => jupyterapp.commands.execute('apputils:change-theme', { theme })", theme)
         page.wait_for_selector(f"body[data-jp-theme-name='{theme}']", state="attached")
-        for width in WIDTHS:
-            page.set_viewport_size({"width": width, "height": 900})
-            page.wait_for_timeout(500)
-            yield theme, width
-            if folder := os.environ.get("NANOVLM_SCREENSHOTS"):
-                height = page.evaluate(f"() => {notebook}.scrollHeight")
-                page.set_viewport_size({"width": width, "height": min(height + 150, 16_000)})
-                page.evaluate(f"() => {{ {notebook}.scrollTop = 0 }}")
-                page.wait_for_timeout(1500)
-                page.screenshot(path=Path(folder) / f"{name}-{theme.split()[1].lower()}-{width}.png")
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_timeout(500)
+        yield theme, width
+        if folder:
+            height = page.evaluate(f"() => {notebook}.scrollHeight")
+            page.set_viewport_size({"width": width, "height": min(height + 150, 16_000)})
+            page.evaluate(f"() => {{ {notebook}.scrollTop = 0 }}")
+            page.wait_for_timeout(1500)
+            page.screenshot(path=Path(folder) / f"{name}-{theme.split()[1].lower()}-{width}.png")
     page.evaluate("theme => jupyterapp.commands.execute('apputils:change-theme', { theme })", THEMES[0])
     page.set_viewport_size({"width": WIDTHS[0], "height": 900})
 
 
-@pytest.mark.parametrize("number", ["00", "03"])
-def test_a_chapter_runs_from_top_to_bottom(page: Page, lab: Lab, number: str) -> None:
-    (notebook,) = (ROOT / "chapters").glob(f"{number}_*.ipynb")
-    open_notebook(page, lab, f"chapters/{notebook.name}")
+def runs_from_top_to_bottom(page: Page) -> None:
     cells = run_all(page)
     assert len(cells) > 10
     for cell in cells:
         assert cell["error"] is None or "raises-exception" in cell["tags"], cell
         assert cell["count"] is not None or "skip-execution" in cell["tags"], f"this cell never ran: {cell['source']}"
-    for theme, width in in_every_light_and_width(page, notebook.stem):
+
+
+def test_the_first_chapter_runs_from_top_to_bottom(page: Page, lab: Lab) -> None:
+    open_notebook(page, lab, "chapters/00_start_here.ipynb")
+    runs_from_top_to_bottom(page)
+    for theme, width in in_every_light_and_width(page, "00_start_here"):
         assert page.evaluate(CUT_OFF) == [], (theme, width)
 
 
@@ -222,7 +237,7 @@ def test_a_lever_moves_its_image_which_stays_when_the_kernel_is_gone(page: Page,
 
     name = "chapters/03_pixel_shuffle_and_projector.ipynb"
     open_notebook(page, lab, name)
-    run_all(page)  # a stored figure that was not run is not shrunk to the page
+    runs_from_top_to_bottom(page)  # a stored figure that was not run is not shrunk to the page
     cell = lever_cell(page, "lever(which_patches")
     before = drawing(cell).get_attribute("aria-label")
     button = cell.locator(".widget-toggle-button", has_text="4")
@@ -267,7 +282,7 @@ def write(page: Page, cell: Locator, code: str) -> None:
     page.keyboard.press("Control+Enter")
 
 
-def test_from_the_first_page_to_a_solved_exercise(page: Page, lab: Lab) -> None:
+def test_from_the_first_page_to_a_solved_exercise_and_a_quiz(page: Page, lab: Lab) -> None:
     page.goto(lab.first_page())
     wait_for_notebook(page)
     assert page.get_by_text("Jupyter news").count() == 0
@@ -301,10 +316,10 @@ def test_from_the_first_page_to_a_solved_exercise(page: Page, lab: Lab) -> None:
     for theme, width in in_every_light_and_width(page, "exercise-00"):
         assert page.evaluate(CUT_OFF) == [], (theme, width)
 
+    answer_a_quiz(page, lab, boxes.nth(1))
 
-def test_a_quiz_is_answered_with_radio_buttons_and_recorded(page: Page, lab: Lab) -> None:
-    open_notebook(page, lab, "exercises/00_start_here.ipynb")
-    cell = page.locator(f"{HERE} .jp-CodeCell").nth(1)
+
+def answer_a_quiz(page: Page, lab: Lab, cell: Locator) -> None:
     write(page, cell, 'from nanovlm.course import quiz\nquiz("ch00.tokens")')
     cell.locator(".widget-radio-box label", has_text="16").first.click()
     cell.get_by_text("Right.").first.wait_for()

@@ -48,7 +48,7 @@ ONE_CHARACTER = [
         "solutions/{0}.ipynb exercises/{0}.py exercises/{0}.ipynb",
     ),
     ("solutions/{}.py", "side * side", "side *  side", "solutions/{}.ipynb"),
-    ("chapters/{}.py", "zeros(2, 3)", "zeros(2, 4)", "chapters/{}.ipynb"),
+    ("chapters/{}.py", "zeros([2, 3])", "zeros([2, 4])", "chapters/{}.ipynb"),
     ("chapters/{}.py", "The end.", "The end!", "chapters/{}.ipynb"),
     ("chapters/{}.py", "Open in Colab", "Open in Colabs", "chapters/{}.py"),
     ("chapters/{}.py", "30 minutes", "31 minutes", "chapters/{}.ipynb README.md"),

@@ -14,7 +14,6 @@ from nanovlm.config import VLMConfig, pocket_vlm
 from nanovlm.course import check, yours
 from nanovlm.course.exercises.ch06.loss import answer_loss
 from nanovlm.course.exercises.ch06.measures import parameters_by_part
-from nanovlm.course.judge.exercise import REGISTRY
 from nanovlm.course.your_parts import part_ids
 from nanovlm.data.thimble import thimble_sample
 from nanovlm.evaluation.scores import evaluate
@@ -31,14 +30,6 @@ def wrong_reshape(x: Tensor, factor: int) -> Tensor:
     """Chapter 03's trap: the right shape, and a row of patches for a tile."""
     batch, num_patches, dim = x.shape
     return x.reshape(batch, num_patches // factor**2, dim * factor**2)
-
-
-@pytest.fixture
-def solved() -> None:
-    """Somebody who has solved every part of chapters 01 to 06."""
-    for exercise_id in part_ids():
-        result = check(exercise_id, handed_in("solutions", REGISTRY[exercise_id].chapter)[exercise_id])
-        assert result.passed and result.note == "", str(result)
 
 
 @pytest.fixture(scope="module")

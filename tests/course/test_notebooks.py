@@ -52,7 +52,7 @@ def test_outputs_are_kept_for_their_own_source_only(course: Path, monkeypatch: p
 def test_a_chapter_that_fails_is_reported_and_keeps_its_outputs(course: Path) -> None:
     edit(
         course / "chapters" / f"{STEM}.py",
-        lambda text: text.replace("x = torch.zeros(2, 3)", "x = torch.zeros(2, 3) @ 1"),
+        lambda text: text.replace("x = np.zeros([2, 3])", "x = np.zeros([2, '3'])"),
     )
     problems = build(execute=True, root=course).problems
     found = [p for p in problems if p.startswith(f"chapters/{STEM}.py does not run: TypeError")]
@@ -61,8 +61,8 @@ def test_a_chapter_that_fails_is_reported_and_keeps_its_outputs(course: Path) ->
 
 def test_the_failing_cell_is_named_though_nothing_was_edited(course: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A chapter can stop being true because something else changed: here a variable of the environment."""
-    fails = "x = torch.zeros(2, 3) * int(__import__('os').environ['FAILS'])"
-    edit(course / "chapters" / f"{STEM}.py", lambda text: text.replace("x = torch.zeros(2, 3)", fails))
+    fails = "x = np.zeros([2, 3]) * int(__import__('os').environ['FAILS'])"
+    edit(course / "chapters" / f"{STEM}.py", lambda text: text.replace("x = np.zeros([2, 3])", fails))
     monkeypatch.setenv("FAILS", "1")
     assert not build(execute=True, only=["03"], root=course).problems
     monkeypatch.setenv("FAILS", "one")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from nanovlm.course.outline import CHAPTERS, chapter
@@ -26,6 +28,17 @@ def test_a_rewritten_chapter_keeps_the_bounds(number: str) -> None:
     assert not m.nicknamed, f"the nickname is used as often as the term: {m.nicknamed}"
     assert m.stated is not None and m.stated <= 60, "the chapter's head must state its minutes, at most sixty"
     assert 0.75 <= m.stated / m.minutes <= 1.25, f"states {m.stated:.0f} minutes; the rule gives {m.minutes:.0f}"
+
+
+MOVING = re.compile(r"https?://\S+/(?:main|master|HEAD|latest|stable|nightly)/[^\s)\"]*")
+
+
+def test_links_to_other_projects_do_not_move() -> None:
+    """What a link shows is evidence, so it names a tag or a commit. The builder stamps our own links."""
+    own = "nanovlm-course/nanovlm"
+    for path in sorted([*(ROOT / "chapters").glob("*.py"), *(ROOT / "solutions").glob("*.py")]):
+        found = [link for link in MOVING.findall(path.read_text(encoding="utf-8")) if own not in link]
+        assert not found, f"{path.name}: {', '.join(found)}"
 
 
 CHAPTER = """\

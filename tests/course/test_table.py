@@ -13,7 +13,7 @@ CHAPTERS = sorted({exercise.chapter for exercise in load_exercises().values()})
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_right_answers_pass_and_wrong_ones_are_told_why(chapter: str) -> None:
-    row = table.row(chapter, mistakes=False)  # test_two_sided judges those, and reads their sentences
+    row = table.row(chapter, own=False)  # test_two_sided judges the exercise's own, and reads their sentences
     assert not row.refused, "\n".join(row.refused)
     assert not row.accepted, "\n".join(row.accepted)
     assert row.named >= 0.9, "\n".join(row.unnamed)

@@ -11,6 +11,7 @@ import torch
 from nanovlm.config import LMConfig
 from nanovlm.models.language_model import LanguageModel, RotaryEmbedding, apply_rope, attention_layout
 from nanovlm.viz.decoder import heads_figure, mask_figure, relative_figure, rotation_figure
+from nanovlm.viz.decoder_block import bus_figure, decoder_block_figure
 from nanovlm.viz.style import MAX_WIDTH, PALETTE, Figure
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -129,3 +130,21 @@ def test_the_quizzes_about_sizes_are_right() -> None:
     assert head.choices[3] == f"about {round(tied / 1e6)} million"
     times = re.search(r"\d+", cache.choices[cache.right])
     assert times and int(times[0]) == config.num_heads // config.num_kv_heads
+
+
+# -- the block and the stream ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [(576, 1536, 9, 3, 64), (4096, 14336, 32, 8, 128), (8, 12, 1, 1, 8)])
+def test_the_block_shows_every_shape(sizes: tuple[int, int, int, int, int]) -> None:
+    dim, inter, heads, kv_heads, head_dim = sizes
+    shown = words(drawn(decoder_block_figure(*sizes)))
+    assert shown.count(f"[T, {inter:,}]") >= 3 and shown.count(f"[T, {dim:,}]") >= 5
+    assert f"{heads} × [T, {head_dim}]" in shown and f"{kv_heads} × [T, {head_dim}]" in shown
+
+
+@pytest.mark.parametrize(("num_blocks", "shown_blocks"), [(1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (30, [0, 1, 29])])
+def test_the_bus_counts_its_sub_layers(num_blocks: int, shown_blocks: list[int]) -> None:
+    shown = words(drawn(bus_figure(576, num_blocks, 49152)))
+    assert f"{2 * num_blocks} sub-layers" in shown and ("…" in shown) == (num_blocks > 3)
+    assert [int(n) for n in re.findall(r"block (\d+)", shown)] == shown_blocks

@@ -72,7 +72,7 @@ def judge(exercise: Exercise, learner: Any) -> Result:
             return result("too_slow", ENDLESS, place=_place(error))
 
     for i, (case, outcome) in enumerate(zip(cases, outcomes, strict=True)):
-        finding = _climb(exercise, case, outcome)
+        finding = _climb(exercise, i, case, outcome)
         if finding is not None:
             note = f"Seen with {case.note}." if case.note else ""
             if i > 0:
@@ -104,13 +104,13 @@ def judge(exercise: Exercise, learner: Any) -> Result:
     )
 
 
-def _climb(exercise: Exercise, case: Case, outcome: Outcome) -> Mismatch | None:
+def _climb(exercise: Exercise, number: int, case: Case, outcome: Outcome) -> Mismatch | None:
     """The first rung that this outcome does not reach."""
     if isinstance(outcome.error, Complaint):
         return Mismatch("complaint", str(outcome.error))
     if outcome.error is not None:
         return Mismatch("raised", _raised(outcome.error))
-    right = run_case(exercise, exercise.reference, case, clock=None)
+    right = _known(exercise, exercise.reference, number, case)
     if right.error is not None:
         raise right.error
     finding = first_difference(right.value, outcome.value, exercise.axes, exercise.tolerance)
@@ -155,19 +155,19 @@ def recognise(exercise: Exercise, cases: list[Case], outcomes: list[Outcome]) ->
     """The sentence of the first known wrong version that does the same as the learner's on every case."""
     for mistake in exercise.mistakes:
         if all(
-            _alike(outcome, _of_mistake(exercise, mistake.version, number, case), exercise.tolerance)
+            _alike(outcome, _known(exercise, mistake.version, number, case), exercise.tolerance)
             for number, (case, outcome) in enumerate(zip(cases, outcomes, strict=True))
         ):
             return mistake.sentence
     return None
 
 
-# By exercise, wrong version and number of the case, for the next wrong answer: the cases are the same each time.
-# Exercise and version are kept, too, or another object might get the same id.
+# By exercise, version (the reference, or a wrong one) and number of the case, for the next answer: the cases are the
+# same each time. Exercise and version are kept, too, or another object might get the same id.
 _OUTCOMES: dict[tuple[int, int, int], tuple[Exercise, Any, Outcome]] = {}
 
 
-def _of_mistake(exercise: Exercise, version: Any, number: int, case: Case) -> Outcome:
+def _known(exercise: Exercise, version: Any, number: int, case: Case) -> Outcome:
     key = (id(exercise), id(version), number)
     if key not in _OUTCOMES:
         _OUTCOMES[key] = (exercise, version, run_case(exercise, version, case, clock=None))

@@ -158,7 +158,7 @@ def own_randomness(seed: int = 0) -> Iterator[None]:
     numpy = sys.modules.get("numpy")
     numpy_state = numpy.random.get_state() if numpy is not None else None
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed formats the stack for each kind of GPU, too
         random.seed(seed)
         if numpy is not None:
             numpy.random.seed(seed)

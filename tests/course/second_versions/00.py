@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict, deque
+from itertools import groupby
 from operator import eq
 
 import numpy as np
@@ -46,4 +48,102 @@ def one_minus_errors(answers, expected):
     return (len(answers) - errors) / max(1, len(answers))
 
 
-VERSIONS = {"start.score": (score, by_index, an_int_for_nothing, with_numpy, with_torch, one_minus_errors)}
+def looks(ask, images, questions, expected):
+    """Two loops over indices."""
+    n, own, blind = len(images), 0, 0
+    for i in range(n):
+        own += ask(images[i], questions[i]) == expected[i]
+    for i in range(n):
+        blind += ask(images[(i + 1) % n], questions[i]) == expected[i]
+    return own / n, blind / n
+
+
+def looks_from_behind(ask, images, questions, expected):
+    """images[i + 1 - n] is a negative index but for the last question."""
+    n = len(images)
+    blind = [ask(images[i + 1 - n], q) == e for i, (q, e) in enumerate(zip(questions, expected, strict=True))]
+    own = [ask(*pair) == e for *pair, e in zip(images, questions, expected, strict=True)]
+    return [sum(own) / n, sum(blind) / n]
+
+
+def looks_with_numpy(ask, images, questions, expected):
+    def share(order):
+        said = np.array([ask(images[j], q) for j, q in zip(order, questions, strict=True)])
+        return float((said == np.array(expected)).mean())
+
+    order = np.arange(len(images))
+    return share(order), share(np.roll(order, -1))
+
+
+def looks_with_a_deque(ask, images, questions, expected):
+    pictures, scores = deque(images), []
+    for _ in range(2):
+        scores.append(score(list(map(ask, pictures, questions)), expected))
+        pictures.rotate(-1)
+    return tuple(scores)
+
+
+def looks_by_hand(ask, images, questions, expected):
+    own_answers, blind_answers = [], []
+    other = images[1:]
+    other.append(images[0])
+    for image, another, question in zip(images, other, questions, strict=True):
+        own_answers.append(ask(image, question))
+        blind_answers.append(ask(another, question))
+    return by_index(own_answers, expected), by_index(blind_answers, expected)
+
+
+def guess_by_counter(kinds, expected):
+    """Counter knows the most frequent one."""
+    best = {}
+    for kind in set(kinds):
+        counts = Counter(e for k, e in zip(kinds, expected, strict=True) if k == kind)
+        best[kind] = counts.most_common(1)[0][1] / sum(counts.values())
+    return best
+
+
+def guess_by_grouping(kinds, expected):
+    groups = defaultdict(list)
+    for kind, answer in zip(kinds, expected, strict=True):
+        groups[kind].append(answer)
+    return {kind: max(own.count(a) for a in own) / len(own) for kind, own in groups.items()}
+
+
+def guess_by_the_favourite(kinds, expected):
+    out = {}
+    for kind in kinds:
+        own = [expected[i] for i in range(len(kinds)) if kinds[i] == kind]
+        favourite = max(set(own), key=own.count)
+        out[kind] = score([favourite] * len(own), own)
+    return out
+
+
+def guess_by_sorting(kinds, expected):
+    pairs = sorted(zip(kinds, expected, strict=True))
+    out = {}
+    for kind, group in groupby(pairs, key=lambda pair: pair[0]):
+        runs = [len(list(same)) for _, same in groupby(group)]
+        out[kind] = max(runs) / sum(runs)
+    return out
+
+
+def guess_with_numpy(kinds, expected):
+    asked, answers = np.array(kinds), np.array(expected)
+    shares = {}
+    for kind in np.unique(asked).tolist():
+        _, counts = np.unique(answers[asked == kind], return_counts=True)
+        shares[kind] = float(counts.max() / counts.sum())
+    return shares
+
+
+VERSIONS = {
+    "start.score": (score, by_index, an_int_for_nothing, with_numpy, with_torch, one_minus_errors),
+    "start.looks": (looks, looks_from_behind, looks_with_numpy, looks_with_a_deque, looks_by_hand),
+    "start.best_guess": (
+        guess_by_counter,
+        guess_by_grouping,
+        guess_by_the_favourite,
+        guess_by_sorting,
+        guess_with_numpy,
+    ),
+}

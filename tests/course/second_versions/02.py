@@ -582,6 +582,81 @@ for _test in (test_against_torch, test_by_a_table, test_with_batch, test_in_nump
     _test.__test__ = False
 
 
+def mended_with_modules(weights, num_heads, eps, x):
+    """torch's modules, filled from the checkpoint."""
+    dim, inter = x.shape[-1], len(weights["mlp.fc1.weight"])
+    attention = nn.MultiheadAttention(dim, num_heads, batch_first=True)
+    one, two = nn.LayerNorm(dim, eps), nn.LayerNorm(dim, eps)
+    mlp = nn.Sequential(nn.Linear(dim, inter), nn.GELU(approximate="tanh"), nn.Linear(inter, dim))
+    stacked = {
+        f"in_proj_{kind}": torch.cat([weights[f"self_attn.{name}_proj.{kind}"] for name in "qkv"])
+        for kind in ("weight", "bias")
+    }
+    for module, prefix in ((one, "layer_norm1"), (two, "layer_norm2"), (mlp[0], "mlp.fc1"), (mlp[2], "mlp.fc2")):
+        module.load_state_dict({kind: weights[f"{prefix}.{kind}"] for kind in ("weight", "bias")})
+    out = {f"out_proj.{kind}": weights[f"self_attn.out_proj.{kind}"] for kind in ("weight", "bias")}
+    attention.load_state_dict(stacked | out)
+    h = one(x)
+    x = x + attention(h, h, h, need_weights=False)[0]
+    return x + mlp(two(x))
+
+
+def mended_head_by_head(weights, num_heads, eps, x):
+    def linear(name, x):
+        return x @ weights[name + ".weight"].T + weights[name + ".bias"]
+
+    h = F.layer_norm(x, x.shape[-1:], weights["layer_norm1.weight"], weights["layer_norm1.bias"], eps)
+    q, k, v = (linear(f"self_attn.{name}_proj", h).chunk(num_heads, dim=-1) for name in "qkv")
+    mixed = []
+    for i in range(num_heads):
+        scores = q[i] @ k[i].mT / math.sqrt(q[i].shape[-1])
+        mixed.append(scores.softmax(dim=-1) @ v[i])
+    x = x + linear("self_attn.out_proj", torch.cat(mixed, dim=-1))
+    h = F.layer_norm(x, x.shape[-1:], weights["layer_norm2.weight"], weights["layer_norm2.bias"], eps)
+    return x + linear("mlp.fc2", F.gelu(linear("mlp.fc1", h), approximate="tanh"))
+
+
+def mended_with_einops(weights, num_heads, eps, x):
+    def norm(i, x):
+        return F.layer_norm(x, x.shape[-1:], weights[f"layer_norm{i}.weight"], weights[f"layer_norm{i}.bias"], eps)
+
+    def linear(name, x):
+        return torch.einsum("bni,oi->bno", x, weights[f"{name}.weight"]) + weights[f"{name}.bias"]
+
+    h = norm(1, x)
+    q, k, v = (rearrange(linear(f"self_attn.{n}_proj", h), "b n (h d) -> b h n d", h=num_heads) for n in "qkv")
+    mixed = rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
+    x = linear("self_attn.out_proj", mixed) + x
+    return linear("mlp.fc2", F.gelu(linear("mlp.fc1", norm(2, x)), approximate="tanh")) + x
+
+
+def mended_by_formula(weights, num_heads, eps, x):
+    """Norm and GELU as they are written in papers."""
+
+    def norm(name, x):
+        mean, variance = x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=False)
+        return (x - mean) / (variance + eps) ** 0.5 * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    def gelu(x):
+        return 0.5 * x * (1 + torch.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+    def linear(name, x):
+        return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    batch, num_patches, dim = x.shape
+    h = norm("layer_norm1", x)
+    shape = (batch, num_patches, num_heads, dim // num_heads)
+    q, k, v = (linear(f"self_attn.{name}_proj", h).reshape(shape).permute(0, 2, 1, 3) for name in "qkv")
+    mixed = F.scaled_dot_product_attention(q, k, v).permute(0, 2, 1, 3).reshape(batch, num_patches, dim)
+    x = x + linear("self_attn.out_proj", mixed)
+    return x + linear("mlp.fc2", gelu(linear("mlp.fc1", norm("layer_norm2", x))))
+
+
+def mended_in_double(weights, num_heads, eps, x):
+    doubled = {name: tensor.double() for name, tensor in weights.items()}
+    return mended_with_einops(doubled, num_heads, eps, x.double()).float()
+
+
 VERSIONS = {
     "vit.attention": (
         attend,
@@ -619,4 +694,11 @@ VERSIONS = {
         streaming_in_place,
     ),
     "vit.test_attend": (test_against_torch, test_by_a_table, test_with_batch, test_in_numpy, test_in_plain_python),
+    "vit.mend_block": (
+        mended_with_modules,
+        mended_head_by_head,
+        mended_with_einops,
+        mended_by_formula,
+        mended_in_double,
+    ),
 }

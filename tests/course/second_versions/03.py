@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import torch
 from einops import rearrange
@@ -213,6 +215,38 @@ def savings_by_counting(num_patches, num_tiles, config):
     return [num_patches**2 / sum(part**2 for _ in range(num_tiles)), flops(num_patches) / (num_tiles * flops(part))]
 
 
+def savings_in_fractions(num_patches, num_tiles, config):
+    """Exact until the end."""
+    d, n, part = config.hidden_dim, num_patches, Fraction(num_patches, num_tiles)
+    linear = 2 * n * (4 * d * d + 2 * d * config.inter_dim)
+    tiled = linear + num_tiles * 4 * part * part * d
+    return float(Fraction(n * n) / (num_tiles * part**2)), float((linear + 4 * n * n * d) / tiled)
+
+
+def savings_tile_by_tile(num_patches, num_tiles, config):
+    """A whole encoder, block by block."""
+
+    def work(patches):
+        done = 0
+        for _ in range(config.num_blocks):
+            done += 8 * patches * config.hidden_dim**2  # q, k, v, out
+            done += 4 * patches * config.hidden_dim * config.inter_dim
+            done += 4 * patches * patches * config.hidden_dim
+        return done
+
+    tile, pairs, tiled = num_patches // num_tiles, 0, 0
+    for _ in range(num_tiles):
+        pairs, tiled = pairs + tile**2, tiled + work(tile)
+    return num_patches**2 / pairs, work(num_patches) / tiled
+
+
+def savings_in_numpy(num_patches, num_tiles, config):
+    n, t, d, i = (np.float64(value) for value in (num_patches, num_tiles, config.hidden_dim, config.inter_dim))
+    lengths = np.array([n, n / t])
+    work = np.array([1, t]) * (2 * lengths * (4 * d * d + 2 * d * i) + 4 * lengths**2 * d)
+    return float(n**2 / (t * lengths[1] ** 2)), float(work[0] / work[1])
+
+
 def rectangle_einops(x, height, width, factor):
     return rearrange(x, "b (h i w j) d -> b (h w) (i j d)", h=height // factor, w=width // factor, i=factor, j=factor)
 
@@ -221,6 +255,28 @@ def rectangle_by_index(x, height, width, factor):
     numbers = torch.arange(height * width).view(height, width)
     order = numbers.unfold(0, factor, factor).unfold(1, factor, factor).reshape(-1)
     return x[:, order].reshape(len(x), -1, x.shape[2] * factor**2)
+
+
+def rectangle_by_unfold(x, height, width, factor):
+    """torch's unfold gives channels first; turned afterwards."""
+    image = x.mT.unflatten(2, (height, width))
+    columns = F.unfold(image, kernel_size=factor, stride=factor)
+    return columns.mT.unflatten(2, (x.shape[2], factor**2)).mT.flatten(2)
+
+
+def rectangle_in_two_steps(x, height, width, factor):
+    """Columns first, then rows, as in a square one."""
+    batch, _, dim = x.shape
+    x = x.reshape(batch, height, width // factor, dim * factor).transpose(1, 2)
+    x = x.reshape(batch, width // factor, height // factor, dim * factor * factor).transpose(1, 2)
+    return x.reshape(batch, -1, dim * factor * factor)
+
+
+def rectangle_by_slices(x, height, width, factor):
+    """Every factor-th row and column, as many times as a group has patches."""
+    image = x.unflatten(1, (height, width))
+    pieces = [image[:, i::factor, j::factor] for i in range(factor) for j in range(factor)]
+    return torch.cat(pieces, dim=-1).flatten(1, 2)
 
 
 def test_by_loops(shuffle):
@@ -234,7 +290,35 @@ def test_by_einops(shuffle):
     np.testing.assert_array_equal(shuffle(x, 2).numpy(), wanted.numpy())
 
 
-for _test in (test_by_loops, test_by_einops):
+def test_by_unshuffling(shuffle):
+    x = torch.arange(3 * 36 * 2.0).reshape(3, 36, 2)
+    assert torch.equal(pixel_unshuffle(shuffle(x, 3), 3), x)
+
+
+def test_by_names(shuffle):
+    """Each number says where it comes from: picture, row, column, number."""
+    numbers = [
+        [[1000 * b + 100 * r + 10 * c + n for n in range(2)] for r in range(4) for c in range(4)] for b in (1, 2)
+    ]
+    out = shuffle(torch.tensor(numbers), 2)
+    for b in (0, 1):
+        for token in range(4):
+            row, column = 2 * (token // 2), 2 * (token % 2)
+            patches = [(row, column), (row, column + 1), (row + 1, column), (row + 1, column + 1)]
+            wanted = [1000 * (b + 1) + 100 * r + 10 * c + n for r, c in patches for n in range(2)]
+            assert out[b, token].tolist() == wanted, (b, token)
+
+
+def test_by_slices(shuffle):
+    x = torch.randn(2, 16, 3, generator=torch.Generator().manual_seed(5))
+    out = shuffle(x, 2).reshape(2, 2, 2, 4, 3)
+    image = x.reshape(2, 4, 4, 3)
+    for place, (i, j) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
+        torch.testing.assert_close(out[:, :, :, place], image[:, i::2, j::2])
+
+
+RIGHT_TESTS = (test_by_loops, test_by_einops, test_by_unshuffling, test_by_names, test_by_slices)
+for _test in RIGHT_TESTS:
     _test.__test__ = False
 
 
@@ -262,7 +346,19 @@ VERSIONS = {
         budget_by_shapes,
         budget_by_power,
     ),
-    "pixel_shuffle.tile_savings": (savings_as_shares, savings_by_counting),
-    "pixel_shuffle.shuffle_rectangle": (rectangle_einops, rectangle_by_index),
-    "pixel_shuffle.test_shuffle": (test_by_loops, test_by_einops),
+    "pixel_shuffle.tile_savings": (
+        savings_as_shares,
+        savings_by_counting,
+        savings_in_fractions,
+        savings_tile_by_tile,
+        savings_in_numpy,
+    ),
+    "pixel_shuffle.shuffle_rectangle": (
+        rectangle_einops,
+        rectangle_by_index,
+        rectangle_by_unfold,
+        rectangle_in_two_steps,
+        rectangle_by_slices,
+    ),
+    "pixel_shuffle.test_shuffle": RIGHT_TESTS,
 }

@@ -504,6 +504,92 @@ class CaptionByLoop(_Caption):
         return torch.stack(rows).mean()
 
 
+class _Sample(nn.Module):
+    """Everything at once: a layer twice, one that never runs, one inside of another, a product, a convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 2, stride=2)
+        self.mlp = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 4))
+        self.spare = nn.Linear(4, 4)
+
+    def forward(self, images):
+        x = self.conv(images).flatten(2).mT  # [B, 6, 4]
+        x = self.mlp(self.mlp(x))
+        return x @ x.mT
+
+
+def counter_in_one(count):
+    conv, layer, pairs = 2 * 12 * 4 * 12, 2 * 12 * 4 * 6, 2 * 2 * 6 * 6 * 4
+    assert count(_Sample(), torch.zeros(2, 3, 4, 6)) == conv + 4 * layer + pairs
+
+
+class _Shared(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+        self.never = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.inner(self.inner(x))
+
+
+class _Scores(nn.Module):
+    def forward(self, x):
+        return torch.einsum("bid,bjd->bij", x, x)
+
+
+def counter_piece_by_piece(count):
+    assert count(nn.Linear(3, 5), torch.randn(2, 7, 3)) == 2 * 14 * 3 * 5
+    assert count(_Shared(), torch.randn(1, 7, 3)) == 2 * 2 * 7 * 3 * 3
+    assert count(_Scores(), torch.randn(2, 7, 3)) == 2 * 2 * 7 * 7 * 3
+    assert count(nn.Conv2d(1, 1, 4, stride=4), torch.randn(1, 1, 8, 8)) == 2 * 4 * 16
+
+
+def counter_beside_torch(count):
+    """torch's own counter is the other way."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as theirs:
+        _Sample()(torch.zeros(2, 3, 4, 6))
+    assert count(_Sample(), torch.zeros(2, 3, 4, 6)) == theirs.get_total_flops()
+
+
+def counter_with_a_class_inside(count):
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.block, self.spare = nn.Conv2d(3, 6, 2, 2), nn.Sequential(nn.Linear(6, 6)), nn.Linear(6, 6)
+
+        def forward(self, images):
+            x = self.conv(images).flatten(2).mT
+            x = self.block(self.block(x)).relu()
+            return torch.baddbmm(torch.zeros(1), x, x.mT)
+
+    wanted = 2 * 2 * 4 * 6 * 12 + 2 * (2 * 2 * 4 * 6 * 6) + 2 * 2 * 4 * 4 * 6
+    assert count(Both(), torch.zeros(2, 3, 4, 4)) == wanted, "by hand"
+
+
+def counter_in_a_loop(count):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.other = nn.ModuleDict({"fc": nn.Linear(3, 3)}), nn.Linear(3, 3)
+
+        def forward(self, x):
+            for _ in range(3):
+                x = torch.tanh(self.body["fc"](x))
+            return torch.bmm(x, x.transpose(1, 2))
+
+    for batch, tokens in ((1, 4), (3, 5)):
+        wanted = 3 * 2 * batch * tokens * 9 + 2 * batch * tokens * tokens * 3
+        found = count(nn.Sequential(Block()), torch.ones(batch, tokens, 3))
+        if found != wanted:
+            raise AssertionError(f"{found} instead of {wanted}")
+    if count(nn.Conv2d(2, 3, 2, stride=2), torch.ones(1, 2, 6, 4)) != 2 * 6 * 8 * 3:
+        raise AssertionError("convolution")
+
+
 VERSIONS = {
     "trace.read_trace": (read_trace, read_by_paths, read_backwards, read_by_counting, read_by_the_text),
     "trace.bug_projector": (Projector, ProjectorByEinops, ProjectorByLoops, ProjectorByStrides, LazyProjector),
@@ -524,5 +610,12 @@ VERSIONS = {
         attention_with_einops,
         attention_by_interpolation,
         attention_in_float64,
+    ),
+    "trace.test_counter": (
+        counter_in_one,
+        counter_piece_by_piece,
+        counter_beside_torch,
+        counter_with_a_class_inside,
+        counter_in_a_loop,
     ),
 }

@@ -97,7 +97,226 @@ def skips_empty_answers(answers, expected):
     return sum(a == e for a, e in pairs) / max(1, len(pairs))
 
 
+# -- start.looks: the share right with their own pictures, and with the next question's --------------------------------
+
+
+def rate(ask, images, questions, expected):
+    return sum(ask(i, q) == e for i, q, e in zip(images, questions, expected, strict=True)) / len(expected)
+
+
+def turned(items):
+    return items[1:] + items[:1]
+
+
+def the_same_pictures_twice(ask, images, questions, expected):
+    own = rate(ask, images, questions, expected)
+    return own, own
+
+
+def blind_first(ask, images, questions, expected):
+    return rate(ask, turned(images), questions, expected), rate(ask, images, questions, expected)
+
+
+def the_pictures_before(ask, images, questions, expected):
+    return rate(ask, images, questions, expected), rate(ask, images[-1:] + images[:-1], questions, expected)
+
+
+def backwards(ask, images, questions, expected):
+    return rate(ask, images, questions, expected), rate(ask, images[::-1], questions, expected)
+
+
+def the_first_picture_for_all(ask, images, questions, expected):
+    return rate(ask, images, questions, expected), rate(ask, images[:1] * len(images), questions, expected)
+
+
+def questions_move_too(ask, images, questions, expected):
+    return rate(ask, images, questions, expected), rate(ask, turned(images), turned(questions), expected)
+
+
+def answers_move_too(ask, images, questions, expected):
+    return rate(ask, images, questions, expected), rate(ask, turned(images), questions, turned(expected))
+
+
+def everything_moves(ask, images, questions, expected):
+    moved = turned(images), turned(questions), turned(expected)
+    return rate(ask, images, questions, expected), rate(ask, *moved)
+
+
+def only_the_answers_move(ask, images, questions, expected):
+    return rate(ask, images, questions, expected), rate(ask, images, questions, turned(expected))
+
+
+def the_last_is_left_out(ask, images, questions, expected):
+    blind = [ask(images[i + 1], questions[i]) == expected[i] for i in range(len(images) - 1)]
+    return rate(ask, images, questions, expected), sum(blind) / len(blind)
+
+
+def the_last_counts_as_wrong(ask, images, questions, expected):
+    blind = [ask(images[i + 1], questions[i]) == expected[i] for i in range(len(images) - 1)]
+    return rate(ask, images, questions, expected), sum(blind) / len(images)
+
+
+def no_picture_at_all(ask, images, questions, expected):
+    return rate(ask, images, questions, expected), rate(ask, [None] * len(images), questions, expected)
+
+
+def how_often_it_says_the_same(ask, images, questions, expected):
+    said = [ask(i, q) for i, q in zip(images, questions, strict=True)]
+    return rate(ask, images, questions, expected), rate(ask, turned(images), questions, said)
+
+
+def the_difference(ask, images, questions, expected):
+    own = rate(ask, images, questions, expected)
+    return own, own - rate(ask, turned(images), questions, expected)
+
+
+def one_number(ask, images, questions, expected):
+    return rate(ask, images, questions, expected) - rate(ask, turned(images), questions, expected)
+
+
+def two_counts(ask, images, questions, expected):
+    n = len(images)
+    return n * rate(ask, images, questions, expected), n * rate(ask, turned(images), questions, expected)
+
+
+def two_percentages(ask, images, questions, expected):
+    own, blind = rate(ask, images, questions, expected), rate(ask, turned(images), questions, expected)
+    return 100 * own, 100 * blind
+
+
+def turns_the_list_itself(ask, images, questions, expected):
+    own = rate(ask, images, questions, expected)
+    images.append(images.pop(0))
+    return own, rate(ask, images, questions, expected)
+
+
+# -- start.best_guess: kind -> share that the best guesser gets right --------------------------------------------------
+
+
+def kinds_of(kinds, expected):
+    found = {}
+    for kind, answer in zip(kinds, expected, strict=True):
+        found.setdefault(kind, []).append(answer)
+    return found
+
+
+def as_it_was(kinds, expected):
+    favourite = max(set(expected), key=expected.count)
+    right = sum(answer == favourite for answer in expected)
+    return {kind: right / len(expected) for kind in kinds}
+
+
+def one_favourite_for_all_kinds(kinds, expected):
+    favourite = max(set(expected), key=expected.count)
+    return {kind: own.count(favourite) / len(own) for kind, own in kinds_of(kinds, expected).items()}
+
+
+def divided_by_all_questions(kinds, expected):
+    return {k: max(map(own.count, own)) / len(expected) for k, own in kinds_of(kinds, expected).items()}
+
+
+def one_in_the_different_ones(kinds, expected):
+    return {k: 1 / len(set(own)) for k, own in kinds_of(kinds, expected).items()}
+
+
+def one_in_all_different_ones(kinds, expected):
+    return {k: 1 / len(set(expected)) for k in kinds}
+
+
+def the_rarest_answer(kinds, expected):
+    return {k: min(map(own.count, own)) / len(own) for k, own in kinds_of(kinds, expected).items()}
+
+
+def the_first_answer(kinds, expected):
+    return {k: own.count(own[0]) / len(own) for k, own in kinds_of(kinds, expected).items()}
+
+
+def the_last_in_the_alphabet(kinds, expected):
+    return {k: own.count(max(own)) / len(own) for k, own in kinds_of(kinds, expected).items()}
+
+
+def counts_of_the_best(kinds, expected):
+    return {k: max(map(own.count, own)) for k, own in kinds_of(kinds, expected).items()}
+
+
+def percentages_of_the_best(kinds, expected):
+    return {k: 100 * max(map(own.count, own)) / len(own) for k, own in kinds_of(kinds, expected).items()}
+
+
+def the_answers_themselves(kinds, expected):
+    return {k: max(set(own), key=own.count) for k, own in kinds_of(kinds, expected).items()}
+
+
+def how_often_each_kind_is_asked(kinds, expected):
+    return {k: len(own) / len(expected) for k, own in kinds_of(kinds, expected).items()}
+
+
+def the_first_kind_only(kinds, expected):
+    for kind in kinds:
+        own = [e for k, e in zip(kinds, expected, strict=True) if k == kind]
+        return {kind: max(map(own.count, own)) / len(own)}
+
+
+def a_list_of_shares(kinds, expected):
+    return [max(map(own.count, own)) / len(own) for own in kinds_of(kinds, expected).values()]
+
+
+def counted_among_all_questions(kinds, expected):
+    favourites = the_answers_themselves(kinds, expected)
+    return {kind: expected.count(favourite) / len(expected) for kind, favourite in favourites.items()}
+
+
+def counted_among_all_for_its_kind(kinds, expected):
+    favourites, own = the_answers_themselves(kinds, expected), kinds_of(kinds, expected)
+    return {kind: expected.count(favourite) / len(own[kind]) for kind, favourite in favourites.items()}
+
+
+def chance_of_a_random_answer(kinds, expected):
+    """Guess as often as each answer occurs: the sum of squares."""
+    own = kinds_of(kinds, expected)
+    return {k: sum((a.count(x) / len(a)) ** 2 for x in set(a)) for k, a in own.items()}
+
+
 WRONG = {
+    "start.looks": [
+        (the_same_pictures_twice, "its own picture both times"),
+        (blind_first, "changed places"),
+        (the_pictures_before, "the question before"),
+        (backwards, "turned round"),
+        (the_first_picture_for_all, "the same picture"),
+        (questions_move_too, "questions have moved"),
+        (answers_move_too, "answer that belongs to the other"),
+        (everything_moves, "its own picture both times"),
+        (only_the_answers_move, "its own picture both times"),
+        (the_last_is_left_out, "last question"),
+        (the_last_counts_as_wrong, "last question"),
+        (no_picture_at_all, "No picture"),
+        (how_often_it_says_the_same, "stay the same"),
+        (the_difference, "difference"),
+        (one_number, "two numbers"),
+        (two_counts, "counts"),
+        (two_percentages, "per cent"),
+        (turns_the_list_itself, "in place"),
+    ],
+    "start.best_guess": [
+        (as_it_was, "as it was"),
+        (one_favourite_for_all_kinds, "one favourite"),
+        (divided_by_all_questions, "number of all questions"),
+        (one_in_the_different_ones, "equally frequent"),
+        (one_in_all_different_ones, "equally frequent"),
+        (the_rarest_answer, "rarest"),
+        (the_first_answer, "first answer"),
+        (the_last_in_the_alphabet, "alphabet"),
+        (counts_of_the_best, "how many"),
+        (percentages_of_the_best, "per cent"),
+        (the_answers_themselves, "favourite answers themselves"),
+        (how_often_each_kind_is_asked, "how often each kind"),
+        (the_first_kind_only, "expected"),
+        (a_list_of_shares, "expected a dict"),
+        (counted_among_all_questions, "other kinds"),
+        (counted_among_all_for_its_kind, "other kinds"),
+        (chance_of_a_random_answer, "as often as it occurs"),
+    ],
     "start.score": [
         (counts, "how many are right"),
         (per_cent, "per cent"),
@@ -119,5 +338,5 @@ WRONG = {
         (leaves_the_last_out, "last pair"),
         (divides_by_the_different_ones, "different"),
         (skips_empty_answers, "empty answer"),
-    ]
+    ],
 }

@@ -1098,6 +1098,92 @@ def order_of_keys(attend):
     assert torch.allclose(attend(q, k, v), attend(q, k[order], v[order]), atol=1e-5)
 
 
+# -- vit.mend_block: a block of a SigLIP checkpoint, by hand -----------------------------------------------------------
+
+
+def a_block(
+    weights,
+    num_heads,
+    eps,
+    x,
+    *,
+    eps1=None,
+    eps2=None,
+    split="right",
+    merge="right",
+    gelu=lambda x: F.gelu(x, approximate="tanh"),
+    mask=False,
+    scale=None,
+    order="pre",
+    without="",
+):
+    batch, num_patches, dim = x.shape
+
+    def linear(name, x):
+        bias = None if without == "bias" else weights[f"{name}.bias"]
+        return F.linear(x, weights[f"{name}.weight"], bias)
+
+    def norm(name, x, own):
+        return F.layer_norm(x, (dim,), weights[f"{name}.weight"], weights[f"{name}.bias"], own or eps)
+
+    def heads(x):
+        if split == "as it was":
+            return x.view(batch, num_heads, num_patches, -1)
+        if split == "none":
+            return x
+        return x.view(batch, num_patches, num_heads, -1).transpose(1, 2)
+
+    def attention(h):
+        q, k, v = (heads(linear(f"self_attn.{name}_proj", h)) for name in "qkv")
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=mask, scale=scale)
+        if split == "right" and merge == "right":
+            mixed = mixed.transpose(1, 2)
+        mixed = mixed.reshape(batch, num_patches, dim)
+        return mixed if without == "out_proj" else linear("self_attn.out_proj", mixed)
+
+    def mlp(h):
+        return linear("mlp.fc2", gelu(linear("mlp.fc1", h)))
+
+    if order == "post":
+        x = norm("layer_norm1", x + attention(x), eps1)
+        return norm("layer_norm2", x + mlp(x), eps2)
+    h = norm("layer_norm1", x, eps1)
+    x = attention(h) if without == "first residual" else (h if order == "normed" else x) + attention(h)
+    h = x if without == "second norm" else norm("layer_norm2", x, eps2)
+    return mlp(h) if without == "second residual" else (h if order == "normed" else x) + mlp(h)
+
+
+def mend(**how):
+    """A version that is called as the exercise asks."""
+    return lambda weights, num_heads, eps, x: a_block(weights, num_heads, eps, x, **how)
+
+
+AS_IT_WAS = {"eps1": 1e-5, "eps2": 1e-5, "split": "as it was", "gelu": F.gelu}
+mended_nothing_mended = mend(**AS_IT_WAS)
+mended_heads_alone = mend(**AS_IT_WAS | {"split": "right"})
+mended_gelu_alone = mend(eps1=1e-5, eps2=1e-5, split="as it was")
+mended_eps_alone = mend(split="as it was", gelu=F.gelu)
+mended_heads_and_eps = mend(gelu=F.gelu)
+mended_heads_and_gelu = mend(eps1=1e-5, eps2=1e-5)
+mended_eps_and_gelu = mend(split="as it was")
+mended_one_norm = mend(eps2=1e-5)
+mended_the_other_norm = mend(eps1=1e-5)
+mended_eps_written_in = mend(eps1=1e-6, eps2=1e-6)
+mended_merged_without_turning = mend(merge="plain")
+mended_no_heads = mend(split="none")
+mended_quick_gelu = mend(gelu=lambda x: x * torch.sigmoid(1.702 * x))
+mended_relu_in_place_of_gelu = mend(gelu=F.relu)
+mended_causal = mend(mask=True)
+mended_unscaled = mend(scale=1.0)
+mended_post_norm = mend(order="post")
+mended_stream_is_normed = mend(order="normed")
+mended_no_first_residual = mend(without="first residual")
+mended_no_second_residual = mend(without="second residual")
+mended_no_second_norm = mend(without="second norm")
+mended_no_out_proj = mend(without="out_proj")
+mended_no_biases = mend(without="bias")
+
+
 WRONG = {
     "vit.attention": [
         (not_scaled, "not scaled"),
@@ -1318,5 +1404,30 @@ WRONG = {
         (finite, "shape alone"),
         (rows_of_weights, "sum to 1"),
         (order_of_keys, "catches"),
+    ],
+    "vit.mend_block": [
+        (mended_nothing_mended, "as it was"),
+        (mended_heads_alone, "eps and the GELU"),
+        (mended_gelu_alone, "heads and the eps"),
+        (mended_eps_alone, "heads and the GELU"),
+        (mended_heads_and_eps, "exact GELU"),
+        (mended_heads_and_gelu, "1e-5"),
+        (mended_eps_and_gelu, "heads are cut"),
+        (mended_one_norm, "second norm"),
+        (mended_the_other_norm, "first norm"),
+        (mended_eps_written_in, "1e-6"),
+        (mended_merged_without_turning, "back"),
+        (mended_no_heads, "one wide head"),
+        (mended_quick_gelu, "quick GELU"),
+        (mended_relu_in_place_of_gelu, "ReLU"),
+        (mended_causal, "causal"),
+        (mended_unscaled, "head_dim"),
+        (mended_post_norm, "behind the addition"),
+        (mended_stream_is_normed, "normalised vector"),
+        (mended_no_first_residual, "residual connection around attention"),
+        (mended_no_second_residual, "residual connection around the MLP"),
+        (mended_no_second_norm, "layer_norm2"),
+        (mended_no_out_proj, "out_proj"),
+        (mended_no_biases, "biases"),
     ],
 }

@@ -320,6 +320,90 @@ def _one_sequence(self, w, m):
     return w + self.cross(w_, m_, m_)[0].reshape(w.shape)
 
 
+# -- trace.test_counter ------------------------------------------------------------------------------------------------
+
+
+def counts_nothing(count):
+    count(nn.Linear(3, 5), torch.zeros(7, 3))
+
+
+def counts_something(count):
+    assert count(nn.Linear(3, 5), torch.zeros(7, 3)) > 0
+
+
+def one_layer_without_bias(count):
+    assert count(nn.Linear(3, 5, bias=False), torch.zeros(1, 3)) == 30
+
+
+def one_layer(count):
+    assert count(nn.Linear(3, 5), torch.zeros(1, 3)) == 30
+
+
+def many_tokens(count):
+    assert count(nn.Linear(3, 5), torch.zeros(7, 3)) == 210
+
+
+def a_batch(count):
+    assert count(nn.Linear(3, 5), torch.zeros(2, 7, 3)) == 420
+
+
+def doubled_with_the_batch(count):
+    layer = nn.Linear(3, 5)
+    assert count(layer, torch.zeros(4, 7, 3)) == 2 * count(layer, torch.zeros(2, 7, 3))
+
+
+def half_of_it(count):
+    assert count(nn.Linear(3, 5), torch.zeros(7, 3)) == 7 * 3 * 5
+
+
+def with_its_bias(count):
+    assert count(nn.Linear(3, 5), torch.zeros(7, 3)) == 2 * 7 * 3 * 5 + 7 * 5
+
+
+class _Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+
+    def forward(self, x):
+        return self.inner(self.inner(x))
+
+
+def a_shared_layer(count):
+    assert count(_Twice(), torch.zeros(2, 7, 3)) == 2 * 2 * 14 * 9
+
+
+class _Pairs(nn.Module):
+    def forward(self, x):
+        return x @ x.mT
+
+
+def a_product_without_weights(count):
+    assert count(_Pairs(), torch.zeros(2, 7, 3)) == 2 * 2 * 7 * 7 * 3
+
+
+def a_convolution(count):
+    assert count(nn.Conv2d(3, 4, 2, stride=2), torch.zeros(2, 3, 4, 6)) == 2 * 2 * 6 * 12 * 4
+
+
+def layers_and_a_convolution(count):
+    a_shared_layer(count)
+    a_convolution(count)
+
+
+def returns_whether(count):
+    return count(nn.Linear(3, 5), torch.zeros(7, 3)) == 210
+
+
+def compares_with_itself(count):
+    layer = nn.Linear(3, 5)
+    assert count(layer, torch.zeros(7, 3)) == count(layer, torch.zeros(7, 3))
+
+
+def counts_an_activation(count):
+    assert count(nn.ReLU(), torch.zeros(7, 3)) == 21
+
+
 WRONG = {
     "trace.read_trace": [
         (
@@ -594,5 +678,23 @@ WRONG = {
         (named("wide_head", _caption(heads_of=lambda d, v: nn.Linear(d, v + 1))), "have changed"),
         (named("detached_picture", _caption(lambda s, p: s.stem(p).flatten(2).transpose(1, 2).detach())), "radient"),
         (named("no_head", _caption(heads_of=lambda d, v: nn.Identity())), "`head` was a Linear"),
+    ],
+    "trace.test_counter": [
+        (counts_nothing, "asserts nothing"),
+        (counts_something, "asserts nothing"),
+        (one_layer_without_bias, "one token"),
+        (one_layer, "one token"),
+        (many_tokens, "single layer"),
+        (a_batch, "single layer"),
+        (doubled_with_the_batch, "doubles"),
+        (half_of_it, "count as two"),
+        (with_its_bias, "bias"),
+        (a_shared_layer, "What gets through"),
+        (a_product_without_weights, "What gets through"),
+        (a_convolution, "What gets through"),
+        (layers_and_a_convolution, "What gets through"),
+        (returns_whether, "returns"),
+        (compares_with_itself, "Compare with a number"),
+        (counts_an_activation, "products only"),
     ],
 }

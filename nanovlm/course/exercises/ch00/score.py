@@ -27,7 +27,7 @@ SCORE = Exercise(
         "Count the pairs whose two texts are equal, then divide by how many pairs there are. Look after the empty list "
         "before you divide.",
         "if there are no answers: return 0.0\nright = how many pairs (a, e) of zip(answers, expected) have a == e\n"
-        "return right / number of answers",
+        "return …",
     ),
     reference=share_right,
     cases=lambda: [

@@ -20,7 +20,7 @@ def moved(logits: Tensor, other: Tensor) -> Tensor:
 MOVED = Exercise(
     id="fusion.moved",
     chapter="06",
-    title="How far did the answer move?",
+    title="Measure it: how far did the answer move?",
     difficulty=1,
     minutes=6,
     why="Right or wrong says little about one question. How much probability moves when the picture changes says "
@@ -29,7 +29,7 @@ MOVED = Exercise(
         "Logits are no probabilities yet, and two sets of logits that differ by a constant mean the same.",
         "Make probabilities of both. What one word loses another one gains: the absolute differences count every bit "
         "of moved probability twice.",
-        "p, q = softmax of each, over the words\nhalf of the sum of |p - q|, over the words",
+        "p, q = softmax of each, over the words\nhalf of …",
     ),
     reference=moved,
     cases=lambda: [

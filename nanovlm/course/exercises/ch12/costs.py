@@ -87,7 +87,7 @@ SYMBOLIC = Exercise(
     "Numbers that you copied from one run hold for that run.",
     hints=(
         "B comes in with the input and stays. T is the text's length: at which step does it first meet the picture?",
-        "Patches: config.vision.num_patches. Tokens: r * r times fewer, r * r times wider. The joined line: image "
+        "Patches: config.vision.num_patches. Tokens: r * r times fewer, r * r times wider. The joined sequence: image "
         "tokens and text. The head makes a number for each word of the vocabulary.",
         "tokens = config.vision.num_patches // r**2\n"
         '"pixel_shuffle": f"B {tokens} {… * r**2}"\n'
@@ -99,12 +99,14 @@ SYMBOLIC = Exercise(
 )
 
 
-@SYMBOLIC.mistake("The joined line is as long as the text: the image tokens that stand in front of it are not counted.")
+@SYMBOLIC.mistake(
+    "The joined sequence is as long as the text: the image tokens that stand in front of it are not counted."
+)
 def _(config):
     return _write(config, line="T")
 
 
-@SYMBOLIC.mistake("The joined line holds a position for each *patch*. Pixel shuffle came before: count tokens.")
+@SYMBOLIC.mistake("The joined sequence holds a position for each *patch*. Pixel shuffle came before: count tokens.")
 def _(config):
     return _write(config, line=f"{config.vision.num_patches}+T")
 
@@ -246,7 +248,7 @@ def _flops_cases() -> list[Case]:
 FLOPS = Exercise(
     id="trace.flops",
     chapter="12",
-    title="Where do the FLOPs go?",
+    title="Measure it: where do the FLOPs go?",
     difficulty=3,
     minutes=15,
     why="Before you make a model faster you must know which part is slow. The share of each part follows from the "
@@ -256,14 +258,14 @@ FLOPS = Exercise(
         "on n tokens, needs 2 * n * a * b.",
         "Encoder: one convolution (2 * patches * dim * 3 * patch_size²), and per block four dim x dim matrices, two of "
         "the MLP, and attention. Decoder: q and out; k and v, which are narrower; three of the MLP; attention. Every "
-        "token of the line goes through the decoder and through the head. Attention of n tokens of width d: "
+        "token of the sequence goes through the decoder and through the head. Attention of n tokens of width d: "
         "4 * n * n * d.",
-        "line = n // r**2 + num_text_tokens\n"
+        "sequence = n // r**2 + num_text_tokens\n"
         "vision = 2*n*d*3*patch_size**2 + num_blocks * (2*n*(4*d*d + 2*d*inter_dim) + 4*n*n*d)\n"
         "projector = 2 * tokens * (d * r**2) * width\n"
-        "weights = 2*width*width + 2*width*kv + 3*width*inter_dim\n"
-        "decoder = num_blocks * (2*line*weights + 4*line*line*width)\n"
-        "head = 2 * line * width * vocab_size",
+        "weights = …                       # of one decoder block: q, out, k, v, MLP\n"
+        "decoder = num_blocks * (2*sequence*weights + 4*sequence*sequence*width)\n"
+        "head = 2 * sequence * width * vocab_size",
     ),
     reference=shares_of,
     cases=_flops_cases,
@@ -332,12 +334,12 @@ def _(config, num_text_tokens):
     return _shares(config, num_text_tokens, projector=lambda r: 1 / r**2)
 
 
-@FLOPS.mistake("The head runs on the text alone in your count. Every position of the line goes through it.")
+@FLOPS.mistake("The head runs on the text alone in your count. Every position of the sequence goes through it.")
 def _(config, num_text_tokens):
     return _shares(config, num_text_tokens, head_line=num_text_tokens)
 
 
-@FLOPS.mistake("The head runs on one position in your count. Here every position of the line goes through it.")
+@FLOPS.mistake("The head runs on one position in your count. Here every position of the sequence goes through it.")
 def _(config, num_text_tokens):
     return _shares(config, num_text_tokens, head_line=1)
 

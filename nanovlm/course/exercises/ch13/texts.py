@@ -185,7 +185,7 @@ def cost_by_counting(grids: list[tuple[int, int]], num_image_tokens: int) -> int
 COST = Exercise(
     id="tiles.cost",
     chapter="13",
-    title="What the pictures of a prompt cost",
+    title="Measure it: what the pictures of a prompt cost",
     difficulty=1,
     minutes=6,
     why="The context of SmolLM2-135M holds 8,192 tokens. Whoever sends ten large pictures should know beforehand that "
