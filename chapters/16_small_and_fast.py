@@ -91,7 +91,7 @@ print(f"{'an H100, 16 bits':24} can do {989e12 / 3.35e12:.0f} FLOP in the time o
 
 # %%
 pocket = VisionLanguageModel.from_pretrained(asset_path("pocket"), torch.float32).eval()
-few = budget().pick(ci=4, laptop=15)
+few = budget().pick(ci=3, laptop=15)
 samples = [
     Thimble(name, "test", few)[i] for name in ("shapes", "charts", "glyphs") for i in range(few)
 ]
@@ -480,7 +480,7 @@ for name, seeds in runs["runs"].items():
     print(f"{name:18}{shares}   blind {mean({s: r['blind'] for s, r in seeds.items()}):.1%}")
 
 # %%
-about = "share of right answers, with its 95 % interval over questions"
+about = "share right, 95 % interval"
 intervals_figure("More than the student alone", gains(runs), about)
 
 # %% [markdown]
