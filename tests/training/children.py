@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import sys
@@ -57,14 +59,20 @@ def wait(process: Any, seconds: float = 500) -> int:
 
 def gather(world: int, target: Callable[..., None], *arguments: Any) -> list[Any]:
     """Start target(rank, *arguments) in `world` processes that find each other as under torchrun."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(world)}
     return [
         start(target, rank, *arguments, environment={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(world)
     ]
+
+
+def _free_port() -> int:
+    """Below those that a system hands out by itself: nobody is given this one before rank 0 listens on it."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.socket() as free:
+            free.bind(("127.0.0.1", port))
+            return port
 
 
 def together(world: int, target: Callable[..., None], *arguments: Any) -> None:
