@@ -8,7 +8,7 @@
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
-# [← 14 Looking inside](14_looking_inside.ipynb) ·
+# [← 15 Your own pictures](15_own_pictures.ipynb) ·
 # [exercises](../exercises/16_small_and_fast.ipynb) ·
 # [notation and terms](notation.md)
 #
