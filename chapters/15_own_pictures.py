@@ -9,6 +9,7 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [← 14 Looking inside](14_looking_inside.ipynb) ·
+# [16 Small and fast →](16_small_and_fast.ipynb) ·
 # [exercises](../exercises/15_own_pictures.ipynb) ·
 # [notation and terms](notation.md)
 #
@@ -770,3 +771,5 @@ print(f"{size / whole:.1%} of the base's weights file")
 # | 15.5 | Old samples among the new (`adapt.replay_mix`) | ●●○ | 15 |
 # | 15.6 | Four bits a number, block by block (`adapt.quantise_blocks`) | ●●● | 20 |
 # | 15.7 | Measure it: the largest batch that fits (`adapt.largest_batch`) | ●●● | 15 |
+#
+# Next: [16 Small and fast](16_small_and_fast.ipynb)
