@@ -37,7 +37,7 @@ def main() -> None:
     lines = {line(package) for package in distributions()}
     lines |= {f"{name}=={version}" for name, version in OTHER_SYSTEMS.items()}
     print("# The exact versions that the tests pass with; the floors stand in pyproject.toml.")
-    print("# Made by .ci/constraints.py. Use: pip install -e '.[dev]' -c constraints.txt")
+    print("# Made by .ci/constraints.py. Use: pip install -e '.[tests]' -c constraints.txt")
     print("\n".join(sorted(text for text in lines if not LEFT_OUT.fullmatch(text.partition("==")[0]))))
 
 

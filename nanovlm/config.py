@@ -258,7 +258,7 @@ class TrainConfig:
     min_ratings: dict[str, int] = field(default_factory=dict)  # FineVision's: name -> lowest to keep; see `messages_of`
     num_workers: int = 0
     # optimisation
-    batch_size: int = 32  # rows per forward
+    batch_size: int | Literal["auto"] = 32  # rows per forward; auto: the most that fit, found by trying
     gradient_accumulation_steps: int = 1
     max_steps: int = 1_000  # optimizer steps
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -311,11 +311,12 @@ class TrainConfig:
         )
         counts = ("batch_size", "gradient_accumulation_steps", "max_steps", "max_length", "max_val_samples")
         for name in (*counts, "log_every", "eval_every", "save_every", "shuffle_buffer_mb"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1; it is {getattr(self, name)}.")
+            value = getattr(self, name)
+            _require(value == "auto" or value >= 1, f"{name} must be at least 1; it is {value}.")
         for name, kind in get_type_hints(TrainConfig).items():
-            if kind in (int, int | None) and name != "seed":
+            if kind in (int, int | None, int | Literal["auto"]) and name != "seed":
                 value, most = getattr(self, name), MOST_SAMPLES if name in SAMPLE_COUNTS else LARGEST
-                _require(value is None or value <= most, f"{name} is {most:,} at most; it is {value}.")
+                _require(value in (None, "auto") or value <= most, f"{name} is {most:,} at most; it is {value}.")
         _require(0 <= self.seed < 2**62, f"seed is a whole number from 0 to 2^62 - 1; it is {self.seed}.")
         _require(self.accuracy_images >= 0, f"accuracy_images is 0 or more; it is {self.accuracy_images}.")
         for name in ("warmup_fraction", "min_lr_fraction", "val_ratio"):

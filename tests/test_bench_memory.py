@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from nanovlm.bench.memory import LiveBytes, activation_bytes, saved_bytes, step_bytes
+from nanovlm.bench.memory import activation_bytes, saved_bytes, step_bytes
 from nanovlm.config import LMConfig, ProjectorConfig, TrainConfig, ViTConfig, VLMConfig, pocket_vlm
+from nanovlm.training.live_bytes import LiveBytes
 from nanovlm.training.plan import MACHINES, plan
 from tests.tiny import tiny_config
 

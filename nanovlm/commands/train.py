@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from nanovlm.commands.options import parse
@@ -87,13 +87,18 @@ def estimate(options: TrainOptions) -> int:
     from nanovlm.commands.models import find_model
     from nanovlm.config import VLMConfig
     from nanovlm.files import read_json
+    from nanovlm.training.largest_batch import MOST
     from nanovlm.training.plan import find_machine, plan
 
     config = presets()[options.preset].vlm
     if options.model is not None:
         config = VLMConfig.from_dict(read_json(Path(find_model(options.model)) / "config.json"))
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    print(plan(config, options.recipe, find_machine(options.machine), world))
+    recipe, machine = options.recipe, find_machine(options.machine)
+    if recipe.batch_size == "auto":
+        room = plan(config, replace(recipe, batch_size=1), machine, world).largest_batch
+        recipe = replace(recipe, batch_size=max(1, min(room, MOST)))
+    print(plan(config, recipe, machine, world))
     return 0
 
 

@@ -33,6 +33,7 @@ CHAPTERS = tuple(
         ("12", "shape_tracing", "Shape tracing"),
         ("13", "high_resolution", "High resolution and many pictures"),
         ("14", "looking_inside", "Looking inside"),
+        ("15", "own_pictures", "Your own pictures"),
     )
 )
 

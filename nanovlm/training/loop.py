@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -34,6 +34,7 @@ from nanovlm.training.checkpoint import (
     taking_over,
 )
 from nanovlm.training.interrupt import Interrupt
+from nanovlm.training.largest_batch import find_batch_size
 from nanovlm.training.optimizer import Optimizers
 from nanovlm.training.plan import does_not_fit
 from nanovlm.training.run_log import MetricsLog, Throughput, Watch
@@ -84,6 +85,8 @@ def _train(config: TrainConfig, model: VisionLanguageModel, watch: Watch | None,
     longest = model.config.language.max_positions
     if config.max_length > longest:
         raise ValueError(f"max_length {config.max_length} exceeds the model's {longest} positions.")
+    if config.batch_size == "auto":
+        config = replace(config, batch_size=find_batch_size(model, config, precision, device, log))
     torch.manual_seed(config.seed)
     random.seed(config.seed)
     name = get_run_name(config, sum(p.numel() for p in model.parameters()))

@@ -9,6 +9,7 @@ import pytest
 from nanovlm.course.outline import CHAPTERS, chapter
 from nanovlm.course.percent import parse
 from nanovlm.course.prose import Measure, measure, plain, sentences, stated_minutes, table
+from nanovlm.course.stamps import read_project
 from tests.course.learners import ROOT
 from tests.course.rewritten import REWRITTEN
 
@@ -35,7 +36,7 @@ MOVING = re.compile(r"https?://\S+/(?:main|master|HEAD|latest|stable|nightly)/[^
 
 def test_links_to_other_projects_do_not_move() -> None:
     """What a link shows is evidence, so it names a tag or a commit. The builder stamps our own links."""
-    own = "nanovlm-course/nanovlm"
+    own = read_project(ROOT).repository.removeprefix("https://github.com/")
     for path in sorted([*(ROOT / "chapters").glob("*.py"), *(ROOT / "solutions").glob("*.py")]):
         found = [link for link in MOVING.findall(path.read_text(encoding="utf-8")) if own not in link]
         assert not found, f"{path.name}: {', '.join(found)}"
