@@ -8,7 +8,7 @@
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
-# [← 15 Your own pictures](15_own_pictures.ipynb) ·
+# [← 16 Small and fast](16_small_and_fast.ipynb) ·
 # [exercises](../exercises/17_other_designs.ipynb) ·
 # [notation and terms](notation.md)
 #
