@@ -9,6 +9,7 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [← 13 High resolution and many pictures](13_high_resolution.ipynb) ·
+# [15 Your own pictures →](15_own_pictures.ipynb) ·
 # [exercises](../exercises/14_looking_inside.ipynb) ·
 # [notation and terms](notation.md)
 #
@@ -801,3 +802,5 @@ for layer in (0, len(words) - 1):
 # | 14.1 | Take one head away (`inside.ablate_head`) | ●●○ | 12 |
 # | 14.2 | Mend it: a lens without its norm (`inside.logit_lens`) | ●●○ | 10 |
 # | 14.3 | Attention through all blocks (`inside.rollout`) | ●●○ | 12 |
+#
+# Next: [15 Your own pictures](15_own_pictures.ipynb)
