@@ -9,6 +9,7 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [← 14 Looking inside](14_looking_inside.ipynb) ·
+# [16 Small and fast →](16_small_and_fast.ipynb) ·
 # [exercises](../exercises/15_own_pictures.ipynb) ·
 # [notation and terms](notation.md)
 #
@@ -255,9 +256,10 @@ assert lost["glyphs"] > 0.2 and lost["glyphs"] == max(lost.values())
 # what remains of the old skills, and what does it cost? [Exercise 15.5](../exercises/15_own_pictures.ipynb) has the trap
 # in it: a tenth of a batch of four is less than one sample, and rounding makes it none.
 
-# %% tags=["nbval-check-output"]
+# %%
 replay_mix = use("adapt.replay_mix")
 
+# %% tags=["nbval-check-output"]
 new, old = torch.arange(8), torch.arange(100, 104)
 batches = replay_mix(new, old, share=0.1875, batch_size=4, num_batches=5)
 print(batches)
@@ -769,3 +771,5 @@ print(f"{size / whole:.1%} of the base's weights file")
 # | 15.5 | Old samples among the new (`adapt.replay_mix`) | ●●○ | 15 |
 # | 15.6 | Four bits a number, block by block (`adapt.quantise_blocks`) | ●●● | 20 |
 # | 15.7 | Measure it: the largest batch that fits (`adapt.largest_batch`) | ●●● | 15 |
+#
+# Next: [16 Small and fast](16_small_and_fast.ipynb)

@@ -31,26 +31,37 @@ def integer_product(a: Tensor, b: Tensor) -> Tensor:
     return (a.double() @ b.double().T).float()
 
 
+def in_groups(weight: Tensor, group: int | None) -> Tensor:
+    """[rows, dim] -> [rows, dim / group, group], whose last axis shares a scale; None: the whole row shares one."""
+    group = group or weight.shape[-1]
+    if weight.shape[-1] % group:
+        raise ValueError(f"Groups of {group} do not divide a row of {weight.shape[-1]}; take a divisor.")
+    return weight.unflatten(-1, (-1, group))
+
+
 class Int8Linear(nn.Module):
     """x [..., in_features] -> x W^T + b, with W in int8: a quarter of float32's bytes.
 
-    Weight-only restores W for each product. Dynamic also turns each row of x into int8 when it comes, and multiplies
-    whole numbers. Neither trains.
+    Weight-only restores W for each product; `group` gives each so many numbers of a row a scale of their own. Dynamic
+    also turns each row of x into int8 when it comes, and multiplies whole numbers. Neither trains.
     """
 
-    def __init__(self, layer: nn.Linear, dynamic: bool = False, bits: int = 8) -> None:
+    def __init__(self, layer: nn.Linear, dynamic: bool = False, bits: int = 8, group: int | None = None) -> None:
         super().__init__()
+        if dynamic and group is not None:
+            raise ValueError("A product of whole numbers needs one scale a row: leave the group out, or dynamic.")
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.dynamic, self.bits = dynamic, bits
-        numbers, scales = quantise_rows(layer.weight, bits)
-        self.register_buffer("numbers", numbers)  # [out_features, in_features]
-        self.register_buffer("scales", scales)  # [out_features, 1]
+        numbers, scales = quantise_rows(in_groups(layer.weight, group), bits)
+        self.register_buffer("numbers", numbers.flatten(1))  # [out_features, in_features]
+        self.register_buffer("scales", scales.squeeze(-1))  # [out_features, groups]
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
 
     @property
     def weight(self) -> Tensor:
         """[out_features, in_features], restored"""
-        return self.numbers * self.scales
+        group = self.in_features // self.scales.shape[1]
+        return (in_groups(self.numbers, group) * self.scales[:, :, None]).flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.dynamic:
@@ -74,11 +85,11 @@ def own_linear(model: nn.Module) -> dict[str, nn.Linear]:
     }
 
 
-def quantise_linear(model: nn.Module, dynamic: bool = False, bits: int = 8) -> list[str]:
+def quantise_linear(model: nn.Module, dynamic: bool = False, bits: int = 8, group: int | None = None) -> list[str]:
     """Each linear layer in whole numbers, in place. Returns: their names."""
     layers = own_linear(model)
     for name, layer in layers.items():
-        model.set_submodule(name, Int8Linear(layer, dynamic, bits))
+        model.set_submodule(name, Int8Linear(layer, dynamic, bits, group))
     return list(layers)
 
 

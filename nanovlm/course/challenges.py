@@ -121,3 +121,14 @@ def _merged(tokens: list[str], pair: tuple[str, str]) -> list[str]:
         out.append(tokens[i] + tokens[i + 1] if here else tokens[i])
         i += 2 if here else 1
     return out
+
+
+def size_score(model: Any, num_images: int = 40) -> tuple[int, float]:
+    """(bytes, share of right answers): the size of a model with its numbers packed, and the mean over the kinds of
+    questions about so many test pictures of each of the Thimble's shapes, charts and glyphs."""
+    from nanovlm.compress.int8 import size_in_bytes
+    from nanovlm.training.probe import Probe, mean
+
+    subsets = [Thimble(name, "test", num_images) for name in ("shapes", "charts", "glyphs")]
+    probe = Probe(model, [subset[i] for subset in subsets for i in range(num_images)])
+    return size_in_bytes(model), mean(probe.accuracy(model))

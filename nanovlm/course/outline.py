@@ -34,6 +34,7 @@ CHAPTERS = tuple(
         ("13", "high_resolution", "High resolution and many pictures"),
         ("14", "looking_inside", "Looking inside"),
         ("15", "own_pictures", "Your own pictures"),
+        ("16", "small_and_fast", "Small and fast"),
     )
 )
 

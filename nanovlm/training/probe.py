@@ -46,23 +46,27 @@ class Probe:
             torch.cat([images[following[index]] for index in batch["sample_indices"]]) for batch in self.batches
         ]
 
+    def right(self, model: VisionLanguageModel, blind: bool = False) -> list[bool]:
+        """For each question, in the order of `kinds`, whether the answer is right."""
+        return self._judged(model, blind, _right_rows)
+
     def accuracy(self, model: VisionLanguageModel, blind: bool = False) -> dict[str, float]:
         """Kind of question -> share of right answers."""
-        return self._by_kind(model, blind, _right_rows)
+        return self._by_kind(self._judged(model, blind, _right_rows))
 
     def losses(self, model: VisionLanguageModel, blind: bool = False) -> dict[str, float]:
         """Kind of question -> the mean loss of an answer, which is the sum over its tokens."""
-        return self._by_kind(model, blind, _row_losses)
+        return self._by_kind(self._judged(model, blind, _row_losses))
 
     @torch.no_grad()
-    def _by_kind(
+    def _judged(
         self, model: VisionLanguageModel, blind: bool, judge: Callable[[Tensor, Tensor, Tensor, int], Tensor]
-    ) -> dict[str, float]:
-        """Kind of question -> the mean of judge(rows, logits, wanted, B), which gives a number for each question [B].
+    ) -> list:
+        """judge(rows, logits, wanted, B), which gives a number for each question of a batch, [B], for all of them.
         rows [n]: the row of each supervised token, logits [n, vocab_size] for it, wanted [n]: its id."""
         training, weight = model.training, model.projector.proj.weight
         model.eval()
-        judged: list[float] = []
+        judged: list = []
         for batch, other in zip(self.batches, self.blind_images, strict=True):
             images = (other if blind else batch["images"]).to(weight.device, weight.dtype)
             targets = batch["targets"].to(weight.device)
@@ -71,6 +75,9 @@ class Probe:
             rows = supervised.nonzero()[:, 0]
             judged += judge(rows, logits, targets[supervised], len(targets)).tolist()
         model.train(training)
+        return judged
+
+    def _by_kind(self, judged: Sequence[float]) -> dict[str, float]:
         by_kind: dict[str, list[float]] = {}
         for kind, value in zip(self.kinds, judged, strict=True):
             by_kind.setdefault(kind, []).append(value)

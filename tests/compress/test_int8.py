@@ -70,6 +70,20 @@ def test_four_bits_count_as_four() -> None:
     assert size_in_bytes(Int8Linear(layer)) - size_in_bytes(Int8Linear(layer, bits=4)) == 64 * 64 // 2
 
 
+def test_groups_have_scales_of_their_own() -> None:
+    layer = nn.Linear(8, 3)
+    with torch.no_grad():
+        layer.weight[:, 0] = 1000.0
+    whole, grouped = (Int8Linear(layer, bits=4, group=group) for group in (None, 4))
+    assert whole.scales.shape == (3, 1) and grouped.scales.shape == (3, 2)
+    off = [max_difference(x.weight[:, 4:], layer.weight[:, 4:]) for x in (whole, grouped)]
+    assert off[1] < 0.2 * off[0]
+    with pytest.raises(ValueError, match="do not divide"):
+        Int8Linear(layer, group=3)
+    with pytest.raises(ValueError, match="one scale a row"):
+        Int8Linear(layer, dynamic=True, group=4)
+
+
 def test_the_gradient_passes_straight_through() -> None:
     weight = torch.randn(4, 6, requires_grad=True)
     towards = torch.randn(4, 6)
@@ -79,11 +93,11 @@ def test_the_gradient_passes_straight_through() -> None:
     assert torch.equal(weight.grad, towards)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_what_training_saw_is_what_comes_out(bits: int) -> None:
+@pytest.mark.parametrize(("bits", "group"), [(8, None), (4, 8)])
+def test_what_training_saw_is_what_comes_out(bits: int, group: int | None) -> None:
     model = tiny_model()
     keys = model.state_dict().keys()
-    names = prepare_qat(model, bits)
+    names = prepare_qat(model, bits, group)
     assert model.state_dict().keys() == keys
     model(IDS, random_images(1), targets=IDS.roll(-1, 1)).loss.backward()
     assert all(model.get_submodule(name).weight.grad.any() for name in names)

@@ -283,6 +283,8 @@ def write(page: Page, cell: Locator, code: str) -> None:
 
 
 def test_from_the_first_page_to_a_solved_exercise_and_a_quiz(page: Page, lab: Lab) -> None:
+    from playwright.sync_api import expect
+
     page.goto(lab.first_page())
     wait_for_notebook(page)
     assert page.get_by_text("Jupyter news").count() == 0
@@ -291,7 +293,7 @@ def test_from_the_first_page_to_a_solved_exercise_and_a_quiz(page: Page, lab: La
     listed = page.locator(".jp-DirListing-itemText").all_inner_texts()
     assert "00_start_here.ipynb" in listed and not [name for name in listed if name.endswith(".py")]
     setup = page.locator(f"{HERE} .jp-CodeCell").first
-    assert not setup.locator(".cm-content").is_visible(), "the set-up cell is folded"
+    expect(setup.locator(".cm-content"), "the set-up cell is folded").not_to_be_visible(timeout=PATIENCE)
     page.locator(f"{HERE} .jp-MarkdownCell a", has_text="exercises").first.click()
     page.wait_for_function("() => jupyterapp.shell.currentWidget.context?.path === 'exercises/00_start_here.ipynb'")
     wait_for_notebook(page)

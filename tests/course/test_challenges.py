@@ -9,7 +9,8 @@ from torch import Tensor
 
 from nanovlm import VisionLanguageModel
 from nanovlm.assets import asset_path
-from nanovlm.course.challenges import far_score, tokens_needed
+from nanovlm.compress.int8 import quantise_linear
+from nanovlm.course.challenges import far_score, size_score, tokens_needed
 from nanovlm.models.language_model import RotaryEmbedding
 
 
@@ -24,6 +25,16 @@ def test_a_larger_base_and_a_window_answer_far_questions() -> None:
     better = far_score(pocket, 256, own, base_factor=16, num_images=3, window=(17, 32))
     assert better > baseline + 0.2
     assert far_score(pocket, 256, num_images=3) == baseline  # nothing stays changed
+
+
+def test_fewer_bits_are_fewer_bytes_and_at_two_of_them_the_answers_go() -> None:
+    scores = []
+    for bits in (8, 4, 2):
+        model = VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
+        quantise_linear(model, bits=bits)
+        scores.append(size_score(model, num_images=2))
+    sizes, right = zip(*scores, strict=True)
+    assert sizes[0] > sizes[1] > sizes[2] and right[1] > 0.9 and right[2] < 0.5
 
 
 def words(text: str) -> list[str]:
