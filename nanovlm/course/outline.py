@@ -35,6 +35,7 @@ CHAPTERS = tuple(
         ("14", "looking_inside", "Looking inside"),
         ("15", "own_pictures", "Your own pictures"),
         ("16", "small_and_fast", "Small and fast"),
+        ("17", "other_designs", "Other designs"),
     )
 )
 
