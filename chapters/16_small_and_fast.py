@@ -9,6 +9,7 @@
 # [Open in Colab][colab] ·
 # [on GitHub][github] ·
 # [← 15 Your own pictures](15_own_pictures.ipynb) ·
+# [17 Other designs →](17_other_designs.ipynb) ·
 # [exercises](../exercises/16_small_and_fast.ipynb) ·
 # [notation and terms](notation.md)
 #
@@ -797,3 +798,5 @@ variants_figure("The pocket model, made smaller", table(stored))
 # | 16.4 | Channels that are really gone (`compress.prune_channels`) | ●●○ | 15 |
 # | 16.5 | Write the test: does the graph take its memory from outside? (`compress.graph_test`) | ●●● | 18 |
 # | 16.6 | Measure it: what do the slow answers take? (`compress.latency_percentiles`) | ●●○ | 12 |
+#
+# Next: [17 Other designs](17_other_designs.ipynb)
