@@ -310,7 +310,7 @@ def test_the_traceback_on_request(run: Run, monkeypatch, tmp_path: Path) -> None
 
 def answers(out: str) -> list[str]:
     """What `generate` printed below picture and prompt: each answer as often as it was drawn."""
-    drawn = re.findall(r"^(\d+) of \d+: (.*)$", out, re.MULTILINE)
+    drawn = re.findall(r"^(\d+) of \d+ samples: (.*)$", out, re.MULTILINE)
     return [answer for times, answer in drawn for _ in range(int(times))] or [out.split("\n\n", 1)[1].strip()]
 
 
@@ -327,7 +327,7 @@ def test_generate_draws_five_answers(run: Run, directory: Path, image: Path) -> 
 def test_equal_answers_are_one_line(run: Run, directory: Path, image: Path) -> None:
     ask = ("generate", "--model", directory, "--image", image, "--max-new-tokens", 2, "--generations", 3)
     lines = run(*ask, "--top-k", 1)[1].splitlines()
-    assert lines[2] == "" and lines[3].startswith("3 of 3: ") and len(lines) == 4
+    assert lines[2] == "" and lines[3].startswith("3 of 3 samples: ") and len(lines) == 4
 
 
 def test_a_image_that_is_not_there_is_told_before_a_model_is_loaded(run: Run, tmp_path: Path) -> None:
