@@ -104,7 +104,7 @@ check("start.score", score)
 #
 # Return two numbers: the share of right answers with their own pictures, and the share of right answers when each
 # question meets the picture of the *next* question (the last one meets the first picture). Nothing but the picture may
-# differ. There are at least two questions. You may use your `score`.
+# differ. There are at least two questions. `share` is your `score` of exercise 0.1.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -124,13 +124,13 @@ check("start.score", score)
 # others = …
 # own = [ask(image, question) for image, question in zip(images, questions)]
 # blind = the same with others
-# return score(own, expected), score(blind, expected)
+# return share(own, expected), share(blind, expected)
 # ```
 #
 # </details>
 
 # %%
-score = use("start.score", score)
+share = use("start.score", score)  # yours, or the reference until it passes
 
 
 def looks(
@@ -144,7 +144,7 @@ def looks(
     others = images[1:] + images[:1]
     own = [ask(image, question) for image, question in zip(images, questions, strict=True)]
     blind = [ask(image, question) for image, question in zip(others, questions, strict=True)]
-    return score(own, expected), score(blind, expected)
+    return share(own, expected), share(blind, expected)
     # END SOLUTION
 
 

@@ -11,6 +11,7 @@ from nanovlm.course.judge.exercise import BROKEN, REGISTRY, load_exercises
 from nanovlm.course.judge.verdict import Result
 from nanovlm.course.own_code import CannotKeep, failed_since, own_code
 from nanovlm.course.progress import entry, update
+from nanovlm.course.your_parts import standing_in
 
 
 def check(exercise_id: str, learner: Any = None) -> Result:
@@ -34,10 +35,13 @@ def _judge(exercise_id: str, learner: Any) -> Result:
         hint = f" Did you mean {near[0]!r}?" if near else f" There are: {', '.join(sorted(exercises))}."
         hint += "".join(f" {module} could not be imported: {error}" for module, error in BROKEN.items())
         return Result(str(exercise_id), "", "unknown", f"There is no exercise {str(exercise_id)[:80]!r}.{hint}")
+    exercise = exercises[exercise_id]
     failed = failed_since(learner)
+    if learner is exercise.reference and exercise_id in standing_in:
+        failed = "This is the reference, which use() put in the place of your version. Run the cell with yours again."
     if failed is not None:
-        return Result(exercise_id, exercises[exercise_id].title, "not_run", failed)
-    result = judge(exercises[exercise_id], learner)
+        return Result(exercise_id, exercise.title, "not_run", failed)
+    result = judge(exercise, learner)
     problem = record_check(result, learner)
     if problem:
         result.note = " ".join(filter(None, [result.note, problem]))

@@ -267,6 +267,7 @@ def test_a_passed_answer_is_used_in_a_later_session(tmp_path: Path, capsys: pyte
     assert use(SHUFFLE.id, space["my_shuffle"]) is space["my_shuffle"]
     assert use(SHUFFLE.id, lambda x, factor: x) is pixel_shuffle
     assert "does not pass its check yet" in capsys.readouterr().out
+    assert check(SHUFFLE.id, use(SHUFFLE.id)).rung == "not_run", "the reference is nobody's answer"
     assert SHUFFLE.id not in passed_ids(), "a chapter's answer is not the learner's: only check counts"
     assert check(SHUFFLE.id, space["my_shuffle"]).passed
     capsys.readouterr()

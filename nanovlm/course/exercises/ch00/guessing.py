@@ -64,7 +64,7 @@ LOOKS = Exercise(
         "others = …\n"
         "own = [ask(image, question) for image, question in zip(images, questions)]\n"
         "blind = the same with others\n"
-        "return score(own, expected), score(blind, expected)",
+        "return share(own, expected), share(blind, expected)",
     ),
     reference=looks,
     cases=lambda: [
