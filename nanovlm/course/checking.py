@@ -11,7 +11,6 @@ from nanovlm.course.judge.exercise import BROKEN, REGISTRY, load_exercises
 from nanovlm.course.judge.verdict import Result
 from nanovlm.course.own_code import CannotKeep, failed_since, own_code
 from nanovlm.course.progress import entry, update
-from nanovlm.course.your_parts import standing_in
 
 
 def check(exercise_id: str, learner: Any = None) -> Result:
@@ -37,7 +36,7 @@ def _judge(exercise_id: str, learner: Any) -> Result:
         return Result(str(exercise_id), "", "unknown", f"There is no exercise {str(exercise_id)[:80]!r}.{hint}")
     exercise = exercises[exercise_id]
     failed = failed_since(learner)
-    if learner is exercise.reference and exercise_id in standing_in:
+    if learner is exercise.reference and exercise_id in my_vlm.standing_in:
         failed = "This is the reference, which use() put in the place of your version. Run the cell with yours again."
     if failed is not None:
         return Result(exercise_id, exercise.title, "not_run", failed)

@@ -15,6 +15,7 @@ from types import CodeType, ModuleType
 from nanovlm.course.progress import home, is_from_elsewhere, write_whole
 
 PACKAGE = "my_vlm"
+standing_in: set[str] = set()  # exercises whose reference `use` has handed out in this session: nobody's answer
 
 # Where the home cannot be written, this session keeps the files elsewhere: home -> folder.
 _session: dict[Path, tempfile.TemporaryDirectory[str]] = {}

@@ -30,9 +30,6 @@ MODULES = (
 )
 
 
-standing_in: set[str] = set()  # exercises whose reference `use` has handed out: nobody's answer
-
-
 def use(exercise_id: str, given: Any = None) -> Any:
     """The learner's version that passed its check, now or in an earlier session; else `given` where it passes; else the
     reference. A line says which one goes on, unless it is `given` itself.
@@ -52,7 +49,7 @@ def use(exercise_id: str, given: Any = None) -> Any:
             return given
         reason = "not written yet" if result.rung == "not_written" else "this version does not pass its check yet"
     print(f"{exercise_id}: {reason}; the reference stands in.")
-    standing_in.add(exercise_id)
+    my_vlm.standing_in.add(exercise_id)
     return exercise.reference
 
 
