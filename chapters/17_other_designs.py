@@ -687,8 +687,8 @@ for way in recall[0]:
 # An encoder that was never trained does nearly as well as one that was: the projector reads sixteen patches with a
 # matrix of its own, and random features of a few coloured shapes keep most of what it needs. And contrastive training,
 # which does find the caption of a picture among others far more often than guessing, has bought nothing here: with each
-# seed, its encoder ends a few points behind the new one. Its loss asks for one averaged vector a picture, while a decoder
-# reads patches; whether that is the reason we have not examined. The seeds are few, so read the table as "no gain".
+# seed, its encoder ends behind the new one. Its loss asks for one averaged vector a picture, while a decoder reads
+# patches; whether that is the reason we have not examined. The seeds are few, so read the table as "no gain".
 #
 # So this table does not say that contrastive training is useless. It says that a task which random features solve cannot
 # measure an encoder. SigLIP saw billions of pairs, and there a frozen random encoder would answer nothing.
