@@ -386,7 +386,7 @@ for temperature in (1.0, 4.0, 8.0):
 # Keep this in mind for the result. A teacher that is often in doubt, such as a large language model, has more to tell.
 #
 # [Hinton et al. 2015](https://arxiv.org/abs/1503.02531) train the student on the softened distribution, beside the
-# labels, with the divergence
+# labels. The loss is the Kullback-Leibler divergence of the student's distribution from the teacher's.
 
 # %% [markdown] tags=["stamped"]
 # **The next cell is folded, because it answers this exercise:** [exercise 16.1, What the teacher would have

@@ -213,8 +213,10 @@ def depthwise_separable(x: Tensor, depthwise: Tensor, pointwise: Tensor) -> Tens
     return F.conv2d(x, pointwise[:, :, None, None])
 
 
-# %% tags=["nbval-check-output"]
+# %%
 depthwise_separable = use("designs.depthwise_separable", depthwise_separable)
+
+# %% tags=["nbval-check-output"]
 x, depthwise, pointwise = torch.randn(2, 64, 8, 8), torch.randn(64, 3, 3), torch.randn(64, 64)
 out = depthwise_separable(x, depthwise, pointwise)
 full = pointwise[:, :, None, None] * depthwise[None]  # the full kernel that does the same
@@ -319,8 +321,10 @@ def cross_attention(words, image, w_q, w_k, w_v, real, num_heads):
     return (scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2) * has_image[:, :, None]
 
 
-# %% tags=["nbval-check-output"]
+# %%
 cross_attention = use("designs.cross_attention", cross_attention)
+
+# %% tags=["nbval-check-output"]
 torch.manual_seed(0)
 words, image = torch.randn(2, 5, 8), torch.randn(2, 3, 8)
 real = torch.tensor([[True, True, False], [False, False, False]])  # padded, and no picture
@@ -455,8 +459,10 @@ class Resampler(nn.Module):
         return self.queries + scores.softmax(dim=-1) @ self.v_proj(features)
 
 
-# %% tags=["nbval-check-output"]
+# %%
 Resampler = use("designs.resampler", Resampler)
+
+# %% tags=["nbval-check-output"]
 for patches in (64, 49, 400):
     tokens = Resampler(64, num_queries=4)(torch.randn(2, patches, 64))
     print(patches, "patches ->", expect_shape(tokens, "2 4 64"))

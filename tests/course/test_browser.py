@@ -254,6 +254,8 @@ def test_a_lever_moves_its_image_which_stays_when_the_kernel_is_gone(page: Page,
     open_notebook(page, lab, name)
     cell = lever_cell(page, "lever(which_patches")
     cell.locator(".widget-toggle-button").first.wait_for()  # the saved controls are back; before that nothing is shown
+    # All of them: one that is still being loaded when the kernel goes is not found again.
+    expect(page.get_by_text("Loading widget")).to_have_count(0, timeout=PATIENCE)
     page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
     assert drawing(cell).get_attribute("aria-label") == moved
     for _ in in_every_light_and_width(page, "reopened"):
