@@ -309,14 +309,14 @@ class TrainConfig:
             f"run_name {shown(self.run_name)} names no directory in output_dir: leave out slashes, dots alone and odd "
             "characters.",
         )
+        numbers = vars(self) | ({"batch_size": 1} if self.batch_size == "auto" else {})
         counts = ("batch_size", "gradient_accumulation_steps", "max_steps", "max_length", "max_val_samples")
         for name in (*counts, "log_every", "eval_every", "save_every", "shuffle_buffer_mb"):
-            value = getattr(self, name)
-            _require(value == "auto" or value >= 1, f"{name} must be at least 1; it is {value}.")
+            _require(numbers[name] >= 1, f"{name} must be at least 1; it is {numbers[name]}.")
         for name, kind in get_type_hints(TrainConfig).items():
             if kind in (int, int | None, int | Literal["auto"]) and name != "seed":
-                value, most = getattr(self, name), MOST_SAMPLES if name in SAMPLE_COUNTS else LARGEST
-                _require(value in (None, "auto") or value <= most, f"{name} is {most:,} at most; it is {value}.")
+                value, most = numbers[name], MOST_SAMPLES if name in SAMPLE_COUNTS else LARGEST
+                _require(value is None or value <= most, f"{name} is {most:,} at most; it is {value}.")
         _require(0 <= self.seed < 2**62, f"seed is a whole number from 0 to 2^62 - 1; it is {self.seed}.")
         _require(self.accuracy_images >= 0, f"accuracy_images is 0 or more; it is {self.accuracy_images}.")
         for name in ("warmup_fraction", "min_lr_fraction", "val_ratio"):
