@@ -155,19 +155,15 @@ sample_card(turned[0].images[0], alt="A picture of shapes, turned by ten degrees
 # are, and only the pictures tell you what they have in common.
 
 # %%
-from nanovlm.viz.contact_sheet import AnsweredImage, contact_sheet
-from nanovlm.viz.style import png_bytes, raster, svg_figure
+from nanovlm.viz.contact_sheet import AnsweredImage, sheet_figure
 
 failed = [(q, a) for q, a in zip(turned, turned_answers, strict=True) if a != q.answer]
 cards = [AnsweredImage(q.images[0], q.text, a, q.answer) for q, a in failed[:8]]
 print(dict(Counter(q.kind for q, _ in failed)))
 
 # %%
-title = f"{len(failed)} failures; the first {len(cards)} of them."
-sheet = contact_sheet("Turned by ten degrees", title, cards, 4, scale=1)
-height = round(720 * sheet.height / sheet.width)
-drawn = raster(0, 0, 720, height, png_bytes(sheet))
-svg_figure(720, height, [drawn], "Turned pictures, each with a wrong answer.")
+note = f"{len(failed)} failures; the first {len(cards)} of them."
+sheet_figure("Turned by ten degrees", note, cards)
 
 # %% [markdown]
 # ## Exact match counts spelling as an error
@@ -497,14 +493,9 @@ share_rows("One model, one set of questions, six protocols", rows, chance=0.25)
 # 2023](https://arxiv.org/abs/2307.06281)), so that such a model gets 0. What is left of the descriptions that the regex
 # took for answers?
 
-# %% tags=["nbval-check-output"]
+# %%
 from nanovlm.evaluation.multiple_choice import rotated
 
-for by in range(4):
-    turn = rotated(choice[0], by)
-    print(turn["question"].split("\n")[1], "->", turn["answer"])
-
-# %%
 letters = [[rotated(c, by)["answer"] for by in range(4)] for c in choice]
 said = {"always A": ["A"] * len(choice), "descriptions": described}
 for name, texts in said.items():
@@ -625,25 +616,10 @@ quiz("ch10.swap")
 # versions of every caption compete: one is true and in another order, one has two shapes exchanged (where the
 # picture has two).
 
-# %%
-captions = [shapes[i]["texts"][-1]["assistant"] for i in range(40)]
-
-
-def reworded(caption: str) -> str:
-    """The same facts, in another order."""
-    facts = [fact.strip() + "." for fact in caption.split(".") if fact.strip()]
-    return " ".join(facts[::-1])
-
-
-def exchanged_shapes(caption: str) -> str:
-    """The last words of the first two objects exchanged."""
-    words = caption.replace(".", " .").split()
-    ends = [i - 1 for i, word in enumerate(words) if word == "." and words[i - 1] != "nothing"][:2]
-    words[ends[0]], words[ends[-1]] = words[ends[-1]], words[ends[0]]
-    return " ".join(words).replace(" .", ".")
-
-
 # %% tags=["nbval-check-output"]
+from nanovlm.course.chapter_10 import exchanged_shapes, reworded
+
+captions = [shapes[i]["texts"][-1]["assistant"] for i in range(40)]
 print(captions[0], "\n", reworded(captions[0]), "\n", exchanged_shapes(captions[0]))
 references = [[caption] for caption in captions]
 for name, make in (("true, reworded", reworded), ("two shapes exchanged", exchanged_shapes)):
