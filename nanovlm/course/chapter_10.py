@@ -1,6 +1,13 @@
-"""What chapter 10 needs beside the package: two other versions of a Thimble caption, a true one and a false one."""
+"""What chapter 10 needs beside the package: the textbook interval, and two other versions of a Thimble caption."""
 
 from __future__ import annotations
+
+
+def wald(correct: int, total: int) -> tuple[float, float]:
+    """share ± 1.96 standard errors, which is too narrow near 0 and 1, and has no width there."""
+    share = correct / total
+    half = 1.96 * (share * (1 - share) / total) ** 0.5
+    return share - half, share + half
 
 
 def reworded(caption: str) -> str:

@@ -73,8 +73,8 @@ def _row(name: str, runs: Sequence[Mapping[str, Any]], before: Mapping[str, floa
 
 
 def schedule(lengths: Sequence[int], places: int, continuous: bool) -> list[str]:
-    """A batch with room for `places` rows, drawn: a letter for each prompt, a column for each step, a dot where a row has
-    ended and waits. Static batching waits until all rows of a batch have ended, continuous batching does not."""
+    """A batch with room for `places` rows, drawn: a letter for each prompt, a column for each step, a dot where a row
+    that has ended waits. Static batching waits until all rows of a batch have ended, continuous batching does not."""
     drawn = [""] * places
     for prompt, length in enumerate(lengths):
         if prompt % places == 0 and not continuous:
