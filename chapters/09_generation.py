@@ -280,8 +280,8 @@ for fault in ("no fault", *FAULTS):
 # Compare the share of right answers with the captions. Most questions have an answer of one token, which comes
 # straight out of the prefill, so a cache that ruins every caption may leave most of the score. Only the last fault
 # touches the prefill. It changes neither the score nor the caption here, although from the second block on the keys and
-# values of the whole prompt are others. A benchmark of short answers would pass this cache, and take the other three for
-# weaker models.
+# values of the whole prompt are others. A benchmark of short answers would pass two of these caches, and take the other two
+# for weaker models.
 
 # %% [markdown]
 # What notices is a comparison: the same tokens with a cache and without one must give the same numbers, however the

@@ -287,7 +287,7 @@ check("adapt.freeze_parts", test_freeze)
 # </details>
 # <details><summary>Hint 2: a plan</summary>
 #
-# Count over the whole run: after n batches the whole part of n * batch_size * share old samples must have come.
+# Count over the whole run: after n batches n * batch_size * share old samples, rounded down, must have come.
 # This batch gets that number minus what came before. Two places, one in each list, go on from batch to batch
 # and begin again at the end.
 #
@@ -403,9 +403,9 @@ check("adapt.quantise_blocks", quantise_blocks)
 # </details>
 # <details><summary>Hint 2: a plan</summary>
 #
-# Double from 1 until one does not fit, or the most is reached (then try the most itself). Then halve the
-# distance between the largest that fits and the smallest that does not, until they are neighbours. Never ask
-# twice.
+# Double from 1 until one does not fit, or would be beyond the most; most + 1 counts as not fitting, and needs
+# no try. Then halve the distance between the largest that fits and the smallest that does not, until they are
+# neighbours. Never ask twice.
 #
 # </details>
 # <details><summary>Hint 3: almost code</summary>

@@ -486,6 +486,14 @@ def whole_words_only(ids, shown, decode):
     return text[: text.rfind(" ") + 1].strip()[len(shown) :]
 
 
+def everything_at_once(ids, shown, decode):
+    return decode(ids)[len(shown) :]
+
+
+def spaces_before_holes(ids, shown, decode):
+    return decode(ids).strip().rstrip("\ufffd")[len(shown) :]
+
+
 # -- generation.speculative_accept -------------------------------------------------------------------------------------
 
 
@@ -692,6 +700,8 @@ WRONG = {
         (spaces_at_the_end, "held back"),
         (holes_are_cut_out, "in the middle"),
         (whole_words_only, "whole words"),
+        (everything_at_once, "at once"),
+        (spaces_before_holes, "first"),
     ],
     "generation.speculative_accept": [
         (agrees_with_the_best, "argmax"),
