@@ -494,6 +494,10 @@ def spaces_before_holes(ids, shown, decode):
     return decode(ids).strip().rstrip("\ufffd")[len(shown) :]
 
 
+def spaces_before_all_holes(ids, shown, decode):
+    return decode(ids).strip().replace("\ufffd", "")[len(shown) :]
+
+
 # -- generation.speculative_accept -------------------------------------------------------------------------------------
 
 
@@ -702,6 +706,7 @@ WRONG = {
         (whole_words_only, "whole words"),
         (everything_at_once, "at once"),
         (spaces_before_holes, "first"),
+        (spaces_before_all_holes, "off the end"),
     ],
     "generation.speculative_accept": [
         (agrees_with_the_best, "argmax"),

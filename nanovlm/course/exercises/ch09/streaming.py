@@ -122,6 +122,13 @@ def _(ids, shown, decode):
     return decode(ids).strip().rstrip("\ufffd")[len(shown) :]
 
 
+@_mistake(
+    "White space is taken off before \\ufffd, and \\ufffd in the middle, too: first take \\ufffd off the end, by rstrip."
+)
+def _(ids, shown, decode):
+    return decode(ids).strip().replace("\ufffd", "")[len(shown) :]
+
+
 @_mistake("White space is taken off nowhere: the answer may begin and end with some, which is not shown.")
 def _(ids, shown, decode):
     return decode(ids).rstrip("\ufffd")[len(shown) :]
