@@ -280,7 +280,7 @@ for fault in ("no fault", *FAULTS):
 # Compare the share of right answers with the captions. Most questions have an answer of one token, which comes
 # straight out of the prefill, so a cache that ruins every caption may leave most of the score. Only the last fault
 # touches the prefill. It changes neither the score nor the caption here, although from the second block on the keys and
-# values of the whole prompt are others. A benchmark of short answers would pass two of these caches, and take the other two
+# values of the whole prompt are others. A benchmark of short answers would pass two of these caches, and take the others
 # for weaker models.
 
 # %% [markdown]
@@ -398,9 +398,9 @@ for rule, keep in FILTERS.items():
     print(f"{rule:>12}" + "".join(f"{count:12}" for count in left))
 
 # %% [markdown]
-# Where the model is sure of one token, top-k lets two others in nevertheless. Top-p and min-p follow the model. When the temperature rises, top-p opens wide, since a flat
-# distribution needs many tokens to reach 0.8, while min-p stays close to the best ([Nguyen et al.
-# 2024](https://arxiv.org/abs/2407.01082) propose it for this reason; [Holtzman et al.
+# Where the model is sure of one token, top-k lets two others in nevertheless. Top-p and min-p follow the model. When the
+# temperature rises, top-p opens wide, since a flat distribution needs many tokens to reach 0.8, while min-p stays close
+# to the best ([Nguyen et al. 2024](https://arxiv.org/abs/2407.01082) propose it for this reason; [Holtzman et al.
 # 2020](https://arxiv.org/abs/1904.09751) proposed top-p).
 #
 # Exercises 9.4 and 9.5 are min-p and top-p, and 9.6 is the draw itself.
@@ -431,7 +431,7 @@ for temperature in (0.5, 1.5):
 # two, so a paper's numbers cannot be repeated with the other one. Transformers and the package divide first.
 
 # %% [markdown]
-# The same file has two more of this chapter's stories. Its
+# The same project has two more of this chapter's stories. Its
 # [top-p](https://github.com/huggingface/nanoVLM/blob/4e0c0961846135c2217f95e54cb4c2d66eb55e42/models/utils.py) drops
 # the token with which the sum crosses `p`, and its loop always runs for `max_new_tokens` steps and cuts the rows at
 # their ends afterwards, so that every answer takes the time of the longest possible one.
@@ -735,7 +735,7 @@ print(f"{rows.numel()} places in the batch, {idle:.0%} of them behind the row's 
 # second are easily measured wrongly: [exercise 9.10](../exercises/09_generation.ipynb) is to measure them.)
 #
 # One trap is left. If rows draw from one common generator, what a row gets depends on its neighbours, and another batch
-# size gives other answers. So the package gives each row a generator of its own, which a seed and its place decide.
+# size gives other answers. So the package gives each row a generator of its own.
 
 # %% [markdown]
 # ## Streaming: tokens are bytes, readers want characters
