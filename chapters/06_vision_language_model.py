@@ -56,7 +56,8 @@ from nanovlm.viz.start_here import sample_card
 # 1. put image tokens into a text sequence, in front of it or in the places of placeholders, and count what must fit,
 # 2. compute the loss on the answer alone, and say which positions may attend to which,
 # 3. show by ablation whether a VLM uses its picture, and recognise four faults of the fusion that raise no error.
-#
+
+# %% [markdown]
 # You need the parts of chapters 01 to 04 and the tokens of chapter 05. Of the hour, about twenty-five minutes are
 # reading and twenty-five are code; the exercises come on top.
 
@@ -66,7 +67,8 @@ from nanovlm.viz.start_here import sample_card
 # You have an encoder (chapters 01 and 02), a projector (03), a decoder (04) and its tokens (05), and none of them knows
 # of the others yet. What is missing between them is one short step, the **fusion**, which makes a *vision*-language
 # model out of a language model.
-#
+
+# %% [markdown]
 # Begin with what the two sides hand over. Here is the pocket model with a picture and a question. `prepare_prompt`
 # turns the question into token ids, and the picture into a tensor of pixels.
 
@@ -111,7 +113,8 @@ print("image tokens:", expect_shape(image_tokens, "1 16 128"))
 #   Later versions of nanoVLM
 #   ([4e0c096](https://github.com/huggingface/nanoVLM/blob/4e0c0961846135c2217f95e54cb4c2d66eb55e42/models/vision_language_model.py))
 #   and SmolVLM ([arXiv:2504.05299](https://arxiv.org/abs/2504.05299)) do this, and so does the pocket model.
-#
+
+# %% [markdown]
 # Move the lever. To fit the page there are four image tokens to a picture here, and `a0` is the first one of picture a.
 
 # %%
@@ -288,7 +291,10 @@ with torch.inference_mode():
 #
 # The joined sequence goes through a decoder whose mask is causal (chapter 04), and that has a consequence for the
 # picture. Its first image token attends to itself alone, and its last one to all the others, although no part of a
-# picture comes before another. PaliGemma ([arXiv:2407.07726](https://arxiv.org/abs/2407.07726)) therefore uses a
+# picture comes before another.
+
+# %% [markdown]
+# PaliGemma ([arXiv:2407.07726](https://arxiv.org/abs/2407.07726)) therefore uses a
 # **prefix-LM** mask: picture and question form a prefix in which every position attends to every other, and only the
 # answer is causal. Compare the three masks, with three image tokens, a question of two tokens and an answer of two.
 
@@ -310,12 +316,16 @@ lever(attends, mask=["causal", "the picture is a prefix", "picture and question 
 
 # %% [markdown]
 # In the last mask the question can even shape what the image tokens become, because they attend to it. Why do nanoVLM,
-# SmolVLM and most other VLMs stay causal all the same? There are three reasons. The decoder was trained with a causal
+# SmolVLM and most other VLMs stay causal all the same?
+
+# %% [markdown]
+# There are three reasons. The decoder was trained with a causal
 # mask on text, so the mask changes nothing that its weights rely on. The encoder has already let every patch attend to
 # every other, so each image token knows the whole picture. And in a conversation of several turns the prefix would
 # grow with each question, so that what was computed for earlier turns could not be kept (chapter 09). Chapter 04 has
 # the prefix mask as an exercise.
-#
+
+# %% [markdown]
 # ### The sequence is one-dimensional, and a picture has two dimensions
 #
 # RoPE numbers the positions of a sequence. So an image token and the one below it, which touch in the picture, are a
@@ -743,13 +753,15 @@ print(f"A wrong order costs {worst!r} most: {right[worst]:.0%} before, {disorder
 # %% [markdown]
 # The last row is what guessing reaches. With a grey picture, or with somebody else's, the model is about as good as
 # that: it knows nothing about the picture, and answers all the same.
-#
+
+# %% [markdown]
 # Out of order, most answers are still right. Each patch got its position in chapter 01, before the encoder, so an image
 # token *says* where it belongs wherever it stands in the sequence. The order in the sequence (RoPE, chapter 04) is a
 # second hint, which is false now and costs some answers; which kind pays most differs from training to training, and
-# the line above names it for these weights. If you expected "where" to fall to a quarter, you are in good company, and
-# this is what ablations are for.
-#
+# the line above names it for these weights. If you expected "where" to fall to a quarter, this is what ablations
+# are for.
+
+# %% [markdown]
 # One ablation is not yet a law, however. The same model also reads signs, so shuffle *their* image tokens:
 
 # %%
@@ -830,7 +842,8 @@ lines_figure(
 # therefore depended on the longest question of the batch. A user [reported
 # it](https://github.com/huggingface/nanoVLM/issues/29), and placeholders, which the authors chose as the remedy, close
 # the gap.
-#
+
+# %% [markdown]
 # The package counts positions over real tokens only. The next cell compares the two, with 3 and with 40 tokens of
 # padding behind the picture, by the largest change of a logit of the answer's first token.
 
@@ -1012,7 +1025,8 @@ score_table(both, guessing=chance("shapes"))
 # - Most small VLMs stay causal over the picture; a prefix mask lets its tokens attend to each other.
 # - Only answers are learnt, and the head runs only where there is a target.
 # - A VLM that does not see still answers. Load strictly, ablate, and compare logits.
-#
+
+# %% [markdown]
 # In the package, `merge_image_tokens` and `VisionLanguageModel` are in `nanovlm/models/vision_language_model.py`, and
 # the builder of this notebook compares the cells above with that file.
 
@@ -1048,7 +1062,8 @@ print(f"{sum(s == t for s, t in zip(said, truth, strict=True))} of {len(pairs)} 
 # You now have all that it takes to examine a VLM that somebody hands you. Take twenty pictures of your own (drawn,
 # photographed, or from the Thimble with `thimble_sample("charts", …)`), ask the pocket model or a larger one three
 # questions about each, and write one page that a colleague can check. Give yourself up to two points for each line:
-#
+
+# %% [markdown]
 # | | two points for |
 # |---|---|
 # | baseline | the score beside what guessing and a grey picture reach, with intervals (chapter 00) |
@@ -1056,7 +1071,8 @@ print(f"{sum(s == t for s, t in zip(said, truth, strict=True))} of {len(pairs)} 
 # | failure | five wrong answers shown with their pictures, and a guess at the cause that an ablation supports |
 # | batch | the same logits alone and in a batch, or the fault that makes them differ |
 # | honesty | what your twenty pictures cannot show |
-#
+
+# %% [markdown]
 # Eight points or more make a report that you can send to the authors of a model.
 
 # %% [markdown] tags=["stamped"]

@@ -1,7 +1,8 @@
 # %% [markdown]
 # # 14 Exercises: looking inside
 #
-# Three of them: take a head away, mend a lens, and follow attention through all blocks.
+# Six of them: take a head away, mend a lens, follow attention through all blocks, swap a vector between two pictures, read
+# what a vector contains, and measure a sink.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
@@ -32,7 +33,8 @@ except ImportError:
 
 # %%
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nanovlm.course import check
 from nanovlm.models.language_model import LanguageModel
@@ -201,3 +203,76 @@ def rollout(maps: Tensor) -> Tensor:
 
 # %%
 check("inside.rollout", rollout)
+
+# %% [markdown] tags=["exercise"]
+# Activation patching. Run the decoder on the embeddings `into`, but let block `block` find the vectors that a run on
+# `source` has at its input, at `positions` and nowhere else. Both are `[B, T, dim]`, as `model.embed` gives them. Return
+# the decoder's output, `[B, T, dim]`, and leave the decoder as it was. `decoder(x, hidden_states=states)` fills the list
+# `states` with the input of every block.
+
+
+# %%
+def patch_activation(
+    decoder: LanguageModel, into: Tensor, source: Tensor, block: int, positions: list[int]
+) -> Tensor:
+    """The output for `into`, with these vectors of `source` at this block's input. [B, T, dim]"""
+    # SOLUTION
+    states: list[Tensor] = []
+    decoder(source, hidden_states=states)
+
+    def swap(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x = args[0].clone()
+        x[:, positions] = states[block][:, positions]
+        return (x, *args[1:])
+
+    handle = decoder.blocks[block].register_forward_pre_hook(swap)
+    try:
+        return decoder(into)
+    finally:
+        handle.remove()
+    # END SOLUTION
+
+
+# %%
+check("inside.patch_activation", patch_activation)
+
+# %% [markdown] tags=["exercise"]
+# A linear probe, by least squares with a penalty (*ridge regression*). Fit a linear layer with a bias from the vectors
+# `train`, `[N, dim]`, to their `labels`, `[N]`, as one-hot targets of `num_classes` numbers. The penalty is `ridge` times
+# the sum of the squared weights, without the bias, which you get by centring both sides. Return the scores of the vectors
+# `test`, `[M, num_classes]`.
+
+
+# %%
+def probe(train: Tensor, labels: Tensor, test: Tensor, num_classes: int, ridge: float) -> Tensor:
+    """Scores of the test vectors. [N, dim], [N], [M, dim] -> [M, num_classes]"""
+    # SOLUTION
+    mean = train.mean(dim=0)
+    x, y = train - mean, F.one_hot(labels, num_classes).float()
+    weight = torch.linalg.solve(
+        x.T @ x + ridge * torch.eye(x.shape[1]), x.T @ (y - y.mean(dim=0))
+    )
+    return (test - mean) @ weight + y.mean(dim=0)
+    # END SOLUTION
+
+
+# %%
+check("inside.probe", probe)
+
+# %% [markdown] tags=["exercise"]
+# **Measure it.** `weights` are the attention weights of a causal decoder, `[blocks, heads, T, T]`; a row belongs to the
+# position that attends. How much of their attention do the other positions give to position 0? Return the mean over all
+# queries except the first, for each block and head. Then compare with an even share: what would it be for a query that
+# divides its attention equally among all that it may attend to?
+
+
+# %%
+def sink_share(weights: Tensor) -> Tensor:
+    """[blocks, heads, T, T] -> [blocks, heads]"""
+    # SOLUTION
+    return weights[:, :, 1:, 0].mean(dim=-1)
+    # END SOLUTION
+
+
+# %%
+check("inside.sink_share", sink_share)
