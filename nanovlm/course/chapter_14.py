@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from nanovlm.data.thimble.drawing import COLOURS, Draws
-from nanovlm.data.thimble.shapes import CELLS, Scene, draw
+from nanovlm.data.thimble.shapes import CELLS, SHAPES, Scene, draw
 from nanovlm.evaluation.scores import Evaluation, Question, answer_all, evaluate
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.models.vision_transformer import ViT, ViTBlock
@@ -179,3 +179,44 @@ def states_by_quarter(model: VisionLanguageModel, images: Sequence[Image.Image])
     for i, state in enumerate(hidden[1:]):
         states[f"decoder {i}"] = state[:, 1:][:, QUARTERS].mean(dim=2)
     return states
+
+
+@dataclass(frozen=True)
+class AboutShapes:
+    """One question about every shape of every picture. where: [shapes, 2] of picture and quarter; labels: [shapes]"""
+
+    name: str
+    where: Tensor
+    labels: Tensor
+
+    @property
+    def is_test(self) -> Tensor:
+        """The shapes of the last third of the pictures: no picture is on both sides."""
+        return self.where[:, 0] >= (self.where[-1, 0] + 1) * 2 // 3
+
+    @property
+    def most_frequent(self) -> float:
+        """What always giving the training set's most frequent answer reaches."""
+        return (self.labels[self.is_test] == self.labels[~self.is_test].mode().values).double().mean().item()
+
+    def share_right(self, vectors: Tensor, probe: Callable[[Tensor, Tensor, Tensor, int, float], Tensor]) -> float:
+        """A probe for these vectors, [pictures, 4, dim], and its share of right answers on the test shapes."""
+        x, test = vectors[self.where[:, 0], self.where[:, 1]], self.is_test
+        scores = probe(x[~test], self.labels[~test], x[test], int(self.labels.max()) + 1, 1.0)
+        return (scores.argmax(dim=-1) == self.labels[test]).double().mean().item()
+
+
+def questions_about_shapes(contents: Sequence[Contents]) -> list[AboutShapes]:
+    where, answers = [], []
+    for i, content in enumerate(contents):
+        items = [content[place].split() for place in CELLS]  # ["red", "star"] or ["nothing"]
+        for j, item in enumerate(items):
+            if len(item) == 2:
+                again = any(other[0] == item[0] for k, other in enumerate(items) if k != j)
+                where.append((i, j))
+                answers.append((COLOURS.index(item[0]), SHAPES.index(item[1]), int(again)))
+    names = ("its colour", "its shape", "its colour again?")
+    return [
+        AboutShapes(name, torch.tensor(where), labels)
+        for name, labels in zip(names, torch.tensor(answers).T, strict=True)
+    ]
