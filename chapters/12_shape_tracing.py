@@ -2,7 +2,7 @@
 # # 12 Shape tracing
 #
 # Record every step of a model's run: find the statement that a shape error comes from, read shapes and FLOPs of any
-# model, claim them in tests, and see which faults no shape shows. About fifty minutes; the code runs in one.
+# model, claim them in tests, and see which faults no shape shows. About forty minutes; the code runs in one.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
@@ -44,7 +44,7 @@ from nanovlm.assets import asset_path
 from nanovlm.config import VLMConfig
 from nanovlm.course import expect_shape, lever, quiz, use
 from nanovlm.inference.prompts import prepare_prompt
-from nanovlm.models.modality_projector import ModalityProjector, pixel_shuffle
+from nanovlm.models.modality_projector import ModalityProjector
 from nanovlm.trace import ShapeMismatch, patch_map, trace, tracing
 
 # %% [markdown]

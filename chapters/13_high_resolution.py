@@ -247,7 +247,7 @@ print(
 # **Tiles.** Cut the picture into squares of the encoder's own size. To the encoder each is an ordinary picture, with no
 # new positions. The decoder receives one tile after the other, and learns in training what that means. SmolVLM and
 # nanoVLM do this, and under the name **AnyRes** so does LLaVA-NeXT, which chooses the grid that fits the picture's
-# shape best from a short list ([arXiv:2407.07895](https://arxiv.org/abs/2407.07895)).
+# shape best from a short list ([arXiv:2408.03326](https://arxiv.org/abs/2408.03326)).
 
 # %% [markdown]
 # There is a third way, **native resolution**: an encoder that was trained on pictures of any size, with RoPE in two

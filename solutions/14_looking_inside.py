@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 14 Exercises: looking inside
 #
-# Six of them: take a head away, mend a lens, follow attention through all blocks, swap a vector between two pictures, read
-# what a vector contains, and measure a sink.
+# Six of them: take a head away, mend a lens, follow attention through all blocks, swap a vector between two pictures,
+# read what a vector contains, and measure a sink.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
@@ -206,9 +206,9 @@ check("inside.rollout", rollout)
 
 # %% [markdown] tags=["exercise"]
 # Activation patching. Run the decoder on the embeddings `into`, but let block `block` find the vectors that a run on
-# `source` has at its input, at `positions` and nowhere else. Both are `[B, T, dim]`, as `model.embed` gives them. Return
-# the decoder's output, `[B, T, dim]`, and leave the decoder as it was. `decoder(x, hidden_states=states)` fills the list
-# `states` with the input of every block.
+# `source` has at its input, at `positions` and nowhere else. Both are `[B, T, dim]`, as `model.embed` gives them.
+# Return the decoder's output, `[B, T, dim]`, and leave the decoder as it was. `decoder(x, hidden_states=states)` fills
+# the list `states` with the input of every block.
 
 
 # %%
@@ -238,8 +238,8 @@ check("inside.patch_activation", patch_activation)
 
 # %% [markdown] tags=["exercise"]
 # A linear probe, by least squares with a penalty (*ridge regression*). Fit a linear layer with a bias from the vectors
-# `train`, `[N, dim]`, to their `labels`, `[N]`, as one-hot targets of `num_classes` numbers. The penalty is `ridge` times
-# the sum of the squared weights, without the bias, which you get by centring both sides. Return the scores of the vectors
+# `train`, `[N, dim]`, to their `labels`, `[N]`, as one-hot targets of `num_classes` numbers. The penalty is `ridge`
+# times the sum of the squared weights, without the bias; for this, centre both sides. Return the scores of the vectors
 # `test`, `[M, num_classes]`.
 
 
@@ -249,9 +249,7 @@ def probe(train: Tensor, labels: Tensor, test: Tensor, num_classes: int, ridge: 
     # SOLUTION
     mean = train.mean(dim=0)
     x, y = train - mean, F.one_hot(labels, num_classes).float()
-    weight = torch.linalg.solve(
-        x.T @ x + ridge * torch.eye(x.shape[1]), x.T @ (y - y.mean(dim=0))
-    )
+    weight = torch.linalg.solve(x.T @ x + ridge * torch.eye(x.shape[1]), x.T @ (y - y.mean(dim=0)))
     return (test - mean) @ weight + y.mean(dim=0)
     # END SOLUTION
 

@@ -1,4 +1,4 @@
-"""What chapter 14 measures with: attention by the quarters of a picture, encoders without a part, and counts of colours."""
+"""What chapter 14 measures with: attention by quarters of a picture, encoders without a part, counts of colours."""
 
 from __future__ import annotations
 
@@ -172,7 +172,9 @@ def states_by_quarter(model: VisionLanguageModel, images: Sequence[Image.Image])
         states[f"encoder {i}"] = x[:, MIDDLES].mean(dim=2)
     x = model.projector(model.vision_encoder.layer_norm(x))
     hidden: list[Tensor] = []
-    first = model.tokenizer.encode_prompt("?", 0, model.config)[:1]  # what comes before a picture; later words are not seen
+    first = model.tokenizer.encode_prompt("?", 0, model.config)[
+        :1
+    ]  # what comes before a picture; later words are not seen
     start = model.decoder.token_embedding(torch.tensor([first])).expand(len(x), -1, -1)
     model.decoder(torch.cat([start, x], dim=1), hidden_states=hidden)
     states["projector"] = x[:, QUARTERS].mean(dim=2)

@@ -82,6 +82,7 @@ def prefix_figure(prefix: str) -> Figure:
     sees = [[key <= query or max(key, query) < length for key in range(7)] for query in range(7)]
     return mask_figure([f"{kind} {i}" for i, kind in enumerate(kinds)], list(range(7)), [True] * 7, sees)
 
+
 class Chance(NamedTuple):
     """The probability of one answer, now and with the right picture, 0 to 1."""
 

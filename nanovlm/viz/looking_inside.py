@@ -21,7 +21,9 @@ def share_tables(
     shape = [len(rows), len(columns)]
     if not tables or any(list(table.shape) != shape for table in tables.values()):
         given = ", ".join(f"{name} {list(table.shape)}" for name, table in tables.items()) or "no table"
-        raise ValueError(f"Rows and columns have {shape[0]} and {shape[1]} names, so each table is {shape}; got {given}.")
+        raise ValueError(
+            f"Rows and columns have {shape[0]} and {shape[1]} names, so each table is {shape}; got {given}."
+        )
     names = 18 + 7.2 * max(len(name) for name in (*rows, axes[0]))
     gap = 26
     cell = min((WIDTH - 2 * LEFT - names - gap * (len(tables) - 1)) / (len(tables) * len(columns)), 132)

@@ -74,7 +74,9 @@ PATCH = Exercise(
     reference=patch_activation,
     cases=lambda: [
         Case(noise(1, 3, 8), noise(1, 3, 8, seed=1), 1, [1], DECODER, note="three vectors; the middle one, block 1"),
-        Case(noise(1, 6, 8, seed=2), noise(1, 6, 8, seed=3), 1, [2, 4], DECODER, note="six vectors, two of them, block 1"),
+        Case(
+            noise(1, 6, 8, seed=2), noise(1, 6, 8, seed=3), 1, [2, 4], DECODER, note="six vectors, two of them, block 1"
+        ),
         Case(noise(2, 5, 8, seed=4), noise(2, 5, 8, seed=5), 2, [0, 3], DECODER, note="two sequences, block 2"),
         Case(noise(1, 5, 8, seed=6), noise(1, 5, 8, seed=7), 0, [1, 2], DECODER, note="block 0: the embeddings"),
     ],
@@ -109,9 +111,6 @@ for _sentence, _change in {
     ),
     "This goes halfway, with the mean of both vectors. Replace one by the other.": (
         lambda x, source, positions: swap(x, (x + source) / 2, positions)
-    ),
-    "You swap all other positions, and leave those that were asked for.": (
-        lambda x, source, positions: swap(source, x, positions)
     ),
     "You swap one position too far: positions are counted from 0.": _shifted,
     "You swap only the first of the positions.": lambda x, source, positions: swap(x, source, positions[:1]),
@@ -162,7 +161,10 @@ def _(decoder, into, source, block, positions):
     return decoder.norm(x)
 
 
-@PATCH.mistake("It is the other way round: the run is that of `into`, and the vectors come from `source`.")
+@PATCH.mistake(
+    "It is the other way round: the run is that of `into`, and the vectors at `positions` come from `source`. (To swap all "
+    "other positions comes to the same.)"
+)
 def _(decoder, into, source, block, positions):
     return patch_activation(decoder, source, into, block, positions)
 

@@ -70,10 +70,10 @@ Quiz(
     "colour the star is, sees the green one, and gets the star's image tokens from the red one just before its *last* "
     "block. What does it answer?",
     choices=("red, as in the picture that the tokens come from", "green, as in the picture that it sees", "neither"),
-    right=1,
+    right=0,
     because=(
-        "That is what happens before the first block. By the last one, the answer has gone somewhere else.",
-        "The last position has read the star's colour by then. What happens at the image tokens comes too late.",
-        "It could have lost its way between two pictures. But nothing contradicts the other here.",
+        "The colour is still with the image tokens then: the last position fetches it in the last block.",
+        "So it would be if the last position had fetched the colour in an earlier block. It has not.",
+        "It could have lost its way between two pictures. But it holds no other opinion about the colour yet.",
     ),
 )

@@ -93,7 +93,9 @@ for _sentence, _version in {
     "There is no bias, and nothing is centred: the layer has to pass through zero. Subtract the training vectors' mean, and "
     "the targets' mean.": lambda x, y, test, n, ridge: test @ fit(x, F.one_hot(y, n).float(), ridge),
     "The mean of the targets is not added at the end, so that rare classes look as likely as frequent ones.": (
-        lambda x, y, test, n, ridge: _scores(x - x.mean(0), y, test - x.mean(0), n, ridge) - F.one_hot(y, n).float().mean(0)
+        lambda x, y, test, n, ridge: (
+            _scores(x - x.mean(0), y, test - x.mean(0), n, ridge) - F.one_hot(y, n).float().mean(0)
+        )
     ),
     "The test vectors are centred by the test vectors' own mean. Whatever is measured on the training set, such as the mean, "
     "is used for both.": lambda x, y, test, n, ridge: _scores(x - x.mean(0), y, test - test.mean(0), n, ridge),
@@ -117,8 +119,9 @@ for _sentence, _version in {
         lambda x, y, test, n, ridge: probe(x, y, x, n, ridge)
     ),
     "The numbers of the classes are the targets, as if class 2 were twice class 1. Make them one-hot.": (
-        lambda x, y, test, n, ridge: (test - x.mean(0)) @ fit(x - x.mean(0), y[:, None] - y.float().mean(), ridge)
-        + y.float().mean()
+        lambda x, y, test, n, ridge: (
+            (test - x.mean(0)) @ fit(x - x.mean(0), y[:, None] - y.float().mean(), ridge) + y.float().mean()
+        )
     ),
     "The ridge is multiplied by the number of rows. Add it to XᵀX as it is.": (
         lambda x, y, test, n, ridge: probe(x, y, test, n, ridge * len(x))
@@ -150,7 +153,11 @@ def sink_share(weights: Tensor) -> Tensor:
 
 
 def _causal(*shape: int, seed: int) -> Tensor:
-    return noise(*shape, shape[-1], seed=seed).masked_fill(~torch.ones(shape[-1], shape[-1]).tril().bool(), -9e9).softmax(-1)
+    return (
+        noise(*shape, shape[-1], seed=seed)
+        .masked_fill(~torch.ones(shape[-1], shape[-1]).tril().bool(), -9e9)
+        .softmax(-1)
+    )
 
 
 SINK = Exercise(
