@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 14 Looking inside
 #
-# What happens inside the model: attention over the picture, experiments that pull explanations apart, heads taken away,
-# attention followed through all blocks, and a decoder whose layers are read as words. Fifty minutes; the code
-# runs in a minute.
+# What happens inside the model: attention of patches and words, experiments that pull explanations apart, heads taken
+# away, vectors swapped between two pictures, probes, and a decoder whose layers are read as words. Fifty minutes; the
+# code runs in a minute.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
@@ -58,7 +58,7 @@ from nanovlm.viz.pixel_shuffle import images_row
 # 2. find out by ablation and by patching what a model needs, and say why a map alone cannot tell,
 # 3. read what a vector in the middle of a model contains, with a probe and with the logit lens.
 #
-# You need chapters 02, 04 and 06. About half of the time is reading and a third is code; the exercises come on top.
+# You need chapters 02, 04 and 06. About a third of the time is reading and a half is code; the exercises come on top.
 
 # %% [markdown]
 # ## Attention over the picture
@@ -199,12 +199,15 @@ def gets(description):
 colour, shape = THERE[target].split()
 by_shape = {f"{colour} {each}": gets(f"{colour} {each}") for each in SHAPES}
 by_colour = {f"{each} {shape}": gets(f"{each} {shape}") for each in PALETTE}
-changes = [THERE[target], *(min(each, key=each.get) for each in (by_shape, by_colour))]
+as_it_is = by_shape[THERE[target]]
+changes = [THERE[target]]
+for by in (by_shape, by_colour):
+    changes.append(max(by, key=lambda each: abs(by[each] - as_it_is)))
 images_row([with_target(each) for each in changes], changes)
 
 # %% [markdown]
 # The picture in the middle has another shape in the target's place and the right one another colour, each the one that
-# gets the least. Here are the shares of all of them.
+# changes the star's attention most. Here are the shares of all of them.
 
 # %%
 for shares in (by_shape, by_colour):
@@ -219,7 +222,7 @@ apart_by_shape, apart_by_colour = (
 assert apart_by_colour > 2 * apart_by_shape and apart_by_colour > 0.2
 
 # %% [markdown]
-# Another shape in that place changes little, and another colour can change much. So the head responds to colour, as seen
+# Another shape in that place changes much less than another colour can. So the head responds to colour, as seen
 # from this star. But this is one scene, whatever we change in it, so we repeat the measurement on many pictures. A patch
 # in the middle of a shape attends to the three other quarters: how much does a quarter get, by what it contains? If the
 # head did not respond to the contents, it would get 25 %.
@@ -359,8 +362,9 @@ lever(look, block=(0, 3), head=(0, 3), word=list(positions), start=start)
 # 4 blocks of 4 heads there is nearly always one that attends to what you hope for. Here are all sixteen.
 
 # %%
+in_block = [f"block {i}" for i in range(4)]
 tables = {"to the picture": on_image.sum(dim=-1), "to the star's quarter": on_star}
-share_tables(tables, [f"block {i}" for i in range(4)], heads)
+share_tables(tables, in_block, heads)
 
 # %% tags=["claim"]
 image_shares = on_image.sum(dim=-1)
@@ -383,7 +387,6 @@ assert spread.min() > 0.1  # how much each head attends elsewhere than the mean 
 
 # %%
 quiz("ch14.removed")
-
 
 # %%
 TOP = model.tokenizer.encode("top")[0]
@@ -441,7 +444,7 @@ sink_share = use("inside.sink_share")
 
 even_share = sum(1 / (t + 1) for t in range(1, len(words))) / (len(words) - 1)
 print(f"an even share would be {even_share:.0%}")
-share_tables({f"to position 0, {words[0]}": sink_share(weights)}, blocks, heads)
+share_tables({f"to position 0, {words[0]}": sink_share(weights)}, in_block, heads)
 
 # %% tags=["claim"]
 assert sink_share(weights)[1].min() > even_share and sink_share(weights).max() < 0.4
@@ -591,7 +594,7 @@ print(
     f"colour heads {colour_heads}, seeker {seeker}, even head {even}; {of.questions} counts; {of.most:.0%} by always saying the same of the pairs"
 )
 share_tables(
-    {"right": torch.tensor(rows)},
+    {"right answers": torch.tensor(rows)},
     list(encoders),
     ["counts of a colour", "two of one colour?", "which colour?"],
 )
@@ -668,14 +671,13 @@ swapped["the other image tokens"] = [i for i in range(1, 17) if i not in four]
 swapped["the words of the question"] = list(range(17, last))
 swapped["the last position"] = [last]
 table = torch.tensor([[taken_over(block, at) for block in range(4)] for at in swapped.values()])
-columns = [f"block {block}" for block in range(4)]
 share_tables(
-    {"the other colour's probability": table}, list(swapped), columns, ("swapped before", "")
+    {"the other colour's probability": table}, list(swapped), in_block, ("swapped before", "")
 )
 
 # %% tags=["claim"]
 assert table[0].min() > 0.95 and table[5:].max() < 0.05
-assert table[1:5, 0].max() < 0.5 and table[4, 3] > 0.9 and table[1:4, 3].max() < 0.5
+assert table[1:5, 0].max() < 0.6 and table[4, 3] > 0.9 and table[1:4, 3].max() < 0.5
 
 # %% [markdown]
 # With the star's four image tokens the other colour comes along, at every block and even before the last one. With
@@ -696,10 +698,14 @@ assert table[1:5, 0].max() < 0.5 and table[4, 3] > 0.9 and table[1:4, 3].max() <
 # 2016](https://arxiv.org/abs/1610.01644))?
 
 # %% [markdown]
-# We take one vector for each shape in each picture, from each layer on the way, and ask for its colour, for its shape, and
-# whether *another* shape in the picture has the same colour. A probe with many numbers and few examples can learn labels
-# by heart, so a third of the pictures is kept for the test, and below is what always giving the most frequent answer would
-# reach. You write the probe in exercise 14.5.
+# We take one vector for each shape in each picture, from each layer on the way: the patches, the encoder's blocks, the
+# image tokens behind the projector, the decoder's blocks. We ask for its colour, for its shape, and whether *another*
+# shape in the picture has the same colour.
+
+# %% [markdown]
+# A probe with many numbers and few examples can learn labels by heart, so a third of the pictures is kept for the test.
+# The line above the figure says what always giving the most frequent answer would reach. You write the probe in exercise
+# 14.5.
 
 # %%
 probe = use("inside.probe")
@@ -722,7 +728,7 @@ print(
     sep="; ",
 )
 rows = {each.name: found[i] for i, each in enumerate(about)}
-rows["the last, without attention"] = without[2]
+rows["… without attention"] = without[2]
 share_tables({"right on new pictures": torch.stack(list(rows.values()))}, list(rows), layers)
 
 # %% tags=["claim"]
@@ -833,7 +839,7 @@ for name, row in (("embeddings", read[0]), ("output", read[-1])):
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/14_looking_inside.ipynb) ([in Colab][exercises]): 3 of them, about 34 minutes.
+# [Open the exercises](../exercises/14_looking_inside.ipynb) ([in Colab][exercises]): 6 of them, about 69 minutes.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/14_looking_inside.ipynb
 #
@@ -842,5 +848,8 @@ for name, row in (("embeddings", read[0]), ("output", read[-1])):
 # | 14.1 | Take one head away (`inside.ablate_head`) | ●●○ | 12 |
 # | 14.2 | Mend it: a lens without its norm (`inside.logit_lens`) | ●●○ | 10 |
 # | 14.3 | Attention through all blocks (`inside.rollout`) | ●●○ | 12 |
+# | 14.4 | Swap a vector between two pictures (`inside.patch_activation`) | ●●● | 15 |
+# | 14.5 | A linear probe (`inside.probe`) | ●●○ | 12 |
+# | 14.6 | Measure it: how much goes to the first position? (`inside.sink_share`) | ●○○ | 8 |
 #
 # Next: [15 Your own pictures](15_own_pictures.ipynb)

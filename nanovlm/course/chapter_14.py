@@ -169,7 +169,7 @@ def states_by_quarter(model: VisionLanguageModel, images: Sequence[Image.Image])
     states["patches"] = x[:, MIDDLES].mean(dim=2)
     for i, block in enumerate(model.vision_encoder.blocks):
         x = block(x)
-        states[f"encoder {i}"] = x[:, MIDDLES].mean(dim=2)
+        states[f"enc. {i}"] = x[:, MIDDLES].mean(dim=2)
     x = model.projector(model.vision_encoder.layer_norm(x))
     hidden: list[Tensor] = []
     first = model.tokenizer.encode_prompt("?", 0, model.config)[
@@ -177,9 +177,9 @@ def states_by_quarter(model: VisionLanguageModel, images: Sequence[Image.Image])
     ]  # what comes before a picture; later words are not seen
     start = model.decoder.token_embedding(torch.tensor([first])).expand(len(x), -1, -1)
     model.decoder(torch.cat([start, x], dim=1), hidden_states=hidden)
-    states["projector"] = x[:, QUARTERS].mean(dim=2)
+    states["tokens"] = x[:, QUARTERS].mean(dim=2)
     for i, state in enumerate(hidden[1:]):
-        states[f"decoder {i}"] = state[:, 1:][:, QUARTERS].mean(dim=2)
+        states[f"dec. {i}"] = state[:, 1:][:, QUARTERS].mean(dim=2)
     return states
 
 
