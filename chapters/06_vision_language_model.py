@@ -618,7 +618,6 @@ quiz("ch06.order")
 # %%
 moved = use("fusion.moved")
 
-
 # %%
 from nanovlm.course.chapter_06 import chances, scores
 from nanovlm.data.thimble import answers as possible_answers
