@@ -478,8 +478,9 @@ assert far[0, 16] > 0.9 and far[128, 1] < far[0, 1] - 0.05 and far[128, 16] > fa
 # %% [markdown]
 # A larger base turns the slow pairs more slowly, so that a distance of 128 gives them angles that they know from training,
 # while the fast pairs, which tell neighbours apart, hardly change. Without any training this wins back a part of the
-# answers. Larger models use the idea with more care ([Peng et al. 2023](https://arxiv.org/abs/2309.00071)). The
-# challenge at the end of the exercises asks for more.
+# answers. An earlier way divides every position by one factor ([Chen et al. 2023](https://arxiv.org/abs/2306.15595)),
+# which also moves neighbours closer together. Larger models change the base with more care ([Peng et al.
+# 2023](https://arxiv.org/abs/2309.00071)), and the challenge after the exercises asks for more.
 
 # %% [markdown]
 # ## The mask hides the future
@@ -549,11 +550,8 @@ who_sees_whom = use("decoder.who_sees_whom", who_sees_whom)
 # all of them without knowing the question. A **prefix language model** lets picture and question attend to each other in
 # both directions, and only the answer is causal. PaliGemma is trained in this way ([Beyer et al.
 # 2024](https://arxiv.org/abs/2407.07726)).
-
-# %% [markdown]
-# Most models, nanoVLM and SmolVLM among them, stay causal, for two reasons. The language model was trained causally, and
-# a conversation with several turns has several answers, each of which would be part of the next prefix: training would
-# need a pass for each turn, and generation could not keep its cache.
+#
+# Most models, nanoVLM and SmolVLM among them, stay causal. Chapter 06 gives the reasons.
 
 # %% [markdown] tags=["stamped"]
 # **The next cell is folded, because it answers this exercise:** [exercise 4.6, A prefix that sees itself in

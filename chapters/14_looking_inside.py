@@ -3,7 +3,7 @@
 #
 # What happens inside the model: attention of patches and words, experiments that pull explanations apart, heads taken
 # away, vectors swapped between two pictures, probes, and a decoder whose layers are read as words. Fifty minutes; the
-# code runs in a minute.
+# code runs in about a minute.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
@@ -416,8 +416,7 @@ assert remains[0] < 0.5 and min(remains[1:]) > 0.9
 
 # %% [markdown]
 # What was lit can go, and the answer stays. No single token matters, and no quarter but the star's. The likely reason is
-# that the patches have attended to each other in the encoder, so that what one token knows of the star, its neighbour
-# knows too. Be as careful with the experiment: the mean of all tokens is nothing that the model was trained on, and this
+# that each of the four tokens shows a piece of the star, and that their patches have attended to each other. Be as careful with the experiment: the mean of all tokens is nothing that the model was trained on, and this
 # is one picture and one question.
 
 # %% [markdown]
@@ -452,14 +451,14 @@ assert sink_share(weights)[1].min() > even_share and sink_share(weights).max() <
 # %% [markdown]
 # In block 1 all four heads give the first token more than an even share, which it does not earn by anything that it
 # says, since it is the same in every prompt. It is a weak sink: in large models such a token gets most of the attention
-# of many heads, so much that a window over a long text fails when it drops them. A bright first token in a map is
+# of many heads, so that a window over a long text fails when it drops the token. A bright first token in a map is
 # therefore no sign of meaning.
 
 # %% [markdown]
-# Vision transformers have no first token that is the same in all pictures. Large ones that are trained for long turn a
-# few patches of plain background into such places: their vectors become much longer than the others, and contain
-# something about the whole picture in place of their own patch. Extra tokens, called **registers**, give this a place of
-# its own ([Darcet et al. 2023](https://arxiv.org/abs/2309.16588)). A small encoder should not need them:
+# Something similar happens in large vision transformers that are trained for long. They turn a few patches of plain
+# background into places of another use: the vectors of these become much longer than the others, and contain something
+# about the whole picture instead of their own patch. Extra tokens, called **registers**, give this a place of its own
+# ([Darcet et al. 2023](https://arxiv.org/abs/2309.16588)). Does our small encoder do it too?
 
 # %%
 with torch.inference_mode():
@@ -471,6 +470,9 @@ print(f"the longest of 64 vectors has {norms.max() / norms.median():.1f} times t
 
 # %% tags=["claim"]
 assert norms.max() < 2 * norms.median()
+
+# %% [markdown]
+# It does not: no vector stands out.
 
 # %% [markdown]
 # ## An ablation tells what a map cannot
@@ -653,7 +655,7 @@ quiz("ch14.patch")
 
 # %%
 into, source = torch.tensor([(a, b) for a in range(6) for b in range(6) if a != b]).T
-names = torch.tensor([model.tokenizer.encode(each)[0] for each in colours])
+colour_ids = torch.tensor([model.tokenizer.encode(each)[0] for each in colours])
 
 
 @torch.inference_mode()
@@ -661,7 +663,7 @@ def taken_over(block, positions):
     """The mean probability of the source's colour, with its vectors at these positions. 0 without a swap."""
     out = patch_activation(model.decoder, x[into], x[source], block, positions)
     chances = model.decoder.head(out)[:, -1].softmax(dim=-1)
-    return chances[range(len(source)), names[source]].mean().item()
+    return chances[range(len(source)), colour_ids[source]].mean().item()
 
 
 four, last = [1 + token for token in measure.QUARTERS[0]], x.shape[1] - 1
@@ -721,15 +723,23 @@ def readable(model):
 
 
 found, layers = readable(model)
+names = [each.name for each in about]
+guesses = ", ".join(f"{each.name} {each.most_frequent:.0%}" for each in about)
+print(f"by the most frequent answer: {guesses}")
+share_tables({"right answers": found}, names, layers)
+
+# %% [markdown]
+# The colour can be read from the first block on, and the shape where the projector has joined the patches. Whether there
+# is another shape of the same colour cannot be read from the patches, because no patch contains it. The encoder's
+# attention brings it, block by block. Now the same with the encoder that has no attention:
+
+# %%
+quiz("ch14.probe")
+
+# %%
 blind = measure.with_encoder(model, measure.with_blocks(model, NoAttention))
 without = readable(blind)[0]
-print(
-    *(f"{each.name} {each.most_frequent:.0%} by the most frequent answer" for each in about),
-    sep="; ",
-)
-rows = {each.name: found[i] for i, each in enumerate(about)}
-rows["… without attention"] = without[2]
-share_tables({"right on new pictures": torch.stack(list(rows.values()))}, list(rows), layers)
+share_tables({"right answers, no attention in the encoder": without}, names, layers)
 
 # %% tags=["claim"]
 assert found[0, 1:].min() > 0.95 and found[1, 3:].min() > 0.95
@@ -737,13 +747,8 @@ assert found[2, 2] > found[2, 0] + 0.15 and without[2, :4].max() < about[2].most
 assert without[2, 4] > without[2, 3] + 0.1
 
 # %% [markdown]
-# The colour can be read from the first block on, and the shape where the projector has joined the patches. Whether there
-# is another shape of the same colour cannot be read from the patches, because no patch contains it. The encoder's
-# attention brings it, block by block.
-
-# %% [markdown]
-# The last row is the same question to the encoder without attention. There it stays at guessing, as it must, until the
-# *decoder's* first block lets the image tokens attend to each other. This is why so few questions needed the encoder's
+# The last row stays at guessing, as it must, until the *decoder's* first block lets the image tokens attend to each
+# other. This is why so few questions needed the encoder's
 # attention: the decoder makes up for most of it, one step later. In the counts of colours it did not make up for all.
 
 # %% [markdown]

@@ -109,7 +109,12 @@ def test_groups_are_moved_as_wholes() -> None:
 
 
 def test_a_row_of_words_is_read_as_pieces() -> None:
-    assert pieces("b1 _ - user") == [Piece("b1", 1), Piece("", "placeholder"), Piece("", "padding"), Piece("user", "word")]
+    assert pieces("b1 _ - user") == [
+        Piece("b1", 1),
+        Piece("", "placeholder"),
+        Piece("", "padding"),
+        Piece("user", "word"),
+    ]
 
 
 @pytest.mark.parametrize("images", [0, 3])

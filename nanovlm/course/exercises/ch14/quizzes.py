@@ -77,3 +77,17 @@ Quiz(
         "It could have lost its way between two pictures. But it holds no other opinion about the colour yet.",
     ),
 )
+
+Quiz(
+    id="ch14.probe",
+    question="The encoder's attention is taken out again, in both blocks. Where, on the way from the patches to the last "
+    "block, can a probe still tell whether another shape in the picture has the same colour?",
+    choices=("nowhere", "from the projector on", "from the decoder's first block on", "in the last block only"),
+    right=2,
+    because=(
+        "The decoder has attention of its own, and its image tokens attend to each other.",
+        "The projector joins 2 x 2 neighbouring patches. The other shape is in another quarter.",
+        "There the image tokens meet for the first time. The probe reaches nearly what it reached before.",
+        "That is where the last position fetches what it needs. The image tokens have attended to each other earlier.",
+    ),
+)
