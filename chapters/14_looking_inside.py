@@ -524,7 +524,7 @@ from nanovlm.data.thimble import chance
 
 num_images = budget().pick(ci=60, laptop=120)
 shapes = samples[:num_images]
-signs = [thimble_sample("glyphs", "test", i, image_size=64) for i in range(num_images)]
+signs = [thimble_sample("glyphs", "test", i, image_size=64) for i in range(num_images // 2)]
 scores, answers = {}, {}
 for block_class in (ViTBlock, NoAttention, NoMLP, PostNorm, NoResidual):
     broken = measure.with_encoder(model, measure.with_blocks(model, block_class))
@@ -589,7 +589,7 @@ counts, which = {}, {}
 for name, broken in encoders.items():
     other = measure.with_encoder(model, broken)
     counts[name] = measure.count_colours(other, shapes, contents[:num_images])
-    which[name] = measure.scores_of(other, shapes)[0]["colour"]
+    which[name] = measure.share_right(other, shapes, "colour")
 rows = [[each.counted, each.repeated, which[name]] for name, each in counts.items()]
 of = counts["all heads"]
 print(
@@ -706,7 +706,7 @@ assert table[1:5, 0].max() < 0.6 and table[4, 3] > 0.9 and table[1:4, 3].max() <
 
 # %% [markdown]
 # A probe with many numbers and few examples can learn labels by heart, so a third of the pictures is kept for the test.
-# The line above the figure says what always giving the most frequent answer would reach. You write the probe in exercise
+# Above the figure you find what always giving the most frequent answer would reach. You write the probe in exercise
 # 14.5.
 
 # %%

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nanovlm.data.thimble.drawing import COLOURS, Draws
 from nanovlm.data.thimble.shapes import CELLS, SHAPES, Scene, draw
-from nanovlm.evaluation.scores import Evaluation, Question, answer_all, evaluate
+from nanovlm.evaluation.scores import Evaluation, Question, answer_all, evaluate, questions_of
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.models.vision_transformer import ViT, ViTBlock
 
@@ -114,6 +114,12 @@ def scores_of(model: VisionLanguageModel, samples: Sequence[dict[str, Any]]) -> 
     result = evaluate(model, samples, blind=False)
     kinds = {kind.rpartition("/")[2]: score.accuracy for kind, score in result.scores.items()}
     return {"all": result.accuracy} | kinds, result
+
+
+def share_right(model: VisionLanguageModel, samples: Sequence[dict[str, Any]], kind: str) -> float:
+    """The share of right answers to the questions of one kind, such as "colour"."""
+    questions = [question for question in questions_of(samples) if question.kind == kind]
+    return mean(a == q.answer for q, a in zip(questions, answer_all(model, questions), strict=True))
 
 
 def counts_of(result: Evaluation) -> dict[str, float]:
