@@ -690,7 +690,7 @@ assert table[1:5, 0].max() < 0.6 and table[4, 3] > 0.9 and table[1:4, 3].max() <
 # The rows of single tokens tell when. Before block 0 no single one is enough, and before block 3 the last of the four
 # is, alone. The decoder is causal, and only this token has the other three behind it: on the way, the colour has been
 # gathered in it. But a patch that works shows that a vector is *enough*, and not that it is needed: the other three
-# still contained the old colour, and were not asked.
+# still contained the old colour, and were not asked. And the star was at the top left throughout.
 
 # %% [markdown]
 # ## A linear probe tells what can be read from a vector
