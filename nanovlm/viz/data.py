@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 from PIL import Image
 
@@ -250,3 +251,16 @@ def sample_card(image: Image.Image, turns: Sequence[tuple[str, str, str, bool]],
     )
     lines = "; ".join(f"{q} {a}{'' if kept else ' (left out)'}" for q, a, _, kept in turns)
     return Figure(markup, f"{title}. {lines}")
+
+
+def rated_card(
+    image: Image.Image, sample: Mapping[str, Any], messages: Sequence[Mapping[str, str]], ratings: Sequence[str]
+) -> Figure:
+    """A sample in FineVision's schema: each turn with its ratings, and whether a filter kept it among its messages."""
+    said = [message["content"] for message in messages]
+    kept = set(zip(said[::2], said[1::2], strict=True))  # question and answer
+    turns = []
+    for number, turn in enumerate(sample["texts"]):
+        note = ", ".join(f"{name} {sample[f'{name}_ratings'][number]}" for name in ratings)
+        turns.append((turn["user"], turn["assistant"], note, (turn["user"], turn["assistant"]) in kept))
+    return sample_card(image, turns, f"{len(said) // 2} of {len(turns)} turns are kept")

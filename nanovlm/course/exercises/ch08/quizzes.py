@@ -125,25 +125,6 @@ Quiz(
 )
 
 Quiz(
-    id="ch08.which_train",
-    question="Two runs have seen only 96 samples. How do you tell the one that was evaluated on those same 96?",
-    choices=(
-        "Its training loss is lower.",
-        "Its validation loss follows its training loss.",
-        "It answers fewer questions.",
-        "Nothing tells them apart.",
-    ),
-    right=1,
-    because=(
-        "Both train on the same 96 samples, so their training losses are alike.",
-        "Where training goes on repeating 96 samples, an honest validation loss turns and rises. One that goes on falling "
-        "has been measured on what was learnt by heart.",
-        "It answers more, and about pictures that it has met before.",
-        "Look at the dashed curves.",
-    ),
-)
-
-Quiz(
     id="ch08.resume",
     question="A run is stopped half-way and started again from its saved weights alone. Which part of it is *not* lost?",
     choices=(
