@@ -262,7 +262,10 @@ for again in (False, True):
     step = small_recipe(optimizer="adamw", max_length=128, gradient_checkpointing=again)
     measured = step_bytes(small_vlm(), step) / 2**20
     planned = 4 * activation_numbers(large, 128, checkpointing=again) / 2**20
-    print(f"checkpointing {again!s:6} the small model's step: {measured:5.1f} MiB at the peak,", end="")
+    print(
+        f"checkpointing {again!s:6} the small model's step: {measured:5.1f} MiB at the peak,",
+        end="",
+    )
     print(f" a row of 222M keeps {planned:4.0f} MiB by the plan")
 
 # %%

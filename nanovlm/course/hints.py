@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import html
 
 from nanovlm.course.outline import chapter
@@ -14,13 +13,11 @@ STEPS = ("a nudge", "a plan", "almost code")
 
 def hint(exercise_id: str) -> Shown:
     """The next hint of an exercise: a nudge, a plan, almost code."""
-    from nanovlm.course.judge.exercise import load_exercises
+    from nanovlm.course.judge.exercise import load_exercises, no_such_exercise
 
     exercises = load_exercises()
     if exercise_id not in exercises:
-        near = difflib.get_close_matches(str(exercise_id), exercises, n=1)
-        more = f" Did you mean {near[0]!r}?" if near else f" There are: {', '.join(sorted(exercises))}."
-        return _shown(f"There is no exercise {str(exercise_id)[:80]!r}.{more}", "").show()
+        return _shown(no_such_exercise(exercise_id), "").show()
     exercise = exercises[exercise_id]
     step = record_hint(exercise_id)
     if step < 3:

@@ -90,7 +90,10 @@ def test_a_card_marks_the_turns_that_are_left_out():
 
 
 def test_a_card_marks_what_a_filter_has_left_out():
-    sample = {"texts": [{"user": "a?", "assistant": "1"}, {"user": "b?", "assistant": "2"}], "relevance_ratings": [5, None]}
+    sample = {
+        "texts": [{"user": "a?", "assistant": "1"}, {"user": "b?", "assistant": "2"}],
+        "relevance_ratings": [5, None],
+    }
     messages = [{"role": "user", "content": "b?"}, {"role": "assistant", "content": "2"}]
     figure = rated_card(RED, sample, messages, ["relevance"])
     assert "1 of 2 turns are kept" in figure.alt and "a? 1 (left out)" in figure.alt and "b? 2 (left" not in figure.alt
