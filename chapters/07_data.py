@@ -427,10 +427,10 @@ print(f"with a tenth of the pictures black, {share:.1%} of the loss would come f
 # %% [markdown]
 # ### Texts are broken too
 #
-# Texts fail more quietly. A turn without an answer has nothing to learn, whereas an *empty* answer has one target, the
-# end token, and teaches the model to say nothing. Some text will contain the very characters with which the template
+# Texts fail more quietly. A turn without an answer has nothing to learn, and an *empty* answer has one target, the end
+# token, which would teach the model to say nothing. Some text will contain the very characters with which the template
 # marks a turn (chapter 05 made sure that those stay plain characters), and some answer will be longer than the model's
-# context. Which of these are skipped, and which are trained on?
+# context. Which of these does the package skip, and on which does it train?
 
 # %%
 texts = {

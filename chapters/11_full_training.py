@@ -669,10 +669,10 @@ def write_down(graph, example_inputs):
     return graph.forward
 
 
-tiny.decoder.gradient_checkpointing = False
-tiny.decoder.compile(backend=write_down)
+decoder = VisionLanguageModel(small_vlm()).decoder
+decoder.compile(backend=write_down)
 for length in (40, 40, 50, 60):
-    tiny.decoder(torch.randn(2, length, tiny.config.language.hidden_dim))
+    decoder(torch.randn(2, length, tiny.config.language.hidden_dim))
     print(f"length {length}: {len(graphs)} graphs so far")
 products = [name for name in graphs[0] if name.startswith(("linear", "scaled_dot_product"))]
 print(f"{len(graphs[0])} operations in a pass, of which {len(products)} are large products")
