@@ -609,7 +609,7 @@ for name, weights in (("mean of means", [0.5, 0.5]), ("by tokens", by_tokens)):
 curves_figure(
     "Gradient norm before clipping",
     {
-        name: list(enumerate(smooth(gallery[key]["norm"], 5)))
+        name: list(enumerate(gallery[key]["norm"]))
         for name, key in (("recipe", "healthy"), ("rates x 15", "lr_too_high"))
     },
     y_label="norm",
@@ -727,8 +727,8 @@ quiz("ch08.which_shuffled")
 #
 # - **A**, 96 samples again and again: the training loss falls on while the validation loss turns and rises.
 # - **B**, rates 15 times too high: the loss stays high and rough, and nothing is learnt after the first drop.
-# - **C**, labels not shifted: a loss of 0 within some dozen steps is too good to be true. The decoder is asked for the
-#   token that it has just read, and answers no question.
+# - **C**, labels not shifted: a loss of 0 from the first step is too good to be true. The decoder is asked for the token
+#   that it has just read, which is what it says before any training, and answers no question.
 # - **D**, positions at 0.02: no sign at all, for the reason given under *initialisation*.
 # - **E**, resumed from the weights alone: the right answers rise late, because the rate is high once more after step 150.
 #   Only the gradient norms, which the section on resuming shows, make it certain.
@@ -845,11 +845,12 @@ def by_questions(run: dict, base: dict) -> tuple[float, float, float]:
 
 changes = ("pictures_shuffled", "lr_too_high", "no_warmup", "no_positions", "positions_quiet")
 labels = ("pictures shuffled", "rates x 15", "no warm-up", "no positions", "positions at 0.02")
+named = dict(zip(labels, changes, strict=True))
 
 # %%
 intervals_figure(
     "Changed in one run, beside the recipe",
-    {said: by_questions(gallery[name], healthy) for said, name in zip(labels, changes, strict=True)},
+    {label: by_questions(gallery[name], healthy) for label, name in named.items()},
     "change in right answers",
 )
 

@@ -118,7 +118,7 @@ Quiz(
     right=2,
     because=(
         "A learns its training data by heart: its training loss goes on falling, while its validation loss rises.",
-        "In C the loss is 0 after some dozen steps. No model learns so fast: it has been told the answer.",
+        "In C the loss is 0 from the first step. No model learns so fast: it has been told the answer.",
         "Both losses fall, and the right answers stay on the blind curve from the first step to the last.",
         "In H the right answers leave the blind curve: it sees.",
     ),
