@@ -171,7 +171,8 @@ def likely(exercise: Exercise, finding: Mismatch, cases: list[Case], outcomes: l
         mistake.sentence
         for mistake in exercise.mistakes
         if all(
-            _alike(outcome, _known(exercise, mistake.version, number, case), exercise.tolerance)
+            _alike(outcome, known := _known(exercise, mistake.version, number, case), exercise.tolerance)
+            and type(outcome.value) is type(known.value)  # a float in the place of an int is a fault of its own
             for number, (case, outcome) in enumerate(zip(cases, outcomes, strict=False))
         )
     }
