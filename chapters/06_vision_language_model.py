@@ -398,7 +398,7 @@ for places in (128, 20):
 # ## The whole model
 #
 # Here is the class, with its three parts, `embed`, and `forward`, in which `answer_loss` is written out. Some things in
-# it come later: `document_ids` in chapter 07, `gradient_checkpointing` and `compile_parts` in chapter 08, the cache in
+# it come later: `document_ids` in chapter 07, `gradient_checkpointing` and `compile_parts` in chapter 11, the cache in
 # chapter 09.
 
 
