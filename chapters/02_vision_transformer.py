@@ -52,8 +52,8 @@ from nanovlm.course import budget, expect_shape, lever, quiz, use
 # 2. find mistakes that no shape shows, by permuting patches and by comparing with another implementation,
 # 3. explain why vision-language models take their encoder from contrastive training, and write its loss.
 #
-# You need chapter 01. Of the hour, about twenty minutes are reading and thirty are code; the rest is for quizzes and
-# levers. The exercises come on top.
+# You need chapter 01. Of the hour, about twenty minutes go into the prose and thirty into understanding the code; the
+# rest is for quizzes and levers. The exercises come on top.
 
 # %% [markdown]
 # ## One patch cannot know what it belongs to
@@ -195,8 +195,8 @@ attend = use("vit.attention", attend)
 torch.testing.assert_close(attend(q, k, v), mixed)
 
 # %% [markdown]
-# PyTorch has attention built in. Its versions are faster and need less memory, because they never store the whole table
-# of scores; how that is possible is exercise 2.9.
+# PyTorch has attention built in. It chooses among several versions by device, dtype and mask. The fused ones are faster
+# and need less memory, because they never store the whole table of scores; how that is possible is exercise 2.9.
 
 # %%
 torch.testing.assert_close(F.scaled_dot_product_attention(q, k, v), attend(q, k, v))
@@ -422,8 +422,9 @@ for point in (-2.0, -1.0, 0.0, 1.0, 2.0):
 
 # %% [markdown]
 # The first two differ in the fourth decimal, and the quick one in the second. For the answers of a model the fourth
-# decimal rarely matters. But an implementation that is right to three decimals contains a mistake, and you cannot know
-# how large the next one is. So we will ask for five.
+# decimal rarely matters. But an implementation that is right to three decimals in float32 contains a mistake, and you
+# cannot know how large the next one is. So we will ask for five decimals. (Compare in float32: bfloat16 keeps only two to
+# three significant digits, so that in it a mistake of this size cannot be told from rounding.)
 
 # %% [markdown] tags=["stamped"]
 # **The next cell is folded, because it answers this exercise:** [exercise 2.4, Each patch on its
@@ -639,9 +640,10 @@ expect_shape(patches, "batch 196 768")
 # %% [markdown]
 # ### Equal to transformers' SigLIP to five decimals
 #
-# The next cells ask transformers' own code, which the course itself does not need (`pip install transformers`; you can
-# skip them, since nothing below depends on them). Random weights are carried over into our class and both get the same
-# picture. `siglip_tensors` renames the tensors; transformers has separate layers for q, k and v, which it stacks by rows.
+# The cells from here to *Your encoder sees* ask transformers' own code, which the course itself does not need. Without
+# it (`pip install transformers`) skip all of them; nothing after that heading depends on them. Random weights are carried
+# over into our class, and both get the same pictures. `siglip_tensors` renames the tensors, and it stacks the separate
+# layers that transformers has for q, k and v into our one.
 
 # %%
 from transformers import SiglipVisionConfig, SiglipVisionModel
@@ -762,9 +764,11 @@ stream_figure(update_sizes(encoder, pixels[:1]))
 # %% [markdown]
 # ## Where the eye comes from
 #
-# A new encoder has random weights, and yet nanoVLM, SmolVLM and most of their relatives train with a few million
-# pictures. They can, because their encoder has already been trained on many more: SigLIP on WebLI, a collection of pictures from
-# the web with the text beside them. Which task turns such pairs into an encoder that *describes* pictures?
+# A new encoder has random weights, and yet nanoVLM-222M was trained on no more than about 1.7 million samples
+# ([README at v0.1](https://github.com/huggingface/nanoVLM/blob/v0.1/README.md)). That is enough, because its encoder had
+# already been trained on far more pictures: SigLIP on WebLI, a collection of pictures from the web with the text beside
+# them ([Zhai et al. 2023](https://arxiv.org/abs/2303.15343)). Which task turns such pairs into an encoder that *describes*
+# pictures?
 
 # %% [markdown]
 # One could train it to name one of a thousand classes. But a label such as "tabby cat" says nothing about colours,
@@ -823,19 +827,22 @@ class TwoEncoders(nn.Module):
 #
 # In a batch of B pairs every picture meets every caption, which gives a table of B × B similarities. CLIP ([Radford et al.
 # 2021](https://arxiv.org/abs/2103.00020)) treats each row as a classification, *which caption belongs to this picture?*,
-# and each column likewise. That takes a softmax over the whole batch, so every machine needs the vectors of all others.
+# and each column likewise, with a softmax.
 
 # %% [markdown]
-# SigLIP asks a smaller question of each entry alone: *do these two belong together?* That is a sigmoid for each pair, and
-# no entry depends on another. Before you go on:
+# SigLIP asks a smaller question of each entry: *do these two belong together?* That is a sigmoid for each pair. What does
+# this difference mean for a batch that is spread over several machines?
 
 # %%
 quiz("ch02.sigmoid")
 
 # %% [markdown]
+# The sum of a row's softmax runs over all captions of the batch, while an entry of the sigmoid loss depends on no other.
+#
 # With B pairs there are B right answers and B² − B wrong ones, so at the start the loss would be dominated by the wrong
 # pairs. A learned bias, which begins at −10, says "no" to all of them from the first step on, and a learned scale, which
-# begins at 10, turns a cosine between −1 and 1 into logits that a sigmoid can tell apart (section 3.2 of the paper).
+# begins at 10, turns a cosine between −1 and 1 into logits that a sigmoid can tell apart ([Zhai et al.
+# 2023](https://arxiv.org/abs/2303.15343), section 3.2).
 
 # %% [markdown] tags=["stamped"]
 # **The next cell is folded, because it answers this exercise:** [exercise 2.10, The loss that made the
@@ -919,9 +926,9 @@ print(
 )
 
 # %% [markdown]
-# One run on one small data set does not decide which loss is better, and the paper reports that the two come close to
-# each other at large batches, with the sigmoid ahead at small ones. The sigmoid's advantage is in engineering: it needs
-# less memory and can be spread over machines in pieces.
+# One run on one small data set does not decide which loss is better. SigLIP's paper reports that the two come close to
+# each other at large batches, with the sigmoid ahead at small ones. Beyond that the sigmoid's advantage is in
+# engineering: no machine has to hold the whole table, so the loss needs less memory and can be computed in pieces.
 
 # %% [markdown]
 # Nothing in the data says what "red" or "top left" means. The encoder has learned it because pictures that differ in it
@@ -960,9 +967,12 @@ lever(search, caption=[0, 1, 2, 3])
 # ## Where this lives in the package
 #
 # The four classes are the package's, in `nanovlm/models/vision_transformer.py`, and the builder of this notebook compares
-# them with that file. `attend` is the plainest form of the package's function, which calls PyTorch's fast version and
-# also takes a mask, so that a token cannot attend to what comes after it. A patch may attend to all others, so the encoder
-# needs no mask; chapter 04 builds the decoder's.
+# them with that file. `attend` is the plainest form of the package's function in `nanovlm/models/attention.py`, which
+# calls PyTorch's attention. That function also takes a mask, so that a token cannot attend to what comes after it. A patch
+# may attend to all others, so the encoder needs no mask; chapter 04 builds the decoder's.
+#
+# If you want an encoder of another size, change `ViTConfig`: the classes read every size from it. Trained weights
+# fit only the sizes that they were trained with, except for the positions, which can be resized (chapter 01).
 
 # %% tags=["nbval-check-output"]
 from nanovlm.inference.prompts import prepare_prompt
@@ -979,8 +989,8 @@ print("64 patches in, 64 vectors out")
 #
 # - Attention is two products, a scale and a softmax. The softmax runs over the keys.
 # - Heads are a cut and a transpose. A permutation of the patches finds a wrong cut.
-# - A pre-norm block only adds to the residual stream. Where the norm is belongs to the meaning of the weights.
-# - Agreement with somebody else's code to five decimals is worth more than any number of right shapes.
+# - A pre-norm block only adds to the residual stream. Weights trained with the norm there are useless with it elsewhere.
+# - Agreement with somebody else's code to five decimals in float32 is worth more than any number of right shapes.
 # - An encoder that describes pictures comes from telling right captions from wrong ones.
 
 # %% [markdown]

@@ -2,8 +2,9 @@
 # # 10 Evaluation
 #
 # Two models have two scores, and you want to know whether one model is better. To find out, you take scores apart:
-# what counts as right, how sure a number is, what a model gets without looking, and what four protocols make of one
-# and the same model. At the end you can say what the best-known number of this project's ancestor means.
+# what counts as right, how sure a number is, what a model gets without looking, and what six protocols make of one
+# and the same model. At the end you can say what the best-known number of nanoVLM means, the project that this course
+# re-implements.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
@@ -67,7 +68,7 @@ from nanovlm.viz.start_here import sample_card
 # %% [markdown]
 # ## The question: is 222 million better than 7 billion?
 #
-# nanoVLM is the project that this course re-implements. Its [README at
+# The [README of nanoVLM at
 # v0.1](https://github.com/huggingface/nanoVLM/blob/v0.1/README.md) reports **35.3 %** on MMStar for its model of
 # 222 million parameters. The [card of
 # MMStar](https://huggingface.co/datasets/Lin-Chen/MMStar/blob/1aa29ae60da1db0b1b88ab146d2edada96ebe86b/README.md)
@@ -93,8 +94,9 @@ bleu = use("evaluation.bleu")
 # %% [markdown]
 # A first thing that can be known without any model is how sure the two numbers are. MMStar has 1,500 questions, so
 # each share comes with an interval; the formula is further down. Four options make about 25 % by guessing. The
-# other rows are published scores of small models, from the same leaderboard or from their own cards, and not all by
-# one procedure.
+# other rows are published scores of small models, and not all by one procedure: SmolVLM2-500M and LFM2.5-VL-450M are
+# both from the table in [LFM2.5-VL-450M's card](https://huggingface.co/LiquidAI/LFM2.5-VL-450M), and nanoVLM-450M was
+# run by a contributor ([issue 89](https://github.com/huggingface/nanoVLM/issues/89)).
 
 # %%
 PUBLISHED = {
@@ -112,7 +114,7 @@ share_rows("MMStar, as published, with 95 % intervals", rows, chance=0.25, highe
 # If the numbers mislead, it is for another reason. To find such reasons you need a model whose answers you can see,
 # and that is the pocket model.
 #
-# ## A test at 100 % cannot compare anything
+# ## The pocket model answers every test question
 #
 # The test split of the Thimble holds pictures that training did not show. Each has six questions about it.
 
@@ -136,8 +138,8 @@ print(f"{int(upright.sum())} of {len(upright)} right")
 quiz("ch10.saturated")
 
 # %% [markdown]
-# So we need questions that the model can fail. The same pictures, turned by ten degrees, are enough: every person
-# still answers all of them, and no training picture looked like this. These **turned questions** are the test of
+# A test at 100 % cannot compare anything, so we need questions that the model can fail. The same pictures, turned by
+# ten degrees, are enough: a person can still answer all of them, and no training picture looked like this. These **turned questions** are the test of
 # this chapter.
 
 # %%
@@ -210,9 +212,10 @@ print(f"all rules: {sum(found)} of {len(found)}; still wrong: {still}")
 # %% [markdown]
 # ### Several people, one answer
 #
-# VQA asked ten people about each picture. An answer scores min(matches / 3, 1), averaged over leaving out one
-# person at a time, so that the model is compared with nine people, as each person would be. Leaving one out costs
-# something wherever two or three agree ([exercise 10.2](../exercises/10_evaluation.ipynb)):
+# VQA asked ten people about each picture. Each of the ten is left out once, the answer scores min(matches / 3, 1)
+# against the other nine, and the ten scores are averaged. In this way a model is compared with nine people, just as
+# one of the ten would be. Leaving one out lowers the score wherever one to three people agree ([exercise
+# 10.2](../exercises/10_evaluation.ipynb)):
 
 # %% tags=["nbval-check-output"]
 for agreeing in range(6):
@@ -294,7 +297,8 @@ quiz("ch10.paired")
 # for all of them, and that difficulty cancels in the difference. The **paired bootstrap** draws questions with
 # replacement, many times, takes both models' answers to the drawn ones, and reports where the difference lies in 95
 # % of the draws ([exercise 10.8](../exercises/10_evaluation.ipynb)). **McNemar's test** looks only at the questions
-# on which the models differ.
+# on which one model is right and the other wrong. Its **p** is the probability of a split at least as uneven as this
+# one if both models were equally good.
 
 # %%
 from nanovlm.evaluation.statistics import mcnemar
@@ -315,13 +319,13 @@ for bits, right in few.items():
 # %% [markdown]
 # ## A score means something only beside a blind baseline
 #
-# How much of a score needs the picture? Four baselines answer that, from the cheapest to the strongest, and each
-# knows a little more than the one before:
+# How much of a score needs the picture? Four baselines answer that, from the cheapest to the most expensive:
 #
 # 1. **guessing** among the possible answers;
 # 2. **the most frequent answer** to each question text in the training data;
 # 3. **the model with exchanged pictures**: it reads the question and looks at the wrong thing;
-# 4. **a model trained without pictures**, the strongest, which costs a training run of its own.
+# 4. **a model trained without pictures**, which can learn whatever the questions give away, and costs a training run
+#    of its own.
 
 # %%
 from nanovlm.data.thimble import chance
@@ -363,9 +367,9 @@ low, high = interval(round(share * text_only["questions"]), text_only["questions
 print(f"trained without pictures {share:.1%}, from {low:.1%} to {high:.1%}")
 
 # %% [markdown]
-# The Thimble is drawn so that these four agree, as far as their intervals tell. Real benchmarks are not: the authors of
+# The Thimble is drawn so that these four agree within a few points. Real benchmarks are not: the authors of
 # MMStar found that GeminiPro answers 42.9 % of MMMU's questions *without any picture*, and made MMStar because of it
-# ([Chen et al. 2024](https://arxiv.org/abs/2403.20330)). On such a test 45 % may mean three points of seeing.
+# ([Chen et al. 2024](https://arxiv.org/abs/2403.20330)). On such a test 45 % may mean two points of seeing.
 
 # %% [markdown]
 # ## Multiple choice by letter measures whether it knows letters
@@ -448,9 +452,10 @@ quiz("ch10.length")
 
 # %% [markdown]
 # Three ways to make options comparable are in use: the **sum**, the **mean** over tokens, and the sum minus the
-# option's log-probability **without the picture**, which removes what is frequent anyway ([Holtzman et al.
-# 2021](https://arxiv.org/abs/2104.08315)). On upright pictures all three are near 100 %, so we ask about turned
-# ones. [Exercise 10.9](../exercises/10_evaluation.ipynb) computes such scores from raw logits.
+# option's log-probability **without the picture**, which removes what is frequent anyway (after [Holtzman et al.
+# 2021](https://arxiv.org/abs/2104.08315), who did this for texts; here a grey picture takes the picture's place). On
+# the upright pictures the pocket model picks the right option in all 90 questions by each of the three, so we ask
+# about turned ones. [Exercise 10.9](../exercises/10_evaluation.ipynb) computes such scores from raw logits.
 
 # %%
 from nanovlm.evaluation.robustness import turned as turn_image
@@ -564,13 +569,14 @@ print(
 # This simulation is a bound and not a reconstruction. Looks at neighbouring checkpoints share their questions and
 # most of their weights, so they are less independent than assumed, and real training does improve the model.
 # Sampled answers, on the other hand, add fresh luck at every look. What the simulation shows is the size: choosing
-# alone can be worth two to three points, half of the distance to LLaVA's number.
+# alone can be worth about three of the five points that separate nanoVLM's number from LLaVA's.
 
 # %% [markdown]
 # An independent look exists: a contributor ran the *larger* nanoVLM-450M with another tool, VLMEvalKit, and got
 # **31.6 %** ([issue 89](https://github.com/huggingface/nanoVLM/issues/89)). None of this says that the model is
 # bad. It says that 35.3 % and 30.3 % are answers to different questions. nanoVLM's later versions evaluate with
-# lmms-eval.
+# [lmms-eval](https://github.com/huggingface/nanoVLM/blob/37fd9f1abb010acc01b97d691201767337ce0eb3/eval/lmms_eval_wrapper.py),
+# a tool that many models share.
 
 # %% [markdown]
 # ## Caption scores count words, not facts
@@ -598,8 +604,8 @@ quiz("ch10.swap")
 # %% [markdown]
 # **CIDEr** weighs each run by how rare it is over all pictures, so that “red circle” counts more than “top left”
 # ([Vedantam et al. 2015](https://arxiv.org/abs/1411.5726)). And because the Thimble's captions are lists of facts,
-# we can simply check the facts: place, colour and shape of each object, as an **F1** of stated and true facts. Two
-# versions of every caption compete: one is true and in another order, one has two shapes exchanged (where the
+# we can simply check the facts: place, colour and shape of each object. **F1** is the harmonic mean of two shares: of
+# the stated facts those that are true, and of the true facts those that are stated. Two versions of every caption compete: one is true and in another order, one has two shapes exchanged (where the
 # picture has two).
 
 # %% tags=["nbval-check-output"]
@@ -667,9 +673,9 @@ for name, others in candidates.items():
 print(f"its own caption before its own hard negative: {(own > hard.diagonal()).float().mean():.0%}")
 
 # %% [markdown]
-# The model tells one picture's caption from another's. But which of two shapes stands where in these smaller pictures it
-# knows little better than a guess, as far as so few pictures can tell. So say how many candidates there were, and how
-# they were chosen.
+# The model tells one picture's caption from another's. But asked which of two shapes is where, in these smaller
+# pictures, it does little better than a guess, as far as so few pictures can show. So report with every recall how many
+# candidates there were, and how they were chosen.
 
 # %% [markdown]
 # ## Reading needs a score for nearly right
@@ -726,10 +732,10 @@ for name in ("as drawn", "turned by 15°"):
 # finds everything, and sees nothing.
 
 # %% [markdown]
-# ## What survives a small change is understood
+# ## A model at 100 % can fail after small changes
 #
-# One change is an anecdote, so here are ten: pictures turned, shrunk, darkened, blurred, grey, and questions
-# spelled otherwise. Each row asks the same questions.
+# One change is an anecdote, so here are nine: pictures turned (by three angles), shrunk, darkened, blurred or grey, and
+# questions spelled in two other ways. Each row asks the same questions.
 
 # %%
 from nanovlm.evaluation.robustness import CHANGES
@@ -752,16 +758,17 @@ def after_changes(kind):
 lever(after_changes, kind=kinds)
 
 # %% [markdown]
-# Blur costs little, and five degrees are nearly free. Ten are not, because the training pictures contain no turned
-# shape: a heart that leans is nothing the model has a name for. One missing letter, “color”, breaks questions about
-# colour, since the model knows the word as a sequence of tokens and not as a spelling. None of this is visible at
-# 100 %.
+# Blur and five degrees cost little. Ten degrees and a smaller size cost much, because the training pictures contain
+# neither turned shapes nor such small ones. One missing letter, “color”, breaks questions about colour, since the model
+# knows the word as a sequence of tokens and not as a spelling. None of this is visible at 100 %. Read the grey row with
+# care: a grey picture does not contain the answer to a question about colour, so a fall there is no fault of the model.
 
 # %% [markdown]
 # ## A model should know when it does not know
 #
 # The probability that a model gives its own answer is its **confidence**. If answers at 90 % confidence are right
-# nine times in ten, it is **calibrated**; the mean gap is the expected calibration error, ECE.
+# nine times in ten, it is **calibrated**. To measure that, answers of similar confidence are put into one bin; the mean
+# gap between confidence and accuracy over the bins, weighted by their sizes, is the expected calibration error, ECE.
 
 # %%
 quiz("ch10.sure")
@@ -797,14 +804,15 @@ lever(calibration, start={"change": "turned by 15°"}, change=list(measured))
 
 # %% [markdown]
 # On the right is what confidence is good for even where it is too high: answer the surest questions first, and
-# refuse the rest. If the curve rises, the order of the confidences carries information, and a model that may say “I
+# refuse the rest. If the share of wrong answers rises with the share of questions that are answered, the order of the
+# confidences carries information, and a model that may say “I
 # don't know” can use it. If it is flat, the confidence says nothing.
 
 # %% [markdown]
 # ## Copies of the test in the training data can be found
 #
-# Two cheap searches find exact and nearly exact copies. Texts: which test questions share a run of eight words with
-# a training text? Pictures: shrink to 8 × 8 grey cells, note for each whether it is brighter than the mean, and
+# Two cheap searches find exact and nearly exact copies. Texts: which test questions share a run of n words with a
+# training text? (The package takes 8; for the short questions below we take 6.) Pictures: shrink to 8 × 8 grey cells, note for each whether it is brighter than the mean, and
 # compare these 64 bits. We plant a leak, a test picture that was enlarged, shrunk again and brightened, and look
 # for it.
 
@@ -857,16 +865,20 @@ for name, rule in rules.items():
     print(f"{name:11}{right} of {len(again)}")
 
 # %% [markdown]
-# From a shell, one command runs the protocols of this chapter on any model directory:
+# From a shell, one command runs these protocols on any model directory (likelihood with the mean over tokens):
 #
 # ```
 # nanovlm evaluate --model pocket --protocol likelihood --size 200 --json scores.json
 # nanovlm evaluate --model pocket --protocol lenient --size 200
 # ```
 #
+# It asks about the Thimble, and `--json` writes the counts of right answers and not the answers: to keep those, write
+# them yourself, as in the cell above.
+#
 # For comparison with published numbers, use the tool that made them. `nanovlm.evaluation.lmms` is an adapter with
-# which [lmms-eval](https://pypi.org/project/lmms-eval/0.7.3/) runs our models, on MMStar among others. It is
-# optional and large, and best installed in an environment of its own.
+# which [lmms-eval](https://pypi.org/project/lmms-eval/0.7.3/) runs our models, on MMStar among others; the beginning of
+# that file shows the five lines that it takes. lmms-eval is optional and large, and best installed in an environment of
+# its own.
 
 # %% [markdown]
 # ## Your model, judged by your metrics
@@ -933,7 +945,8 @@ print(f"the pocket model fails {wrong} of {len(items)}: from {low:.0%} to {high:
 # %% [markdown]
 # Further on the road: MMStar's paper ([Chen et al. 2024](https://arxiv.org/abs/2403.20330)) for what benchmarks
 # leave unnoticed, and “Adding Error Bars to Evals” ([Miller 2024](https://arxiv.org/abs/2411.00640)) for the
-# statistics. The next chapter trains a real model, and evaluates it as you have learnt here.
+# statistics. The next chapter prepares the training of a model of full size, whose scores you would report as you have
+# learnt here.
 
 # %% [markdown] tags=["stamped"]
 # ## Your turn

@@ -55,7 +55,7 @@ MEND = Exercise(
     "without an error and still be another one.",
     hints=(
         "There are three faults, and each symptom belongs to one of them. Which lines could mix up patches, which depend "
-        "on how much the numbers of a patch differ, and which bend a number?",
+        "on how much the numbers of a patch differ, and which is the activation?",
         "view(batch, num_heads, num_patches, …) cuts the sequence and not the vectors. layer_norm takes eps as its last "
         "argument. SigLIP's GELU is the one by tanh.",
         "layer_norm(…, weights[…], weights[…], eps)\n"

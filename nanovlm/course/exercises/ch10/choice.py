@@ -337,7 +337,7 @@ SCORER_TEST = Exercise(
     difficulty=2,
     minutes=12,
     why="A scorer is code, and nobody sees its mistakes: they come out as a better or a worse model. The regex that this "
-    "chapter is about ran for weeks because no test asked it about “A cat”.",
+    "chapter is about was released because no test asked it about “A cat”.",
     hints=(
         "Collect answers of both kinds: some that a right scorer takes, some that it must refuse. One kind alone catches "
         "half of the broken ones.",

@@ -27,7 +27,7 @@ Quiz(
     because=(
         "Large language models that are tuned for weeks reach 40 to 60 %.",
         "That is a good value for a model of this size, and would take an hour and a half.",
-        "Samples times FLOPs, divided by six hours of the peak. The GPU waited for data most of the time.",
+        "Samples times FLOPs, divided by six hours of the peak. For most of the time the GPU computed nothing that counts.",
         "That would take more than two days.",
     ),
 )
