@@ -805,8 +805,8 @@ lever(calibration, start={"change": "turned by 15°"}, change=list(measured))
 # %% [markdown]
 # On the right is what confidence is good for even where it is too high: answer the surest questions first, and
 # refuse the rest. If the share of wrong answers rises with the share of questions that are answered, the order of the
-# confidences carries information, and a model that may say “I
-# don't know” can use it. If it is flat, the confidence says nothing.
+# confidences carries information, and a model that may say “I don't know” can use it. If the curve is flat, the
+# confidence says nothing.
 
 # %% [markdown]
 # ## Copies of the test in the training data can be found

@@ -43,8 +43,8 @@ except ImportError:
 
 # %% [markdown]
 # **You need** the model of chapter 06; training (08), evaluation (10) and the tracer's FLOPs (12) help and are named where
-# they are needed. **Time**: twenty minutes of reading, thirty of code, eight quizzes and two levers; the exercises
-# take a little more than two hours, and the capstone project at their end takes days.
+# they are needed. **Time**: twenty minutes for the prose, thirty for understanding the code, eight quizzes and two
+# levers; the exercises take a little more than two hours, and the capstone project at their end takes days.
 
 # %%
 import math
@@ -105,7 +105,10 @@ for name, flops in (("picture", vision), ("text", text), ("forward", sample_flop
 
 # %% [markdown]
 # The **peak** is what the GPU's tensor cores can do, from its data sheet. The **utilisation** is the share of it that the
-# run reaches. Only the second one is in your hands.
+# run reaches. Only the second one is in your hands. The published run took about six hours on one H100, by nanoVLM's
+# [README at v0.1](https://github.com/huggingface/nanoVLM/blob/v0.1/README.md). The README speaks of 1.7 million samples,
+# but [its curve](https://github.com/huggingface/nanoVLM/blob/v0.1/assets/nanoVLM-222M-loss.png) goes on to step 32,700,
+# which at 256 samples a step is about five epochs of them.
 
 # %%
 quiz("ch11.utilisation")
@@ -173,8 +176,10 @@ for gpu, per_hour in price.items():
     print(f"{gpu:5} {time_needed:5.1f} h   {cost:6.2f} $   {energy:5.1f} kWh at most")
 
 # %% [markdown]
-# The dearer card is the cheaper run, in money and in energy, as long as the utilisation is the same on both. On an H100
-# it is harder to reach, because the same loader has to feed a card that is fifteen times as fast.
+# At equal utilisation and at these prices the most expensive card gives the cheapest run, and it takes the least energy.
+# The A100 costs about as much as the T4 and takes more energy, so compute it for your cards instead of guessing. On an
+# H100 an equal utilisation is harder to reach, because the same loader has to feed a card that is fifteen times as fast
+# as a T4.
 
 # %% [markdown]
 # ## Memory has four parts, and one of them grows with the batch
@@ -188,7 +193,8 @@ quiz("ch11.memory")
 # %% [markdown]
 # How much is kept can be measured without computing anything. On the **meta device** tensors have a shape and no memory,
 # and autograd has a hook that sees every tensor that it keeps. You write this measurement in exercise 11.3; here is the
-# package's, on the full model.
+# package's, on the full model. It assumes that twenty of a row's 128 tokens belong to answers, because the model computes
+# logits for those alone; with 49,152 of them for each token, longer answers cost memory.
 
 # %%
 from nanovlm.bench.memory import activation_bytes
@@ -217,10 +223,11 @@ assert sum(plans(16)["float32, 16 rows"]) < 15 < sum(plans(48)["float32, 48 rows
 lever(memory_image, rows=[16, 4, 32, 48, 64])
 
 # %% [markdown]
-# Sixteen rows in float32 fit into a T4, forty-eight do not. (A T4 has 16 GB; CUDA and the display take their part, and 15
-# GiB is a careful limit.) On a T4 the products run in float16 under autocast, so what is kept is between the two: the
-# float32 bar is the safe one. The attention on the meta device keeps its probabilities, which a fused kernel computes
-# again, so the true number is lower still.
+# Sixteen rows in float32 fit into a T4, forty-eight do not. (A T4 has 16 GB. About 15 GiB are there for programs, and
+# CUDA's own context is among them, so stay a GiB below that.) On a T4 the products run in float16 under autocast, so
+# what is kept of a row is between the two. Autocast also keeps a float16 copy of each matrix for the step, 0.4 GiB here,
+# which neither bar contains. At sixteen rows the float32 bar is the safe one nevertheless. The attention on the meta
+# device keeps its probabilities, which a fused kernel computes again, so the true number is lower still.
 
 # %% [markdown]
 # A plan is worth what its check is worth. Weights, gradients and moments can be counted after one real step, on any
@@ -249,7 +256,7 @@ for part, a, b in zip(("weights", "gradients", "optimizer"), planned, counted, s
 # Where a batch does not fit there are three ways out, in this order: smaller batches with more accumulation, which
 # changes nothing that is learnt (chapter 08); gradient checkpointing; and fewer trained weights, which comes below.
 #
-# **Gradient checkpointing** ([Chen et al. 2016](https://arxiv.org/abs/1604.06174)) keeps the input of each block alone,
+# **Gradient checkpointing** ([Chen et al. 2016](https://arxiv.org/abs/1604.06174)) keeps only the input of each block,
 # and computes the block a second time when the backward pass reaches it. Predict what that does to memory, work and
 # gradient. We measure one step of the small model of chapter 08, and plan the 222M model:
 
@@ -291,16 +298,16 @@ assert torch.equal(*gradients)
 
 # %% [markdown]
 # The gradient is the same, at the price of a second forward pass, which is a third more work. (The plan counts a fused
-# attention, so its row is smaller than the one that was measured on the meta device above.) The option is
-# `--gradient-checkpointing True`.
+# attention, so its row is smaller than the one that was measured on the meta device above.) The option of `nanovlm train`
+# is `--gradient-checkpointing True`.
 
 # %% [markdown]
 # ### Disk and main memory run out as well
 #
 # A checkpoint holds the weights and both moments in float32. The course keeps two and writes a third before it drops the
-# older one; the best model, without moments, is kept beside them. Google's free Drive has 15 GB. Data takes either disk
-# (a download of the_cauldron, by the plan's guess of 100 kB a sample, is some 170 GB) or, as a stream, main memory: each
-# worker keeps a shuffle buffer, whose size in bytes is limited.
+# older one; the best model, without moments, is kept beside them. Data takes either disk (a download of the_cauldron, by
+# the plan's guess of 100 kB a sample, is some 170 GB) or, as a stream, main memory: each worker keeps a shuffle buffer,
+# whose size in bytes is limited.
 
 # %%
 million = sum(p.numel() for p in whole.parameters()) / 1e6
@@ -309,6 +316,11 @@ print(f"{million:.0f} M weights: checkpoints of {checkpoint:.1f} GB, a best mode
 print(f"three checkpoints and the best model: {3 * checkpoint + best:.1f} GB")
 
 # %% [markdown]
+# `nanovlm plan` says 9.8 GB, because it counts a new best model beside the old one, which goes only when the new one is
+# whole. Google's free Drive has 15 GB, and what a program deletes in a mounted Drive still counts, because it goes to
+# Drive's bin ([an issue that describes it](https://github.com/minimaxir/gpt-2-simple/issues/155)). A whole run of the
+# preset `colab` writes thirteen checkpoints, 35 GB, so empty the bin while it goes on.
+#
 # ## Trained parts come under other names
 #
 # A vision-language model need not begin from nothing. SigLIP has seen pictures with captions, SmolLM2 has read text, and
@@ -487,7 +499,7 @@ drive.mount("/content/drive")
 
 # %% [markdown]
 # **Smoke run first.** Before the real run, do everything that it does, once: load, train, validate, save, resume, answer.
-# Twenty steps find nine of ten faults.
+# The command below does all but the resume. For that, run it a second time with `--max-steps 30 --resume`.
 
 # %% tags=["skip-execution", "nbval-skip"]
 # !nanovlm train --preset colab --max-steps 20 --eval-every 10 --save-every 10 --data-cutoff-idx 5000 \
@@ -510,8 +522,9 @@ print("saved:", *sorted(p.name for p in (run.directory / "checkpoints").iterdir(
 
 # %% [markdown]
 # **The real run.** The preset `colab` makes batches of 16 rows and adds up 16 of them, which are the published 256
-# samples a step, and reads the data as a stream. `nanovlm plan` does all the sums of this chapter for a preset, and
-# `nanovlm train --estimate` for the run that you are about to start.
+# samples a step, and reads the data as a stream. Its 3,000 steps are about a tenth of the published ones. `nanovlm plan
+# --preset colab --machine T4` does all the sums of this chapter, and `nanovlm train --preset colab --estimate --machine T4`
+# does them for the run that you are about to start, with any option that you change.
 
 # %%
 from nanovlm.training.plan import MACHINES, UTILISATIONS, plan
@@ -527,10 +540,18 @@ for utilisation, what in UTILISATIONS.items():
     print(f"{utilisation:4.0%} {there.hours:6.1f} h   {what}")
 
 # %% [markdown]
-# By the plan's own estimate the run stays under 15 GB of GPU memory and far under 70 GB of disk, and with two workers,
-# whose buffers are limited, under the 12 GB of main memory that Colab gives you. If the session is shorter than the
-# estimate, the run goes on in the next one, as below. These are sums and no measurements: this project has not made the
-# run on a T4.
+# By the plan the run stays under 15 GB of GPU memory and far under 70 GB of disk. (Its operations are fewer than three
+# times those of the forward pass above, since it counts the head for the answers' tokens alone and no gradient for the
+# pixels.) These are sums and no measurements: this project has not made the run on a T4.
+
+# %% [markdown]
+# The plan does not say whether the loader keeps up. At 25 % the two CPU cores of a free Colab have to fetch, decode and
+# resize 84 pictures a second. `nanovlm bench --loader` measures how many one core decodes, and the smoke run writes its
+# samples per second into `metrics.jsonl`: divide 768,000 by *that* number to know the hours. If the session is shorter,
+# the run goes on in the next one, as below.
+#
+# Before you start, delete the smoke run, which takes 6 GB of your Drive, empty the bin, and restart the session. The
+# model of this notebook still occupies part of the GPU's memory, and the command is another process that needs the rest.
 
 # %% tags=["skip-execution", "nbval-skip"]
 # !nanovlm train --preset colab --output-dir /content/drive/MyDrive/nanovlm --run-name first
@@ -588,7 +609,9 @@ assert resumed == undisturbed
 # %% [markdown]
 # All losses are equal, to the last bit. For that a checkpoint holds weights, the optimizer's moments, the scaler, every
 # random generator and the position in the data; it is written beside the old one and then renamed, so that a kill leaves
-# one of the two whole.
+# one of the two whole. This was a CPU. On a GPU some operations add in an order that changes from one run to the next
+# ([PyTorch's notes](https://docs.pytorch.org/docs/2.13/notes/randomness.html)), so there compare two undisturbed runs
+# first: a resumed one may differ by as much as they do.
 #
 # In a mounted Drive things are less tidy: files arrive in part, twice, or with the date of the synchronisation. The
 # resume cell for that is exercise 11.9. Here is what a later session runs:
@@ -600,7 +623,8 @@ assert resumed == undisturbed
 # ## On an H100 the GPU waits for you
 #
 # **Nobody has run this path to its end in this project.** What follows is how to do it and how to measure, without
-# results that we do not have. The command is one line, and the ladder below is a plan for a morning:
+# results that we do not have. The command is one line. It does not stream, so it first downloads the data, by the plan's
+# guess 170 GB; with `--stream True` it does not. The ladder below is a plan for a morning:
 
 # %% tags=["skip-execution", "nbval-skip"]
 # !nanovlm train --preset h100 --output-dir runs --run-name published
@@ -615,8 +639,9 @@ assert resumed == undisturbed
 # | 5. `--compile` | time between operations | no |
 # | 6. `--packing`, with document boundaries | computing on padding | no |
 #
-# Climb one step, measure a hundred training steps after the first twenty, write down the samples per second, and only
-# then climb the next. Step 1 needs no GPU. How much of a step here is waiting for data, and which share of this
+# The preset `h100` begins high on this ladder: of these only `--packing` is off. `nanovlm bench --preset h100 --ladder`
+# begins at the bottom, with generated pictures and random weights, and adds workers, 8-bit pixels, bfloat16, compilation
+# and packing one after the other. It prints the samples per second of each. Step 1 needs no GPU. How much of a step here is waiting for data, and which share of this
 # processor's peak, measured with one large product of matrices, does the rest reach?
 
 # %%
@@ -643,10 +668,11 @@ print(f"{flops / computed / 1e9:.0f} GFLOP/s while it computes, ", end="")
 print(f"{flops / computed / this_cpu().tflops / 1e12:.0%} of the peak")
 
 # %% [markdown]
-# An H100 computes the 222M's step some thousands of times as fast as two laptop cores, and decodes pictures not at all.
-# That is how a run comes to 8 %.
+# By the plan's list of machines an H100 has ten thousand times the peak of two laptop cores, while the pictures are
+# decoded by CPU cores in both cases. That is one way in which a run comes to 8 %; the published run has no log that would
+# say whether it was the way.
 #
-# A story from the same code base: its `train.py`
+# A story from nanoVLM's code: its `train.py`
 # [declares `--compile` with `type=bool`](https://github.com/huggingface/nanoVLM/blob/03ecd8c3436a81840ed7eb4e7677988b199cdc30/train.py).
 # What does `--compile False` do there?
 
@@ -656,7 +682,7 @@ print("bool('False') is", bool("False"))
 # %% [markdown]
 # ### `torch.compile` sees the whole graph
 #
-# What is it that this option turns on? PyTorch starts one operation after the other, and each of them reads its input
+# So `--compile False` turns the option on there. (Here it does what it says.) What is it that it turns on? PyTorch starts one operation after the other, and each of them reads its input
 # from memory and writes its output back. A compiler gets all of them at once, as a graph, and can join neighbours. The
 # "compiler" below only writes down what it is given. What happens when the length of the sequence changes?
 
@@ -696,9 +722,9 @@ quiz("ch11.two_ranks")
 ranks_figure([(1.0, 10), (3.0, 90)], "Two processes with answers of different lengths")
 
 # %% [markdown]
-# An average of averages gives the tokens of the first rank nine times the weight of the others. The code that we
-# re-implement does this: in `train.py` at the commit above, each rank calls `backward()` on its own mean, divided by the
-# number of micro-batches. A rank with short answers, such as yes and no, then decides as much as one with captions.
+# An average of averages gives the tokens of the first rank nine times the weight of the others. nanoVLM's code does this:
+# in `train.py` at the commit above, each rank calls `backward()` on its own mean, divided by the number of
+# micro-batches. A rank with short answers, such as yes and no, then decides as much as one with captions.
 
 # %% [markdown]
 # The cure is to let each rank multiply by what DDP will divide by, and divide by *all* tokens. It is exercise 11.7. Here
@@ -718,7 +744,9 @@ for name, error in measure().items():
 # - `no_sync()` while accumulating: gradients are exchanged once a step, not once a micro-batch;
 # - every rank draws other samples, from one order that all of them know;
 # - every rank leaves a loop at the same step, or the others wait for ever;
-# - twice the GPUs are twice the batch. Keep the batch by accumulating less, or expect other learning rates.
+# - twice the GPUs are twice the batch. Keep the batch by accumulating less, or find new learning rates for a larger one.
+#
+# When does a model need more than this, because it does not fit into one GPU?
 
 # %%
 per_weight = 2 + 4 + 4 + 8  # bytes: bfloat16 weight, float32 copy, gradient, two moments
@@ -726,21 +754,25 @@ most = 80e9 / per_weight / 1e9
 print(f"one GPU of 80 GB holds weights, gradients and optimizer of {most:.1f} G weights")
 
 # %% [markdown]
-# Below that, DDP is enough, and 222M is far below. Above it **FSDP** cuts weights, gradients and moments into as many
-# pieces as there are GPUs and collects each block's weights only while they are needed. The command is nearly the same:
+# That leaves no room for activations, nor for the bfloat16 gradients on their way into the float32 sum, which `nanovlm
+# plan` counts as well. So a model has to stay well below it. Then DDP is enough, and 222M is far below.
+# Above it **FSDP** (fully sharded data parallel) cuts weights, gradients and moments into as many pieces as there are GPUs
+# and collects each block's weights only while they are needed. The command is nearly the same. Both halve the
+# accumulation, 16 in the preset, so that two GPUs take the same step as one:
 #
 # ```bash
-# torchrun --nproc-per-node 2 -m nanovlm train --preset colab
-# torchrun --nproc-per-node 2 -m nanovlm train --preset colab --parallel fsdp
+# torchrun --nproc-per-node 2 -m nanovlm train --preset colab --gradient-accumulation-steps 8
+# torchrun --nproc-per-node 2 -m nanovlm train --preset colab --gradient-accumulation-steps 8 --parallel fsdp
 # ```
 
 # %% [markdown]
 # ## Train the projector alone, adapters, or all of it?
 #
 # LLaVA trains in two stages: the projector first, with frozen backbones, then everything
-# ([Liu et al. 2023](https://arxiv.org/abs/2304.08485)). **LoRA** is in between: it adds to each frozen matrix a product of
-# two thin ones ([Hu et al. 2021](https://arxiv.org/abs/2106.09685)), which is exercise 11.8. We compare the three on
-# something new: the pocket model has never answered with the letter of an option.
+# ([Liu et al. 2023](https://arxiv.org/abs/2304.08485)). **LoRA** is in between: it adds to some of the frozen matrices a
+# product of two thin ones ([Hu et al. 2021](https://arxiv.org/abs/2106.09685)), which is exercise 11.8. Here the decoder's
+# query and value matrices get them, and the projector is trained as well. We compare the three on something new: the
+# pocket model has never answered with the letter of an option.
 
 # %%
 LoRALinear = use("full.lora_linear")
@@ -795,9 +827,10 @@ for name, prepare, lr in (
 
 # %% [markdown]
 # One seed, one learning rate each, and few steps: that is a demonstration and no ranking. What it does show holds in
-# general. Of the trained weights, LoRA needs a small share, and with it a small share of gradients and moments; the
-# forward pass costs the same, so time is saved in the backward pass only. Whether it wins at *equal time* on your task is
-# a question for three seeds (chapter 08) and for chapter 15, where it is done in earnest.
+# general. LoRA trains a small share of the weights, and needs gradients and moments for that share alone. The forward
+# pass costs as much as before and a little more, so time is saved in the backward pass only. Whether it wins at *equal
+# time* on your task is a question for three seeds (chapter 08) and for chapter 15, where it is done in earnest. The
+# options of `nanovlm train` are `--freeze vision_encoder decoder` for the first row and `--lora-rank 8` for adapters.
 
 # %% [markdown]
 # ## Watch six numbers, and decide beforehand when to stop
@@ -811,7 +844,9 @@ for name, prepare, lr in (
 # | samples per second | falls over hours | the loader, its memory, or the disk |
 # | accuracy beside the blind one | equal after a tenth of the run | the picture does not arrive |
 #
-# The last one is easily left out, and it is the one that would have stopped log A:
+# A run's `metrics.jsonl` contains the training and validation loss, the accuracy and the samples per second. The other
+# numbers you have to add: `train_step` in `training/step.py` computes the gradient norm, and `training/probe.py` asks by
+# kind, with the right picture and blind. The last row is easily left out, and it is the one that would have stopped log A:
 
 # %%
 import json
@@ -869,7 +904,7 @@ for row in logs["run 4"]:
         print(f"   {rate:5.1f} samples/s")
 
 # %% [markdown]
-# Ten steps took up to 75 seconds where they had taken 4, and then they took 4 again. The loss knows nothing of it, so it
+# Ten steps took up to 74 seconds where they had taken 4, and then they took 4 again. The loss knows nothing of it, so it
 # was not the model. Other work ran on the same machine (`LOG.md`), or the loader was slow, and this log cannot tell
 # one from the other, since it has only the time of a whole step. A log that also counts the time of waiting for data, as
 # the cell under *On an H100 the GPU waits for you* did, can.
@@ -887,9 +922,10 @@ for row in logs["run 2"]:
 
 # %% [markdown]
 # At its first evaluation the validation loss is four times as high as where the run began, and only the fifth one is
-# lower. The alarm of the table would have stopped the run after which the model was right about 99.9 % of the questions
-# on signs, and not 93.3 (`LOG.md`). A warm-up back to a high rate undoes some of what was learnt, and shows its worth when
-# the rate comes down. So write down before a run what you expect, and by which step: an alarm cannot decide.
+# lower. The alarm of the table would have stopped this run at its first evaluation. It went on, and took the model from
+# 93.3 % of the questions on signs to 99.9 % (`LOG.md`). A warm-up back to a high rate undoes some of what was learnt, and
+# shows its worth when the rate comes down. So write down before a run what you expect, and by which step: an alarm cannot
+# decide.
 
 # %% [markdown]
 # ## A score means something under one protocol
@@ -912,7 +948,8 @@ for name, share in (("published", 0.353), ("yours", 0.380), ("chance", 0.25)):
 # than a hundred looks (chapter 10 tells the story). To compare, one would need
 
 # %% [markdown]
-# 1. both models, the published one loaded by this package (`nanovlm evaluate --model lusxvr/nanoVLM-222M`);
+# 1. both models asked about MMStar by one program, the published one as `from_pretrained("lusxvr/nanoVLM-222M")`:
+#    `nanovlm.evaluation.lmms` does that (chapter 10), while `nanovlm evaluate` asks about the Thimble;
 # 2. the same prompt, the same pictures at the same size, greedy decoding, one strict rule for both;
 # 3. a checkpoint chosen on validation data, with a single look at MMStar at the end;
 # 4. every answer saved, and a paired test over the same 1,500 questions, with the blind score beside it.
@@ -962,9 +999,10 @@ assert all(torch.equal(a, b) for a, b in zip(pocket.parameters(), again.paramete
 pocket.push_to_hub("your-name/nanovlm-pocket", private=True)
 
 # %% [markdown]
-# `nanovlm export` writes the same model in SmolVLM's format, which transformers loads without any code of ours (chapter
-# 13). From there the tools of others lead on: llama.cpp's `mmproj` files, servers, browsers. `nanovlm demo` opens a page
-# on which anybody can ask about a picture and watch the answer being written. How small can the model be?
+# `nanovlm export --model runs/first/best --out release` writes a trained model in SmolVLM's format, which transformers
+# loads without any code of ours (chapter 13); `--to nanovlm`, `onnx` or `gguf` write it for nanoVLM, onnxruntime and
+# llama.cpp. `nanovlm demo` opens a page on which you can ask about a picture and watch the answer being written. How small
+# can the model be?
 
 # %%
 for name, size in (
@@ -988,7 +1026,8 @@ for name, size in (
 # | the preset `h100` | **not run**: estimates only |
 # | a comparison with the published 222M under one protocol | **not made** |
 #
-# If you have a card and an afternoon, your run closes one of these lines. [A
+# If you have a card and seven minutes, `nanovlm bench --gpu-report gpu.json` measures what the plan assumes. If you have
+# an afternoon, your run closes one of these lines. [A
 # form](https://github.com/nanovlm-course/nanovlm/issues/new?template=full_run.yml) asks for the command, the log, the
 # card's name and what the plan had said: a plan that was wrong by a factor of two is as useful to others as a good score.
 

@@ -671,7 +671,7 @@ check("vit.test_attend", test_attend)
 # <details><summary>Hint 1: a nudge</summary>
 #
 # There are three faults, and each symptom belongs to one of them. Which lines could mix up patches, which
-# depend on how much the numbers of a patch differ, and which bend a number?
+# depend on how much the numbers of a patch differ, and which is the activation?
 #
 # </details>
 # <details><summary>Hint 2: a plan</summary>

@@ -386,8 +386,8 @@ check("full.extend_embeddings", extend_embeddings)
 # they do not, and the more the lengths of answers differ, the more the short ones count.
 
 # %% [markdown] tags=["exercise"]
-# With two GPUs the loss curve is another one than with one GPU and twice the batch. Each rank (each process) computes
-# its loss like this, and DDP then replaces all gradients by their mean over the ranks:
+# With two GPUs the loss curve differs from that of one GPU with twice the batch. Each rank (each process) computes its
+# loss like this, and DDP then replaces all gradients by their mean over the ranks:
 #
 # ```python
 # def rank_loss(means, counts, all_reduce, world):

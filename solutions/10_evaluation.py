@@ -305,7 +305,7 @@ check("evaluation.blind_pairing", blind_pairing)
 # `evaluation.scorer_test` · difficulty ●●○ · about 12 minutes
 #
 # **Why it matters.** A scorer is code, and nobody sees its mistakes: they come out as a better or a worse
-# model. The regex that this chapter is about ran for weeks because no test asked it about “A cat”.
+# model. The regex that this chapter is about was released because no test asked it about “A cat”.
 
 # %% [markdown] tags=["exercise"]
 # A model answers multiple-choice questions in words, and a *scorer* decides whether a word is the right letter.
