@@ -410,9 +410,10 @@ for cls in (ViTAttention, WrongSplit, WrongMerge):
 # After the patches have exchanged information, each of them processes what it has received, on its own. The **MLP** is two
 # linear layers with an activation between them: four times wider, then back.
 #
-# The activation is GELU, a smooth relative of ReLU ([Hendrycks and Gimpel 2016](https://arxiv.org/abs/1606.08415)). Three
-# functions go by that name in practice: the exact one, an approximation by tanh, which SigLIP was trained with, and the
-# *quick* GELU, `x * sigmoid(1.702 x)`, of [CLIP's code](https://github.com/openai/CLIP/blob/0845fc462666c43bda82243874b66a0071464510/clip/model.py).
+# The activation is GELU, a smooth relative of ReLU ([Hendrycks and Gimpel 2016](https://arxiv.org/abs/1606.08415)).
+# Three functions go by that name in practice: the exact one, an approximation by tanh, which SigLIP was trained with,
+# and the *quick* GELU, `x * sigmoid(1.702 x)`, of [CLIP's
+# code](https://github.com/openai/CLIP/blob/0845fc462666c43bda82243874b66a0071464510/clip/model.py).
 
 # %% tags=["nbval-check-output"]
 for point in (-2.0, -1.0, 0.0, 1.0, 2.0):
@@ -513,8 +514,8 @@ ViTBlock = use("vit.block", ViTBlock)
 # vision transformer and SigLIP have it ([Dosovitskiy et al. 2020](https://arxiv.org/abs/2010.11929)).
 
 # %% [markdown]
-# The first transformer normalised the sum after each addition, which is called **post-norm**. Here are that order and a block that
-# adds nothing back.
+# The first transformer normalised the sum after each addition, which is called **post-norm**. Here are that order and a
+# block that adds nothing back.
 
 
 # %%
@@ -762,7 +763,7 @@ stream_figure(update_sizes(encoder, pixels[:1]))
 # the model needs it, is a subject of its own: [chapter 14](14_looking_inside.ipynb) looks inside.
 
 # %% [markdown]
-# ## Where the eye comes from
+# ## The encoder was trained on pictures with their texts
 #
 # A new encoder has random weights, and yet nanoVLM-222M was trained on no more than about 1.7 million samples
 # ([README at v0.1](https://github.com/huggingface/nanoVLM/blob/v0.1/README.md)). That is enough, because its encoder had

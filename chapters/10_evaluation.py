@@ -139,8 +139,8 @@ quiz("ch10.saturated")
 
 # %% [markdown]
 # A test at 100 % cannot compare anything, so we need questions that the model can fail. The same pictures, turned by
-# ten degrees, are enough: a person can still answer all of them, and no training picture looked like this. These **turned questions** are the test of
-# this chapter.
+# ten degrees, are enough: a person can still answer all of them, and no training picture looked like this. These
+# **turned questions** are the test of this chapter.
 
 # %%
 from nanovlm.evaluation.robustness import changed
@@ -603,10 +603,10 @@ quiz("ch10.swap")
 
 # %% [markdown]
 # **CIDEr** weighs each run by how rare it is over all pictures, so that “red circle” counts more than “top left”
-# ([Vedantam et al. 2015](https://arxiv.org/abs/1411.5726)). And because the Thimble's captions are lists of facts,
-# we can simply check the facts: place, colour and shape of each object. **F1** is the harmonic mean of two shares: of
-# the stated facts those that are true, and of the true facts those that are stated. Two versions of every caption compete: one is true and in another order, one has two shapes exchanged (where the
-# picture has two).
+# ([Vedantam et al. 2015](https://arxiv.org/abs/1411.5726)). And because the Thimble's captions are lists of facts, we
+# can simply check the facts: place, colour and shape of each object. **F1** is the harmonic mean of two shares: of the
+# stated facts those that are true, and of the true facts those that are stated. Two versions of every caption compete:
+# one is true and in another order, one has two shapes exchanged (where the picture has two).
 
 # %% tags=["nbval-check-output"]
 from nanovlm.course.chapter_10 import exchanged_shapes, reworded
@@ -812,9 +812,9 @@ lever(calibration, start={"change": "turned by 15°"}, change=list(measured))
 # ## Copies of the test in the training data can be found
 #
 # Two cheap searches find exact and nearly exact copies. Texts: which test questions share a run of n words with a
-# training text? (The package takes 8; for the short questions below we take 6.) Pictures: shrink to 8 × 8 grey cells, note for each whether it is brighter than the mean, and
-# compare these 64 bits. We plant a leak, a test picture that was enlarged, shrunk again and brightened, and look
-# for it.
+# training text? (The package takes 8; for the short questions below we take 6.) Pictures: shrink to 8 × 8 grey cells,
+# note for each whether it is brighter than the mean, and compare these 64 bits. We plant a leak, a test picture that
+# was enlarged, shrunk again and brightened, and look for it.
 
 # %%
 from PIL import ImageEnhance

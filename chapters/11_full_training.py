@@ -547,11 +547,12 @@ for utilisation, what in UTILISATIONS.items():
 # %% [markdown]
 # The plan does not say whether the loader keeps up. At 25 % the two CPU cores of a free Colab have to fetch, decode and
 # resize 84 pictures a second. `nanovlm bench --loader` measures how many one core decodes, and the smoke run writes its
-# samples per second into `metrics.jsonl`: divide 768,000 by *that* number to know the hours. If the session is shorter,
+# samples per second into `metrics.jsonl`: divide 768,000 by *that* number to know the seconds. If the session is shorter,
 # the run goes on in the next one, as below.
 #
-# Before you start, delete the smoke run, which takes 6 GB of your Drive, empty the bin, and restart the session. The
-# model of this notebook still occupies part of the GPU's memory, and the command is another process that needs the rest.
+# Before you start, delete the smoke run, which takes 6 GB of your Drive, and empty the bin. Then restart the session,
+# because the model of this notebook still occupies part of the GPU's memory, and the command is another process that may
+# need it. After the restart mount the Drive again and run the next cell alone.
 
 # %% tags=["skip-execution", "nbval-skip"]
 # !nanovlm train --preset colab --output-dir /content/drive/MyDrive/nanovlm --run-name first
@@ -620,7 +621,7 @@ assert resumed == undisturbed
 # !nanovlm train --preset colab --output-dir /content/drive/MyDrive/nanovlm --run-name first --resume
 
 # %% [markdown]
-# ## On an H100 the GPU waits for you
+# ## On an H100 the loader may be too slow
 #
 # **Nobody has run this path to its end in this project.** What follows is how to do it and how to measure, without
 # results that we do not have. The command is one line. It does not stream, so it first downloads the data, by the plan's
@@ -640,9 +641,10 @@ assert resumed == undisturbed
 # | 6. `--packing`, with document boundaries | computing on padding | no |
 #
 # The preset `h100` begins high on this ladder: of these only `--packing` is off. `nanovlm bench --preset h100 --ladder`
-# begins at the bottom, with generated pictures and random weights, and adds workers, 8-bit pixels, bfloat16, compilation
-# and packing one after the other. It prints the samples per second of each. Step 1 needs no GPU. How much of a step here is waiting for data, and which share of this
-# processor's peak, measured with one large product of matrices, does the rest reach?
+# begins at the bottom, with generated pictures and random weights, and adds workers, 8-bit pixels, bfloat16,
+# compilation and packing one after the other. It prints the samples per second of each. Step 1 needs no GPU. How much
+# of a step here is waiting for data, and which share of this processor's peak, measured with one large product of
+# matrices, does the rest reach?
 
 # %%
 pocket = VisionLanguageModel.from_pretrained(asset_path("pocket"))
@@ -672,9 +674,9 @@ print(f"{flops / computed / this_cpu().tflops / 1e12:.0%} of the peak")
 # decoded by CPU cores in both cases. That is one way in which a run comes to 8 %; the published run has no log that would
 # say whether it was the way.
 #
-# A story from nanoVLM's code: its `train.py`
-# [declares `--compile` with `type=bool`](https://github.com/huggingface/nanoVLM/blob/03ecd8c3436a81840ed7eb4e7677988b199cdc30/train.py).
-# What does `--compile False` do there?
+# A story from nanoVLM's code: its `train.py` [declares `--compile` with
+# `type=bool`](https://github.com/huggingface/nanoVLM/blob/03ecd8c3436a81840ed7eb4e7677988b199cdc30/train.py). What does
+# `--compile False` do there?
 
 # %%
 print("bool('False') is", bool("False"))
@@ -682,9 +684,10 @@ print("bool('False') is", bool("False"))
 # %% [markdown]
 # ### `torch.compile` sees the whole graph
 #
-# So `--compile False` turns the option on there. (Here it does what it says.) What is it that it turns on? PyTorch starts one operation after the other, and each of them reads its input
-# from memory and writes its output back. A compiler gets all of them at once, as a graph, and can join neighbours. The
-# "compiler" below only writes down what it is given. What happens when the length of the sequence changes?
+# So `--compile False` turns the option on there. (Here it does what it says.) What is it that it turns on? PyTorch
+# starts one operation after the other, and each of them reads its input from memory and writes its output back. A
+# compiler gets all of them at once, as a graph, and can join neighbours. The "compiler" below only writes down what it
+# is given. What happens when the length of the sequence changes?
 
 # %%
 graphs = []
@@ -907,7 +910,7 @@ for row in logs["run 4"]:
 # Ten steps took up to 74 seconds where they had taken 4, and then they took 4 again. The loss knows nothing of it, so it
 # was not the model. Other work ran on the same machine (`LOG.md`), or the loader was slow, and this log cannot tell
 # one from the other, since it has only the time of a whole step. A log that also counts the time of waiting for data, as
-# the cell under *On an H100 the GPU waits for you* did, can.
+# the cell under *On an H100 the loader may be too slow* did, can.
 
 # %% [markdown]
 # The second excerpt is the beginning of the second run. It goes on from the weights of the first, with a new optimizer,
