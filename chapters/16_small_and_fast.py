@@ -594,10 +594,29 @@ lines_figure(shares, curves, "Fewer channels", "share of the channels kept", "ri
 # The choice by gradient was *worse* here. It looked at four batches of a model that is nearly always right, and whose
 # gradients are therefore nearly zero, so that it ranked channels by noise.
 #
-# **Heads** can be cut out in the same way: a head's rows of the query, key and value projections, and its columns of
-# the output projection. Our config cannot say so, because it takes the size of a head from `hidden_dim / num_heads`,
-# and a block with a head less would compute heads of another size. So this package does not prune heads, and [chapter
-# 14](14_looking_inside.ipynb) shows what each one is worth.
+# ### Heads can be masked here, and not cut out
+#
+# **Heads** could go in the same way: a head's rows of the query, key and value projections, and its columns of the output
+# projection. But a config gives the number of heads and `hidden_dim`, and takes the size of a head as their quotient. Three
+# of four heads would be read as three larger ones. This is so here, and in [transformers'
+# SigLIP](https://github.com/huggingface/transformers/blob/v4.56.0/src/transformers/models/siglip/modeling_siglip.py), which
+# refuses other sizes, so that a model with fewer heads could be loaded by nobody. What it would give, a mask can tell. The
+# heads that stay have the largest columns, or they are those without which the loss on four batches rises most, each tried
+# alone ([Michel et al. 2019](https://arxiv.org/abs/1905.10650)).
+
+# %%
+total = sum(p.numel() for p in pocket.parameters())
+for part in ("attn", "mlp"):
+    own = sum(p.numel() for name, p in pocket.named_parameters() if f".{part}." in name)
+    print(f"{part:5}{own / total:4.0%} of the weights")
+for name in ("half of the heads", "25 % of the heads"):
+    by_size, by_loss = (variants[f"{name}{how}"]["right"] for how in ("", ", by loss"))
+    print(f"{name}: by size {by_size:.1%} right, by loss {by_loss:.1%}")
+after = [f"{run['right']:.1%}" for run in trained["25 % of the heads, trained on"].values()]
+print("25 % of the heads, by loss, trained on:", ", ".join(after))
+
+# %% [markdown]
+# HEADS-RESULT [Chapter 14](14_looking_inside.ipynb) shows what single heads do.
 
 # %% [markdown]
 # ## An exported decoder has its cache outside
@@ -727,9 +746,33 @@ print(f"median {1000 * middle:.0f} ms, 95th percentile {1000 * slow:.0f} ms")
 # nanovlm watch pictures/ --once
 # ```
 #
-# A camera and a video need OpenCV (`pip install "nanovlm[watch]"`), a folder needs nothing. We have tried neither a
-# phone nor a board: the ONNX files run wherever onnxruntime does, and everything else about such a device is to be
-# measured there.
+# A camera and a video need OpenCV (`pip install "nanovlm[watch]"`), a folder needs nothing.
+
+# %% [markdown]
+# ### What a phone needs
+#
+# We have tried neither a phone nor a board, so this is a list and no measurement. A phone needs
+#
+# - a runtime: onnxruntime has an [Android
+#   package](https://central.sonatype.com/artifact/com.microsoft.onnxruntime/onnxruntime-android) that reads our graphs,
+#   llama.cpp reads GGUF, and PyTorch's own way is
+#   [ExecuTorch](https://docs.pytorch.org/executorch/0.6/getting-started.html), which begins with an export as well;
+# - all that stands around the graphs, written once more in the app's language: resizing and scaling of the picture, the
+#   tokenizer, the loop with the cache, and the dropping of old frames;
+# - memory for the weights, and a connection to it that is fast enough. Each token reads the decoder once, so that
+#   bytes a second, divided by the decoder's bytes, is a bound that no runtime can beat:
+
+# %% tags=["nbval-check-output"]
+with torch.device("meta"):
+    decoder = LanguageModel(VLMConfig().language)  # of the 222M model, its head included
+numbers = sum(p.numel() for p in decoder.parameters())
+for bits in (16, 8, 4):
+    size = numbers * bits / 8
+    print(f"{bits:2} bits: {size / 1e6:4.0f} MB; at 20 GB/s at most {20e9 / size:4.0f} tokens a second")
+
+# %% [markdown]
+# Put in the number of your own device for the 20 GB/s. And measure after ten minutes instead of in the first one, because a
+# phone that has become warm slows down.
 
 # %% [markdown]
 # ## Everything in one table
@@ -741,15 +784,39 @@ from nanovlm.viz.compression import variants_figure
 print(f"{stored['questions']} questions, {stored['machine']}; speed: one answer, float32 is 1")
 variants_figure("The pocket model, made smaller", table(stored))
 
+# %%
+print(f"{'':26}{'peak MB':>8}{'answers a second':>22}{'rows a second, of 32':>24}")
+print(f"{'threads':34}{'one':>12}{'two':>10}{'one':>14}{'two':>10}")
+for name, one in stored["speeds"].items():
+    two, peak = stored["two_threads"][name], f"{stored['peaks'][name] / 1e6:8.1f}"
+    answers = f"{one['answers_a_second']:12.1f}{two['answers_a_second']:10.1f}"
+    rows = f"{one['rows_a_second']:14.0f}{two['rows_a_second']:10.0f}"
+    print(f"{name:26}{peak}{answers}{rows}")
+
 # %% [markdown]
 # By size and score together, four bits without training and two bits with it lie in front. They can be combined with
 # fewer channels, which the table does not show; the challenge asks for it. The megabytes count numbers of fewer than
 # eight bits as packed, which our layers do not do in memory: they keep each in a byte, and only a file or a kernel
 # would pack them.
 #
-# What is not in the table has not been measured: peak memory, two cores, a GPU. Two methods for speed are missing,
-# since chapter 09 has them: speculative decoding was measured there, and gained nothing on a model whose draft is not
-# cheap; a static cache with compiled steps has not been measured here.
+# Our int8 layers take ...
+# COSTS-RESULT
+#
+# Not in the table, because not measured: a GPU.
+
+# %% [markdown]
+# Two methods are left, which save time and no byte. **Speculative decoding** was measured in [chapter
+# 09](09_generation.ipynb), and gained nothing on a model for which no draft is cheap. A **static cache** has
+# one shape for all steps: every step reads all places, a mask hides those that are still empty, and so the whole step can
+# be compiled once. The tokens are the same.
+
+# %%
+for name, run in stored["caches"].items():
+    first = f"the first answer took {run['first_call_seconds']:.0f} s"
+    print(f"{name:17}{run['ms_a_token']:6.2f} ms a token, {run['times_as_fast']:.2f} times as fast; {first}")
+
+# %% [markdown]
+# CACHES-RESULT
 
 # %% [markdown]
 # ## What SmolVLM really does
