@@ -623,7 +623,9 @@ for cards in (20, 100, 500):
     found = little[f"{cards}, as they are"]["seeds"].values()
     steps = ", ".join(str(run["early"]["step"]) for run in found)
     early, end = (sum(run[when]["digits"] for run in found) / 3 for when in ("early", "end"))
-    print(f"{cards:3} cards: lowest at steps {steps}; {early:.1%} right there, {end:.1%} at the end")
+    print(
+        f"{cards:3} cards: lowest at steps {steps}; {early:.1%} right there, {end:.1%} at the end"
+    )
 
 # %% [markdown]
 # LITTLE-RESULT-2
@@ -725,7 +727,9 @@ from nanovlm.viz.training import panels_figure
 panels_figure(
     "Each task's questions, while it trains",
     {
-        name: {skill: over_seeds(tasks[name], skill, replay["before"]["during"]) for skill in SKILLS}
+        name: {
+            skill: over_seeds(tasks[name], skill, replay["before"]["during"]) for skill in SKILLS
+        }
         for name in MIXES
     },
     "right answers",
@@ -737,11 +741,16 @@ for name in MIXES[:3]:
     shares = tasks[name]["seeds"]["0"]["shares"]
     print(f"   {name:15}", "  ".join(f"{row[0]:.0%}" for row in shares))
 print("the learned weight of each task's loss, every 20 steps (seed 0)")
-for skill, weights in zip(SKILLS, zip(*tasks["by uncertainty"]["seeds"]["0"]["task_weights"], strict=True), strict=True):
+for skill, weights in zip(
+    SKILLS, zip(*tasks["by uncertainty"]["seeds"]["0"]["task_weights"], strict=True), strict=True
+):
     print(f"   {skill:15}", "  ".join(f"{weight:.2f}" for weight in weights))
 for name in MIXES:
     ends = [run["end"] for run in tasks[name]["seeds"].values()]
-    told = "; ".join(f"{skill} " + ", ".join(f"{end[skill]:.0%}" for end in ends) for skill in ("digits", "glyphs"))
+    told = "; ".join(
+        f"{skill} " + ", ".join(f"{end[skill]:.0%}" for end in ends)
+        for skill in ("digits", "glyphs")
+    )
     print(f"{name:15} by seed: {told}")
 
 # %% [markdown]
@@ -763,9 +772,15 @@ assert rows["by loss"]["glyphs"] < rows["by size"]["glyphs"] - 0.03
 # another 20 two thirds, and then all of them.
 
 # %%
-for name, stored in (("all from the start", replay["0"]), ("easiest first", tasks["easiest first"])):
+for name, stored in (
+    ("all from the start", replay["0"]),
+    ("easiest first", tasks["easiest first"]),
+):
     ends = [run["end"] for run in stored["seeds"].values()]
-    told = (f"{skill} " + ", ".join(f"{end[skill]:.1%}" for end in ends) for skill in ("digits", "glyphs"))
+    told = (
+        f"{skill} " + ", ".join(f"{end[skill]:.1%}" for end in ends)
+        for skill in ("digits", "glyphs")
+    )
     print(f"{name:19}", "; ".join(told))
 
 # %% [markdown]

@@ -768,7 +768,9 @@ with torch.device("meta"):
 numbers = sum(p.numel() for p in decoder.parameters())
 for bits in (16, 8, 4):
     size = numbers * bits / 8
-    print(f"{bits:2} bits: {size / 1e6:4.0f} MB; at 20 GB/s at most {20e9 / size:4.0f} tokens a second")
+    print(
+        f"{bits:2} bits: {size / 1e6:4.0f} MB; at 20 GB/s at most {20e9 / size:4.0f} tokens a second"
+    )
 
 # %% [markdown]
 # Put in the number of your own device for the 20 GB/s. And measure after ten minutes instead of in the first one, because a
@@ -813,7 +815,9 @@ for name, one in stored["speeds"].items():
 # %%
 for name, run in stored["caches"].items():
     first = f"the first answer took {run['first_call_seconds']:.0f} s"
-    print(f"{name:17}{run['ms_a_token']:6.2f} ms a token, {run['times_as_fast']:.2f} times as fast; {first}")
+    print(
+        f"{name:17}{run['ms_a_token']:6.2f} ms a token, {run['times_as_fast']:.2f} times as fast; {first}"
+    )
 
 # %% [markdown]
 # CACHES-RESULT

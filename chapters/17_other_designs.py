@@ -520,7 +520,9 @@ told("shared_blocks")
 joint = build("shared_attention", small_vlm())
 for number, block in enumerate(joint.vision_encoder.blocks):
     own = joint.decoder.blocks[number].attn
-    print(f"block {number}: the decoder's attention is also the encoder's: {block.attn.lender[0] is own}")
+    print(
+        f"block {number}: the decoder's attention is also the encoder's: {block.attn.lender[0] is own}"
+    )
 cost = runs["shared_attention"]["forward_flops"] / runs["standard"]["forward_flops"]
 print(f"{runs['shared_attention']['parameters']:,} parameters, {cost:.0%} of the operations")
 told("shared_attention")

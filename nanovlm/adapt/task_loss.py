@@ -23,10 +23,10 @@ def task_losses(logits: Tensor, targets: Tensor, tasks: Tensor, num_tasks: int) 
 
 
 class UncertaintyWeights(nn.Module):
-    """losses [num_tasks], present bool [num_tasks] -> the sum of exp(-s) loss + s / 2 over the tasks that are present.
+    """losses [num_tasks], present bool [num_tasks] -> the sum of exp(-s) loss + s / 2 over the present tasks.
 
-    Each s is the logarithm of a task's variance, and is learned; without s / 2 all weights would go to zero. Where s has
-    settled, a weight is 1 / (2 loss): a task with a large loss counts as a noisy one, and is turned down.
+    Each s is the logarithm of a variance, and is learned; without s / 2 all weights would go to zero. Where it has
+    settled, the weight is 1 / (2 loss): a task with a large loss counts as a noisy one, and is turned down.
     Source: Kendall et al. 2018 (arXiv:1705.07115), in their form for answers that come from a softmax.
     """
 

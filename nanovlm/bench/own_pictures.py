@@ -149,8 +149,6 @@ class Cards:
         return {**sample, "images": [self.change(image, self.generator) for image in sample["images"]]}
 
 
-
-
 def recipe_of(what: Run) -> TrainConfig:
     """Gentler than the recipe that trained the pocket model, which started from nothing."""
     common = {"optimizer": "muon", "weight_decay": 0.1, "lr_muon": 0.006, "lr_projector": 6e-4, "lr_backbones": 6e-4}

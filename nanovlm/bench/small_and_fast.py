@@ -245,7 +245,9 @@ COSTS: dict[str, Callable[[], dict[str, Any]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file; variants that it holds already are kept")
-    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="some of them, or speeds, two_threads, peaks, caches")
+    parser.add_argument(
+        "--only", nargs="+", metavar="VARIANT", help="some of them, or speeds, two_threads, peaks, caches"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     options = parser.parse_args()
     unknown = set(options.only or ()) - {*FIXED, *TRAINED, *COSTS}

@@ -23,7 +23,7 @@ def test_each_task_has_the_mean_over_its_own_tokens() -> None:
 def test_a_weight_settles_at_half_the_inverse_of_its_loss() -> None:
     weigh, losses = UncertaintyWeights(3), torch.tensor([4.0, 0.1, 7.0])
     present = torch.tensor([True, True, False])
-    assert weigh(losses, present) == pytest.approx(4.1)
+    assert weigh(losses, present).item() == pytest.approx(4.1)
     optimizer = torch.optim.Adam(weigh.parameters(), lr=0.1)
     for _ in range(200):
         optimizer.zero_grad()
