@@ -419,8 +419,8 @@ for temperature in (1.0, 2.0, 4.0, 8.0):
 
 # %% [markdown]
 # (The other direction, $\mathrm{KL}(q \,\|\, p)$, lets a student settle on one of several answers instead of covering
-# all of them ([Gu et al. 2023](https://arxiv.org/abs/2306.08543)). The package has it as `reverse=True`; it was not
-# compared here. And a teacher with dropout must be in `eval()`, or it says something else each time. Ours has none.)
+# all of them ([Gu et al. 2023](https://arxiv.org/abs/2306.08543)). The package has it as `reverse=True`, and the runs below
+# contain it. And a teacher with dropout must be in `eval()`, or it says something else each time. Ours has none.)
 #
 # ### Three more things to imitate
 #
