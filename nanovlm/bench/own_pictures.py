@@ -291,6 +291,7 @@ def _batches(model: VisionLanguageModel, samples: Sequence[dict[str, Any]]) -> l
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=RUNS, required=True, help="which experiment")
+    parser.add_argument("--runs", nargs="+", metavar="RUN", help="some of its runs")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="only these of the seeds that a run has")
     parser.add_argument("--out", type=Path, required=True, help="JSON file; runs that it holds already are kept")
     options = parser.parse_args()
@@ -304,6 +305,8 @@ def main() -> None:
         kept["machine"] = f"{processor()}, one thread, float32"
         kept["questions"] = {name: len(probe.kinds) for name, probe in watcher.many.items()}
     for name, what in RUNS[options.only].items():
+        if options.runs and name not in options.runs:
+            continue
         seeds = kept.setdefault(name, {"about": what.about, "seeds": {}})["seeds"]
         for seed in what.seeds if options.seeds is None else set(what.seeds) & set(options.seeds):
             if str(seed) not in seeds:
