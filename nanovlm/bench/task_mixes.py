@@ -1,4 +1,4 @@
-"""How chapter 15's runs balance tasks: by parts of the samples, by weights of the losses, and from easy to hard."""
+"""How chapter 15's runs balance tasks: by parts of the samples, and by weights of the losses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from nanovlm.adapt.task_loss import UncertaintyWeights, task_losses
-from nanovlm.data.digits import SPLITS, scans
 from nanovlm.data.mixing import loss_weights, task_weights
 from nanovlm.models.vision_language_model import VisionLanguageModel, VLMOutput
 from nanovlm.training.optimizer import Optimizers
@@ -44,12 +43,3 @@ class Weighed(nn.Module):
     def forward(self, input_ids: Tensor, images: Tensor, targets: Tensor, document_ids: None = None) -> VLMOutput:
         out = self.module(input_ids, images, targets=targets)
         return out._replace(loss=self.weigh(*task_losses(out.logits, targets, self.owners, len(self.ends))))
-
-
-def easiest_first() -> list[int]:
-    """The training cards in the order of their distance from the mean scan of their digit."""
-    first, last = SPLITS["train"]
-    images, digits = scans()
-    ink, digit = torch.tensor(images[first:last]).flatten(1).float(), torch.tensor(digits[first:last])
-    centres = torch.stack([ink[digit == d].mean(dim=0) for d in range(10)])
-    return (ink - centres[digit]).norm(dim=1).argsort().tolist()

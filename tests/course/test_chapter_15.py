@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
-from nanovlm.bench import task_mixes
 from nanovlm.bench.own_pictures import ABOUT, RUNS, at_the_end, intervals_of, mirrored, turned
-from nanovlm.bench.task_mixes import Weighed, easiest_first, mixed
+from nanovlm.bench.task_mixes import Weighed, mixed
 from nanovlm.config import TrainConfig
 from nanovlm.course.runs import stored_runs
 from nanovlm.device import choose_precision
@@ -71,11 +70,3 @@ def test_a_loss_with_learned_weights_knows_whose_each_sample_is() -> None:
     assert loss == pytest.approx((each[:2].mean() + each[2:].mean()).item(), rel=1e-5)
     moved = weighed.weigh.log_variances
     assert (moved > 0).all() and moved.grad is None, "losses above 1/2 are turned down, and the gradient is cleared"
-
-
-def test_the_easiest_cards_are_near_their_digits_mean(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = torch.tensor([9.0, 1.0, 1.5, 0.0, 0.1, 7.0])[:, None, None].expand(6, 8, 8)
-    monkeypatch.setattr(task_mixes, "SPLITS", {"train": (0, 5)})
-    monkeypatch.setattr(task_mixes, "scans", lambda: (images.numpy(), [3, 3, 3, 8, 8, 8]))
-    order = easiest_first()
-    assert sorted(order[:2]) == [3, 4] and order[-1] == 0 and len(order) == 5
