@@ -333,6 +333,9 @@ assert rows["decoder"]["glyphs"] > rows["all"]["glyphs"] + 0.1
 # not changed then reads something else than it was trained on. So a frozen part does not protect an old skill by itself.
 # The decoder alone, with about two thirds of the weights, comes within the interval of training everything, and keeps
 # far more of the signs: most of what handwriting needs, the old encoder sees already.
+#
+# LLaVA's first stage is for a projector that is new, and whose random vectors would disturb a trained decoder. Ours is not
+# new, so there are no stages here.
 
 # %% [markdown]
 # ## LoRA trains a difference of low rank
