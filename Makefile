@@ -8,6 +8,12 @@ NOTEBOOKS := chapters solutions exercises
 # server cannot be reached, PyPI's is taken after all.
 CPU_TORCH := $(shell [ "$$(uname -s)" != Linux ] || command -v nvidia-smi >/dev/null || echo --extra-index-url https://download.pytorch.org/whl/cpu)
 
+# pip compiles on one core, this on all. A package may hold files for other Pythons: those it cannot compile.
+COMPILE = $(BIN)/python -m compileall -qq -j 0 -x "[\\/]tests?[\\/]" $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))") || true
+
+# Where it is set, each of some hundred processes would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help lab train pocket test test-real test-colab notebooks
 
 help:
@@ -43,7 +49,8 @@ test: .venv/ready-to-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+	@# Three on two cores: a test waits now and then, for a browser or for other processes.
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist worksteal
 	@rm -rf .venv/learner && NANOVLM_HOME="$(CURDIR)/.venv/learner" $(BIN)/python -m tests.course.mixture
 	NANOVLM_HOME="$(CURDIR)/.venv/learner" OMP_NUM_THREADS=1 NANOVLM_BUDGET=ci $(BIN)/pytest -n 2 --dist loadscope \
 		-p tests.forked_kernels --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg $(NOTEBOOKS)
@@ -71,14 +78,16 @@ notebooks: .venv/ready
 	@echo "Setting up .venv with the versions in constraints.txt: once, three to six minutes, about 2 GB."
 	@echo "Warnings that pip cannot reach download.pytorch.org do no harm: it then takes torch from PyPI."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --no-deps torch -c constraints.txt $(CPU_TORCH)
-	$(BIN)/python -m pip install --quiet -e ".[dev]" -c constraints.txt
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps torch -c constraints.txt $(CPU_TORCH)
+	$(BIN)/python -m pip install --quiet --no-compile -e ".[dev]" -c constraints.txt
+	@$(COMPILE)
 	@$(PYTHON) -c "open('$@', 'w').close()"
 
 # What only the tests use comes with them, so that the course opens sooner.
 .venv/ready-to-test: .venv/ready
 	@echo "Adding what only the tests need: once, about a minute and 300 MB."
-	$(BIN)/python -m pip install --quiet -e ".[tests]" -c constraints.txt
+	$(BIN)/python -m pip install --quiet --no-compile -e ".[tests]" -c constraints.txt
+	@$(COMPILE)
 	@$(PYTHON) -c "open('$@', 'w').close()"
 
 # Over .venv: what it has is found there, and Colab's versions of three packages in front of it.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,11 +26,22 @@ def quantise_rows(x: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
 def integer_product(a: Tensor, b: Tensor) -> Tensor:
     """int8 [rows, dim] and int8 [columns, dim] -> a b^T, exact, float32 [rows, columns] (each sum then rounded once).
 
-    torch's int8 product is there on a CPU; a GPU's refuses some shapes, and gets the same sums in float64.
+    torch's int8 product where it is right: a GPU's refuses some shapes, and a CPU's returns what was in the memory
+    for a dim of 1. Elsewhere the same sums come from float64.
     """
-    if a.device.type == "cpu":
+    if a.device.type == "cpu" and a.shape[1] > 1 and _kernel_is_exact():
         return torch._int_mm(a, b.T).float()
     return (a.double() @ b.double().T).float()
+
+
+@cache
+def _kernel_is_exact() -> bool:
+    """Without VNNI instructions oneDNN adds pairs of products in 16 bits, which overflow: see pytorch/pytorch#136942.
+
+    torch avoids it by the kind of processor, which misses one whose VNNI is switched off (ONEDNN_MAX_CPU_ISA).
+    """
+    largest = torch.full((32, 32), 127, dtype=torch.int8)
+    return bool((torch._int_mm(largest, largest.T) == 127 * 127 * 32).all())
 
 
 def in_groups(weight: Tensor, group: int | None) -> Tensor:

@@ -72,7 +72,7 @@ def test_merged_is_unmerged(four_bits: bool) -> None:
     before = logits(opened(model))
     merge_lora(model)
     assert not lora_layers(model) and all(type(m) is nn.Linear for m in model.modules() if isinstance(m, nn.Linear))
-    assert max_difference(logits(model), before) < 1e-5
+    assert max_difference(logits(model), before) < 1e-5 * before.abs().max()
     assert model.state_dict().keys() == tiny_model().state_dict().keys()
 
 

@@ -48,8 +48,9 @@ def test_the_values_are_within_one_step_of_torchao() -> None:
     assert (ours.int() - theirs.int()).abs().max() <= 1
 
 
-def test_the_integer_product_is_exact() -> None:
-    a, b = (torch.randint(-127, 128, (rows, 40), dtype=torch.int8) for rows in (5, 16))
+@pytest.mark.parametrize("dim", [1, 40])
+def test_the_integer_product_is_exact(dim: int) -> None:
+    a, b = (torch.randint(-127, 128, (rows, dim), dtype=torch.int8) for rows in (31, 87))
     assert torch.equal(integer_product(a, b), (a.long() @ b.long().T).float())
 
 

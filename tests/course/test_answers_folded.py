@@ -6,6 +6,7 @@ import ast
 import contextlib
 import io
 import re
+from functools import cache
 from typing import Any
 
 import pytest
@@ -30,7 +31,8 @@ def cells_of(folder: str, number: str) -> list[Cell]:
     return [cell for cell in parse(path.read_text(encoding="utf-8"), path) if not cell.stamped]
 
 
-def statements(code: str) -> set[str]:
+@cache
+def statements(code: str) -> frozenset[str]:
     """The lines that do something, whatever their layout, docstrings and annotations."""
     lines = set()
     for node in ast.walk(ast.parse(code)):
@@ -42,17 +44,22 @@ def statements(code: str) -> set[str]:
             ):
                 continue
             lines.add(ast.unparse(node).split("\n")[0])
-    return lines
+    return frozenset(lines)
 
 
-def answers(number: str) -> dict[str, tuple[str, set[str]]]:
+def answers(number: str) -> dict[str, tuple[str, frozenset[str]]]:
     """Exercise id -> (name of the function or class, its lines)."""
     found = {}
     for group in groups(cells_of("solutions", number), f"solutions/{number}")[1]:
         code = "\n".join(cell.words() for cell in group.cells if not cell.markdown)
         defined = [n for n in ast.parse(code).body if isinstance(n, DEFINITIONS) and n.name == group.name]
-        found[group.exercise_id] = (group.name, statements(ast.unparse(defined[-1])) if defined else set())
+        found[group.exercise_id] = (group.name, statements(ast.unparse(defined[-1])) if defined else frozenset())
     return found
+
+
+@cache
+def defined(code: str) -> frozenset[str]:
+    return frozenset(node.name for node in ast.parse(code).body if isinstance(node, DEFINITIONS))
 
 
 def code_of(cell: Cell) -> str:
@@ -85,7 +92,7 @@ def shown_answers(number: str) -> list[str]:
             here = statements(code_of(cell))
             if lines and len(lines & here) >= SHARED * len(lines):
                 found.append(f"{exercise_id}: line {cell.number} shares {len(lines & here)} of {len(lines)} lines")
-            elif any(isinstance(n, DEFINITIONS) and n.name == name for n in ast.parse(code_of(cell)).body):
+            elif name in defined(code_of(cell)):
                 learner = definitions_before(cells, cell).get(name)
                 if learner is not None and judge(load_exercises()[exercise_id], learner).passed:
                     found.append(f"{exercise_id}: {name} in line {cell.number} passes")
