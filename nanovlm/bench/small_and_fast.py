@@ -4,9 +4,8 @@
 
 Whole numbers, quantisation-aware training beside the same training without it, and pruning before and after training
 on, of channels and of heads: for each variant its bytes and the share of right answers by kind, and for some how many
-times as fast as float32 they answer (in turns, on one thread and on two) and the memory that they take. The questions
-are those of the test pictures of the Thimble's shapes, charts and glyphs. Trained variants have a run for each seed.
-Some minutes.
+times as fast as float32 they answer (in turns, on one thread) and the memory that they take. The questions are those of
+the test pictures of the Thimble's shapes, charts and glyphs. Trained variants have a run for each seed. Some minutes.
 """
 
 from __future__ import annotations
@@ -160,15 +159,7 @@ TRAINED: dict[str, Callable[[int], VisionLanguageModel]] = {
     "10 % of the channels, trained on": lambda seed: narrower(0.9, seed=seed),
     "25 % of the heads, trained on": lambda seed: fewer_heads(0.75, by_loss=True, seed=seed),
 }
-TIMED = (
-    "float32",
-    "int8, dynamic",
-    "int8",
-    "int4, groups of 32",
-    "75 % of the weights zero",
-    "25 % of the channels",
-)
-ROWS = 32  # of the batch that is timed
+TIMED = ("int8, dynamic", "int8", "int4, groups of 32", "75 % of the weights zero", "25 % of the channels")
 
 
 def measure(model: VisionLanguageModel, probe: Probe, before: list[bool]) -> dict[str, Any]:
@@ -191,42 +182,34 @@ def one_answer(model: VisionLanguageModel) -> None:
     model.generate(image=asset_path("images/shapes.png"), prompt="Describe the picture.", max_new_tokens=24)
 
 
-def speeds(threads: int = 1, rounds: int = 15) -> dict[str, dict[str, float]]:
-    """Answering one question, and reading a batch of 32. "answer" and "batch": float32's time on one thread over the
-    variant's, the median of rounds; then how many a second there were, by the median time."""
+def speeds(rounds: int = 15) -> dict[str, dict[str, float]]:
+    """Answering one question, and reading a batch of 32: float32's time over the variant's, the median of rounds."""
     model, batch = pocket(), test_questions(4).batches[0]
-    few = {key: batch[key][:ROWS] for key in ("input_ids", "images")}
+    few = {key: batch[key][:32] for key in ("input_ids", "images")}
     found: dict[str, dict[str, float]] = {}
 
     def read(model: VisionLanguageModel) -> None:
         with torch.no_grad():
             model(few["input_ids"], few["images"])
 
-    def on(threads: int, task: Callable[[VisionLanguageModel], None], model: VisionLanguageModel) -> None:
-        torch.set_num_threads(threads)
-        task(model)
-
     for name in TIMED:
         other = FIXED[name]()
         one, many = (
-            interleave({"float32": partial(on, 1, task, model), "other": partial(on, threads, task, other)}, rounds)
+            interleave({"float32": partial(task, model), "other": partial(task, other)}, rounds)
             for task in (one_answer, read)
         )
         found[name] = {
             "answer": round(median_ratio(one["float32"], one["other"]), 2),
             "batch": round(median_ratio(many["float32"], many["other"]), 2),
-            "answers_a_second": round(1 / one["other"].median, 2),
-            "rows_a_second": round(ROWS / many["other"].median, 1),
         }
-        print(f"{name}, {threads} thread(s): {found[name]}", flush=True)
-    torch.set_num_threads(1)
+        print(f"{name}: {found[name]}", flush=True)
     return found
 
 
 def peaks() -> dict[str, int]:
     """Bytes of all tensors that live at one time while a model answers a question, its weights included."""
     found = {}
-    for name in TIMED:
+    for name in ("float32", *TIMED):
         model = FIXED[name]()
         with LiveBytes([*model.parameters(), *model.buffers()]) as memory:
             one_answer(model)
@@ -236,7 +219,6 @@ def peaks() -> dict[str, int]:
 
 COSTS: dict[str, Callable[[], dict[str, Any]]] = {
     "speeds": speeds,
-    "two_threads": lambda: speeds(threads=2),
     "peaks": peaks,
     "caches": lambda: static_cache(pocket()),
 }
@@ -245,9 +227,7 @@ COSTS: dict[str, Callable[[], dict[str, Any]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file; variants that it holds already are kept")
-    parser.add_argument(
-        "--only", nargs="+", metavar="VARIANT", help="some of them, or speeds, two_threads, peaks, caches"
-    )
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", help=f"some of them, or {', '.join(COSTS)}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     options = parser.parse_args()
     unknown = set(options.only or ()) - {*FIXED, *TRAINED, *COSTS}
