@@ -842,9 +842,9 @@ for name, run in stored["caches"].items():
 # %% [markdown]
 # ## Where this lives in the package
 #
-# `nanovlm/compress/` has `distill.py`, `int8.py`, `qat.py` and `prune.py`, each under a hundred lines. The graphs are
-# in `nanovlm/inference/onnx_graphs.py`, the loop with the camera is in `watching.py` beside it, and three modules of
-# `nanovlm/bench/` make the stored numbers again: `small_and_fast`, `distillation_runs` and `onnx_runtime`.
+# `nanovlm/compress/` has `distill.py`, `int8.py`, `qat.py`, `prune.py` and `heads.py`, of about a hundred lines each.
+# The graphs are in `nanovlm/inference/onnx_graphs.py`, the loop with the camera is in `watching.py` beside it, and three
+# modules of `nanovlm/bench/` make the stored numbers again: `small_and_fast`, `distillation_runs` and `onnx_runtime`.
 
 # %% [markdown]
 # What you take along:
