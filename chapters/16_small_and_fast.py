@@ -486,7 +486,7 @@ intervals_figure("More than the student alone", gains(runs), about)
 
 # %% [markdown]
 # Each bar is one student beside the student alone with the same seed; grey bars contain zero. Imitating the teacher's
-# image tokens helps with all three seeds, by far more than the interval. Imitating its answers does not, and the
+# image tokens helps with all three seeds, by far more than the interval. Imitating its answers helps with none, and the
 # likely reason is the figure above: this teacher is so sure that its probabilities say hardly more than the labels. All
 # losses together, with two seeds, are no better than the features by themselves.
 #
@@ -496,8 +496,8 @@ intervals_figure("More than the student alone", gains(runs), about)
 # already has not been measured here.
 #
 # Look at *attention*: with the first seed it helps as much as the features, with the second it does nothing, and the third
-# lies in between. DISTRIBUTION With one seed this chapter would have told you that it works as well as the features, or
-# that it does not work. An interval over questions says nothing about the next seed, so read the bars of a loss together.
+# lies in between. *Distribution* has two seeds, of which one helps. With one seed this chapter would have told you that they
+# work, or that they do not. An interval over questions says nothing about the next seed, so read the bars of a loss together.
 #
 # So the long list is not the lesson. What a student of this size and age lacks is *seeing*, and a loss on what it sees
 # can give it that. Remember what was compared: a few hundred steps on few pictures. With ten times the steps the
