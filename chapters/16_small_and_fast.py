@@ -84,8 +84,8 @@ print(f"{'an H100, 16 bits':24} can do {989e12 / 3.35e12:.0f} FLOP in the time o
 
 # %% [markdown]
 # A processor can do some tens or hundreds of operations in the time in which it fetches one byte. How many depends on
-# the machine; the last line has the two figures of a data sheet that chapter 09 uses. A prompt is near such a number or
-# above it, so that operations decide how long it takes. A token is far below it, and there bytes decide.
+# the machine; the last line divides two figures of a data sheet. A prompt is near such a number or above it, so that
+# operations decide how long it takes. A token is far below it, and there bytes decide.
 #
 # All that follows is measured on the pocket model, which answers in milliseconds, with scores from questions about test
 # pictures. These are the questions of this notebook; longer measurements are stored, with the command that made them.
@@ -99,6 +99,69 @@ samples = [
 probe = Probe(pocket, samples)
 print(f"{len(probe.kinds)} questions, {mean(probe.accuracy(pocket)):.1%} right")
 print(f"another picture than the right one: {mean(probe.accuracy(pocket, blind=True)):.1%}")
+
+# %% [markdown]
+# ## At real size, the answer waits for memory
+#
+# How much of an answer is the writing? Take the 222M model, one picture, a prompt of 128 tokens with the picture in it,
+# and an answer of 20 tokens. First the operations:
+
+# %% tags=["nbval-check-output"]
+from nanovlm.training.formulas import head_flops, projector_flops, vision_flops
+
+model = VLMConfig()
+work = {
+    "the picture (encoder, projector)": vision_flops(model.vision) + projector_flops(model),
+    "the prompt, 128 tokens": decoder_flops(language, 128, 128),
+    "19 more tokens": sum(decoder_flops(language, 1, 128 + i) for i in range(1, 20)),
+    "the head, 20 times": head_flops(language, 20),
+}
+for name, flops in work.items():
+    print(f"{name:34}{flops / 1e9:6.1f} GFLOP {flops / sum(work.values()):5.0%}")
+
+# %% [markdown]
+# By operations, the picture and the prompt are nearly everything. But a token takes at least the time in which all the
+# decoder's weights are fetched, which is their bytes over the memory's bandwidth, while a prompt can use the arithmetic
+# units to the full. The peaks below are those of NVIDIA's data sheets for the T4 and the H100 SXM, in 16 bits without
+# sparsity. Nobody reaches them, and we have measured neither.
+
+# %% tags=["nbval-check-output"]
+fetched = 2 * (weights + language.vocab_size * language.hidden_dim)  # bytes: blocks and head
+first = work["the picture (encoder, projector)"] + work["the prompt, 128 tokens"]
+for name, peak, bandwidth in (("T4", 65e12, 320e9), ("H100", 989e12, 3.35e12)):
+    prefill, token = 1e3 * first / peak, 1e3 * fetched / bandwidth
+    print(
+        f"{name:5}at least {prefill:.2f} ms for picture and prompt, {19 * token:.2f} ms for 19 tokens"
+    )
+    print(
+        f"     at most {1e3 / token:,.0f} tokens/s for one row in 16 bits, {2e3 / token:,.0f} in int8"
+    )
+
+# %% [markdown]
+# By time it is the other way round: the nineteen tokens take longest. This is what the methods have in common. A batch
+# fetches the weights once for all its rows, speculative decoding (chapter 09) once for several tokens, int8 halves what
+# is fetched, and shared key/value heads keep small what is fetched besides. `torch.compile` and a static cache shorten
+# another part, the time between operations.
+
+# %% [markdown]
+# ### A server gives the place of an ended row to the next prompt
+#
+# In a batch, one long answer keeps all other rows waiting, which is the weakness of **static batching**. Servers such
+# as vLLM use **continuous batching**: a row that has ended gives its place to the next prompt in the queue at once
+# ([Kwon et al. 2023](https://arxiv.org/abs/2309.06180)). Here are both with room for four rows, for sixteen answers of
+# the pocket model: a letter for each prompt, a column for each step, a dot where a row waits.
+
+# %%
+from nanovlm.course.chapter_16 import schedule
+from nanovlm.inference.prompts import prepare_prompts
+
+prompts = ["Describe the picture."] + ["Which shape is at the top left?"] * 15
+pictures = [Thimble("shapes", "test")[i]["images"][0] for i in range(16)]
+rows = pocket.generate(**prepare_prompts(pocket, prompts, pictures))  # [16, new]
+lengths = ((rows != pocket.config.eos_token_id).sum(dim=1) + 1).tolist()
+for name in ("static", "continuous"):
+    drawn = schedule(lengths, 4, continuous=name == "continuous")
+    print(f"{name}: {max(map(len, drawn))} steps", *drawn, sep="\n    ")
 
 # %% [markdown]
 # ## Eight bits keep every answer
@@ -636,7 +699,13 @@ print("25 % of the heads, by loss, trained on:", ", ".join(after))
 # 14](14_looking_inside.ipynb) shows what single heads do.
 
 # %% tags=["claim"]
-assert variants["half of the heads"]["right"] < 0.25 < 0.5 < variants["half of the heads, by loss"]["right"] < 0.65
+assert (
+    variants["half of the heads"]["right"]
+    < 0.25
+    < 0.5
+    < variants["half of the heads, by loss"]["right"]
+    < 0.65
+)
 assert 0.4 < trained["25 % of the heads, trained on"]["0"]["right"] < 0.6
 
 # %% [markdown]
@@ -648,7 +717,6 @@ assert 0.4 < trained["25 % of the heads, trained on"]["0"]["right"] < 0.6
 
 # %%
 from nanovlm.inference.onnx_graphs import GrownCache
-from nanovlm.inference.prompts import prepare_prompts
 
 picture = Image.open(asset_path("images/shapes.png")).convert("RGB")
 prompt = prepare_prompts(pocket, ["Describe the picture."], [picture])

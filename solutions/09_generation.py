@@ -1,8 +1,9 @@
 # %% [markdown]
 # # 09 Exercises: generation
 #
-# Nine exercises: the loop, the cache and a test of it, three ways to choose a token, beams, streaming, and the rule
-# behind speculative decoding. What passes becomes a part of the model that `yours()` builds, and writes its answers.
+# Ten exercises: the loop, the cache and a test of it, three ways to choose a token, beams, streaming, the rule behind
+# speculative decoding, and a measurement. What passes becomes a part of the model that `yours()` builds, and writes its
+# answers.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·

@@ -242,6 +242,7 @@ def test_straightness() -> None:
     assert straightness({1: 1.0, 2: 4.0, 4: 16.0}) == 2.0
 
 
+@pytest.mark.long
 def test_a_run_reports_everything(tiny_size: Size, with_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contest, "sizes", lambda: {"tiny": tiny_size})
     monkeypatch.setattr(contest, "growth", lambda size, setting, rounds: growth(size, setting, 1, steps=103))

@@ -11,6 +11,7 @@ from nanovlm.cli import main
 from nanovlm.config import presets
 
 
+@pytest.mark.long
 def test_the_report_runs_whole_on_a_cpu(tmp_path, capsys):
     file = tmp_path / "report.json"
     assert main(["bench", "--gpu-report", str(file), "--small"]) == 0

@@ -397,7 +397,10 @@ def test_generate_asks_about_every_image_of_a_folder(run: Run, directory: Path, 
     assert run(*ask, "--stream")[0] == 2
 
 
-@pytest.mark.parametrize(("preset", "combined"), [("pocket", "[2, 16+9, 128]"), ("222m", "[2, 49+9, 576]")])
+@pytest.mark.parametrize(
+    ("preset", "combined"),
+    [("pocket", "[2, 16+9, 128]"), pytest.param("222m", "[2, 49+9, 576]", marks=pytest.mark.long)],
+)
 def test_trace_shows_the_way_from_image_to_logits(run: Run, tmp_path: Path, preset: str, combined: str) -> None:
     ask = ("trace", "--preset", preset, "--batch", 2, "--text", 9)
     status, out, _ = run(*ask, "--html", tmp_path / "trace.html")

@@ -91,6 +91,7 @@ def test_compiled_with_padding_packing_and_checkpointing(counter: CompileCounter
 
 
 @pytest.mark.skipif(compiler is None, reason="torch.compile's default backend needs a C++ compiler; none was found")
+@pytest.mark.long
 def test_inductor_gives_the_same_loss_and_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """C++ takes its time: one decoder block, forward and backward, is all of it that is tried here."""
     # Kernels that another processor compiled may be cached on this disk; they end the process here.

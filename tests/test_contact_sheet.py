@@ -13,7 +13,7 @@ from nanovlm.commands import score_report
 from nanovlm.commands.score_report import in_turns
 from nanovlm.evaluation.answers import same_answer
 from nanovlm.evaluation.scores import Evaluation, Question, Score
-from nanovlm.viz.contact_sheet import ANSWER, CARD, AnsweredImage, _Sheet, contact_sheet
+from nanovlm.viz.contact_sheet import ANSWER, CARD, AnsweredImage, _Sheet, contact_sheet, sheet_figure
 
 RED = Image.new("RGB", (8, 8), "red")
 
@@ -75,3 +75,9 @@ def test_subsets_and_kinds_take_turns_and_no_image_comes_twice() -> None:
     assert "".join(question.kind for question, _ in shown) == "axbycx"
     assert [question.sample for question, _ in shown] == [0, 0, 1, 1, 2, 2]
     assert len(in_turns({"shapes": evaluation("abc", 5)}, 50)) == 5
+
+
+def test_a_sheet_in_a_notebook_says_what_it_shows() -> None:
+    figure = sheet_figure("Turned", "1 failure.", [card("blue")])
+    assert figure.alt == "Turned. 1 failure. What colour is it? blue, expected red."
+    assert "data:image/png;base64," in figure.markup

@@ -1,4 +1,4 @@
-"""What chapter 16 needs beside the package: a token's logits, differences between students, slides."""
+"""What chapter 16 needs beside the package: logits of a token, differences of students, slides, rows of a batch."""
 
 from __future__ import annotations
 
@@ -70,3 +70,15 @@ def _row(name: str, runs: Sequence[Mapping[str, Any]], before: Mapping[str, floa
     lost = max(before, key=lambda kind: before[kind] - kinds[kind])
     worst = lost if before[lost] - kinds[lost] > 0 else ""
     return Variant(name, runs[0]["bytes"] / 1e6, statistics.mean(run["right"] for run in runs), speed, worst)
+
+
+def schedule(lengths: Sequence[int], places: int, continuous: bool) -> list[str]:
+    """A batch with room for `places` rows, drawn: a letter for each prompt, a column for each step, a dot where a row
+    that has ended waits. Static batching waits until all rows of a batch have ended, continuous batching does not."""
+    drawn = [""] * places
+    for prompt, length in enumerate(lengths):
+        if prompt % places == 0 and not continuous:
+            drawn = [place.ljust(max(map(len, drawn)), "·") for place in drawn]
+        free = min(range(places), key=lambda i: len(drawn[i]))
+        drawn[free] += chr(ord("A") + prompt) * length
+    return drawn

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import html
+import re
 
 from nanovlm.course.outline import chapter
 from nanovlm.course.progress import record_hint
@@ -19,7 +20,10 @@ def hint(exercise_id: str) -> Shown:
     exercises = load_exercises()
     if exercise_id not in exercises:
         near = difflib.get_close_matches(str(exercise_id), exercises, n=1)
-        more = f" Did you mean {near[0]!r}?" if near else f" There are: {', '.join(sorted(exercises))}."
+        number = re.match(r"\d+", str(exercise_id))  # "9.1", as the exercise's title counts it
+        own = [name for name, each in exercises.items() if number and int(each.chapter) == int(number[0])]
+        where = f" Chapter {int(number[0])} has" if number and own else " There are"
+        more = f" Did you mean {near[0]!r}?" if near else f"{where}: {', '.join(sorted(own or exercises))}."
         return _shown(f"There is no exercise {str(exercise_id)[:80]!r}.{more}", "").show()
     exercise = exercises[exercise_id]
     step = record_hint(exercise_id)

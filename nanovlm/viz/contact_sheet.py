@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-from nanovlm.viz.style import PALETTE, TONES
+from nanovlm.viz.style import PALETTE, TONES, Figure, png_bytes, raster, svg_figure
 
 # Sizes in points; a sheet has `scale` pixels to the point.
 CARD, GAP, PADDING, RADIUS = 168, 14, 10, 8
@@ -44,6 +44,14 @@ def contact_sheet(
     if not answered or columns < 1 or scale < 1:
         raise ValueError("A contact sheet needs at least one answered picture, one column and a scale of 1 or more.")
     return _Sheet(scale).draw(title, note, answered, columns)
+
+
+def sheet_figure(title: str, note: str, answered: Sequence[AnsweredImage], columns: int = 4) -> Figure:
+    """A contact sheet to show in a notebook, 720 pixels wide."""
+    sheet = contact_sheet(title, note, answered, columns, scale=1)
+    height = round(720 * sheet.height / sheet.width)
+    told = "; ".join(f"{each.question} {each.answer}, expected {each.expected}" for each in answered)
+    return svg_figure(720, height, [raster(0, 0, 720, height, png_bytes(sheet))], f"{title}. {note} {told}.")
 
 
 class _Sheet:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor
 
 from nanovlm.viz.style import CYCLE, Figure, circle, ink_on, line, path, rect, svg_figure, text
 
@@ -42,6 +44,43 @@ def bars_figure(
         body.append(line(16, y, WIDTH - 16, y, "orange", 2.5))
     alt = f"{title}. {rule}. {'; '.join(told)}."
     return svg_figure(WIDTH, top + len(words) * pitch + 14, body, alt)
+
+
+def next_token_figure(
+    title: str,
+    logits: Tensor,
+    temperature: float,
+    rule: str,
+    keep: Callable[[Tensor], Tensor],
+    name_of: Callable[[int], str],
+    shown: int = 10,
+) -> Figure:
+    """The likeliest tokens at a temperature, and what a cut leaves of them.
+
+    logits [vocab_size]; keep: [1, vocab_size], same out with -inf where a token is ruled out; rule: the cut's name.
+    """
+    scaled = logits[None] / temperature
+    probabilities, order = scaled.softmax(dim=-1)[0].sort(descending=True)
+    kept = keep(scaled)[0, order].isfinite()
+    names = [name_of(token) for token in order[:shown].tolist()]
+    told = f"temperature {temperature:g}, cut: {rule}; {int(kept.sum())} of {len(kept)} left"
+    return bars_figure(names, probabilities[:shown].tolist(), kept[:shown].tolist(), title, told)
+
+
+def speed_up(kept: float, cost: float, guesses: int) -> float:
+    """Of speculative decoding: tokens a round over its cost in passes of the whole model, where a share `kept` of the
+    guesses stays at each place and a guess costs `cost` passes."""
+    return sum(kept**i for i in range(guesses + 1)) / (1 + guesses * cost)
+
+
+def speed_up_figure(guesses: int) -> Figure:
+    """How many times as fast as plain decoding, against the cost of a guess, for four shares of guesses kept."""
+    costs = [0.02, 0.1, 0.25, 0.5, 0.75]
+    curves = {"no gain": [1.0] * len(costs)}
+    for kept in (0.9, 0.7, 0.5, 0.3):
+        curves[f"{kept:.0%} kept"] = [speed_up(kept, cost, guesses) for cost in costs]
+    axes = "cost of a drafted token / cost of a pass", "times as fast"
+    return lines_figure(costs, curves, f"Speed-up with {guesses} guesses a round", *axes)
 
 
 def lines_figure(

@@ -156,26 +156,27 @@ def patch_attention(image: Image.Image, maps: Tensor, block: int, head: int, pat
     return svg_figure(WIDTH, top + side + 52, body, alt)
 
 
-def share_bars(shares: Mapping[str, float], tick: float | None = None, tick_name: str = "") -> Figure:
+def share_bars(shares: Mapping[str, float], tick: float | None = None, tick_name: str = "", title: str = "") -> Figure:
     """Named shares between 0 and 1 as lying bars, with one tick for comparison."""
-    body, start, full, pitch = [], 210, 380, 28
+    start, full, pitch, top = 210, 380, 28, 44 if title else 16
+    body = [text(16, 26, title, 15, font_weight="bold")] if title else []
     for i, (name, share) in enumerate(shares.items()):
-        y = 16 + i * pitch
+        y = top + i * pitch
         body += [
             text(start - 12, y + 14, name, 13, anchor="end"),
             rect(start, y, full, 18, "soft"),
             rect(start, y, max(full * min(share, 1.0), 0.5), 18, "blue"),
             text(start + full + 12, y + 14, f"{share:.0%}", 13, font_weight="bold"),
         ]
-    bottom = 16 + len(shares) * pitch
+    bottom = top + len(shares) * pitch
     if tick is not None:
         x = start + full * tick
         body += [
-            line(x, 10, x, bottom - 4, "ink", 2),
+            line(x, top - 6, x, bottom - 4, "ink", 2),
             text(x, bottom + 12, f"{tick_name} {tick:.0%}", 13, "muted", "middle"),
         ]
     told = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
-    alt = f"Bars: {told}." + (f" The tick, {tick_name}, is at {tick:.0%}." if tick is not None else "")
+    alt = f"{title or 'Bars'}: {told}." + (f" The tick, {tick_name}, is at {tick:.0%}." if tick is not None else "")
     return svg_figure(WIDTH, bottom + (24 if tick is not None else 4), body, alt)
 
 

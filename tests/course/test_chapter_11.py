@@ -45,6 +45,7 @@ def test_a_line_that_a_kill_has_torn_is_left_out(tmp_path: Path) -> None:
     assert losses_of(tmp_path / "nowhere") == {}
 
 
+@pytest.mark.long
 def test_two_processes_agree_with_one_only_where_tokens_count() -> None:
     error = measure()
     assert error["by tokens"] < 1e-5 and error["mean of means"] > 0.05

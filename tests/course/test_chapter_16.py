@@ -8,7 +8,7 @@ import torch
 from nanovlm.assets import asset_path
 from nanovlm.bench import distillation_runs, small_and_fast
 from nanovlm.compress.distill import FeatureLoss, student_config
-from nanovlm.course.chapter_16 import Slides, gains, table
+from nanovlm.course.chapter_16 import Slides, gains, schedule, table
 from nanovlm.course.runs import stored_runs
 from nanovlm.inference.watching import watch
 from nanovlm.models.vision_language_model import VisionLanguageModel
@@ -62,3 +62,10 @@ def test_a_gain_has_the_interval_of_two_shares() -> None:
 def test_slides_never_end_by_themselves_and_are_dropped() -> None:
     seen = watch(Slides(["a", "b"], 1e-4), lambda image: image, lambda frame, text, seconds: None, count=3)
     assert len(seen.latencies) == 3 and seen.seen >= 3
+
+
+def test_continuous_batching_writes_the_same_tokens_and_leaves_no_row_waiting_for_a_batch() -> None:
+    lengths = [5, 1, 1, 2]
+    static, continuous = (schedule(lengths, 2, continuous=way) for way in (False, True))
+    assert static == ["AAAAAC", "B····DD"]
+    assert continuous == ["AAAAA", "BCDD"]

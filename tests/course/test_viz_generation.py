@@ -6,8 +6,17 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
+import torch
 
-from nanovlm.viz.generation import bars_figure, beams_figure, guesses_figure, lines_figure
+from nanovlm.viz.generation import (
+    bars_figure,
+    beams_figure,
+    guesses_figure,
+    lines_figure,
+    next_token_figure,
+    speed_up,
+    speed_up_figure,
+)
 from nanovlm.viz.style import Figure
 
 
@@ -21,6 +30,24 @@ def test_kept_bars_share_what_the_others_lose() -> None:
     words = words_of(figure)
     assert "62.5%" in words and "37.5%" in words and "ruled out" in words
     assert "green 20.0%, ruled out" in figure.alt
+
+
+def test_the_next_token_is_shown_at_its_temperature_and_behind_the_cut() -> None:
+    logits = torch.tensor([0.1, 0.6, 0.3]).log()
+
+    def two(x: torch.Tensor) -> torch.Tensor:
+        assert x.shape == (1, 3)
+        return x.masked_fill(x < x.median(), float("-inf"))
+
+    alt = next_token_figure("The next token", logits, 0.5, "two", two, "abc".__getitem__).alt
+    assert "temperature 0.5, cut: two; 2 of 3 left" in alt  # the squares are as 1 to 36 to 9
+    assert "b 78.3%, drawn with 80.0%; c 19.6%, drawn with 20.0%; a 2.2%, ruled out" in alt
+
+
+def test_guesses_pay_if_they_are_kept_and_cheap() -> None:
+    assert speed_up(kept=1.0, cost=0.0, guesses=3) == 4
+    assert speed_up(kept=0.5, cost=0.5, guesses=1) == 1
+    assert "30% kept" in speed_up_figure(2).alt
 
 
 @pytest.mark.parametrize("kept", [[True, True], [False, True], [True, False]])

@@ -22,7 +22,7 @@ from tests.test_streaming import quiet_cache  # noqa: F401
 from tests.training import children
 from tests.training.tiny_run import equal, metrics, parquet_subsets, recipe
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows cannot fork")
+pytestmark = [pytest.mark.skipif(os.name == "nt", reason="Windows cannot fork"), pytest.mark.long]
 STEPS, KILLS = 22, 10
 MEASURED = {"seconds", "samples_per_second", "tokens_per_second"}
 WAYS = {

@@ -60,7 +60,10 @@ def many(tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize(("world", "kind"), [(2, "ddp"), (4, "ddp"), (2, "fsdp"), (4, "fsdp")])
+@pytest.mark.parametrize(
+    ("world", "kind"),
+    [(2, "ddp"), (2, "fsdp"), *(pytest.param(4, kind, marks=pytest.mark.long) for kind in ("ddp", "fsdp"))],
+)
 def test_many_have_the_curve_of_one(world, kind, alone, many):
     directory = many(world, kind)
     assert curve(directory) == pytest.approx(curve(alone), abs=1e-5)
@@ -88,7 +91,7 @@ def of_two(request, tmp_path_factory):
     return request.param, directory
 
 
-@pytest.mark.parametrize("after", [1, 4])
+@pytest.mark.parametrize("after", [1, pytest.param(4, marks=pytest.mark.long)])
 def test_a_checkpoint_of_two_goes_on_in_one_and_in_four(of_two, after, alone, tmp_path):
     kind, stopped = of_two
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)

@@ -149,7 +149,7 @@ def _tensors(state: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {name: torch.as_tensor(value) for name, value in state.items()}
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ["fp32", *(pytest.param(name, marks=pytest.mark.long) for name in list(RECIPES)[1:])])
 def test_killed_again_and_again_at_random(name, undisturbed, tmp_path):
     reference = undisturbed(name)
     whole = float((reference / "seconds").read_text())

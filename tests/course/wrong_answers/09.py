@@ -486,6 +486,18 @@ def whole_words_only(ids, shown, decode):
     return text[: text.rfind(" ") + 1].strip()[len(shown) :]
 
 
+def everything_at_once(ids, shown, decode):
+    return decode(ids)[len(shown) :]
+
+
+def spaces_before_holes(ids, shown, decode):
+    return decode(ids).strip().rstrip("\ufffd")[len(shown) :]
+
+
+def spaces_before_all_holes(ids, shown, decode):
+    return decode(ids).strip().replace("\ufffd", "")[len(shown) :]
+
+
 # -- generation.speculative_accept -------------------------------------------------------------------------------------
 
 
@@ -692,6 +704,9 @@ WRONG = {
         (spaces_at_the_end, "held back"),
         (holes_are_cut_out, "in the middle"),
         (whole_words_only, "whole words"),
+        (everything_at_once, "at once"),
+        (spaces_before_holes, "first"),
+        (spaces_before_all_holes, "off the end"),
     ],
     "generation.speculative_accept": [
         (agrees_with_the_best, "argmax"),

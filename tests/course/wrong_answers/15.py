@@ -534,6 +534,17 @@ def never_the_most(fits, most):
     return low
 
 
+def doubling_past_the_most(fits, most):
+    n = 1
+    while n <= most and fits(n):
+        n *= 2
+    low, high = n // 2, min(n, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
 def at_least_one_row(fits, most):
     low = 1
     while 2 * low <= most and fits(2 * low):
@@ -688,6 +699,7 @@ WRONG = {
         (doubling_alone, "doubling"),
         (first_that_does_not_fit, "does not fit"),
         (never_the_most, "most"),
+        (doubling_past_the_most, "The most itself is never tried"),
         (at_least_one_row, "0"),
         (from_the_middle, "far"),
         (beyond_the_most, "beyond"),

@@ -108,6 +108,27 @@ def _(ids, shown, decode):
     return decode(ids).rstrip("\ufffd").lstrip()[len(shown) :]
 
 
+@_mistake(
+    "All that is decoded is shown at once. What may still change has to be held back: \\ufffd at the end, and white space."
+)
+def _(ids, shown, decode):
+    return decode(ids)[len(shown) :]
+
+
+@_mistake(
+    "White space is taken off before \\ufffd, so that the space in front of half a character is shown: \\ufffd first."
+)
+def _(ids, shown, decode):
+    return decode(ids).strip().rstrip("\ufffd")[len(shown) :]
+
+
+@_mistake(
+    "White space is taken off before \\ufffd, and \\ufffd in the middle, too: first take \\ufffd off the end, by rstrip."
+)
+def _(ids, shown, decode):
+    return decode(ids).strip().replace("\ufffd", "")[len(shown) :]
+
+
 @_mistake("White space is taken off nowhere: the answer may begin and end with some, which is not shown.")
 def _(ids, shown, decode):
     return decode(ids).rstrip("\ufffd")[len(shown) :]

@@ -86,7 +86,11 @@ def _(cls) -> None:
         layer.lora_a.any() or layer.lora_b.any(),
         "A and B are both zero. Each one's gradient is multiplied by the other, so neither will ever move.",
     )
-    expect(layer.lora_a.any(), "A is zero and B random. It would work; the papers' order is A random, B zero.")
+    expect(
+        layer.lora_a.any(),
+        "A is zero and B random. That would train as well; keep to the papers' order, A random and B zero, so that your "
+        "adapters begin as peft's do.",
+    )
 
 
 @LORA.property("the base is frozen")

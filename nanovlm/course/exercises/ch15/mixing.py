@@ -48,8 +48,8 @@ REPLAY = Exercise(
     "at all, and the run looks exactly like one that replays.",
     hints=(
         "A quarter of a batch of two is half a sample. Where does the other half go?",
-        "Count over the whole run: after n batches the whole part of n * batch_size * share old samples must have come. "
-        "This batch gets that number minus what came before. Two places, one in each list, go on from batch to batch "
+        "Count over the whole run: after n batches n * batch_size * share old samples, rounded down, must have come. This "
+        "batch gets that number minus what came before. Two places, one in each list, go on from batch to batch "
         "and begin again at the end.",
         "for n in range(num_batches):\n"
         "    of_old = math.floor(…) - math.floor(n * batch_size * share)\n"
@@ -262,8 +262,9 @@ LARGEST = Exercise(
     hints=(
         "Between a batch that fits and one that does not lies the answer. How do you find the first two quickly, without "
         "ever trying one that is much too large?",
-        "Double from 1 until one does not fit, or the most is reached (then try the most itself). Then halve the distance "
-        "between the largest that fits and the smallest that does not, until they are neighbours. Never ask twice.",
+        "Double from 1 until one does not fit, or would be beyond the most; most + 1 counts as not fitting, and needs no try. "
+        "Then halve the distance between the largest that fits and the smallest that does not, until they are "
+        "neighbours. Never ask twice.",
         "low, high = 0, 1                      # low fits; high is the next to try\n"
         "while high <= most and fits(high):\n"
         "    low, high = high, …\n"
@@ -318,6 +319,12 @@ def _(fits, most):
     low, high = 0, 1
     while high < most and fits(high):
         low, high = high, 2 * high
+    return _bisected(low, min(high, most), fits)
+
+
+@LARGEST.mistake("The most itself is never tried: where the doubling passes it, it may fit as well.")
+def _(fits, most):
+    low, high = _doubled(fits, most)
     return _bisected(low, min(high, most), fits)
 
 
