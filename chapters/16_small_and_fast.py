@@ -902,7 +902,13 @@ for name, run in stored["caches"].items():
     )
 
 # %% [markdown]
-# CACHES-RESULT
+# By itself a cache of one shape changes nothing, because a step starts as many operators as before. Compiled, the step takes
+# less than half of the time: what is saved is the start of each operator, the same that onnxruntime saved above. The first
+# answer pays for it with minutes of compiling, on a busy machine, so this is for a process that answers many questions.
+
+# %% tags=["claim"]
+caches = {name: run["times_as_fast"] for name, run in stored["caches"].items()}
+assert 0.9 < caches["static"] < 1.1 and 1.5 < caches["static, compiled"]
 
 # %% [markdown]
 # ## What SmolVLM really does
