@@ -908,7 +908,7 @@ for name, run in stored["caches"].items():
 
 # %% tags=["claim"]
 caches = {name: run["times_as_fast"] for name, run in stored["caches"].items()}
-assert 0.9 < caches["static"] < 1.1 and 1.5 < caches["static, compiled"]
+assert 0.9 < caches["static"] < 1.1 and caches["static, compiled"] > 1.5
 
 # %% [markdown]
 # ## What SmolVLM really does
