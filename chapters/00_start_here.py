@@ -39,7 +39,8 @@ except ImportError:
 # This course comes with a small vision-language model, a **VLM**, which takes a picture and a question and returns an
 # answer in words. In the chapters that follow you write every part of it with your own hands, and from chapter 06 on
 # your parts run the weights that the course ships.
-#
+
+# %% [markdown]
 # In this chapter you only use the model. Everything runs on a laptop's CPU without a network. You should have met
 # tensors, `nn.Module` and a training loop before; the chapters explain everything else where you need it.
 
@@ -111,18 +112,21 @@ ask(model)
 # %% [markdown]
 # ### Four limits that you should know
 #
-# If you uploaded a photo, you probably got an answer about coloured shapes, bars or signs, whatever the photo shows.
+# If you uploaded a photo, you probably got an answer about shapes, bars or signs, whatever the photo shows.
 # The model has four limits that explain this:
 #
 # - **It knows one small world.** It was trained on the *Thimble*: pictures that this package draws itself, with
 #   questions and answers that belong to them. There was no photo among them.
 # - **Its resolution is low.** Every picture is scaled down to the small square on the card before it enters the
 #   model.
+
+# %% [markdown]
 # - **It answers questions as they were asked in training.** It can name the tallest bar, but if you ask for the
 #   *second* tallest, it names the tallest again.
 # - **It never says "I don't know".** No training example contained that answer, and generation always picks some
 #   token, even when all of them are unlikely.
-#
+
+# %% [markdown]
 # The same code also builds a model of realistic size, the one with 222 million parameters that you meet in chapter
 # 06. That model learns from photos at a higher resolution, so the first two limits become weaker, but the last two do
 # not disappear with size alone.
@@ -132,7 +136,8 @@ ask(model)
 #
 # A language model reads a **sequence** of tokens and predicts which token comes next. It cannot read a picture,
 # because a picture does not consist of tokens.
-#
+
+# %% [markdown]
 # A VLM adds a **vision encoder**, which turns the picture into a few vectors. These vectors have the same width as
 # the **embeddings**, the vectors that stand for tokens inside the model. So they can be placed in the sequence
 # between the embeddings of the text, and from there on the language model treats all of them alike.
@@ -169,13 +174,13 @@ path_figure(
 #
 # 1. **Patches.** The picture is cut into squares, and each square becomes one vector, just as each token of a text
 #    does ([Dosovitskiy et al. 2020](https://arxiv.org/abs/2010.11929)). You build this in chapter 01.
+
+# %% [markdown]
 # 2. **Vision encoder.** The patches attend to each other, so that a red patch can take up the information that it
 #    belongs to a star. Ours has the design of SigLIP's encoder ([Zhai et al.
 #    2023](https://arxiv.org/abs/2303.15343)), with fewer and narrower layers. You build it in chapter 02.
 # 3. **Projector.** Neighbouring vectors are joined into one by a *pixel shuffle*, which makes the sequence shorter,
 #    and a linear layer brings them to the width of the token embeddings. You build it in chapter 03.
-#
-# The second half of the path is the language model.
 
 # %% [markdown]
 # 4. **Decoder.** This is a language model of the Llama kind, as SmolLM2 is ([Ben Allal et al.
@@ -183,7 +188,8 @@ path_figure(
 #    question, and the part of the answer that it has written so far. You build it in chapter 04.
 # 5. **The sequence itself.** Somebody has to write `<|user|>`, to put placeholders where the image tokens go, and to
 #    decide which tokens the model learns from. This is the subject of chapters 05 and 06.
-#
+
+# %% [markdown]
 # There is no sixth part: nanoVLM and SmolVLM consist of the same parts, with larger sizes. SmolVLM and later versions
 # of nanoVLM also cut large pictures into tiles, which is the subject of chapter 13.
 
@@ -222,7 +228,8 @@ answers_row(question, images, answers, truth)
 # %% [markdown]
 # The question was the same each time, and the model always picked its most likely token, so nothing was random. If
 # the answers differ, the difference can only have come from the picture, because nothing else was different.
-#
+
+# %% [markdown]
 # Three pictures could still be luck. So we now ask hundreds of questions, and ask each of them twice: once with **its
 # own picture**, and once with **the picture of another question**, picked at random. The second score is called a
 # *blind baseline*: what the model still gets right there came from the question alone, or from luck. Predict it:
@@ -278,9 +285,10 @@ seeing_bars(
 #   guesser, who knows the question but not the picture. Where the bar ends far to the right of the tick, the model
 #   knows something.
 # - The **outlined bar** is the accuracy of the same model with a wrong picture. Where it ends near the tick, the
-#   right answers came from the picture, because without the right picture the model is back at guessing.
-# - Two bars of the same length would mean that the answers came from the question, and that the picture changed
-#   nothing.
+#   right answers came from the picture.
+
+# %% [markdown]
+# Two bars of the same length would mean that the answers came from the question, and that the picture changed nothing.
 #
 # You write this measurement in exercise 0.2, and in exercise 0.3 you mend a guesser who is too bad.
 #
@@ -361,6 +369,8 @@ print(steps.stages())
 # - **after vision_encoder** there is one vector for each patch; the last number is the width of a vector.
 # - **before and after pixel_shuffle** the number of vectors falls to a quarter while each becomes four times as wide,
 #   so no number is lost.
+
+# %% [markdown]
 # - **after proj** there are as many vectors as before, and each is as wide as a token embedding.
 # - **combined** is the sequence in which the image tokens have replaced the placeholders, so its shape is that of the
 #   token embeddings.
@@ -452,7 +462,8 @@ hint("start.score")
 # Now mend `score` in the cell above until the check passes, or open the [exercise
 # notebook](../exercises/00_start_here.ipynb), which contains all exercises in full. There are
 # [solutions](../solutions/00_start_here.ipynb) too, which help most after you have tried.
-#
+
+# %% [markdown]
 # ### Your answers become your own package
 #
 # Each answer that passes its check is kept as a file of a small package, `my_vlm`, in the same folder as your
@@ -469,7 +480,8 @@ print(f"{my_score(answers, truth):.0%} of the three answers above are right")
 # Later chapters work in the same way: where a chapter has to show the answer to an exercise, that cell is folded, and
 # the next cell continues with your version if you have one. From chapter 06 on, `yours()` builds the pocket model out
 # of *your* functions and loads the shipped weights into them.
-#
+
+# %% [markdown]
 # ### Your progress, and the size of the computations
 #
 # Your progress is in the folder `.nanovlm` of your home folder or, on Colab, in your Drive if you mount it; the
@@ -502,10 +514,12 @@ print(report(examine()))
 # - A right answer proves nothing by itself. Compare with a blind baseline: the same questions with the wrong
 #   pictures.
 # - Few questions cannot show rare mistakes.
-#
+
+# %% [markdown]
 # Two links lead further: [nanoVLM](https://github.com/huggingface/nanoVLM), whose design this course follows, and
 # [Chen et al. 2024](https://arxiv.org/abs/2403.20330) on benchmarks that can be solved without looking.
-#
+
+# %% [markdown]
 # From here you can go to the [exercises](../exercises/00_start_here.ipynb) of this chapter and then to chapter 01,
 # which turns a picture into a sequence of patches. If you know vision transformers well, begin with chapter 03, and
 # if you also know decoders, skip chapter 04: the checks will show you whether you were right. In a terminal, `nanovlm

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 01 From pixels to patches
 #
-# You build the first part of your own model, which turns a picture into a sequence of vectors that know their places.
+# You build the first part of your own model, which turns a picture into a sequence of vectors with positions.
 # Afterwards you can (1) cut a picture into patches and undo it, (2) say why the same operation is written as a
 # convolution in code and as a linear layer in papers, and (3) predict what a model loses when its pixel range or its
 # positions are wrong. You need chapter 00. About fifty minutes of reading; the code runs in half a minute.
@@ -57,7 +57,8 @@ from nanovlm.viz.pixel_shuffle import images_row
 #
 # A transformer reads a *sequence* of vectors. A text becomes such a sequence in a natural way, because its tokens
 # already have an order and each of them is looked up in a table of vectors.
-#
+
+# %% [markdown]
 # A picture has no words and no first or last element, and it contains far more numbers than a sentence contains
 # letters. In this chapter you make a sequence of vectors out of it. Everything that the model can know about a
 # picture has to pass through this sequence, so its construction matters.
@@ -116,7 +117,8 @@ images_row(
 # processor](https://github.com/huggingface/transformers/blob/15ea02a2add1672acbeee158a9448720d6093de1/src/transformers/models/siglip/image_processing_siglip.py)
 # divides by 255, subtracts the mean 0.5 and divides by the standard deviation 0.5. This step is called
 # **normalising**.
-#
+
+# %% [markdown]
 # At the start of training it helps because random weights are scaled for inputs around zero with a size of about one.
 # After training there is a stronger reason: the weights have adapted to the range that they were trained on.
 
@@ -442,7 +444,8 @@ torch.testing.assert_close(by_linear, by_conv.flatten(2).transpose(1, 2), rtol=1
 # Both give the same numbers, up to rounding. After the convolution two steps remain: `flatten(2)` merges its grid
 # into a sequence, and `transpose(1, 2)` brings the width to the end. A `reshape(1, 64, 128)` instead of them would be
 # the old mistake again.
-#
+
+# %% [markdown]
 # The copy only works because `patchify` arranges a patch in the order of the weight: channel, row, column. With the
 # colours last, all shapes would fit as well, and the results would be meaningless. From here on we use the
 # convolution, because it does the cutting and the projection in one call and makes no copy of the picture.
@@ -500,7 +503,8 @@ print("with positions: does the output change?", bool(moved > 1))
 #
 # The remedy is to give each place of the grid a vector of its own and to add it to whatever patch is there. These
 # **position embeddings** are weights like all others: they start as random numbers and are learned.
-#
+
+# %% [markdown]
 # Adding keeps the vectors as wide as they were, whereas appending would make them wider. It works because a space of
 # 128 or 768 dimensions has enough room for *what* and *where* in the same vector, and the next layer can learn to
 # separate them. With this, the part is complete: it cuts, projects and adds.
@@ -593,10 +597,9 @@ assert mean(by_place["shuffled positions"]) < mean(by_place["no positions (zeros
 #
 # - **where** loses most and falls to guessing among four answers. If an accuracy is clearly *below* guessing, the
 #   model does not lack information: it receives wrong positions and relies on them.
-# - **exists** loses little, because "Is there a star?" needs no places: a set of patches contains a star or it does
-#   not.
-# - The other kinds are in between. To say which colour the star has, the patches of the star have to find each other,
-#   and being neighbours is a matter of place.
+# - **exists** loses little, because "Is there a star?" needs no places.
+# - The other kinds are in between: to say which colour the star has, its patches have to find each other by their
+#   places.
 # - Shuffled positions are no better than none.
 
 # %% [markdown]
@@ -657,7 +660,8 @@ assert spreads["after training"][0] > 2 * spreads["after training"][1]
 # In the first two rows, positions start with a standard deviation of 0.02, and *what* varies more than four times as
 # much as *where*. The third row is how the pocket model really started: its positions begin at 0.5, and *where*
 # varies more than twice as much as *what*. In the last row, at the end of training, *what* is larger again.
-#
+
+# %% [markdown]
 # This detail decided whether the model learned. The course's log ([LOG.md](../LOG.md), "The pocket recipe") records
 # that with positions at 0.02, "where" questions stayed at chance for 700 steps, whatever else was tried, while with
 # 0.5 the same recipe reached 96 % over all kinds after 600 steps. Each is a single seed.
@@ -721,7 +725,8 @@ assert max(map(abs, by_distance(trained[0]))) < 0.1
 # Here is the smallest model that has a reason to learn a map. It receives pictures with holes and has to fill the
 # holes, and its *only* weights are position embeddings. To fill a hole, it attends to the patches that are visible,
 # with large weights where the position is similar to that of the hole. That is attention reduced to places.
-#
+
+# %% [markdown]
 # The pictures are soft clouds of colour, with one colour for each of 8 × 8 patches. They share one property with
 # photos: neighbouring patches have similar colours.
 
@@ -798,7 +803,8 @@ lever(alike, positions=list(maps), row=(0, 7), column=(0, 7), start={"row": 3, "
 # SmolVLM-256M reads 512 pixels, with a grid of 32 × 32 and 1,024 positions ([Marafioti et al.
 # 2025](https://arxiv.org/abs/2504.05299)). If you have the first and want the second, the convolution needs no
 # change, but 828 positions are missing.
-#
+
+# %% [markdown]
 # The positions that you have are a grid of vectors. Read it as a *picture* with dim channels, and resize it as one
 # resizes pictures; the authors of the vision transformer did so ([Dosovitskiy et al.
 # 2020](https://arxiv.org/abs/2010.11929), section 3.2).
@@ -943,19 +949,19 @@ print(
 # %% [markdown]
 # ## What you take along
 #
-# - A model belongs to the range of pixel values that it was trained on. A wrong range raises no error and costs
-#   accuracy.
-# - `permute` reorders axes, while `reshape` cuts the same order of numbers into new rows. A shape does not prove the
-#   contents.
-# - A convolution whose stride equals its kernel size is one linear layer that is applied to every patch.
+# - A model belongs to the range of pixel values that it was trained on. A wrong range raises no error.
+# - `permute` reorders axes, while `reshape` cuts the same order of numbers into new rows.
+# - A convolution whose stride equals its kernel size is one linear layer for every patch.
 # - An encoder is permutation-equivariant unless you add positions, at a scale that the next layers can use.
 # - Positions can be interpolated if, and only if, neighbours have similar vectors.
-#
+
+# %% [markdown]
 # Two links lead further: the paper on the vision transformer ([Dosovitskiy et al.
 # 2020](https://arxiv.org/abs/2010.11929)), and one that replaces the single convolution by several small ones and
 # measures what this gains ([Xiao et al. 2021](https://arxiv.org/abs/2106.14881)). The exercises end with a challenge:
 # fill the holes with less error than the map of this chapter, within the same budget.
-#
+
+# %% [markdown]
 # So far the patches do not exchange information, which is the subject of chapter 02. Before you go on, write the
 # folded answers yourself in the exercises, because you will remember what you have written.
 

@@ -85,7 +85,8 @@ images_row([image, patch], ["the picture", "patch 10"])
 # - the **query** says what the patch is looking for,
 # - the **key** says what the patch has to offer,
 # - the **value** is what the patch passes on to those that attend to it.
-#
+
+# %% [markdown]
 # In a model these vectors are learned. Here we write them ourselves, with four numbers each. The first number means
 # *red*, the second *grey*, the third *pointed*, and the fourth is not used.
 
@@ -278,7 +279,8 @@ for head_dim in (16, 256):
 # One softmax gives one set of weights, but a patch has more than one question. The middle of the star may need to know
 # whether there is a tip *and* where the background begins. With one set of weights it would receive a blend of the two
 # answers.
-#
+
+# %% [markdown]
 # So each vector is cut into pieces, the **heads**, and each head attends on its own, with its own scores and weights.
 # SigLIP-B cuts 768 numbers into 12 heads of 64. What does that cost?
 
@@ -448,7 +450,8 @@ ViTMLP = use("vit.mlp", ViTMLP)
 # ## A block adds to the residual stream
 #
 # Attention and MLP together make a **block**, and two more things hold it together.
-#
+
+# %% [markdown]
 # The first is the **residual connection** ([He et al. 2015](https://arxiv.org/abs/1512.03385)). A sub-layer does not
 # replace the vector but adds an update to it: `x + attention(x)`. So what a patch already knew is kept. The second is the
 # **layer norm** ([Ba et al. 2016](https://arxiv.org/abs/1607.06450)). Before a sub-layer reads a vector, its numbers are
@@ -506,8 +509,10 @@ ViTBlock = use("vit.block", ViTBlock)
 # In this block the norm comes *before* each sub-layer, and the path from one addition to the next is left alone. He et al.
 # found that such a clean path, an *identity mapping*, lets a signal pass forward and a gradient pass back through any
 # number of blocks ([2016](https://arxiv.org/abs/1603.05027)). In transformers this order is called **pre-norm**, and the
-# vision transformer and SigLIP have it ([Dosovitskiy et al. 2020](https://arxiv.org/abs/2010.11929)). The first
-# transformer normalised the sum after each addition, which is called **post-norm**. Here are that order and a block that
+# vision transformer and SigLIP have it ([Dosovitskiy et al. 2020](https://arxiv.org/abs/2010.11929)).
+
+# %% [markdown]
+# The first transformer normalised the sum after each addition, which is called **post-norm**. Here are that order and a block that
 # adds nothing back.
 
 
@@ -760,7 +765,8 @@ stream_figure(update_sizes(encoder, pixels[:1]))
 # A new encoder has random weights, and yet nanoVLM, SmolVLM and most of their relatives train with a few million
 # pictures. They can, because their encoder has already been trained on many more: SigLIP on WebLI, a collection of pictures from
 # the web with the text beside them. Which task turns such pairs into an encoder that *describes* pictures?
-#
+
+# %% [markdown]
 # One could train it to name one of a thousand classes. But a label such as "tabby cat" says nothing about colours,
 # numbers, places or text in the picture, so an encoder trained in that way may discard them. A caption mentions
 # whatever people find worth saying. So **contrastive** training asks: which of the texts in this batch belongs to this
@@ -818,7 +824,8 @@ class TwoEncoders(nn.Module):
 # In a batch of B pairs every picture meets every caption, which gives a table of B × B similarities. CLIP ([Radford et al.
 # 2021](https://arxiv.org/abs/2103.00020)) treats each row as a classification, *which caption belongs to this picture?*,
 # and each column likewise. That takes a softmax over the whole batch, so every machine needs the vectors of all others.
-#
+
+# %% [markdown]
 # SigLIP asks a smaller question of each entry alone: *do these two belong together?* That is a sigmoid for each pair, and
 # no entry depends on another. Before you go on:
 
@@ -915,7 +922,8 @@ print(
 # One run on one small data set does not decide which loss is better, and the paper reports that the two come close to
 # each other at large batches, with the sigmoid ahead at small ones. The sigmoid's advantage is in engineering: it needs
 # less memory and can be spread over machines in pieces.
-#
+
+# %% [markdown]
 # Nothing in the data says what "red" or "top left" means. The encoder has learned it because pictures that differ in it
 # have other captions. The table shows eight unseen scenes with all of their captions; where the encoder is right, the
 # largest entry of each row is on the diagonal.
@@ -969,12 +977,13 @@ print("64 patches in, 64 vectors out")
 # %% [markdown]
 # What you take along:
 #
-# - Attention is two products, a scale and a softmax. The softmax runs over the keys, and the scale is √head_dim.
-# - Heads are a cut and a transpose. A wrong cut has the right shape, and a permutation of the patches finds it.
+# - Attention is two products, a scale and a softmax. The softmax runs over the keys.
+# - Heads are a cut and a transpose. A permutation of the patches finds a wrong cut.
 # - A pre-norm block only adds to the residual stream. Where the norm is belongs to the meaning of the weights.
 # - Agreement with somebody else's code to five decimals is worth more than any number of right shapes.
 # - An encoder that describes pictures comes from telling right captions from wrong ones.
-#
+
+# %% [markdown]
 # **In the wild.** SigLIP's training code is in
 # [big_vision](https://github.com/google-research/big_vision/blob/642c086e68b5e49ec8c48cead8b1c6fb042fc85a/big_vision/trainers/proj/image_text/siglip.py),
 # and nanoVLM's encoder is [one file](https://github.com/huggingface/nanoVLM/blob/v0.1/models/vision_transformer.py).

@@ -60,7 +60,8 @@ from nanovlm.course import expect_shape, lever, quiz, use
 # them, and SmolVLM-256M, which encodes pictures of 512 pixels in patches of 16, has 32 x 32 = 1,024 ([Marafioti et al.
 # 2025](https://arxiv.org/abs/2504.05299)). A question is a few dozen tokens long, so nearly all that the decoder reads
 # would be picture. What does that cost?
-#
+
+# %% [markdown]
 # A decoder does two kinds of products:
 #
 # - In the **linear layers** each token goes through the same matrices, so twice the tokens take twice the work.
@@ -378,7 +379,8 @@ images_row(
 # where things are. A model that is trained with strips from the start can learn to use them, since each token always
 # holds the same four patches. But a strip joins patches that are further apart, and weights that others have trained do
 # not fit. How much worse such a model would be, we have not measured.
-#
+
+# %% [markdown]
 # ### The right groups in another order
 #
 # PyTorch's `F.pixel_unshuffle` takes a picture as `[batch, dim, row, column]`. Below are four patches with two numbers
@@ -489,7 +491,8 @@ for r in (1, 2, 4):
 # So r is a trade-off: a large r makes the decoder cheap and forces more of the picture into each token. The authors of
 # SmolVLM report that their small models gain from r = 4, and warn that high ratios can hurt where exact places count, as
 # in reading text ([Marafioti et al. 2025](https://arxiv.org/abs/2504.05299), on pixel shuffle).
-#
+
+# %% [markdown]
 # ### Equal to SmolVLM's connector
 #
 # The next cell asks transformers' own code for the same result with the same weights. (The course itself does not need
@@ -518,7 +521,8 @@ expect_shape(ours(x), "batch 64 8")
 #
 # Between encoder and decoder one can put more than this. The table gives, for a picture that is not cut into tiles, the
 # vectors that come from the encoder and the tokens that the decoder reads.
-#
+
+# %% [markdown]
 # | model | connector | vectors → tokens | positions kept |
 # |---|---|---|---|
 # | [LLaVA](https://arxiv.org/abs/2304.08485) | one linear layer | 256 → 256 | yes |
@@ -530,7 +534,8 @@ expect_shape(ours(x), "batch 64 8")
 # | [Honeybee](https://arxiv.org/abs/2312.06742) | convolutions and pooling | any number | yes |
 # | [Flamingo](https://arxiv.org/abs/2204.14198) | 64 learned queries attend to the vectors; cross-attention | any → 64 | no |
 # | [BLIP-2](https://arxiv.org/abs/2301.12597) | Q-Former, 32 learned queries | 257 → 32 | no |
-#
+
+# %% [markdown]
 # Learned queries can make any number of tokens, and they have to learn *where* things are, which pixel shuffle gives for
 # free. In a comparison at equal data, connectors that keep the vectors did better at fine-grained perception, and
 # compressing ones were about equal at coarse perception and reasoning ([Lin et al.

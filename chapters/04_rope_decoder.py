@@ -55,7 +55,8 @@ from nanovlm.inference.prompts import prepare_prompts
 # A language model answers one question: given a sequence of tokens, which token comes next? A token is a word or a piece
 # of one, and it has a number, its id. For each token of the vocabulary the model returns one number, a **logit**, and a
 # softmax turns the logits into probabilities.
-#
+
+# %% [markdown]
 # To write an answer, the model is asked again and again: the likeliest token is appended, and the longer sequence goes
 # in once more. Here the pocket model of chapter 00 does that. (Its prompt also holds the picture's 16 tokens, which are
 # the subject of chapter 06.)
@@ -81,7 +82,8 @@ for _ in range(3):
 # The last answer looks empty, because it is the token that ends an answer. The logits have the shape
 # `[1, T, vocab_size]`, so there is a prediction after *every* token and not only after the last one. In training, this
 # turns a text of a thousand tokens into a thousand questions with known answers.
-#
+
+# %% [markdown]
 # Two requirements follow, and they shape the whole decoder. A prediction must not depend on later tokens, because one of
 # them is its answer. And the order of the tokens must count. Does the attention of chapter 02 meet the second one?
 
@@ -134,7 +136,8 @@ assert (growth > 1).float().mean() > 0.9 and growth[~of_image].max() > 5
 # The vectors of the text start small, those of the picture start several times as large, and both grow. A linear layer
 # that was trained on numbers of one size does not work on numbers ten times as large, so each half of a block first
 # brings its input to size 1.
-#
+
+# %% [markdown]
 # The encoder used LayerNorm for that, which subtracts the mean, divides by the standard deviation, multiplies by a weight
 # and adds a bias. Llama's **RMSNorm** only divides by the root mean square and multiplies by a weight ([Zhang and Sennrich
 # 2019](https://arxiv.org/abs/1910.07467)). Predict what follows from that:
@@ -185,7 +188,8 @@ print("normalised in float32:", RMSNorm(4, eps=1e-5).half()(x).tolist())
 # %% [markdown]
 # The square of 300 is infinite in float16, and a number divided by infinity is 0. The token is erased without any error.
 # So the norm computes in float32 and returns the dtype that came in.
-#
+
+# %% [markdown]
 # ### Without the norm the model is dead, and without the mean nothing is missing
 #
 # We test that on the pocket model. The next cell defines a score over questions about pictures that the model has not
@@ -251,7 +255,8 @@ print(f"the mean is {shares.mean():.0%} of the size on average, and {shares.max(
 # Chapter 01 added a learned vector to each patch, one for each place in the picture. A decoder could do the same. In a
 # text, however, it matters little that a word is the 5th or the 105th, and it matters much which word is *two tokens
 # before it*.
-#
+
+# %% [markdown]
 # Attention compares queries with keys by products. What we would like is a product that depends on how far apart a query
 # and a key are, and not on where they are. **Rotary position embedding**, RoPE, achieves that with a fact of geometry
 # ([Su et al. 2021](https://arxiv.org/abs/2104.09864)): the product of two arrows depends on their lengths and on the
@@ -283,7 +288,8 @@ for q_position, k_position in ((10, 7), (110, 107), (3, 0), (10, 6)):
 
 # %% [markdown]
 # At distance 3 the product is the same everywhere, and at distance 4 it is another one.
-#
+
+# %% [markdown]
 # ### Several pairs turn at different speeds
 #
 # One pair is not enough, because 6.28 radians are a full turn, so that distance 1 and distance 7.28 look alike. A clock
@@ -291,7 +297,8 @@ for q_position, k_position in ((10, 7), (110, 107), (3, 0), (10, 6)):
 # more slowly than the one before:
 #
 # $$\text{pair } i \text{ turns by } \text{base}^{-2i / \text{head\_dim}} \text{ radians for each step}$$
-#
+
+# %% [markdown]
 # The figure shows a query and a key of eight numbers, which are four pairs. Move **position**, and all arrows turn while
 # no product changes. Then move **distance**.
 
@@ -449,7 +456,8 @@ assert all(0.3 < right < as_shipped - 0.08 for right in (wrong_pairs, no_positio
 # order of the words, and the image tokens know their places from the encoder. The mask, which comes next, also reveals
 # some of the order: decoders without any positions learn from it where a token is ([Haviv et al.
 # 2022](https://arxiv.org/abs/2203.16634)). A model that is half broken looks like one that needs more training.
-#
+
+# %% [markdown]
 # ### A larger base carries a model to longer sequences
 #
 # What happens beyond the lengths of training? We put padding tokens, which the mask does *not* hide, between the picture
@@ -470,8 +478,9 @@ assert far[0, 16] > 0.9 and far[128, 1] < far[0, 1] - 0.05 and far[128, 16] > fa
 # %% [markdown]
 # A larger base turns the slow pairs more slowly, so that a distance of 128 gives them angles that they know from training,
 # while the fast pairs, which tell neighbours apart, hardly change. Without any training this wins back a part of the
-# answers. Larger models use the idea with more care ([Peng et al. 2023](https://arxiv.org/abs/2309.00071)). The
-# challenge at the end of the exercises asks for more.
+# answers. An earlier way divides every position by one factor ([Chen et al. 2023](https://arxiv.org/abs/2306.15595)),
+# which also moves neighbours closer together. Larger models change the base with more care ([Peng et al.
+# 2023](https://arxiv.org/abs/2309.00071)), and the challenge after the exercises asks for more.
 
 # %% [markdown]
 # ## The mask hides the future
@@ -493,13 +502,15 @@ torch.testing.assert_close(in_one_call, weights @ v)
 # %% [markdown]
 # `F.scaled_dot_product_attention` does all of this in one call. `is_causal=True` is the triangle, and `attn_mask` takes
 # any other mask of bools, in which True means *may attend*.
-#
+
+# %% [markdown]
 # ### Padding is hidden, and it has no position
 #
 # A batch is a rectangle, but texts differ in length. The short ones are filled up with **padding**, and an
 # `attention_mask` says which tokens are real. A query may attend to a key if the key is not later *and* real. Positions
 # count real tokens only, so that padding does not move a text.
-#
+
+# %% [markdown]
 # There is one catch. A padding token in front may attend to nothing, and a softmax over nothing is 0 / 0. So every token
 # may attend to itself: what comes out of padding is never read, but it has to be a number.
 
@@ -540,9 +551,7 @@ who_sees_whom = use("decoder.who_sees_whom", who_sees_whom)
 # both directions, and only the answer is causal. PaliGemma is trained in this way ([Beyer et al.
 # 2024](https://arxiv.org/abs/2407.07726)).
 #
-# Most models, nanoVLM and SmolVLM among them, stay causal, for two reasons. The language model was trained causally, and
-# a conversation with several turns has several answers, each of which would be part of the next prefix: training would
-# need a pass for each turn, and generation could not keep its cache.
+# Most models, nanoVLM and SmolVLM among them, stay causal. Chapter 06 gives the reasons.
 
 # %% [markdown] tags=["stamped"]
 # **The next cell is folded, because it answers this exercise:** [exercise 4.6, A prefix that sees itself in
@@ -597,7 +606,8 @@ lever(masks, padding=list(rows), mask=["causal", "prefix"])
 # It put the picture in front of texts that were padded on the left, hid the padding with its mask, and [counted it in the
 # positions](https://github.com/huggingface/nanoVLM/blob/v0.1/models/language_model.py#L241). Chapter 06 measures what
 # that costs.
-#
+
+# %% [markdown]
 # ### A mask of numbers turns into NaN in half precision
 #
 # Many programs *add* a mask to the scores: 0 where a query may attend, and the smallest number of float32 where it may
@@ -620,7 +630,8 @@ print("its gradient:", x.grad.tolist())
 # The row that is used is fine, and its gradient is NaN. On the way back the unused row's weights, which are NaN, are
 # multiplied with a gradient of 0, and 0 times NaN is NaN. The next optimizer step writes it into every weight. Exercise
 # 4.7 asks you to mend such a mask.
-#
+
+# %% [markdown]
 # ### `attn_mask` and `is_causal` exclude each other
 #
 # It is tempting to give the padding as `attn_mask` and the triangle as `is_causal=True`. torch's
@@ -664,7 +675,7 @@ print("it saw only the first key:", torch.allclose(out, v[:, :, :1]))
 # ## Grouped queries: several heads share keys and values
 #
 # When the model writes, it needs the keys and values of all earlier tokens at each step. They do not change, so they are
-# kept in the **KV cache**, which chapter 09 opens. In each block it holds one key and one value for each token and head.
+# kept in the **KV cache**, which chapter 09 opens. Each block holds one key and one value for each token and head.
 # Queries are not kept. So several query heads can share one key and one value: **grouped-query attention** ([Ainslie et
 # al. 2023](https://arxiv.org/abs/2305.13245)). SmolLM2-135M has 9 query heads and 3 key/value heads. Predict what that
 # saves:
@@ -767,7 +778,8 @@ print(expect_shape(attention(torch.randn(2, 10, 576), rope, None), "batch length
 # them passes through an activation and becomes a **gate**, with which the other is multiplied, number by number ([Shazeer
 # 2020](https://arxiv.org/abs/2002.05202)). Where the gate is near 0, nothing passes, whatever the other layer says. The
 # paper tries many such combinations and finds most of them better than a plain MLP; it offers no reason.
-#
+
+# %% [markdown]
 # The activation is SiLU, `x * sigmoid(x)`, which is near 0 for negative numbers and near x for positive ones.
 
 # %% [markdown] tags=["stamped"]
@@ -1024,12 +1036,13 @@ assert abs(honest - math.log(16)) < 0.05 and peeking < 0.5
 # ## What to take along
 #
 # - A decoder predicts after every token, so the future must be hidden. Test it by changing a late token.
-# - With RoPE the product of a query and a key depends on their distance and on nothing else of their positions. It decays
-#   with distance for equal vectors only.
+# - With RoPE the product of a query and a key depends on their distance alone. It decays with distance for
+#   equal vectors only.
 # - Weights carry their conventions with them: which numbers are a pair, which heads share, which matrix is the gate. No
 #   shape tells you.
 # - Norms and angles are computed in float32, masks are bools, and padding has no position.
-#
+
+# %% [markdown]
 # All parts are in the package's `nanovlm/models/language_model.py`. Two links to the wild: nanoVLM's decoder at
 # [v0.1](https://github.com/huggingface/nanoVLM/blob/v0.1/models/language_model.py), in which you can now find three of
 # this chapter's bugs, and [SmolLM2's paper](https://arxiv.org/abs/2502.02737). The exercises end with a challenge: longer

@@ -210,7 +210,8 @@ for text in ("Where is the zebra?", "写真 of a zebra"):
 # Every text comes back as it was. A token that is only a part of a character is shown as `�`, which is normal: text that
 # streams out of a model has to wait for whole characters. The price is that a language from which the tokenizer did not
 # learn needs many more tokens for the same content, which exercise 5.3 measures.
-#
+
+# %% [markdown]
 # ### The same loop made the pocket tokenizer
 #
 # The file `tokenizer.json` contains the list of its merges, learned from the words of the Thimble. Our loop finds the same
@@ -242,7 +243,10 @@ print(
 # %% [markdown]
 # Move **merges** to see the tokens grow, and type sentences of your own. Which word is whole first, and what becomes of
 # `写`? In `705 SIGN` each digit is a token of its own, and so is each capital; only a capital that begins a word of small
-# letters joins it, as in `Where`. That is on purpose, because the Thimble has signs to be read letter by letter: a
+# letters joins it, as in `Where`.
+
+# %% [markdown]
+# That is on purpose, because the Thimble has signs to be read letter by letter: a
 # **pre-tokenizer** cuts the text before any merge, and merges never cross its cuts. In exercise 5.2 you write a
 # pre-tokenizer that keeps digits apart. (The slider appears when you have run the cells above.)
 
@@ -278,7 +282,8 @@ special
 # Their spelling is for people. `<|end|>` is a row of the table like any other, and the model learns what it means from
 # the places where it was in training. No code makes the model fall silent at an end: it learns to write `<|end|>`, and
 # the program that calls it stops there.
-#
+
+# %% [markdown]
 # ### The chat template decides where they go
 #
 # A conversation is a list of messages. A **chat template** turns it into one text: which special token goes where, which
@@ -357,12 +362,13 @@ score_bars({form: number / len(questions) for form, number in right.items()}, le
 assert right[forms[3]] < 15 and min(right[forms[0]], right[forms[1]]) > 110 and right[forms[6]] < 45
 
 # %% [markdown]
-# One newline more at the end, and nearly all answers are lost. The same happens with the template of another family
+# One newline more at the end, and nearly all answers are lost. The same happens with another family's template
 # (ChatML's `<|im_start|>`) and with `Question: … Answer:`, the form of nanoVLM's model with 222 million parameters, which
-# is a good form for a model that was trained with it. With the picture after the question, a decoder reads the question
+# is good for a model that was trained with it. With the picture after the question, a decoder reads the question
 # before it can attend to the picture. Not every change hurts: the second form does about as well as the first. You cannot
 # know which changes are harmless, you can only measure.
-#
+
+# %% [markdown]
 # How do the wrong answers look? After the newline the model stops at once, which you would notice. With the picture last,
 # most answers look like answers, often to another question, and that is harder to notice:
 
@@ -380,7 +386,8 @@ for number in (1, 2, 3):
 # Large models are affected as well. Changes of form alone, with the same meaning, moved the accuracy of LLaMA-2-13B by up
 # to 76 points ([Sclar et al. 2023](https://arxiv.org/abs/2310.11324)). So never write a prompt by hand: call
 # `tokenizer.render` here, or `apply_chat_template` in transformers.
-#
+
+# %% [markdown]
 # ### A placeholder is found by its id
 #
 # The encoder and the projector make 16 image tokens of a picture, and the sequence has to hold places for them. So the one
@@ -469,7 +476,8 @@ assert hits["asked"] > 44 and hits["typed, safe"] > hits["typed, unsafe"] + 10
 # more than the picture. In the safe way there is one turn, with strange letters in the question, and the picture decides.
 # In training it is worse: where code finds the answers by these tokens, a data set that merely *talks* about chat
 # templates teaches the model to write what users said.
-#
+
+# %% [markdown]
 # Deleting such spellings is no cure. The text is then no longer the user's, and it does not even work:
 
 # %% tags=["nbval-check-output"]
@@ -477,8 +485,10 @@ assert hits["asked"] > 44 and hits["typed, safe"] > hits["typed, unsafe"] + 10
 
 # %% [markdown]
 # The cure is that of SQL injection: keep code and data apart from the start. Special tokens come from the template alone,
-# by their ids, and all other text goes through an encoder that knows none. Exercise 5.6 asks for it in a few lines. The
-# package has a harder task, because it runs the jinja template of *any* model, and a template makes one string. So it
+# by their ids, and all other text goes through an encoder that knows none. Exercise 5.6 asks for it in a few lines.
+
+# %% [markdown]
+# The package has a harder task, because it runs the jinja template of *any* model, and a template makes one string. So it
 # hides a guard character inside whatever could begin a special token, renders, cuts, and takes the guards out again
 # (`nanovlm/data/chat.py`). transformers does not do that, unless you encode the text yourself and set a switch:
 
@@ -498,13 +508,16 @@ print("by default it returns", list(theirs.apply_chat_template([question, answer
 # %% [markdown]
 # (The cell needs transformers, like one more below. The last line will matter: transformers 4 returned a list of ids here,
 # and transformers 5 returns a dict.)
-#
+
+# %% [markdown]
 # > **Instructions can also be written into the picture.** The cure above does not help there. Words in a picture reach the
 # > decoder as image tokens, which have no ids and no guard, and the model has no way to know whose words they are. A label
 # > with the word "iPod" on an apple was enough to change what CLIP sees ([Goh et al.
 # > 2021](https://distill.pub/2021/multimodal-neurons/)), and instructions hidden in pictures have steered the answers of
-# > vision-language models ([Bagdasaryan et al. 2023](https://arxiv.org/abs/2307.10490)). No filter of text finds them, and no
-# > training is known that excludes them. So treat what a model says about a stranger's picture as a stranger's words: do not
+# > vision-language models ([Bagdasaryan et al. 2023](https://arxiv.org/abs/2307.10490)).
+
+# %% [markdown]
+# > No filter of text finds such instructions, and no training is known that excludes them. So treat what a model says about a stranger's picture as a stranger's words: do not
 # > let it call tools, open links or read private data without a check that does not rely on the model ([Greshake et al.
 # > 2023](https://arxiv.org/abs/2302.12173)).
 
@@ -709,7 +722,8 @@ for text in ("Where is the red star?", "What colour is the star?", "Where is the
 # %% [markdown]
 # The student that was **never** shifted has learned to repeat what it reads. The one that was shifted **twice** has
 # learned to leave out one token: of an answer of two words it says the second, and of an answer of one word nothing.
-#
+
+# %% [markdown]
 # The bug comes from two customs. transformers' models take labels at their own places and shift them *inside*;
 # [nanoVLM](https://github.com/huggingface/nanoVLM/blob/v0.1/data/collators.py) and this package shift in the data, and the
 # model compares place by place. Code from both worlds, combined, shifts twice or never. Here is the proof that theirs
@@ -802,11 +816,11 @@ print(
 #
 # - A tokenizer is a list of merges on top of bytes. A pre-tokenizer decides what merges may never cross.
 # - A prompt has to look as training looked, so let the template write it.
-# - Special tokens come from the template, by id. What people type stays text, and what is written in a picture cannot be
-#   guarded at all.
-# - Answers and their ends are supervised, in every turn, and shifted once. A loss that goes down proves none of this: look
+# - Special tokens come from the template, by id. What people type stays text; what a picture says cannot be guarded.
+# - Answers and their ends are supervised, in every turn, and shifted once. A falling loss proves none of this: look
 #   at the tokens before you train.
-#
+
+# %% [markdown]
 # In the package, `tokenizer.py`, `chat_template.py`, `chat.py` and `datasets.py` in `nanovlm/data/` hold this path. Two
 # links to the wild: [SmolLM2's tokenizer file][tokenizer], whose merges you can now read, and nanoVLM's [collator at
 # v0.1](https://github.com/huggingface/nanoVLM/blob/v0.1/data/collators.py), which masks and shifts. The exercises end

@@ -47,7 +47,7 @@ import nanovlm
 from nanovlm.assets import asset_path
 from nanovlm.config import LMConfig, VLMConfig
 from nanovlm.course import budget, expect_shape, lever, quiz, use, yours
-from nanovlm.inference.prompts import collate_prompts, prepare_prompt
+from nanovlm.inference.prompts import prepare_prompt
 from nanovlm.viz.start_here import sample_card
 
 # %% [markdown]
@@ -56,7 +56,8 @@ from nanovlm.viz.start_here import sample_card
 # 1. put image tokens into a text sequence, in front of it or in the places of placeholders, and count what must fit,
 # 2. compute the loss on the answer alone, and say which positions may attend to which,
 # 3. show by ablation whether a VLM uses its picture, and recognise four faults of the fusion that raise no error.
-#
+
+# %% [markdown]
 # You need the parts of chapters 01 to 04 and the tokens of chapter 05. Of the hour, about twenty-five minutes are
 # reading and twenty-five are code; the exercises come on top.
 
@@ -66,7 +67,8 @@ from nanovlm.viz.start_here import sample_card
 # You have an encoder (chapters 01 and 02), a projector (03), a decoder (04) and its tokens (05), and none of them knows
 # of the others yet. What is missing between them is one short step, the **fusion**, which makes a *vision*-language
 # model out of a language model.
-#
+
+# %% [markdown]
 # Begin with what the two sides hand over. Here is the pocket model with a picture and a question. `prepare_prompt`
 # turns the question into token ids, and the picture into a tensor of pixels.
 
@@ -111,32 +113,14 @@ print("image tokens:", expect_shape(image_tokens, "1 16 128"))
 #   Later versions of nanoVLM
 #   ([4e0c096](https://github.com/huggingface/nanoVLM/blob/4e0c0961846135c2217f95e54cb4c2d66eb55e42/models/vision_language_model.py))
 #   and SmolVLM ([arXiv:2504.05299](https://arxiv.org/abs/2504.05299)) do this, and so does the pocket model.
-#
+
+# %% [markdown]
 # Move the lever. To fit the page there are four image tokens to a picture here, and `a0` is the first one of picture a.
 
 # %%
-from nanovlm.viz.fusion import Piece, image_pieces, lines_figure
+from nanovlm.viz.fusion import joined_figure
 
-
-def spoken(text):
-    return [Piece(word, "word") for word in text.split()]
-
-
-def joined(way, images):
-    places = [Piece("", "placeholder")] * 4 * images
-    tokens = [piece for i in range(images) for piece in image_pieces(i, 4)]
-    before, after = spoken("user"), spoken("Where is the red star ?")
-    if way == "in front":
-        rows = ("the text", [*before, *after]), ("the sequence", [*tokens, *before, *after])
-    else:
-        rows = (
-            ("the text", [*before, *places, *after]),
-            ("the sequence", [*before, *tokens, *after]),
-        )
-    return lines_figure(rows)
-
-
-lever(joined, way=["in their places", "in front"], images=(0, 3), start={"images": 1})
+lever(joined_figure, way=["in their places", "in front"], images=(0, 3), start={"images": 1})
 
 # %% [markdown]
 # Watch the length. In front, the sequence grows by the image tokens. With placeholders it stays as long as the text
@@ -205,12 +189,12 @@ filled = (
     torn[:, :, None].float().masked_scatter((torn == HOLD)[:, :, None], three_images[:2])[:, :, 0]
 )
 print(filled.tolist())  # 102 and 103 are picture b's
-lines_figure(
-    [
-        ("row 0, which asks about picture a", [*spoken("w"), *image_pieces(0, 2), Piece("b0", 1)]),
-        ("row 1, which asks about picture b", [*spoken("w"), Piece("b1", 1), *spoken("w w")]),
-    ]
-)
+
+# %%
+from nanovlm.viz.fusion import lines_figure, pieces
+
+rows = {"row 0, which asks about picture a": "w a0 a1 b0", "row 1, about picture b": "w b1 w w"}
+lines_figure([(name, pieces(row)) for name, row in rows.items()])
 
 # %% [markdown]
 # There is no error and no warning, although one conversation reads a piece of another one's picture. A model that
@@ -288,34 +272,30 @@ with torch.inference_mode():
 #
 # The joined sequence goes through a decoder whose mask is causal (chapter 04), and that has a consequence for the
 # picture. Its first image token attends to itself alone, and its last one to all the others, although no part of a
-# picture comes before another. PaliGemma ([arXiv:2407.07726](https://arxiv.org/abs/2407.07726)) therefore uses a
+# picture comes before another.
+
+# %% [markdown]
+# PaliGemma ([arXiv:2407.07726](https://arxiv.org/abs/2407.07726)) therefore uses a
 # **prefix-LM** mask: picture and question form a prefix in which every position attends to every other, and only the
 # answer is causal. Compare the three masks, with three image tokens, a question of two tokens and an answer of two.
 
 # %%
-from nanovlm.viz.decoder import mask_figure
+from nanovlm.viz.fusion import PREFIXES, prefix_figure
 
-
-def attends(mask):
-    kinds = ["picture"] * 3 + ["question"] * 2 + ["answer"] * 2
-    prefix = {"causal": 0, "the picture is a prefix": 3, "picture and question are a prefix": 5}[
-        mask
-    ]
-    sees = [[key <= query or max(key, query) < prefix for key in range(7)] for query in range(7)]
-    names = [f"{kind} {i}" for i, kind in enumerate(kinds)]
-    return mask_figure(names, list(range(7)), [True] * 7, sees)
-
-
-lever(attends, mask=["causal", "the picture is a prefix", "picture and question are a prefix"])
+lever(prefix_figure, prefix=list(PREFIXES))
 
 # %% [markdown]
 # In the last mask the question can even shape what the image tokens become, because they attend to it. Why do nanoVLM,
-# SmolVLM and most other VLMs stay causal all the same? There are three reasons. The decoder was trained with a causal
+# SmolVLM and most other VLMs stay causal all the same?
+
+# %% [markdown]
+# There are three reasons. The decoder was trained with a causal
 # mask on text, so the mask changes nothing that its weights rely on. The encoder has already let every patch attend to
 # every other, so each image token knows the whole picture. And in a conversation of several turns the prefix would
 # grow with each question, so that what was computed for earlier turns could not be kept (chapter 09). Chapter 04 has
 # the prefix mask as an exercise.
-#
+
+# %% [markdown]
 # ### The sequence is one-dimensional, and a picture has two dimensions
 #
 # RoPE numbers the positions of a sequence. So an image token and the one below it, which touch in the picture, are a
@@ -418,7 +398,7 @@ for places in (128, 20):
 # ## The whole model
 #
 # Here is the class, with its three parts, `embed`, and `forward`, in which `answer_loss` is written out. Some things in
-# it come later: `document_ids` in chapter 07, `gradient_checkpointing` and `compile_parts` in chapter 08, the cache in
+# it come later: `document_ids` in chapter 07, `gradient_checkpointing` and `compile_parts` in chapter 11, the cache in
 # chapter 09.
 
 
@@ -638,21 +618,8 @@ quiz("ch06.order")
 # %%
 moved = use("fusion.moved")
 
-
-@torch.inference_mode()
-def chances(prompt_ids, pixels, answers):
-    """The probability of each answer, and the logits of its first token [1, vocab_size]."""
-    found = []
-    for answer in answers:
-        tokens = [*model.tokenizer.encode(answer), model.tokenizer.eos_token_id]
-        logits = model(torch.tensor([[*prompt_ids, *tokens]]), pixels).logits[
-            0, len(prompt_ids) - 1 : -1
-        ]
-        found.append(logits.log_softmax(-1)[range(len(tokens)), tokens].sum().exp().item())
-    return found, logits[:1]
-
-
 # %%
+from nanovlm.course.chapter_06 import chances, scores
 from nanovlm.data.thimble import answers as possible_answers
 from nanovlm.viz.fusion import Chance, ablation_figure, groups_shuffled
 
@@ -670,10 +637,10 @@ def ablation(question, seen):
     kind, truth = ASKED[question]
     answers = possible_answers("shapes", kind)
     prompt_ids, right_pixels = prepare_prompt(model, question, image)
-    own, own_logits = chances(prompt_ids, right_pixels, answers)
+    own, own_logits = chances(model, prompt_ids, right_pixels, answers)
     disorder = seen == "tokens out of order"
     with changed(model.projector, shuffled if disorder else lambda image_tokens: image_tokens):
-        now, now_logits = chances(prompt_ids, model.image_processor(shown), answers)
+        now, now_logits = chances(model, prompt_ids, model.image_processor(shown), answers)
     rows = [Chance(answer, n, o) for answer, n, o in zip(answers, now, own, strict=True)]
     drawn = groups_shuffled(shown, shuffled) if disorder else shown
     return ablation_figure(drawn, seen, question, rows, truth, moved(own_logits, now_logits).item())
@@ -692,7 +659,6 @@ lever(
 
 # %%
 from nanovlm.data.thimble import chance
-from nanovlm.evaluation.scores import questions_of
 from nanovlm.viz.fusion import score_table
 
 samples = [
@@ -701,19 +667,6 @@ samples = [
 ]
 
 
-def scores(model, samples, change=lambda ids: ids):
-    """The share of right answers by kind of question."""
-    questions = questions_of(samples)
-    prompts = [prepare_prompt(model, each.text, each.images) for each in questions]
-    batch = collate_prompts(model, [(change(ids), pixels) for ids, pixels in prompts])
-    written = model.generate(**batch, max_new_tokens=12).tolist()
-    right = {each.kind: [] for each in questions}
-    for each, row in zip(questions, written, strict=True):
-        right[each.kind].append(model.tokenizer.decode(row).strip() == each.answer)
-    return {kind: sum(each) / len(each) for kind, each in right.items()}
-
-
-# %%
 def mean(by_kind):
     return sum(by_kind.values()) / len(by_kind)
 
@@ -732,24 +685,29 @@ with changed(model.projector, shuffled):
     seen["tokens out of order"] = scores(model, samples)
 score_table(seen, guessing=chance("shapes"))
 
-# %%
+# %% tags=["claim"]
 right, disorder = seen["its own picture"], seen["tokens out of order"]
 assert mean(right) > 0.9 and mean(right) - 0.01 > mean(disorder) > 0.7
 assert max(mean(seen["grey"]), mean(seen["another one's picture"])) < 0.45
 assert all(disorder[kind] > guess + 0.2 for kind, guess in chance("shapes").items())
+
+# %%
+right, disorder = seen["its own picture"], seen["tokens out of order"]
 worst = max(right, key=lambda kind: right[kind] - disorder[kind])
 print(f"A wrong order costs {worst!r} most: {right[worst]:.0%} before, {disorder[worst]:.0%} now")
 
 # %% [markdown]
 # The last row is what guessing reaches. With a grey picture, or with somebody else's, the model is about as good as
 # that: it knows nothing about the picture, and answers all the same.
-#
+
+# %% [markdown]
 # Out of order, most answers are still right. Each patch got its position in chapter 01, before the encoder, so an image
 # token *says* where it belongs wherever it stands in the sequence. The order in the sequence (RoPE, chapter 04) is a
 # second hint, which is false now and costs some answers; which kind pays most differs from training to training, and
-# the line above names it for these weights. If you expected "where" to fall to a quarter, you are in good company, and
-# this is what ablations are for.
-#
+# the line above names it for these weights. If you expected "where" to fall to a quarter, this is what ablations
+# are for.
+
+# %% [markdown]
 # One ablation is not yet a law, however. The same model also reads signs, so shuffle *their* image tokens:
 
 # %%
@@ -757,9 +715,11 @@ signs = [thimble_sample("glyphs", "test", i, image_size=64) for i in range(len(s
 by_order = {"in order": scores(model, signs)}
 with changed(model.projector, shuffled):
     by_order["tokens out of order"] = scores(model, signs)
+score_table(by_order, guessing=chance("glyphs"))
+
+# %% tags=["claim"]
 assert by_order["in order"]["read"] > 0.9 and by_order["tokens out of order"]["read"] < 0.4
 assert by_order["in order"]["exists"] - by_order["tokens out of order"]["exists"] < 0.1
-score_table(by_order, guessing=chance("glyphs"))
 
 # %% [markdown]
 # To read a sign is to name its characters one after the other, and most of that is lost, while the question whether a
@@ -794,8 +754,10 @@ broken = {
     "behind the question": scores(model, samples, behind),
 }
 right, late = (mean(by_kind) for by_kind in broken.values())
-assert late < mean(chance("shapes"))
 print(f"{right:.0%} of the answers are right, and with the picture behind the question {late:.0%}")
+
+# %% tags=["claim"]
+assert late < mean(chance("shapes"))
 
 # %% [markdown]
 # This is worse than guessing, because the model does not even keep to the kind of answer. The question's words are
@@ -810,15 +772,11 @@ print(f"{right:.0%} of the answers are right, and with the picture behind the qu
 # Put a picture in front of such a row, and the padding lies in the middle:
 
 # %%
-lines_figure(
-    [
-        ("a long question", [*image_pieces(0, 4), *spoken("user Where is the red star ?")]),
-        (
-            "a short one, in the same batch",
-            [*image_pieces(1, 4), *[Piece("", "padding")] * 3, *spoken("user What is it ?")],
-        ),
-    ]
-)
+rows = {
+    "a long question": "a0 a1 a2 a3 user Where is the red star ?",
+    "a short one, in the same batch": "b0 b1 b2 b3 - - - user What is it ?",
+}
+lines_figure([(name, pieces(row)) for name, row in rows.items()])
 
 # %% [markdown]
 # The first release of nanoVLM did this. Its
@@ -830,7 +788,8 @@ lines_figure(
 # therefore depended on the longest question of the batch. A user [reported
 # it](https://github.com/huggingface/nanoVLM/issues/29), and placeholders, which the authors chose as the remedy, close
 # the gap.
-#
+
+# %% [markdown]
 # The package counts positions over real tokens only. The next cell compares the two, with 3 and with 40 tokens of
 # padding behind the picture, by the largest change of a logit of the answer's first token.
 
@@ -863,9 +822,7 @@ for padding in (3, 40):
         for rule in (layout, counting_padding)
     )
     assert ours < 1e-3 < theirs
-    print(
-        f"{padding:2} of padding: {ours:.0e} if positions count real tokens, {theirs:.2f} if they count all"
-    )
+    print(f"{padding:2} of padding: {ours:.0e} counting real tokens, {theirs:.2f} counting all")
 
 # %% [markdown]
 # Most answers would survive such a change. But what the model says to *your* question now depends on how long the
@@ -883,8 +840,10 @@ for padding in (3, 40):
 turn, _ = torch.linalg.qr(torch.randn(128, 128, generator=torch.Generator().manual_seed(0)))
 with changed(model.projector, lambda image_tokens: image_tokens @ turn):
     broken["rotated"] = scores(model, samples)
-assert mean(broken["rotated"]) < 0.5
 print(f"{mean(broken['rotated']):.0%} of the answers are right with rotated image tokens")
+
+# %% tags=["claim"]
+assert mean(broken["rotated"]) < 0.5
 
 # %% [markdown]
 # For the same reason nanoVLM starts with image tokens that its decoder cannot interpret. Encoder and decoder come
@@ -909,8 +868,10 @@ careless = VisionLanguageModel(model.config).eval()
 careless.load_state_dict(renamed, strict=False)  # returns what did not fit, which nobody reads
 careless.tokenizer, careless.image_processor = model.tokenizer, model.image_processor
 broken["strict=False"] = scores(careless, samples)
-assert mean(broken["strict=False"]) < 0.5
 score_table(broken, guessing=chance("shapes"))
+
+# %% tags=["claim"]
+assert mean(broken["strict=False"]) < 0.5
 
 # %% [markdown]
 # This model writes well-formed answers and does not see. Where it is right, it is so by luck, because few answers are
@@ -974,9 +935,7 @@ for origin in ("yours", "reference"):
 # package's model, number by number.
 
 # %%
-said = mine.generate(image=image, prompt=question)
-assert said == "top left"
-print(question, "-", said)
+print(question, "-", mine.generate(image=image, prompt=question))
 with torch.inference_mode():
     expected = model(input_ids, pixels).logits
     torch.testing.assert_close(mine(input_ids, pixels).logits, expected, rtol=1e-4, atol=1e-4)
@@ -995,8 +954,10 @@ def wrong_reshape(x: Tensor, factor: int) -> Tensor:
 
 wrong = yours(replace={"pixel_shuffle.shuffle": wrong_reshape})
 both = {"your parts": scores(mine, samples), "wrong reshape": scores(wrong, samples)}
-assert mean(both["your parts"]) - mean(both["wrong reshape"]) > 0.3
 score_table(both, guessing=chance("shapes"))
+
+# %% tags=["claim"]
+assert mean(both["your parts"]) - mean(both["wrong reshape"]) > 0.3
 
 # %% [markdown]
 # One line of one function makes this difference. *Colour* is hurt least, because a colour is the same in a group and in
@@ -1012,7 +973,8 @@ score_table(both, guessing=chance("shapes"))
 # - Most small VLMs stay causal over the picture; a prefix mask lets its tokens attend to each other.
 # - Only answers are learnt, and the head runs only where there is a target.
 # - A VLM that does not see still answers. Load strictly, ablate, and compare logits.
-#
+
+# %% [markdown]
 # In the package, `merge_image_tokens` and `VisionLanguageModel` are in `nanovlm/models/vision_language_model.py`, and
 # the builder of this notebook compares the cells above with that file.
 
@@ -1048,7 +1010,8 @@ print(f"{sum(s == t for s, t in zip(said, truth, strict=True))} of {len(pairs)} 
 # You now have all that it takes to examine a VLM that somebody hands you. Take twenty pictures of your own (drawn,
 # photographed, or from the Thimble with `thimble_sample("charts", …)`), ask the pocket model or a larger one three
 # questions about each, and write one page that a colleague can check. Give yourself up to two points for each line:
-#
+
+# %% [markdown]
 # | | two points for |
 # |---|---|
 # | baseline | the score beside what guessing and a grey picture reach, with intervals (chapter 00) |
@@ -1056,7 +1019,8 @@ print(f"{sum(s == t for s, t in zip(said, truth, strict=True))} of {len(pairs)} 
 # | failure | five wrong answers shown with their pictures, and a guess at the cause that an ablation supports |
 # | batch | the same logits alone and in a batch, or the fault that makes them differ |
 # | honesty | what your twenty pictures cannot show |
-#
+
+# %% [markdown]
 # Eight points or more make a report that you can send to the authors of a model.
 
 # %% [markdown] tags=["stamped"]

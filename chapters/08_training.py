@@ -36,9 +36,7 @@ except ImportError:
 
 # %%
 import copy
-import json
 import math
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,28 +47,22 @@ from torch import Tensor, nn
 from nanovlm.assets import asset_path
 from nanovlm.bench.training_runs import all_small, small_recipe, small_vlm
 from nanovlm.course import budget, lever, quiz, use, yours
-from nanovlm.course.runs import stored_runs
+from nanovlm.course.runs import pocket_logs, stored_runs
 
 # %%
 from nanovlm.data.loading import get_dataloaders
 from nanovlm.training.probe import mean
 from nanovlm.viz.start_here import sample_card
-from nanovlm.viz.training import (
-    curves_figure,
-    gallery_figure,
-    intervals_figure,
-    rates_figure,
-    smooth,
-)
+from nanovlm.viz.training import curves_figure, gallery_figure, intervals_figure, smooth
 from nanovlm.weights.from_preset import from_scratch
 
 # %% [markdown]
 # ## A loss that falls does not show that the model sees
 #
 # Here is the loss of a training run: a small vision-language model with random weights, which learns to answer questions
-# about coloured shapes. It trained for 300 steps of 32 conversations, and the command that made the curve is
-# `python -m nanovlm.bench.training_runs`. Training loss and validation loss, which is measured on pictures that are
-# never trained on, fall together.
+# about coloured shapes in 300 steps of 32 conversations. (`python -m nanovlm.bench.training_runs` makes all stored curves
+# of this chapter.) The training loss and the validation loss, which is measured on pictures that are never trained on,
+# fall together.
 
 # %%
 gallery = stored_runs("08_gallery")
@@ -78,7 +70,7 @@ some_run = gallery["pictures_shuffled"]
 seconds = some_run["evaluations"][-1]["seconds"]
 print(f"{some_run['parameters']:,} parameters; {some_run['machine']}; {seconds:.0f} s")
 curves_figure(
-    "A run",
+    "The loss of one run",
     {
         "training": list(enumerate(smooth(some_run["loss"]), start=1)),
         "validation": [(e["step"], e["val_loss"]) for e in some_run["evaluations"]],
@@ -91,13 +83,14 @@ quiz("ch08.does_it_see")
 
 # %% [markdown]
 # There is one way to find out: ask the same questions about other pictures. If the answers are as often right as before,
-# then the model has read them off the question. This score is called the **blind baseline**, and this chapter shows it
-# beside every accuracy. Here it is for the run above, and for another one whose loss you have not seen.
+# then the model has read them off the question. This is a **blind baseline** as well: in chapter 07 we counted answers,
+# and here the model itself has to answer without its picture. Here it is for the run above, and for another one whose
+# loss you have not seen.
 
 
 # %%
 def right_and_blind(run: dict) -> dict[str, list[tuple[float, float]]]:
-    """The two curves of a stored run, as means over the kinds of questions."""
+    """The two curves of a stored run, each a mean over the kinds of question."""
     names, evaluations = ("accuracy", "blind"), run["evaluations"]
     return {name: [(e["step"], mean(e[name])) for e in evaluations] for name in names}
 
@@ -111,10 +104,10 @@ both = {
 curves_figure("Right answers", both, y_label="share", y_range=(0, 0.7))
 
 # %% [markdown]
-# In the run above every conversation had its neighbour's picture. The model learnt how questions are answered, which
-# words end a sentence and how often each answer is right, and all of that lowered the loss. In the other run, in which
-# the pictures are the right ones, the accuracy leaves the blind curve. Its loss is lower as well, but who would have
-# known that 0.4 is too high?
+# In the run above every conversation had its neighbour's picture. The model learnt how questions are answered, where an
+# answer ends and how often each answer is right, and all of that lowered the loss. In the other run, in which the
+# pictures are the right ones, the accuracy leaves the blind curve. Its loss ends lower as well, but no loss tells by
+# itself that it is too high.
 
 # %%
 for name, run in (("neighbour's pictures", some_run), ("right pictures", healthy)):
@@ -125,20 +118,19 @@ for name, run in (("neighbour's pictures", some_run), ("right pictures", healthy
 
 # %% [markdown]
 # Look at the kinds of the second run. What can be read off the objects one by one (colour, shape, count) is well above
-# guessing after 300 steps. What needs two steps, such as finding an object and then saying *where* it is, has not begun.
-# Longer runs learn it later, always in this order. With 240 questions, 40 of a kind, a mean is known to about 6 points
-# and a single kind to about 15, so do not read more than that into these numbers.
+# guessing after 300 steps. What needs two steps, such as finding an object and then saying *where* it is, has not begun;
+# longer runs learn it later. With 240 questions, 40 of a kind, a mean is known to about 6 points and a single kind to
+# about 15.
 
 # %% [markdown]
 # ### The loss of each kind tells what the mean hides
 #
 # Split the validation loss by kind of question, and ask each question twice, with its own picture and with another one.
 # A guesser who knows that two answers are equally frequent has a loss of $\ln 2 = 0.69$, and with four answers
-# $\ln 4 = 1.39$. The recipe above was run once more for this (`python -m nanovlm.bench.training_runs --only healthy`).
-# Which kinds stop at a guesser's loss?
+# $\ln 4 = 1.39$. Here is the second run, made once more with these losses. Which kinds stop at a guesser's loss?
 
 # %%
-from nanovlm.viz.training import panels_figure
+from nanovlm.viz.training import panels_figure, rates_figure
 
 by_kind = stored_runs("08_kinds")["healthy"]["evaluations"][2:]  # from step 50 on
 panels_figure(
@@ -153,17 +145,17 @@ panels_figure(
 )
 
 # %% [markdown]
-# *Exists* and *compare* stand at 0.69 and *where* at 1.39 with either picture, so these kinds are guessed as well as
+# *Exists* and *compare* stay at 0.69 and *where* at 1.39 with either picture, so these kinds are guessed as well as
 # can be. Colour, shape and count leave the blind curve after about 50 steps, and then their blind loss *rises*, because
-# a model that trusts its picture is wrong with confidence about another one. The distance between the curves is what a
-# kind owes to the picture. Keep such curves for every source of a mixture: a mean falls although one of them has
+# a model that trusts its picture is wrong with confidence about another one. The distance between the two curves is what
+# the model gains from looking. Keep such curves for every source of a mixture: a mean can fall although one part has
 # stopped.
 
 # %% [markdown]
 # ## The loop has six lines, and each of them can be missing
 #
-# This is the same model, and a loop that trains it. It is all that a training run needs on one good day. The rest of
-# this chapter is about the other days.
+# This is a model of the same size, and a loop that trains it. It is all that a run needs as long as nothing goes wrong.
+# (`small_vlm` and `small_recipe` are the sizes and the settings of the stored runs.)
 
 # %%
 from nanovlm.models.vision_language_model import VisionLanguageModel
@@ -178,7 +170,7 @@ def loaders_for(model: VisionLanguageModel, **changes):
 # %%
 torch.manual_seed(0)
 model = from_scratch(small_vlm()).train()
-train_loader, val_loader = loaders_for(model)
+train_loader, _ = loaders_for(model)
 optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
 batches, losses = iter(train_loader), []
 
@@ -220,11 +212,12 @@ eight = next(iter(loaders_for(fresh, batch_size=8)[0]))
 inputs = {name: eight[name] for name in ("input_ids", "images", "targets")}
 with torch.no_grad():
     first = fresh(**inputs)
-print(f"ln 444 = {math.log(444):.2f}, and the first loss is {first.loss:.2f}")
+vocab_size = fresh.config.language.vocab_size
+print(f"ln {vocab_size} = {math.log(vocab_size):.2f}, and the first loss is {first.loss:.2f}")
 
 # %% [markdown]
-# Three times as high as it should be for a model that knows nothing. So this one knows something, and it is wrong. When
-# a first loss surprises you, look at what the model says:
+# That is three times the loss of a model that knows nothing, so this one must be sure of something that is wrong. When a
+# first loss surprises you, look at what the model says:
 
 # %%
 supervised = inputs["targets"] != -100
@@ -235,8 +228,9 @@ print(f"{repeated:.0%} of its guesses are the token that it has just read")
 # %% [markdown]
 # The head is tied to the token embedding (chapter 04), the blocks add almost nothing at first, and our embeddings start
 # with a standard deviation of 0.3, which is large. So each token's vector arrives at the head as it was, and its product
-# with itself is the largest of all: the model repeats its input. The recipe does this on purpose (see below), and the
-# first twenty steps undo it. With a standard deviation of 0.02 everywhere, as in GPT-2, the prediction holds:
+# with itself is the largest of all: the model repeats its input. Our models start like this on purpose (see below), and
+# the first twenty steps undo it. With a standard deviation of 0.02 everywhere, as in GPT-2, the prediction holds
+# (`all_small` sets the weights so):
 
 # %%
 small_weights = copy.deepcopy(fresh)
@@ -264,8 +258,8 @@ fresh.zero_grad()
 #
 # ### 3. It can learn one batch by heart
 #
-# Train on the same eight conversations again and again. A model that cannot learn eight by heart will not learn a
-# million, and a few seconds tell. But what does it prove?
+# Train on the same eight conversations again and again, which takes a few seconds. A model that cannot learn eight by
+# heart will not learn a million. But what does it prove if it can?
 
 # %%
 quiz("ch08.memorise")
@@ -274,14 +268,13 @@ quiz("ch08.memorise")
 # %%
 def memorise(images: Tensor, num_steps: int) -> list[float]:
     """The losses of a copy of the fresh model that trains on one batch of eight."""
-    torch.manual_seed(0)
     twin = copy.deepcopy(fresh)
     optimizer, losses = torch.optim.AdamW(twin.parameters(), lr=1e-2), []
     for _ in range(num_steps):
         loss = twin(inputs["input_ids"], images, targets=inputs["targets"]).loss
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(twin.parameters(), 1.0)  # bounds the step; more of that below
         optimizer.step()
         losses.append(loss.item())
     return losses
@@ -301,18 +294,18 @@ curves_figure(
 )
 
 # %% [markdown]
-# All three go down together. So the test finds weights that do not move and losses that are not connected, and it finds
-# nothing that is wrong with pictures, because eight conversations can be told apart by their texts. It becomes sharp
-# with one change: the *same* question in every row, with different pictures and answers. That is
-# [exercise 8.5](../exercises/08_training.ipynb), in which your test is tried on models that we have broken.
+# All three go down together. So the test finds weights that do not move and losses that are not connected, and it misses
+# whatever is wrong with pictures, because eight conversations can be told apart by their texts. One change makes it
+# sharp: the *same* question in every row, with different pictures and answers. You write that test in
+# [exercise 8.5](../exercises/08_training.ipynb), and it is tried on models that we have broken.
 
 # %% [markdown]
 # ## Initialisation decides when it starts to see
 #
-# A patch has to say *what* it shows and *where* it is, and both are added up in one vector (chapter 01). With a
-# position of 0.02 beside a patch that is ten times as large, the place is nearly lost. So the recipe starts positions
-# at 0.5, embeddings at 0.3, and the last matrix of each block at 0.002, so that every block begins as almost nothing.
-# Predict: which of these changes will you see in a run of 300 steps?
+# A patch has to say *what* it shows and *where* it is, and both are added up in one vector (chapter 01). Where positions
+# have a standard deviation of 0.02, beside patch embeddings that are ten times as large, the place is nearly lost. So
+# the recipe starts positions at 0.5, token embeddings at 0.3, and the last matrix of each block at 0.002, so that every
+# block begins by adding almost nothing. Predict: what will a run of 300 steps with positions at 0.02 lose?
 
 # %%
 initialised = {"recipe": gallery["healthy"], "positions at 0.02": gallery["positions_quiet"]}
@@ -324,28 +317,29 @@ curves_figure(
 )
 
 # %% [markdown]
-# The quiet positions do no harm here, and there is a reason. This small model has a pixel shuffle of 4, which puts each
-# of the four cells of the picture into an image token of its own: *where* is the number of the token.
+# The small positions do no harm here, and there is a reason. This small model has a pixel shuffle of 4, which puts each
+# of the four cells of the picture into an image token of its own, so the number of the token says *where*.
 
 # %% [markdown]
 # The pocket preset shuffles by 2, a cell is spread over four tokens, and there the difference was large: with positions
-# at 0.02 the questions about *where* stood at 35 % after 700 steps, and with 0.5 the model reached 96 % of all
-# questions after 600. With all weights at 0.02 it had 69 % by then (`LOG.md`). An ablation holds for the model in which
-# it was made.
+# at 0.02 the questions about *where* were at 35 % after 700 steps, and with 0.5 the model reached 96 % of all
+# questions after 600. With all weights at 0.02 it had 69 % by then (`LOG.md`). What a change is worth holds for the model
+# in which it was measured.
 
 # %% [markdown]
 # ## The projector and the backbones need different rates
 #
-# Often the encoder and the decoder come trained and the projector between them is new. The new part has everything to
-# learn, the old parts have everything to lose. So optimizers take **parameter groups**, each with its own learning
-# rate. nanoVLM trains the projector at 0.00512 and both backbones at 0.00005, a hundredth of it ([config.py at
+# Often the encoder and the decoder (the **backbones**) come trained and the projector between them is new. The new part
+# has everything to learn, the old parts have everything to lose. So optimizers take **parameter groups**, each with its
+# own learning rate. nanoVLM trains the projector at 0.00512 and both backbones at 0.00005, a hundredth of it ([config.py at
 # 4e0c096](https://github.com/huggingface/nanoVLM/blob/4e0c0961846135c2217f95e54cb4c2d66eb55e42/models/config.py)). A
 # rate of 0 freezes a part, and LLaVA trains the projector alone in a first stage ([Liu et al.
 # 2023](https://arxiv.org/abs/2304.08485)).
 
 # %% [markdown]
-# Our model starts from random weights everywhere. Which pair of rates is best here? Guess before you look: 40 steps of
-# AdamW for each pair, and the validation loss at the end.
+# You sort parameters into such groups in [exercise 8.4](../exercises/08_training.ipynb). Our model starts from random
+# weights everywhere. Which pair of rates is best here? Guess before you look: 40 steps of AdamW for each pair, and the
+# validation loss at the end.
 
 # %%
 rates = stored_runs("08_rates")
@@ -357,13 +351,10 @@ table = {
 rates_figure("Validation loss after 40 steps", "projector", "backbones", table)
 
 # %% [markdown]
-# Reading across a row changes the loss, and reading down a column hardly does: with random backbones it is *their* rate
-# that counts, since nearly all of the weights are there. With pretrained backbones it is the other way round. And
-# beware: so short a sweep prefers high rates, because a start that is fast need not end well (AdamW at 0.006 was
-# *slower* than at 0.002 in the pocket preset, says `LOG.md`). A rate is good for one model, batch size and length only.
-
-# %% [markdown]
-# Sorting parameters into groups is [exercise 8.4](../exercises/08_training.ipynb).
+# The loss changes along a row and hardly along a column: with random backbones it is *their* rate that counts, since
+# nearly all of the weights are there. With pretrained backbones it is the other way round. And beware: so short a sweep
+# prefers high rates, although a fast start need not end well (AdamW at 0.006 was *slower* than at 0.002 in the pocket
+# preset, says `LOG.md`). A rate is good for one model, batch size and length only.
 
 # %% [markdown]
 # ### One short run can try all rates
@@ -375,18 +366,19 @@ rates_figure("Validation loss after 40 steps", "projector", "backbones", table)
 
 
 # %%
-def range_test(num_steps: int, first: float = 1e-5, last: float = 1.0) -> list[tuple[float, float]]:
-    """(logarithm of the rate, loss): the rate grows by the same factor at every step."""
+def range_test(num_steps: int) -> list[tuple[float, float]]:
+    """(logarithm of the rate, loss), for rates from 0.00001 to 1."""
     torch.manual_seed(0)
     model, found = from_scratch(small_vlm()).train(), []
     optimizer = torch.optim.AdamW(model.parameters())
     for step, batch in zip(range(num_steps), loaders_for(model, batch_size=16)[0], strict=False):
-        rate = optimizer.param_groups[0]["lr"] = first * (last / first) ** (step / (num_steps - 1))
+        exponent = -5 + 5 * step / (num_steps - 1)
+        optimizer.param_groups[0]["lr"] = 10**exponent
         loss = model(batch["input_ids"], batch["images"], targets=batch["targets"]).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        found.append((math.log10(rate), loss.item()))
+        found.append((exponent, loss.item()))
     return found
 
 
@@ -394,30 +386,24 @@ def range_test(num_steps: int, first: float = 1e-5, last: float = 1.0) -> list[t
 tried = range_test(budget().pick(ci=40, laptop=100))
 lowest = min(tried, key=lambda point: point[1])
 print(f"lowest loss, {lowest[1]:.2f}, at a rate of {10 ** lowest[0]:.1g}")
-print(f"at the highest rate the loss is {tried[-1][1]:.1f}")
 curves_figure("LR-range test", {"AdamW": tried}, x_label="log10 of the learning rate", log=True)
 
 # %% [markdown]
-# With the 40 steps of the `ci` budget the fall is steepest between -2.8 and -2.3, that is between about 0.0015 and
-# 0.005, and the recipe's 0.002 lies there. From 0.03 on the curve is flat. Nothing explodes, although a rate of 1 is
-# absurd, because AdamW divides the gradient by its size and the blocks normalise their inputs. So the lowest point is
-# noise in the flat part: read the slope and not the minimum. And one step at each rate tells what it does at the
-# beginning only.
+# The fall is steepest between about 0.0015 and 0.005, and the recipe's 0.002 lies there. From 0.03 on the curve is flat.
+# Nothing explodes, although a rate of 1 is absurd, because AdamW divides the gradient by its size and the blocks
+# normalise their inputs. So the lowest point is noise in the flat part: read the slope and not the minimum.
 
 # %% [markdown]
 # ## A schedule: a straight rise, then a curve down
 #
 # At first the optimizer knows nothing of the typical size of a gradient, and a full step could throw the weights far
 # away. So the rate rises over a few steps: the **warm-up**. At the end the steps must become short, because a long step
-# jumps over the bottom of a valley again and again. Half a **cosine** leads from one to the other.
+# jumps over the bottom of a valley again and again. Half a **cosine** leads from one to the other. (Some recipes stay
+# at the peak and fall in the last fifth only, which lets you decide late when to stop.)
 
 # %% [markdown]
-# Some recipes stay at the peak and fall in the last fifth only (warm-up, stable, decay), which lets you decide late when
-# to stop.
-
-# %% [markdown]
-# Move the levers. (The function behind the cosine is the one that [exercise 8.1](../exercises/08_training.ipynb) asks
-# for.)
+# Move the levers. The function behind the cosine is the one that [exercise 8.1](../exercises/08_training.ipynb) asks
+# for.
 
 # %%
 get_lr = use("training.get_lr")
@@ -441,13 +427,11 @@ at_first = {"warmup": 0.09, "floor": 0.1}
 lever(schedules, warmup=(0.0, 0.3, 0.03), floor=(0.0, 0.5, 0.05), start=at_first)
 
 # %% [markdown]
-# How much does the warm-up matter here? The same model and data, once with nine steps of warm-up and once without, and
-# the first forty steps:
+# How much does the warm-up matter here? These are the first forty steps of two runs, one with nine steps of warm-up and
+# one without:
 
 # %%
 warm = {"with warm-up": gallery["healthy"], "without": gallery["no_warmup"]}
-for name, run in warm.items():
-    print(f"{name:12} largest gradient norm of the first 40 steps: {max(run['norm'][:40]):.1f}")
 curves_figure(
     "The first steps",
     {name: list(enumerate(run["loss"][:40])) for name, run in warm.items()},
@@ -482,62 +466,55 @@ for _ in range(3):
 # Both move by the learning rate. So the learning rate of Adam is a *distance per step*, which is why the same numbers,
 # 0.0001 to 0.01, serve for very different models.
 #
-# **Decay** pulls every weight a little towards 0. In the first Adam it went through the gradient, and was divided by its
-# size with it, so that weights with large gradients were hardly decayed. The W in AdamW means that it is taken off the
-# weight itself ([Loshchilov and Hutter 2017](https://arxiv.org/abs/1711.05101)):
+# **Weight decay** pulls every weight a little towards 0. In the first Adam it was added to the gradient (as an *L2*
+# penalty) and divided by the gradient's size with it, so that weights with large gradients were hardly decayed. The W in
+# AdamW means that it is taken off the weight itself ([Loshchilov and Hutter 2017](https://arxiv.org/abs/1711.05101)):
 
 # %%
 for name, kind in (("Adam with L2", torch.optim.Adam), ("AdamW", torch.optim.AdamW)):
     weights = nn.Parameter(torch.ones(2))
     optimizer = kind([weights], lr=0.01, weight_decay=0.5)
-    for _ in range(50):
-        weights.grad = torch.tensor([10.0, 0.1]) * (-1) ** _  # gradients that push to and fro
+    for step in range(50):
+        weights.grad = torch.tensor([10.0, 0.1]) * (-1) ** step  # gradients that push to and fro
         optimizer.step()
     print(f"{name:13} weights of 1 after 50 steps: {[round(w, 2) for w in weights.tolist()]}")
 
 # %% [markdown]
 # With AdamW both weights shrink alike, with L2 the one whose gradients are large hardly does. Norms, biases and
-# embeddings are usually not decayed at all. The five lines of AdamW are [exercise 8.3](../exercises/08_training.ipynb),
-# and they explain why the optimizer needs twice the memory of the weights.
+# embeddings are usually not decayed at all. You write the five lines of AdamW in
+# [exercise 8.3](../exercises/08_training.ipynb), and they explain why the optimizer needs twice the memory of the weights.
 
 # %% [markdown]
 # ### Muon turns a matrix in all directions alike
 #
 # The pocket preset uses **Muon** for the matrices inside the blocks ([Jordan et al.
-# 2024](https://kellerjordan.github.io/posts/muon/)). The gradient of a matrix is usually dominated by a few directions:
-# its largest singular values. Muon replaces the update by the nearest matrix whose singular values are all about 1, so
-# that rare directions are learnt as fast as common ones. (Directions in which this one batch of eight has no gradient
-# at all stay at 0.)
+# 2024](https://kellerjordan.github.io/posts/muon/)). The gradient of a matrix is usually dominated by a few directions,
+# those of its largest singular values. Muon replaces the update by the nearest matrix whose singular values are all
+# about 1, so that rare directions are learnt as fast as common ones. Here are the singular values of one gradient, before
+# and after. (Directions in which a batch of eight has no gradient at all stay at 0.)
 
 # %%
 from nanovlm.training.optimizer import orthogonalise
 
 fresh(**inputs).loss.backward()
 gradient = fresh.decoder.blocks[1].mlp.up_proj.weight.grad
-before = torch.linalg.svdvals(gradient)
-after = torch.linalg.svdvals(orthogonalise(gradient[None])[0])
+updates = {"gradient": gradient, "Muon": orthogonalise(gradient[None])[0]}
+values = {name: torch.linalg.svdvals(update) for name, update in updates.items()}
 fresh.zero_grad()
 
 # %%
-updates = {"gradient": before, "Muon": after}
 curves_figure(
     "Singular values of one update",
-    {name: list(enumerate((s / s[0]).tolist(), start=1)) for name, s in updates.items()},
+    {name: list(enumerate((s / s[0]).tolist(), start=1)) for name, s in values.items()},
     x_label="singular value number",
     y_label="size beside the largest",
     y_range=(0, 1.05),
 )
 
-# %%
-for name, values in updates.items():
-    loud = int((values > values[0] / 2).sum())
-    print(f"{name:9} {loud:2} of {len(values)} singular values are above half of the largest")
-
 # %% [markdown]
-# One thing changes with it: the length of Muon's step does not depend on the gradient. A matrix that has grown is
-# turned less and less by steps of one length, and without enough weight decay it goes on growing. `LOG.md` tells how
-# the pocket model stood still for that reason, at 97.7 %, until its decay was raised from 0.01 to 0.1. The presets that
-# begin with pretrained backbones use AdamW.
+# So the length of Muon's step does not depend on the gradient. A matrix that has grown is turned less and less by steps
+# of one length, and without enough weight decay it goes on growing. `LOG.md` tells how the pocket model stood still for
+# that reason, at 97.7 %, until its decay was raised from 0.01 to 0.1.
 #
 # ## Small updates vanish in bfloat16
 
@@ -555,17 +532,14 @@ print(f"the float32 sum, rounded to bfloat16 once: {master.bfloat16().item()}")
 # %% [markdown]
 # So the model may compute in bfloat16, and the optimizer works on float32 copies, the **master weights**, which are
 # rounded into the model after every step. float16 has more precision but ends at 65,504 and, at the other end, loses
-# gradients below about 0.00000006, so there the loss is scaled up before `backward()` and the gradients down after it
-# (a *gradient scaler*). What would be chosen here?
+# gradients below about 0.00000006, so there a **gradient scaler** multiplies the loss before `backward()` and divides the
+# gradients after it (chapter 11 shows one). Which format would be chosen on this machine?
 
 # %%
 from nanovlm.device import choose_precision, find_device
 
 precision = choose_precision("auto", find_device())
 print(f"{precision.name}: {precision.reason}")
-tiny = torch.tensor(1e-8)
-scaled = (tiny * 65536).half().float() / 65536
-print(f"a gradient of 1e-8 in float16: {tiny.half().item()}; scaled by 65,536 first: {scaled:.2e}")
 
 # %% [markdown]
 # ## Accumulation counts tokens, not batches
@@ -590,11 +564,11 @@ print(f"mean over all tokens {all_tokens:.2f}, mean of the two means {mean_of_me
 # 34191](https://github.com/huggingface/transformers/pull/34191), and its
 # [story](https://huggingface.co/blog/gradient_accumulation)). It is in nanoVLM at the time of writing: a mean over
 # tokens, divided by the number of batches ([train.py, line
-# 403](https://github.com/huggingface/nanoVLM/blob/4e0c0961846135c2217f95e54cb4c2d66eb55e42/train.py#L402-L403)). Its
-# validation loss, some seventy lines further down, is a mean of batch means as well.
+# 403](https://github.com/huggingface/nanoVLM/blob/4e0c0961846135c2217f95e54cb4c2d66eb55e42/train.py#L402-L403)).
 
 # %% [markdown]
-# Here is the bug with the small model: one batch holds a single short answer, the other one seven whole conversations.
+# Here is the bug with the small model: one batch has a single short answer, the other one seven whole conversations. We
+# compare the accumulated gradient with that of one batch that holds all eight.
 
 
 # %%
@@ -608,13 +582,9 @@ def gradient_of(parts: list[dict], weights: list[float]) -> Tensor:
     return gradient
 
 
-def share_of_rows(first: int, last: int) -> dict:
-    return {name: tensor[first:last] for name, tensor in inputs.items()}
-
-
 # %%
-parts = [share_of_rows(0, 1), share_of_rows(1, 8)]
-one_answer = supervised[:1].cumsum(dim=1) <= 2
+parts = [{name: t[rows] for name, t in inputs.items()} for rows in (slice(0, 1), slice(1, 8))]
+one_answer = supervised[:1].cumsum(dim=1) <= 2  # its first two targets: one word, and the end
 parts[0]["targets"] = parts[0]["targets"].where(one_answer, -100)
 together = {name: torch.cat([part[name] for part in parts]) for name in inputs}
 counts = [int((part["targets"] != -100).sum()) for part in parts]
@@ -625,8 +595,8 @@ for name, weights in (("mean of means", [0.5, 0.5]), ("by tokens", by_tokens)):
     print(f"{name:14} {counts} tokens: the gradient is {off:.1%} away from the large batch's")
 
 # %% [markdown]
-# No error is raised, the loss still falls, and tokens of short answers weigh far too much. A test that compares the
-# two gradients takes ten lines. Doing it right is [exercise 8.6](../exercises/08_training.ipynb).
+# No error is raised, the loss would still fall, and the tokens of the short answer weigh far too much. You write the step
+# that weighs them rightly in [exercise 8.6](../exercises/08_training.ipynb).
 
 # %% [markdown]
 # ## Clipping bounds what one batch can do
@@ -639,7 +609,7 @@ for name, weights in (("mean of means", [0.5, 0.5]), ("by tokens", by_tokens)):
 curves_figure(
     "Gradient norm before clipping",
     {
-        name: list(enumerate(smooth(gallery[key]["norm"], 5)))
+        name: list(enumerate(gallery[key]["norm"]))
         for name, key in (("recipe", "healthy"), ("rates x 15", "lr_too_high"))
     },
     y_label="norm",
@@ -648,8 +618,8 @@ curves_figure(
 )
 
 # %% [markdown]
-# A spike in this curve with a sample that can be named is worth more than any average: look at that sample. The
-# package's step raises an error that names the samples of the batch where a loss is not finite. Clipping by hand is
+# Where this curve has a spike, find the batch that made it and look at its samples: that tells more than any average.
+# (Where a loss is not even finite, the package's step raises an error that names them.) Clipping by hand is
 # [exercise 8.2](../exercises/08_training.ipynb).
 
 # %% [markdown]
@@ -684,14 +654,13 @@ short = replace(recipe, batch_size=8, max_steps=40, log_every=2, eval_every=20, 
 config = budget().pick(ci=short, laptop=replace(recipe, log_every=5, eval_every=40))
 images = budget().pick(ci=12, laptop=40)
 minutes = minutes_needed(config, pocket)
-print(f"{config.max_steps} steps of {config.batch_size} conversations: about {minutes:.0f} minutes")
+print(f"{config.max_steps} steps of {config.batch_size} conversations: about {minutes:.1f} minutes")
 print("on", processor())
 
 # %% [markdown]
 # The estimate comes from this processor: the fastest of three passes forward and backward over one batch, times the
-# number of steps, and a third more for the optimizer, the data and the evaluations. On a processor with two cores and
-# without bfloat16 arithmetic the whole run takes between ten and twenty-five minutes, on one with it about five
-# (`LOG.md`). If other programs use the machine, it takes longer.
+# number of steps, and a third more for the optimizer, the data and the evaluations. On two cores without bfloat16
+# arithmetic the whole run takes between ten and twenty-five minutes, with it about five (`LOG.md`).
 
 # %% [markdown]
 # The figure below changes while the run goes on. On the left is the loss, on the right the share of right answers by
@@ -713,15 +682,15 @@ for question in ("How many shapes are there?", "Where is the red star?"):
 
 # %% [markdown]
 # With the `ci` budget this stops after 40 small steps, where nothing is seen yet. The whole run, at the `laptop` budget
-# or by `make train`, ends above 95 %. `LOG.md` has three seeds of it: 97.8, 98.1 and 98.5 % of the test questions about
-# shapes, where blind models have 30 to 31 %. The run that made the model you have been using is shown near the end.
+# or by `make train`, ends above 95 %. `LOG.md` has three runs of it in which only the seed differs: 97.8, 98.1 and 98.5 %
+# of the test questions about shapes, where blind models have 30 to 31 %. Whoever tries a change once, and finds 98.4
+# instead of 97.9, has found a seed.
 
 # %% [markdown]
 # ### Your own loop
 #
 # The package's loop is long because it can be stopped, resumed and shared between processes. What makes the model learn
-# is in the exercises. Here they are, put together: your schedule, your groups, your step. (Where a check has not passed
-# yet, the reference stands in, and a line says so.)
+# is in the exercises: your schedule, your groups and your step, put together.
 
 # %%
 param_groups, train_step = use("training.param_groups"), use("training.train_step")
@@ -740,64 +709,42 @@ print(f"{steps} steps: the loss went from {own_losses[0]:.1f} to {own_losses[-1]
 # ## Eight runs: which is which?
 #
 # Each of these eight runs has one thing wrong with it, or at least changed, and each is stored as it was measured. The
-# causes, in another order: *a learning rate too high · labels not shifted · pictures shuffled · quiet positions · no
-# warm-up · 96 samples again and again · evaluated on the training data · resumed from the weights alone, half-way*.
+# causes, in another order: *learning rates too high · labels not shifted · pictures shuffled · positions at 0.02 · no
+# warm-up · 96 samples again and again · 96 samples, evaluated on the same 96 · resumed from the weights alone, half-way*.
 # Match them before you read on. The recipe itself comes first, and two of the eight can hardly be told from it.
 
 # %%
-ANSWERS = {
-    "A": "data_repeated",
-    "B": "lr_too_high",
-    "C": "labels_unshifted",
-    "D": "positions_quiet",
-    "E": "resumed_wrongly",
-    "F": "pictures_shuffled",
-    "G": "eval_on_train",
-    "H": "no_warmup",
-}
-eight_runs = {letter: gallery[name] for letter, name in ANSWERS.items()}
+from nanovlm.bench.training_runs import EIGHT_RUNS
+
+eight_runs = {letter: gallery[name] for letter, name in EIGHT_RUNS.items()}
 gallery_figure({"the recipe": healthy, **eight_runs})
 
 # %%
 quiz("ch08.which_shuffled")
-
-# %%
-quiz("ch08.which_train")
 
 # %% [markdown]
 # <details><summary>All eight, with the sign that gives each away</summary>
 #
 # - **A**, 96 samples again and again: the training loss falls on while the validation loss turns and rises.
 # - **B**, rates 15 times too high: the loss stays high and rough, and nothing is learnt after the first drop.
-# - **C**, labels not shifted: a loss of 0 within some dozen steps, which is too good to be true. The decoder is asked for
-#   the token that it has just read. No question is answered.
-# - **D**, quiet positions: no sign at all, for the reason given above. If you found it, you found it by elimination.
+# - **C**, labels not shifted: a loss of 0 from the first step is too good to be true. The decoder is asked for the token
+#   that it has just read, which is what it says before any training, and answers no question.
+# - **D**, positions at 0.02: no sign at all, for the reason given under *initialisation*.
 # - **E**, resumed from the weights alone: the right answers rise late, because the rate is high once more after step 150.
-#   Without the gradient norms (see the next section but one) you cannot be sure.
+#   Only the gradient norms, which the section on resuming shows, make it certain.
 # - **F**, pictures shuffled: both losses are good, and accuracy and blind are one curve.
-# - **G**, evaluated on training data: as A, but the validation loss follows the training loss.
-# - **H**, no warm-up: as good as a healthy run. Not every change does harm, and it is worth knowing which.
+# - **G**, evaluated on the same 96: as A, but the validation loss follows the training loss.
+# - **H**, no warm-up: as good as a healthy run, because not every change does harm.
 #
 # </details>
-
-# %%
-for letter, run in eight_runs.items():
-    last = run["evaluations"][-1]
-    right, blind = mean(last["accuracy"]), mean(last["blind"])
-    losses = f"training {run['loss'][-1]:6.3f}  validation {last['val_loss']:6.3f}"
-    print(f"{letter}  {run['about']}\n   {losses}  right {right:4.0%}  blind {blind:4.0%}")
 
 # %% [markdown]
 # ## The validation loss chooses the checkpoint, the accuracy tells what it is worth
 #
 # Which of the many states of a run should be kept? The package keeps the one with the lowest validation loss, because
-# the loss uses every token and moves smoothly, while an accuracy on 240 questions jumps by chance. But neither of the
-# two may be measured on the *test* pictures: whoever picks the best of 40 checkpoints by their test score reports luck
-# as well as skill (chapter 10 shows how much).
-
-# %% [markdown]
-# One run is not enough, either. `LOG.md` has `make train` three times, with nothing changed but the seed: 97.8, 98.1 and
-# 98.5 % of the test questions. Whoever tries a change once, and finds 98.4 instead of 97.9, has found a seed.
+# the loss uses every token and moves smoothly, while an accuracy on 240 questions jumps by chance. Neither of the two may
+# be measured on the *test* pictures: whoever picks the best of 40 checkpoints by their test score reports luck as well
+# as skill (chapter 10 shows how much).
 
 # %% [markdown]
 # ## A resume that restores the weights alone is another run
@@ -806,14 +753,15 @@ for letter, run in eight_runs.items():
 quiz("ch08.resume")
 
 # %% [markdown]
-# Machines are taken back and laptops are closed, so a run saves a **checkpoint** every hundred steps. What belongs in
-# it? Let us crash a run on purpose and look. The watcher raises an error in step 5 of 6, when the last checkpoint is of
-# step 4. Then the same command goes on with `resume=True`, and a third run is never interrupted.
+# Machines are taken back and laptops are closed, so a run saves a **checkpoint** now and then. What belongs in it? Let us
+# crash a run on purpose and look. The package's loop calls `watch` after every step, and ours raises an error in step 5
+# of 6, when the last checkpoint is of step 4. Then the same run goes on with `resume=True`, and another one is never
+# interrupted.
 
 # %%
 import tempfile
 
-from nanovlm.course.watching import quiet
+from nanovlm.course.watching import numbers_in, quiet
 from nanovlm.training.checkpoint import checkpoints, load_checkpoint
 from nanovlm.training.loop import train
 
@@ -844,27 +792,17 @@ except RuntimeError as error:
     print(f"step 5: {error}")
 print("there are", [path.name for path in checkpoints(folder / "stopped/checkpoints")])
 resumed, whole = short_run("stopped", resume=True), short_run("whole")
-pairs = zip(resumed.parameters(), whole.parameters(), strict=True)
-equal = all(torch.equal(a, b) for a, b in pairs)
-assert equal
-print("equal to the last bit:", equal)
+pairs = list(zip(resumed.parameters(), whole.parameters(), strict=True))
+print("equal to the last bit:", all(torch.equal(a, b) for a, b in pairs))
+
+# %% tags=["claim"]
+assert all(torch.equal(a, b) for a, b in pairs)
 
 # %% [markdown]
 # What was in the file?
 
 # %%
 saved = load_checkpoint(checkpoints(folder / "whole/checkpoints")[-1])
-
-
-def numbers_in(value) -> int:
-    """How many numbers the tensors inside of nested dicts and lists hold."""
-    if isinstance(value, Tensor):
-        return value.numel()
-    if isinstance(value, dict):
-        value = list(value.values())
-    return sum(map(numbers_in, value)) if isinstance(value, (list, tuple)) else 0
-
-
 for name, value in saved.items():
     count = numbers_in(value)
     print(f"{name:14} {f'{count:,} numbers' if count else str(value)[:60]}")
@@ -884,18 +822,17 @@ for name, run in (("recipe", healthy), ("run E", wrong)):
     print(f"{'':7} right after 300 steps: {right:.0%}")
 
 # %% [markdown]
-# A bump in the gradient norm. And the wrong run ends *better*: its schedule began anew, so that its
-# rate stayed high in the second half, where the recipe was already coming down. It tells us that 300 steps of this
-# recipe come down too early. It does not tell us that the resume was right: nobody could make this run again, and a
-# score that depends on when a laptop was closed is no result. [Exercise 8.7](../exercises/08_training.ipynb) has such a
-# resume for you to mend.
+# The only sign is a bump in the gradient norm. And the wrong run ends *better*, because its schedule began anew, so that
+# its rate stayed high in the second half, where the recipe's was already coming down. That does not make the resume
+# right: a score that depends on when a laptop was closed cannot be reached again on purpose.
+# [Exercise 8.7](../exercises/08_training.ipynb) has such a resume for you to mend.
 
 # %% [markdown]
 # ## An ablation is a difference with an interval
 #
-# To find out what a part is worth, take it away, change nothing else, and train again. Then there are two questions, and
-# they have two intervals. The first: how well is the score of *this run* known? That depends on the number of questions.
-# Here are changes of the small model beside its recipe, one run each, 240 questions each:
+# To find out what a part is worth, take it away, change nothing else, and train again: that is an **ablation**. Then there
+# are two questions, and they have two intervals. The first: how well is the score of *this run* known? That depends on
+# the number of questions. Here are changes of the small model beside its recipe, one run each, 240 questions each:
 
 
 # %%
@@ -907,26 +844,27 @@ def by_questions(run: dict, base: dict) -> tuple[float, float, float]:
 
 
 changes = ("pictures_shuffled", "lr_too_high", "no_warmup", "no_positions", "positions_quiet")
+labels = ("pictures shuffled", "rates x 15", "no warm-up", "no positions", "positions at 0.02")
+named = dict(zip(labels, changes, strict=True))
 
 # %%
 intervals_figure(
     "Changed in one run, beside the recipe",
-    {name.replace("_", " "): by_questions(gallery[name], healthy) for name in changes},
+    {label: by_questions(gallery[name], healthy) for label, name in named.items()},
     "change in right answers",
 )
 
 # %% [markdown]
-# A grey interval reaches across 0: the effect of the change is not known. That is *not* the same as "it has no effect".
+# A grey interval reaches across 0: the effect of the change is not known, which is *not* the same as "it has no effect".
 # A blue one says that these two *runs* differ. Would they with other seeds?
 #
 # That is the second question, and it needs several seeds of both recipes, compared **seed by seed**, because what both
-# runs of a seed share drops out of their difference. With three seeds Student's factor is 4.3, where 1.96 would be right
-# for many. [Exercise 8.8](../exercises/08_training.ipynb) computes such an interval.
+# runs of a seed share drops out of their difference. For three seeds the interval is 4.3 standard errors to each side,
+# and not 1.96 as for many. You compute it in [exercise 8.8](../exercises/08_training.ipynb).
 
 # %% [markdown]
-# Here are three seeds of the recipe and of a model whose patches have no positions, made by `python -m
-# nanovlm.bench.training_runs --seeds 0 1 2 --only healthy no_positions`. Look at one pair at a time, and decide for each
-# what you would have published with this seed alone.
+# Here are three seeds of the recipe and of a model whose patches have no positions. Look at one pair at a time, and decide
+# for each what you would have published with this seed alone.
 
 # %%
 paired_difference = use("training.paired_difference")
@@ -947,120 +885,8 @@ print(f"the recipe alone moves by {spread:.1%} from seed to seed")
 # %% [markdown]
 # The pairs do not agree on the sign, and the recipe alone moves by as much from seed to seed as the change does. So
 # nothing is known about this change after six runs, except that it is small at 300 steps, for the reason given under
-# *initialisation*.
-
-# %% [markdown]
-# The pocket preset's weight decay was raised from 0.01 to 0.1, and `LOG.md` has three seeds of both ("The pocket
-# recipe", seeds 0, 1 and 2):
-
-# %%
-decay_001, decay_01 = [0.976, 0.966, 0.976], [0.978, 0.981, 0.985]
-difference, low, high = paired_difference(decay_001, decay_01)
-print(f"{difference:+.1%}, with 95 % confidence between {low:+.1%} and {high:+.1%}")
-
-# %% [markdown]
-# All three seeds went up, and the interval still reaches across 0. So three runs do not prove that the change helps on
-# these questions, and the preset has it for another reason, which was measured on longer runs (the decay keeps matrices
-# from growing). `LOG.md` is an example of a laboratory notebook: a line for each thing that was tried, most of which did
-# not help.
-
-# %% [markdown]
-# ## What a step costs
-#
-# (Nothing in this chapter needs this section: come back to it when time or memory runs out.)
-#
-# A product of matrices costs two operations for each weight and token in the forward pass, and twice that again in the
-# backward pass. That gives the operations of a step, and with the time of a step the **utilisation**: the share of the
-# machine's peak that was used for the model.
-
-# %%
-from nanovlm.training.step_cost import training_flops
-
-small = small_vlm()
-real = int(sum(b["attention_mask"].sum() for b in val_loader))
-answers = int(sum((b["targets"] != -100).sum() for b in val_loader))
-samples = sum(len(b["sample_indices"]) for b in val_loader)
-flops = training_flops(small, 32, round(real / samples), round(32 * answers / samples))
-seconds = healthy["evaluations"][-1]["seconds"] / healthy["max_steps"]
-speed = flops / seconds / 1e9
-print(f"small model: {flops / 1e9:.1f} GFLOP a step in {seconds:.2f} s: {speed:.0f} GFLOP/s")
-
-# %% [markdown]
-# The published run of nanoVLM used about a tenth of its H100, as chapter 07 counts, and chapter 11 goes after the rest.
-#
-# **Memory** is weights, gradients, optimizer and activations. The first three depend on the model alone; the last grows
-# with the batch.
-
-# %%
-n = sum(p.numel() for p in pocket.parameters())
-for name, numbers in {"weights": n, "gradients": n, "AdamW's two moments": 2 * n}.items():
-    here, large = (4 * size / 2**20 for size in (numbers, 222e6 * numbers / n))
-    print(f"{name:20} {here:6.1f} MiB in float32, for the 222M model {large:6,.0f} MiB")
-
-# %% [markdown]
-# ### Gradient checkpointing keeps less and computes more
-#
-# The backward pass needs what the forward pass has computed. **Gradient checkpointing** ([Chen et al.
-# 2016](https://arxiv.org/abs/1604.06174)) keeps the input of each block alone, and computes the block a second time when
-# the backward pass reaches it. Predict what that does to the memory, the work and the gradient of one step:
-
-# %%
-from nanovlm.bench.memory import step_bytes
-
-for again in (False, True):
-    step = small_recipe(optimizer="adamw", max_length=128, gradient_checkpointing=again)
-    print(f"checkpointing {again!s:6} {step_bytes(small, step) / 2**20:5.1f} MiB at the peak")
-
-# %%
-passes, gradients = Counter(), []
-for block in (*fresh.vision_encoder.blocks, *fresh.decoder.blocks):
-    block.register_forward_pre_hook(lambda *_: passes.update(["begun"]))
-for again in (False, True):
-    passes.clear()
-    fresh.gradient_checkpointing(again)
-    gradients.append(gradient_of([inputs], [1.0]))
-    print(f"checkpointing {again!s:6} a block is computed {passes.total()} times")
-print("the gradients are equal to the last bit:", torch.equal(*gradients))
-
-# %% tags=["claim"]
-assert torch.equal(*gradients)
-
-# %% [markdown]
-# About half of the peak is gone and the gradient is the same, at the price of a second forward pass, which is a third
-# more work. Accumulating smaller batches costs no work, so do that first, and use `--gradient-checkpointing True` where
-# a single row does not fit.
-
-# %% [markdown]
-# ### `torch.compile` sees the whole graph
-#
-# PyTorch starts one operation after the other, and each of them reads its input from memory and writes its output back.
-# A compiler gets all of them at once, as a graph, and can join neighbours. This "compiler" only writes down what it is
-# given. What happens when the length of the sequence changes?
-
-# %%
-graphs = []
-
-
-def write_down(graph, example_inputs):
-    graphs.append([node.name for node in graph.graph.nodes if node.op.startswith("call_")])
-    return graph.forward
-
-
-# %%
-decoder = small_weights.decoder
-decoder.compile(backend=write_down)
-for length in (40, 40, 50, 60):
-    decoder(torch.randn(2, length, small.language.hidden_dim))
-    print(f"length {length}: {len(graphs)} graphs so far")
-products = [name for name in graphs[0] if name.startswith(("linear", "scaled_dot_product"))]
-print(f"{len(graphs[0])} operations in a pass, of which {len(products)} are large products")
-
-# %% [markdown]
-# The products stay calls of a library. All others are sums, norms, rotations and changes of shape, of which a real
-# compiler makes a few kernels. The second length costs a second graph, which is made for *any* length, so
-# the third one costs none. What it is worth has to be measured: the pocket model's step went from 327 to 281
-# milliseconds on two cores (`LOG.md`, "Beside transformers' SmolVLM"), after a first step that took far longer. The
-# option is `--compile True`.
+# *initialisation*. In the exercise you decide about the pocket model's weight decay, with numbers from `LOG.md`. That file
+# is an example of a laboratory notebook: a line for each thing that was tried, most of which did not help.
 
 # %% [markdown]
 # ## The run that shipped
@@ -1071,26 +897,24 @@ print(f"{len(graphs[0])} operations in a pass, of which {len(products)} are larg
 
 # %%
 stages, offset = {}, 0
-for stage, name in enumerate(("train_log_1", "train_log_2", "train_log_3", "train_log"), start=1):
-    rows = [json.loads(line) for line in asset_path(f"pocket/{name}.jsonl").open()]
+for name, rows in pocket_logs().items():
     losses = [(row["step"], row["val_loss"]) for row in rows if "val_loss" in row]
-    stages[f"stage {stage}"] = [(offset + step, loss) for step, loss in losses]
+    stages[name] = [(offset + step, loss) for step, loss in losses]
     minutes = max(row.get("seconds", 0) for row in rows) / 60
     steps, ends = losses[-1]
-    print(f"stage {stage}: {steps:5,} steps, {minutes:4.0f} minutes, last loss {ends:.5f}")
+    print(f"{name}: {steps:5,} steps, {minutes:4.0f} minutes, last validation loss {ends:.5f}")
     offset += steps
 curves_figure("Validation loss of the run that shipped", stages, log=True)
 
 # %% [markdown]
-# Each stage has its own mixture of data, so the heights of the curves cannot be compared across stages. What can be
-# compared are the test scores that `LOG.md` gives: 97.7 % on shapes after the first stage, 98.3 after the second, 99.5
-# after the third and 99.8 after the fourth.
+# The runs had different mixtures of data, so compare the test scores that `LOG.md` gives, and not the heights of the
+# curves: 97.7 % on shapes after the first run, 98.3 after the second, 99.5 after the third and 99.8 after the fourth.
 
 # %% [markdown]
 # ## Where this lives in the package
 #
 # `nanovlm/training/`: the loop and its step, the optimizers, checkpoints, and the log; `probe.py` asks by kind and
-# blind. `nanovlm/bench/training_runs.py` makes every stored curve of this chapter again.
+# blind. What a step costs in operations, time and memory is the topic of chapter 11.
 
 # %% [markdown]
 # What you take along:
@@ -1102,9 +926,9 @@ curves_figure("Validation loss of the run that shipped", stages, log=True)
 # - A difference without an interval is an anecdote.
 
 # %% [markdown]
-# Two links to the wild: Karpathy's [recipe for training neural
-# networks](https://karpathy.github.io/2019/04/25/recipe/), and section 2.5 of [OPT](https://arxiv.org/abs/2205.01068) on
-# how a run of 175 billion parameters was stopped, repaired and resumed.
+# In the wild: Karpathy's [recipe for training neural networks](https://karpathy.github.io/2019/04/25/recipe/), and
+# section 2.5 of [OPT](https://arxiv.org/abs/2205.01068) on how a run of 175 billion parameters was stopped, repaired and
+# resumed.
 #
 # **Challenge.** Reach 95 % on `shapes` in under 120 seconds of training on two cores. `nanovlm train --help` shows what
 # can be changed, and nothing in the package is sacred. Say which processor, how many seeds, and the blind baseline, and
@@ -1113,26 +937,12 @@ curves_figure("Validation loss of the run that shipped", stages, log=True)
 # %% [markdown]
 # ## Project: a subset of your own
 #
-# Teach the model to read clocks. Write a generator of clock faces, train on it, and write down what you found on one
-# page. This is a beginning, in the schema of chapter 07:
+# Teach the model to read clocks. Take your generator from the challenge of chapter 07, or begin with the `clock_face`
+# below, train on its samples, and write down what you found on one page.
 
 # %%
-from PIL import ImageDraw
+from nanovlm.course.clocks import clock_face
 
-
-def clock_face(hour: int, minute: int, size: int = 64) -> Image.Image:
-    """A dial with two hands."""
-    image = Image.new("RGB", (size, size), "white")
-    draw, middle = ImageDraw.Draw(image), size / 2
-    draw.ellipse((3, 3, size - 4, size - 4), outline="black", width=2)
-    for turn, length, width in (((hour + minute / 60) / 12, 0.25, 4), (minute / 60, 0.4, 2)):
-        angle = 2 * math.pi * turn
-        tip = middle + size * length * math.sin(angle), middle - size * length * math.cos(angle)
-        draw.line((middle, middle, *tip), fill="black", width=width)
-    return image
-
-
-# %%
 turn = {"user": "What time is it?", "assistant": "10:30", "source": "clocks/time"}
 sample = {"images": [clock_face(10, 30)], "texts": [turn]}
 sample_card(sample["images"][0], alt="A clock that shows half past ten.")

@@ -43,7 +43,7 @@ except ImportError:
 
 # %% [markdown]
 # **You need** the model of chapter 06; training (08), evaluation (10) and the tracer's FLOPs (12) help and are named where
-# they are needed. **Time**: twenty-one minutes of reading, twenty-two of code, eight quizzes and two levers; the exercises
+# they are needed. **Time**: twenty minutes of reading, thirty of code, eight quizzes and two levers; the exercises
 # take a little more than two hours, and the capstone project at their end takes days.
 
 # %%
@@ -223,17 +223,6 @@ lever(memory_image, rows=[16, 4, 32, 48, 64])
 # again, so the true number is lower still.
 
 # %% [markdown]
-# Where it does not fit there are three ways out, in this order: smaller batches with more accumulation, which changes
-# nothing that is learnt (chapter 08); gradient checkpointing, which keeps only each block's input and computes the rest
-# a second time; and fewer trained weights, which comes below.
-
-# %%
-inputs = 4 * (12 * 196 * 768 + 30 * 128 * 576)  # bytes of the blocks' inputs, in a row of float32
-whole_row = row["float32"] / 2**20
-print(f"a row keeps about {inputs / 2**20:.0f} MiB and the block in hand, not {whole_row:.0f} MiB")
-print(f"its price: the forward pass once more, so {4 / 3 - 1:.0%} more work")
-
-# %% [markdown]
 # A plan is worth what its check is worth. Weights, gradients and moments can be counted after one real step, on any
 # machine; we do it with the pocket model. (Peaks of activations need a GPU's counter, `torch.cuda.max_memory_allocated`.)
 
@@ -253,6 +242,57 @@ planned = [1024 * part for part in memory_plan(one_step, 1, 0)[:3]]
 for part, a, b in zip(("weights", "gradients", "optimizer"), planned, counted, strict=True):
     print(f"{part:10} planned {a:6.2f} MiB, counted {b:6.2f} MiB")
     assert math.isclose(a, b, rel_tol=1e-6)
+
+# %% [markdown]
+# ### Gradient checkpointing keeps less and computes more
+#
+# Where a batch does not fit there are three ways out, in this order: smaller batches with more accumulation, which
+# changes nothing that is learnt (chapter 08); gradient checkpointing; and fewer trained weights, which comes below.
+#
+# **Gradient checkpointing** ([Chen et al. 2016](https://arxiv.org/abs/1604.06174)) keeps the input of each block alone,
+# and computes the block a second time when the backward pass reaches it. Predict what that does to memory, work and
+# gradient. We measure one step of the small model of chapter 08, and plan the 222M model:
+
+# %%
+from nanovlm.bench.memory import step_bytes
+from nanovlm.bench.training_runs import small_recipe, small_vlm
+from nanovlm.training.plan import activation_numbers
+
+for again in (False, True):
+    step = small_recipe(optimizer="adamw", max_length=128, gradient_checkpointing=again)
+    measured = step_bytes(small_vlm(), step) / 2**20
+    planned = 4 * activation_numbers(large, 128, checkpointing=again) / 2**20
+    print(
+        f"checkpointing {again!s:6} the small model's step: {measured:5.1f} MiB at the peak,",
+        end="",
+    )
+    print(f" a row of 222M keeps {planned:4.0f} MiB by the plan")
+
+# %%
+from collections import Counter
+
+from nanovlm.bench.sizes import make_batch
+
+tiny, batch = VisionLanguageModel(small_vlm()).train(), make_batch(small_vlm(), 4, 64)
+passes, gradients = Counter(), []
+for block in (*tiny.vision_encoder.blocks, *tiny.decoder.blocks):
+    block.register_forward_pre_hook(lambda *_: passes.update(["begun"]))
+for again in (False, True):
+    passes.clear()
+    tiny.zero_grad()
+    tiny.gradient_checkpointing(again)
+    tiny(batch["input_ids"], batch["images"], targets=batch["targets"]).loss.backward()
+    gradients.append(torch.cat([p.grad.flatten() for p in tiny.parameters()]))
+    print(f"checkpointing {again!s:6} blocks computed: {passes.total()}")
+print("the gradients are equal to the last bit:", torch.equal(*gradients))
+
+# %% tags=["claim"]
+assert torch.equal(*gradients)
+
+# %% [markdown]
+# The gradient is the same, at the price of a second forward pass, which is a third more work. (The plan counts a fused
+# attention, so its row is smaller than the one that was measured on the meta device above.) The option is
+# `--gradient-checkpointing True`.
 
 # %% [markdown]
 # ### Disk and main memory run out as well
@@ -401,7 +441,7 @@ for name, part in model.named_children():
 
 # %%
 from nanovlm.data.loading import get_dataloaders
-from nanovlm.device import choose_precision, find_device
+from nanovlm.device import find_device
 from nanovlm.training.step import forward
 
 sanity = TrainConfig(dataset_size=8, val_size=4, batch_size=4)  # the Thimble, in this model's size
@@ -498,8 +538,9 @@ for utilisation, what in UTILISATIONS.items():
 # %% [markdown]
 # ### A T4 has no bfloat16, and float16 loses small gradients
 #
-# float16 holds nothing between zero and about $6 \cdot 10^{-8}$. Gradients are often smaller. A **gradient scaler**
-# multiplies the loss, and with it every gradient, by a large number, and divides before the step.
+# On a T4 `choose_precision` takes float16, which holds nothing between zero and about $6 \cdot 10^{-8}$. So the
+# **gradient scaler** of chapter 08 multiplies the loss, and with it every gradient, by a large number, and divides before
+# the step.
 
 # %%
 gradients = torch.tensor([1e-3, 1e-6, 3e-8, 1e-9])
@@ -512,12 +553,7 @@ print(
 )
 
 # %% [markdown]
-# `choose_precision` picks what a device can do, and says why. Skipped steps at the very beginning of a float16 run are the
-# scaler finding its scale, and no fault.
-
-# %%
-precision = choose_precision("auto", device)
-print(f"{precision.name}: {precision.reason}")
+# Skipped steps at the very beginning of a float16 run are the scaler finding its scale, and no fault.
 
 # %% [markdown]
 # ## A disconnect must change nothing
@@ -580,7 +616,8 @@ assert resumed == undisturbed
 # | 6. `--packing`, with document boundaries | computing on padding | no |
 #
 # Climb one step, measure a hundred training steps after the first twenty, write down the samples per second, and only
-# then climb the next. Step 1 needs no GPU. How much of a step here is waiting for data?
+# then climb the next. Step 1 needs no GPU. How much of a step here is waiting for data, and which share of this
+# processor's peak, measured with one large product of matrices, does the rest reach?
 
 # %%
 pocket = VisionLanguageModel.from_pretrained(asset_path("pocket"))
@@ -596,9 +633,18 @@ for _ in range(4):
     waited, computed = waited + middle - start, computed + time.perf_counter() - middle
 print(f"waiting for data {waited / (waited + computed):.0%} of the time, without workers")
 
+# %%
+from nanovlm.training.plan import this_cpu
+from nanovlm.training.step_cost import training_flops
+
+answers = int((batch["targets"] != -100).sum())
+flops = 4 * training_flops(pocket.config, *batch["input_ids"].shape, answers)  # four such steps
+print(f"{flops / computed / 1e9:.0f} GFLOP/s while it computes, ", end="")
+print(f"{flops / computed / this_cpu().tflops / 1e12:.0%} of the peak")
+
 # %% [markdown]
-# On this processor the model is slow and the share is what you see. An H100 computes the 222M's step some thousands of
-# times as fast as two laptop cores, and decodes pictures not at all. That is how a run comes to 8 %.
+# An H100 computes the 222M's step some thousands of times as fast as two laptop cores, and decodes pictures not at all.
+# That is how a run comes to 8 %.
 #
 # A story from the same code base: its `train.py`
 # [declares `--compile` with `type=bool`](https://github.com/huggingface/nanoVLM/blob/03ecd8c3436a81840ed7eb4e7677988b199cdc30/train.py).
@@ -606,6 +652,36 @@ print(f"waiting for data {waited / (waited + computed):.0%} of the time, without
 
 # %%
 print("bool('False') is", bool("False"))
+
+# %% [markdown]
+# ### `torch.compile` sees the whole graph
+#
+# What is it that this option turns on? PyTorch starts one operation after the other, and each of them reads its input
+# from memory and writes its output back. A compiler gets all of them at once, as a graph, and can join neighbours. The
+# "compiler" below only writes down what it is given. What happens when the length of the sequence changes?
+
+# %%
+graphs = []
+
+
+def write_down(graph, example_inputs):
+    graphs.append([node.name for node in graph.graph.nodes if node.op.startswith("call_")])
+    return graph.forward
+
+
+decoder = VisionLanguageModel(small_vlm()).decoder
+decoder.compile(backend=write_down)
+for length in (40, 40, 50, 60):
+    decoder(torch.randn(2, length, tiny.config.language.hidden_dim))
+    print(f"length {length}: {len(graphs)} graphs so far")
+products = [name for name in graphs[0] if name.startswith(("linear", "scaled_dot_product"))]
+print(f"{len(graphs[0])} operations in a pass, of which {len(products)} are large products")
+
+# %% [markdown]
+# The products stay calls of a library. All others are sums, norms, rotations and changes of shape, of which a real
+# compiler makes a few kernels. The second length costs a second graph, which is made for *any* length, so the third one
+# costs none. What it is worth has to be measured: the pocket model's step went from 327 to 281 milliseconds on two cores
+# (`LOG.md`, "Beside transformers' SmolVLM"), after a first step that took far longer.
 
 # %% [markdown]
 # ## Several GPUs: gradients have to count by tokens
@@ -782,14 +858,11 @@ print(f"the 20 steps after the resume: mean loss {after:.3f}, without a resume {
 # weights, and nobody arranged them. Here is an excerpt of the last one. Which of the six numbers would have rung, and
 # what would you have done?
 
-
 # %%
-def log_of(name: str) -> list[dict]:
-    file = asset_path(f"pocket/{name}.jsonl")
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+from nanovlm.course.runs import pocket_logs
 
-
-for row in log_of("train_log"):
+logs = pocket_logs()
+for row in logs["run 4"]:
     if "batch_loss" in row and 700 <= row["step"] <= 780:
         time_so_far, rate = row["seconds"], row["samples_per_second"]
         print(f"step {row['step']}   loss {row['batch_loss']:.4f}   {time_so_far:4.0f} s", end="")
@@ -806,9 +879,9 @@ for row in log_of("train_log"):
 # a new schedule and ten times the weight decay.
 
 # %%
-before = [row["val_loss"] for row in log_of("train_log_1") if "val_loss" in row][-1]
+before = [row["val_loss"] for row in logs["run 1"] if "val_loss" in row][-1]
 print(f"run 1 ended at {before:.4f}")
-for row in log_of("train_log_2"):
+for row in logs["run 2"]:
     if "val_loss" in row:
         print(f"run 2, step {row['step']:5}   validation loss {row['val_loss']:.4f}")
 

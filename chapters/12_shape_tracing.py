@@ -2,7 +2,7 @@
 # # 12 Shape tracing
 #
 # Record every step of a model's run: find the statement that a shape error comes from, read shapes and FLOPs of any
-# model, claim them in tests, and see which faults no shape shows. About fifty minutes; the code runs in one.
+# model, claim them in tests, and see which faults no shape shows. About forty minutes; the code runs in one.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
@@ -44,7 +44,7 @@ from nanovlm.assets import asset_path
 from nanovlm.config import VLMConfig
 from nanovlm.course import expect_shape, lever, quiz, use
 from nanovlm.inference.prompts import prepare_prompt
-from nanovlm.models.modality_projector import ModalityProjector, pixel_shuffle
+from nanovlm.models.modality_projector import ModalityProjector
 from nanovlm.trace import ShapeMismatch, patch_map, trace, tracing
 
 # %% [markdown]
@@ -55,7 +55,8 @@ from nanovlm.trace import ShapeMismatch, patch_map, trace, tracing
 # 3. tell which faults no shape shows, and which test finds them.
 #
 # You need the parts of chapters 01 to 06. Of the time, half is reading and half is code.
-#
+
+# %% [markdown]
 # ## One error, and the statement that made it
 #
 # Here is a small module. It is meant to put a picture's tokens in front of the words, as the 222M model does. Find the
@@ -97,7 +98,8 @@ trace(Fusion(), patches, ids)
 # 4. **what to try**;
 # 5. **the way there**, the last steps before the failing one;
 # 6. and what torch itself said.
-#
+
+# %% [markdown]
 # The bug is `dim=-1`, because the two sequences should follow each other along dim 1. The error is still a
 # `RuntimeError`, so code that catches it still does. Python's usual list of calls comes above it; `%xmode Minimal`
 # makes Jupyter leave that out.
@@ -125,7 +127,8 @@ t
 # class, or a function), the **shape** that came out, its **parameters** and its **FLOPs**, of which only products have
 # any, and the **expression** in the source, whose file and line appear when you hold the mouse over it. The note *×2,
 # first shown* stands for two blocks with the same steps, so that a model of thirty blocks is as short as one of two.
-#
+
+# %% [markdown]
 # You will want to see the whole tree once, and this summary often:
 
 # %% tags=["nbval-check-output"]
@@ -134,10 +137,14 @@ print(t.stages())
 # %% [markdown]
 # From top to bottom: a picture of 64 x 64 pixels in three colours becomes 64 vectors of 128 numbers, one for each
 # patch. Pixel shuffle joins every group of 2 x 2 of them into one token, four times as wide (chapter 03), and a linear
-# layer brings these 16 tokens to the decoder's width. The prompt has 16 placeholders among its 24 tokens, and the image
+# layer brings these 16 tokens to the decoder's width.
+
+# %% [markdown]
+# The prompt has 16 placeholders among its 24 tokens, and the image
 # tokens take their places (`combined`). At the end each position has logits for 444 tokens. Tutorials print such a list
 # by hand, from inside the model; here nobody has changed the model.
-#
+
+# %% [markdown]
 # Look at `pixel_shuffle`, which is a *function* in the package. Most tools of this kind put a hook on every module and
 # record what comes out. Predict:
 
@@ -169,7 +176,8 @@ with Listening():
 # Pixel shuffle is a reshape, a transpose and a reshape, and then comes the linear layer. The real tracer adds what
 # makes this readable: hooks for the tree of modules, rows for the functions that *you* wrote, the source, folding, and
 # what happens when a step fails. It keeps shapes and never a tensor, so that it needs next to no memory.
-#
+
+# %% [markdown]
 # ### A trace is an object that a test can ask
 #
 # What you can read off a trace, a test can read too. It can also make a claim, which is silent where it holds. A name
@@ -215,7 +223,10 @@ print(t.table(depth=1))
 # %% [markdown]
 # The two need not go together. The decoder contains the head, so its 844 k parameters include the head's 56.8 k (which
 # are the token embedding's, since the two are tied). But the head runs behind the decoder and not in it, so that its
-# 2.73 M FLOPs are in its own row. You can check the numbers by hand: each weight of the projector costs a
+# 2.73 M FLOPs are in its own row.
+
+# %% [markdown]
+# You can check the numbers by hand: each weight of the projector costs a
 # multiplication and an addition for each of the 16 tokens, and in attention each position meets every other twice, for
 # the scores and for the weighted sum.
 
@@ -556,7 +567,7 @@ failed
 # and the checks know several of them.
 
 # %% [markdown]
-# ## Attention weights are a question, and an experiment answers it
+# ## Attention weights are recorded on request
 #
 # Attention weights say which share each position took from every other. But `F.scaled_dot_product_attention`, which
 # most models in PyTorch use, never returns them. The tracer computes them once more from its arguments
@@ -572,162 +583,9 @@ print(expect_shape(weights[3], "heads length length"))
 assert torch.allclose(weights[3].sum(-1), torch.ones(4, 24)) and not weights[3].triu(1).any()
 
 # %% [markdown]
-# Each row sums to 1, and no position attends to a later one. Now draw one row as a picture. The image tokens begin at
-# position 1, and `patch_map` knows which patches each of them is made of. Light patches have large weights. The lever
-# begins with the position that writes the answer: what follows `<|assistant|>` is the answer's first word, *top*.
-
-# %%
-from nanovlm.viz.attention import attention_over_image
-
-words = [model.tokenizer.decode([i], skip_special_tokens=False) for i in ids[0].tolist()]
-tokens = patch_map(lambda x: pixel_shuffle(x, 2), grid=8).tokens
-first_image_token = words.index("<|image|>")
-positions = {word: i for i, word in enumerate(words) if word != "<|image|>"}
-
-
-def look(block, head, mean_of_heads, word):
-    looks = weights[block].mean(0) if mean_of_heads else weights[block][head]  # [T, S]
-    note = f"block {block}, {'mean of the heads' if mean_of_heads else f'head {head}'}"
-    return attention_over_image(
-        image, looks[positions[word]], words, positions[word], tokens, first_image_token, note
-    )
-
-
-on_star = [0, 1, 4, 5]  # the image tokens of the star's quarter
-last = torch.stack(
-    [w[:, -1] for w in weights]
-)  # [blocks, heads, length], of the position that writes the answer
-on_image = last[..., first_image_token : first_image_token + 16]  # of that, the image tokens
-image_shares, star_shares = on_image.sum(-1), on_image[..., on_star].sum(-1)
-block, head = divmod(star_shares.argmax().item(), star_shares.shape[1])
-lever(
-    look,
-    block=(0, 3),
-    head=(0, 3),
-    mean_of_heads=False,
-    word=list(positions),
-    start={"block": block, "head": head, "word": list(positions)[-1]},
-)
-
-# %% [markdown]
-# This head puts most of its weight on the red star, which makes a convincing picture. It was chosen by the code above,
-# however, as the head with the largest share on the star's quarter, and among 4 blocks of 4 heads there is nearly
-# always one that attends to what you hope for. Here are all sixteen: how much of its weight each spends on the picture,
-# how much of that on the star's quarter, and where its largest weight is.
-
-
-# %%
-def most(row: Tensor) -> tuple[float, int, str]:
-    """The largest weight of a row [T], its position, and what stands there."""
-    weight, position = row.max(0)
-    token = position.item() - first_image_token
-    return (
-        weight.item(),
-        position.item(),
-        f"image token {token}" if 0 <= token < 16 else f"the word {words[position].strip()}",
-    )
-
-
-for i in range(4):
-    for k in range(4):
-        weight, _, name = most(last[i, k])
-        shares = (
-            f"the picture {image_shares[i, k]:4.0%}, the star's quarter {star_shares[i, k]:4.0%}"
-        )
-        print(f"block {i}, head {k}: {shares} | the most: {weight:4.0%} on {name}")
-
-# %% [markdown]
-# Go down the list, and move the levers to what surprises you.
-#
-# - **Some heads spend next to nothing on the picture.** They attend to a word of the question, such as *Where* or
-#   *red*.
-# - **Some attend to the picture, and mostly to its other three quarters.**
-# - **Few** put more than half of their weight on the star.
-# - **The mean of heads**, which many demonstrations draw, mixes heads that do different things into a map that belongs
-#   to none of them.
-#
-# The list does not say which of these *is* where the model looks. If the picture showed where the answer comes from,
-# the answer should suffer without the tokens that this head attends to. Replace them by the mean of all image tokens,
-# and predict:
-
-# %%
-reads = [
-    most(row)[1] for row in last[image_shares < 0.05]
-]  # what heads read that hardly look at the picture
-assert len(reads) >= 2 and all(
-    first_image_token + 16 <= position < len(words) - 1 for position in reads
-)
-assert ((image_shares > 0.3) & (star_shares < image_shares / 2)).sum() >= 3  # mostly past the star
-assert star_shares.max() > 0.5 and (star_shares > 0.5).sum() <= 5
-moved = (last[block] - last[block].mean(0)).abs().sum(
-    -1
-) / 2  # how much of its weight each head has elsewhere
-assert moved.min() > 0.1  # than the mean of the four
-
-# %%
-quiz("ch12.removed")
-
-
-# %%
-@torch.no_grad()
-def answer_without(removed: list[int]) -> tuple[float, str]:
-    """The probability of the first answer word "top", and the most likely word, without some image tokens."""
-    image_tokens = model.projector(model.vision_encoder(pixels))  # [1, 16, 128]
-    image_tokens[:, removed] = image_tokens.mean(dim=1, keepdim=True)
-    x = model.decoder.token_embedding(ids)
-    x[:, 1:17] = image_tokens
-    probabilities = model.decoder.head(model.decoder(x, None, None, None, None))[0, -1].softmax(-1)
-    top = model.tokenizer.encode("top")[0]
-    return probabilities[top].item(), model.tokenizer.decode([probabilities.argmax().item()])
-
-
-# %%
-on_each = {token: on_image[block, head, token].item() for token in on_star}
-looked_at = []  # the fewest of the star's tokens that hold four fifths of what the head gives to the star
-for token in sorted(on_each, key=on_each.get, reverse=True):
-    if sum(on_each[chosen] for chosen in looked_at) < 0.8 * star_shares[block, head]:
-        looked_at.append(token)
-for name, removed in {
-    "nothing": [],
-    f"{sorted(looked_at)}, which the head looks at": looked_at,
-}.items():
-    probability, says = answer_without(removed)
-    print(f"without {name}: {probability:.2f}, says {says}")
-assert len(looked_at) <= 2 and probability > 0.9
-
-# %% [markdown]
-# What was lit can go, and the answer stays. Which tokens does it depend on, then? Take away each of the sixteen alone,
-# and each quarter:
-
-# %%
-at_worst = min(answer_without([token])[0] for token in range(16))
-print(f"without whichever single one it needs most: {at_worst:.2f}")
-quarters = {
-    "the star's": on_star,
-    "the right": [2, 3, 6, 7],
-    "the lower": [8, 9, 12, 13],
-    "the far": [10, 11, 14, 15],
-}
-remains = {}
-for name, removed in quarters.items():
-    remains[name], says = answer_without(removed)
-    print(f"without {name} quarter, four tokens: {remains[name]:.2f}, says {says}")
-assert at_worst > 0.9 and remains.pop("the star's") < 0.5 and min(remains.values()) > 0.9
-
-# %% [markdown]
-# No single token matters, and no quarter but the star's. The likely reason is that the patches have attended to each
-# other in the encoder, so that what one token knows of the star, its neighbour knows too. Be as careful with the
-# experiment: the mean of all tokens is nothing that the model was trained on, and this is one picture and one question.
-#
-# | the weights show | they do not show |
-# |---|---|
-# | which positions this head mixed | what was there: the encoder has mixed the patches before |
-# | how the weight was shared | how much came of it: a large weight on a small vector moves little ([arXiv:2004.10102](https://arxiv.org/abs/2004.10102)) |
-# | whether a head used the picture at all | whether the answer depends on it: that takes an experiment |
-#
-# How much attention explains is disputed with good arguments on both sides
-# ([arXiv:1902.10186](https://arxiv.org/abs/1902.10186), [arXiv:1908.04626](https://arxiv.org/abs/1908.04626)). Use a
-# map to get an idea; then remove something, and measure.
+# Each row sums to 1, and no position attends to a later one. In exercise 12.8 you draw such a row over the picture, for
+# which you have to know which patches each image token is made of. What a map of this kind can tell and what it cannot is
+# the subject of [chapter 14](14_looking_inside.ipynb), which takes away what a head attends to and asks again.
 
 # %% [markdown]
 # ## The tracer works on models that nobody here wrote
@@ -788,7 +646,8 @@ print(
 # | NaN, time, attention | `values=True`, `time=True`, `attention=["decoder.blocks.0"]` |
 # | to keep it | `t.html()`, `t.to_json()`, `t.mermaid()`, `t.svg()` |
 # | in a terminal | `nanovlm trace --preset 222m --batch 12 --text 79` |
-#
+
+# %% [markdown]
 # One promise should be checked and not believed: that watching does not change what is watched. The output of a traced
 # run is the same to the last bit, and no hook stays behind.
 
@@ -805,14 +664,15 @@ assert not any(module._forward_hooks or module._forward_pre_hooks for module in 
 # (For torch's own `nn.TransformerEncoder` this takes a second call. In eval mode it runs a fused kernel, which torch
 # switches off while anything listens. The tracer watches the steps, calls the layer once more unwatched, and hands on
 # that result.)
-#
+
+# %% [markdown]
 # ## What you take along
 #
 # - Read the shapes of a model that works before you need them: `stages()` is one line of code.
 # - Trace with sizes that are all different, because equal sizes hide bugs.
 # - A claim with names (`B 49+T 576`) is worth more than numbers from one run.
 # - The shape does not prove the contents. Map patches, and compare values.
-# - A map of attention weights is a question, and the answer is an experiment.
+# - Attention weights can be recorded from any model. What they prove is another question (chapter 14).
 
 # %% [markdown]
 # ## Challenge: the smallest trace that tells

@@ -56,7 +56,8 @@ from nanovlm.viz.tiles import image_figure, shrunk_row
 # 1. say what a resize costs, with a measurement instead of an impression,
 # 2. cut a picture into tiles by the rules of SmolVLM and of nanoVLM, and write the text that goes with them,
 # 3. calculate what a picture costs in tokens and in FLOPs, and check a loader by comparing logits.
-#
+
+# %% [markdown]
 # You need chapters 03 (groups of patches), 05 (tokens) and 06 (the fusion). A *group* is a square of patches that pixel
 # shuffle joins, and a *tile* is a piece of a large picture.
 
@@ -100,8 +101,7 @@ quiz("ch13.read")
 #
 # At 64 pixels you can read nothing. But grey levels between the strokes still carry information, and a network may read
 # what you cannot, so measure it. The pocket model reads signs of 64 pixels. Give it the same signs shrunk by 2, by 4
-# and by 8. The processor enlarges them to 64 again, so that a letter keeps its size and its place in the view, and only
-# detail is gone. Write down a share for each before you run the cell.
+# and by 8. The processor enlarges them to 64 again, so that only detail is gone, and no letter's size or place. Write down a share for each before you run the cell.
 
 # %%
 pocket = VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
@@ -142,8 +142,10 @@ for shrink, share in read.items():
 
 # %% [markdown]
 # Shrinking by 2 costs little, by 4 more than half of the signs, and by 8 nearly all. But two causes are mixed in this
-# result: the letter may be *gone* from the pixels, or the pocket model may never have learnt from blurred ones. A
-# network that is made for the question separates them. A **probe** is a small network that receives one letter and says
+# result: the letter may be *gone* from the pixels, or the pocket model may never have learnt from blurred ones.
+
+# %% [markdown]
+# A network that is made for the question separates them. A **probe** is a small network that receives one letter and says
 # which of the Thimble's 33 characters it is. There is one probe for each resolution, all of the same size and with the
 # same number of steps, and each learns at its own resolution, so that none is surprised by blur. (The letters and the
 # probe, forty lines, are in `nanovlm/course/chapter_13.py`.)
@@ -188,15 +190,20 @@ share_bars({name: reads[shrink] for shrink, name in names.items()}, chance=1 / 3
 # %% [markdown]
 # A letter three pixels tall cannot be read by eye, and the probe still reads most of them. The step from a quarter to
 # an eighth costs most. How much it costs depends on how long the probe has trained:
-#
+
+# %% [markdown]
 # | steps | shrunk by 4 | shrunk by 8 | where |
 # |---|---|---|---|
 # | 150 | 79 % | 15 % | the stored page (`NANOVLM_BUDGET=ci`) |
 # | 400 | 95 % | 28 % | your machine |
 # | 1,500 | 98 % | 56 % | once, with the same seed, 0 |
-#
+
+# %% [markdown]
 # The pixels are the same in each row of the table. So a bar does not say how much information is *left* in few pixels;
-# it says how much this probe has learnt to get out of them, and what is left is at least that. The pocket model, which
+# it says how much this probe has learnt to get out of them, and what is left is at least that.
+
+# %% [markdown]
+# The pocket model, which
 # never saw a shrunk sign, reads fewer signs than the probe's letters would give it (a sign has three letters on
 # average, so the cell cubes the share). Part of its loss is lost detail and part is unfamiliar blur, and this
 # experiment cannot say how much of each. The thin line at a bar's end is the interval: with 660 letters, a share is
@@ -235,18 +242,21 @@ print(
 # %% [markdown]
 # Tiles save 16 times in pairs and less than four times in all, because the linear layers cost the same for every patch,
 # whichever tile it is in.
-#
+
+# %% [markdown]
 # **Tiles.** Cut the picture into squares of the encoder's own size. To the encoder each is an ordinary picture, with no
 # new positions. The decoder receives one tile after the other, and learns in training what that means. SmolVLM and
 # nanoVLM do this, and under the name **AnyRes** so does LLaVA-NeXT, which chooses the grid that fits the picture's
-# shape best from a short list ([arXiv:2407.07895](https://arxiv.org/abs/2407.07895)).
-#
+# shape best from a short list ([arXiv:2408.03326](https://arxiv.org/abs/2408.03326)).
+
+# %% [markdown]
 # There is a third way, **native resolution**: an encoder that was trained on pictures of any size, with RoPE in two
 # dimensions in place of a table of positions. Qwen2-VL ([arXiv:2409.12191](https://arxiv.org/abs/2409.12191)) does
 # this, and NaViT ([arXiv:2307.06304](https://arxiv.org/abs/2307.06304)) packs pictures of several sizes into one
 # sequence. It has no seams and wastes no pixels. Its price is a trained encoder that SigLIP is not, and attention over
 # the whole picture at once.
-#
+
+# %% [markdown]
 # Do tiles help? Take 16 pages of 2 x 2 signs, 128 pixels wide, and read them in two ways. **Squashed**: the page
 # becomes one view of 64 pixels, you ask once, and a sign counts as read if the answer is its text. **Tiles**: four
 # views of 64 pixels, each with the question "What does the sign say?".
@@ -290,7 +300,10 @@ print(
 # %% [markdown]
 # The tiles are read nearly all, for four times the tokens, and the squashed pages are not. Is that because of the
 # pixels? There is a reason to doubt it: most signs shrunk by 2 were read above, and squashing a page of 128 to 64
-# shrinks by 2 as well, so the detail is there. To find out, cut each quarter out of the squashed page and enlarge it to
+# shrinks by 2 as well, so the detail is there.
+
+# %% [markdown]
+# To find out, cut each quarter out of the squashed page and enlarge it to
 # 64: the same few pixels, in the size of a tile. To make sure that the question is not ambiguous, put *one* sign on a
 # page. Then repeat both with pages of 4 x 4 places, which lose more.
 
@@ -327,9 +340,12 @@ share_bars(by_view, chance("glyphs")["read"])
 # - On a page of 2 x 2 the pixels suffice for most signs, which are read once they are enlarged. In the squashed view a
 #   letter is half as tall as any that the model learnt from, and the sign has a quarter of the image tokens. What is
 #   missing is **size and tokens**.
+
+# %% [markdown]
 # - On a page of 4 x 4, fewer than half of the signs come back when they are enlarged. Here **detail** is missing too,
 #   and what is left is blur that the model never learnt from.
-#
+
+# %% [markdown]
 # A tile gives all three: detail, a size that the encoder knows, and tokens of its own.
 
 # %% [markdown]
@@ -365,7 +381,8 @@ share_bars(
 # %% [markdown]
 # For this reason both are shown: **tiles** for what is small, and **the whole**, shrunk, for what is large. Four tiles
 # and the whole are the five views in the shape above.
-#
+
+# %% [markdown]
 # ## How many tiles? SmolVLM's rule resizes twice
 #
 # A picture can have any shape. SmolVLM's processor resizes it twice before it cuts ([transformers
@@ -443,7 +460,8 @@ quiz("ch13.icon")
 # July](https://github.com/huggingface/nanoVLM/commit/1bdd6916cbb04f425954bd642e4f2398b2821205), left small pictures
 # small. **The course's default** is SmolVLM's rule, except that a picture whose longer side is at most `max_side` skips
 # the first step.
-#
+
+# %% [markdown]
 # Move the sliders, and find a picture that costs as few tokens as possible under each rule. The next section has the
 # answer.
 
@@ -478,9 +496,9 @@ lever(draw_plan, width=(64, 4096, 64), height=(64, 4096, 64), rule=list(RULES))
 # ## An icon in 17 views
 #
 # Both published rules *always* enlarge. An icon of 64 x 64 becomes 2,048 x 2,048, which gives 16 tiles and the whole,
-# and no view shows anything that was not in the 4,096 pixels before. The cheapest picture is therefore not a small one
+# and no view shows anything new. The cheapest picture is therefore not a small one
 # but a thin one: a strip that is at least four times as long as wide is one row of four tiles and the whole. Under the
-# course's default it is any picture up to 512 x 512, which is one view.
+# course's default it is a picture of up to 512 x 512, in one view.
 
 # %% tags=["nbval-check-output"]
 print("views of a square picture")
@@ -570,7 +588,8 @@ assert 0.6 < half < reads[2] - 0.05
 # Half a letter is worse than a whole one, and far better than chance. B and E have the same left half here, as have F
 # and P, and 9 and S, so no training tells those apart. The view of the whole has no seams, which is one more reason to
 # keep it.
-#
+
+# %% [markdown]
 # ### Back to one map
 #
 # To draw what the decoder attends to over the *picture*, you need the tiles' tokens in one map. This is cutting
@@ -633,7 +652,8 @@ print(image_text(2, 2, 3))
 # a learned embedding. Spelled out as text it would be several tokens, and the authors of SmolVLM report that their
 # small models then got stuck in learning to read text, which the learned tokens cured
 # ([arXiv:2504.05299](https://arxiv.org/abs/2504.05299), on learned positional tokens).
-#
+
+# %% [markdown]
 # ### nanoVLM puts the whole first
 #
 # nanoVLM's tiled models, 230M-8k and 460M-8k, write another text ([its
@@ -655,7 +675,8 @@ quiz("ch13.order")
 # SmolVLM itself can answer that. The order does not depend on the weights, so its *code* is enough: a small SmolVLM
 # with random weights, saved as transformers saves it, with a processor of the same rules and tiles of 32 pixels. (It
 # needs transformers 5; `random_smolvlm` is in `nanovlm/course/chapter_13.py`.)
-#
+
+# %% [markdown]
 # ## Is this SmolVLM? Compare the logits
 #
 # Load that directory with *our* model. `from_pretrained` reads transformers' names, and fails on a missing or an
@@ -746,7 +767,8 @@ for num_views in (1, 5, 17):
 # %% [markdown]
 # Before the first word of the answer, the encoder costs far more than the decoder. Tokens are what people count,
 # because they fill the context; the encoder's work is what you wait for, and an icon in 17 views pays it 17 times.
-#
+
+# %% [markdown]
 # ## Several pictures need nothing new
 #
 # Each picture has its own tiles and its own text, which stands where the picture belongs in the prompt, and the model
@@ -838,24 +860,28 @@ print(
 # There is no Swin block, no pooling and no cross-attention. The projector is *called* an MLP, in the paper's figure and
 # in the code, and contains a single linear layer. Names of classes could mislead once more, but the comparison of
 # logits cannot: our model has no such parts, and gives the same numbers.
-#
+
+# %% [markdown]
 # Training is another matter, because a file of weights does not say which of them were trained. And scores need their
 # baseline. MMMU, on which such models are often compared, is mostly multiple choice: random choice reaches 22.1 % of
 # its validation questions and always choosing the most frequent answer 26.8 %
 # ([arXiv:2311.16502](https://arxiv.org/abs/2311.16502v4), table 2). So the 29 to 42 % that are reported for the three
 # sizes of SmolVLM ([arXiv:2504.05299](https://arxiv.org/abs/2504.05299)) mean 2 to 15 points above counting letters.
+
+# %% [markdown]
 # For the **architecture**, then, list the modules and compare logits; for **defaults**, print them; for **training**,
 # look for the authors' words; and beside every **score**, write what chance reaches.
 
 # %% [markdown]
 # ## What you take along
 #
-# - A resize drops detail, and how much can still be read depends on who was trained to read it. Tiles keep detail, in a
+# - A resize drops detail, and a model that was trained on blur reads more of it. Tiles keep detail, in a
 #   size that the encoder knows and with tokens of their own; the view of the whole keeps what is larger than a tile.
-# - The text says where a tile was, and the wrong order fits every shape.
+# - The text says where a tile was; the wrong order fits every shape.
 # - Tokens fill the context, but the encoder's work is what you wait for. Do not enlarge what has nothing to show.
-# - Load both models and compare the numbers, instead of believing a description.
-#
+# - Load both models and compare the numbers.
+
+# %% [markdown]
 # In the package, `nanovlm/data/tiling.py` has the rules for sizes, the cutting and the text, and `TilingConfig` in
 # `nanovlm/config.py` the five settings. `nanovlm/models/formats/` reads other projects' files, and
 # `nanovlm/weights/export.py` writes them.
@@ -865,8 +891,11 @@ print(
 #
 # Four pictures have to share 2,000 tokens. Which grid should each get? A view costs 66 tokens, and a picture that is
 # cut has a view of the whole besides. The score is the detail that is kept: for each picture the share of its pixels
-# that its grid has room for, divided by how far the grid stretches it, averaged over the four. The function below gives
-# each a quarter of the budget and takes the largest square grid that fits. Beat it; a score of 0.69 is possible.
+# that its grid has room for, divided by how far the grid stretches it, averaged over the four.
+
+# %% [markdown]
+# The function below gives each a quarter of the budget and takes the largest square grid that fits. Beat it; a score of
+# 0.69 is possible.
 
 # %%
 SIZES = [

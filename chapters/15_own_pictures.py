@@ -790,8 +790,8 @@ print("largest:", largest_batch(fits, 64), "rows")
 print(", ".join(f"{rows} rows {size:.0f} MB" for rows, size in tried.items()))
 
 # %% [markdown]
-# Where the batch that you want does not fit, two things from chapter 08 help: **gradient accumulation** makes one step of
-# several small batches, and **gradient checkpointing** keeps fewer activations and computes them again.
+# Where the batch that you want does not fit, two things help: **gradient accumulation** (chapter 08) makes one step of
+# several small batches, and **gradient checkpointing** (chapter 11) keeps fewer activations and computes them again.
 
 # %%
 from dataclasses import replace

@@ -110,8 +110,9 @@ check("training.get_lr", get_lr)
 # Think of all gradients as one long vector. If its norm, the root of the sum of all squares, is above `max_norm`, scale
 # every gradient by the same factor, so that the norm becomes `max_norm`. If it is not, leave them as they are.
 #
-# Return the list of new gradients, each in the dtype that it came in, and the norm *before* clipping. Do not change the
-# tensors that came in. Gradients of zeros must stay zeros, and a float16 gradient of 300 must not become infinite.
+# Return the list of new gradients, each in the dtype that it came in, and the norm *before* clipping, as a tensor. Do
+# not change the tensors that came in. Gradients of zeros must stay zeros, and the square of a float16 gradient of 300
+# must not become infinite.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>

@@ -310,7 +310,7 @@ check("data.split_by_image", split_by_image)
 
 # %% [markdown] tags=["exercise"]
 # Each sample brings its token ids and its targets, two tensors of one length, and its pictures, `[pictures, 3, height,
-# width]`. A sample can have no picture, or several. Build the batch for training:
+# width]`. A sample can have several pictures or none, `[0, 3, height, width]`. Build the batch for training:
 #
 # - `input_ids`, `[batch, length]`: the rows begin at the left and are filled up with `pad_id` to the longest of them,
 # - `attention_mask`, of the same shape and type: 1 where a real token is, 0 on padding,
@@ -378,7 +378,7 @@ check("data.pad_batch", pad_batch)
 
 # %% [markdown] tags=["exercise"]
 # **Write the test.** The check runs your test on a `pad_batch` that is right, where it has to pass, and on seven that
-# are wrong in seven ways, where it has to fail. It tells you how many you catch.
+# are wrong in seven ways, where it has to fail. It tells you how many you catch, and passes when you catch all of them.
 #
 # A test calls the function that it is given with a small example and compares the results by `assert`. It returns
 # nothing. `pad_batch` has the parameters of the exercise before this one.

@@ -1,7 +1,8 @@
 # %% [markdown]
 # # 14 Exercises: looking inside
 #
-# Three of them: take a head away, mend a lens, and follow attention through all blocks.
+# Six of them: take a head away, mend a lens, follow attention through all blocks, swap a vector between two pictures,
+# read what a vector contains, and measure a sink.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
@@ -32,7 +33,8 @@ except ImportError:
 
 # %%
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nanovlm.course import check
 from nanovlm.models.language_model import LanguageModel
@@ -201,3 +203,169 @@ def rollout(maps: Tensor) -> Tensor:
 
 # %%
 check("inside.rollout", rollout)
+
+# %% [markdown] tags=["stamped"]
+# ## Exercise 14.4 · Swap a vector between two pictures
+# `inside.patch_activation` · difficulty ●●● · about 15 minutes
+#
+# **Why it matters.** Reading a vector shows what it contains. Only putting it into another run shows what the
+# model does with it.
+
+# %% [markdown] tags=["exercise"]
+# Activation patching. Run the decoder on the embeddings `into`, but let block `block` find the vectors that a run on
+# `source` has at its input, at `positions` and nowhere else. Both are `[B, T, dim]`, as `model.embed` gives them.
+# Return the decoder's output, `[B, T, dim]`, and leave the decoder as it was. `decoder(x, hidden_states=states)` fills
+# the list `states` with the input of every block.
+
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# You need two runs. The first one only delivers the vectors of `source` at the input of the block.
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# Run the decoder on `source` with hidden_states=[] and keep entry `block`. Then run it on `into`, with a
+# forward pre-hook on decoder.blocks[block] that returns the block's arguments with the vectors at `positions`
+# replaced. Remove the hook, also where the run raises.
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# ```python
+# states = []
+# decoder(source, hidden_states=states)
+#
+# def swap(module, args):
+#     x = args[0].clone()
+#     x[:, positions] = …
+#     return (x, *args[1:])
+#
+# handle = decoder.blocks[block].register_forward_pre_hook(swap)
+# try:
+#     return decoder(into)
+# finally:
+#     handle.remove()
+# ```
+#
+# </details>
+
+
+# %%
+def patch_activation(
+    decoder: LanguageModel, into: Tensor, source: Tensor, block: int, positions: list[int]
+) -> Tensor:
+    """The output for `into`, with these vectors of `source` at this block's input. [B, T, dim]"""
+    # SOLUTION
+    states: list[Tensor] = []
+    decoder(source, hidden_states=states)
+
+    def swap(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x = args[0].clone()
+        x[:, positions] = states[block][:, positions]
+        return (x, *args[1:])
+
+    handle = decoder.blocks[block].register_forward_pre_hook(swap)
+    try:
+        return decoder(into)
+    finally:
+        handle.remove()
+    # END SOLUTION
+
+
+# %%
+check("inside.patch_activation", patch_activation)
+
+# %% [markdown] tags=["stamped"]
+# ## Exercise 14.5 · A linear probe
+# `inside.probe` · difficulty ●●○ · about 12 minutes
+#
+# **Why it matters.** A probe asks what can be read from a vector by one linear layer. It is only fair if
+# nothing of the test vectors has gone into it.
+
+# %% [markdown] tags=["exercise"]
+# A linear probe, by least squares with a penalty (*ridge regression*). Fit a linear layer with a bias from the vectors
+# `train`, `[N, dim]`, to their `labels`, `[N]`, as one-hot targets of `num_classes` numbers. The penalty is `ridge`
+# times the sum of the squared weights, without the bias; for this, centre both sides. Return the scores of the vectors
+# `test`, `[M, num_classes]`.
+
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# For each class the target is a 1 or a 0, and a linear layer should come as near to it as it can.
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# Subtract the training vectors' mean from both sets, and the targets' mean from the one-hot targets. Solve (XᵀX
+# + ridge · 1) W = XᵀY. The scores of the test vectors are their centred vectors times W, plus the targets'
+# mean.
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# ```python
+# mean = train.mean(dim=0)
+# x, y = train - mean, F.one_hot(labels, num_classes).float()
+# w = torch.linalg.solve(…, x.T @ (y - y.mean(dim=0)))
+# return (test - mean) @ w + y.mean(dim=0)
+# ```
+#
+# </details>
+
+
+# %%
+def probe(train: Tensor, labels: Tensor, test: Tensor, num_classes: int, ridge: float) -> Tensor:
+    """Scores of the test vectors. [N, dim], [N], [M, dim] -> [M, num_classes]"""
+    # SOLUTION
+    mean = train.mean(dim=0)
+    x, y = train - mean, F.one_hot(labels, num_classes).float()
+    weight = torch.linalg.solve(x.T @ x + ridge * torch.eye(x.shape[1]), x.T @ (y - y.mean(dim=0)))
+    return (test - mean) @ weight + y.mean(dim=0)
+    # END SOLUTION
+
+
+# %%
+check("inside.probe", probe)
+
+# %% [markdown] tags=["stamped"]
+# ## Exercise 14.6 · Measure it: how much goes to the first position?
+# `inside.sink_share` · difficulty ●○○ · about 8 minutes
+#
+# **Why it matters.** A head that has nothing to look for still has to spend 100 %. In many language models it
+# spends them on the first position, and a map then shows a bright spot that means nothing.
+
+# %% [markdown] tags=["exercise"]
+# **Measure it.** `weights` are the attention weights of a causal decoder, `[blocks, heads, T, T]`; a row belongs to the
+# position that attends. How much of their attention do the other positions give to position 0? Return the mean over all
+# queries except the first, for each block and head. Then compare with an even share: what would it be for a query that
+# divides its attention equally among all that it may attend to?
+
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Of which position is a row of the weights, the one that attends or the one that is attended to?
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# Take column 0, leave out the row of the first position, and average over the rows that are left.
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# return weights[:, :, …, 0].mean(dim=-1)
+#
+# </details>
+
+
+# %%
+def sink_share(weights: Tensor) -> Tensor:
+    """[blocks, heads, T, T] -> [blocks, heads]"""
+    # SOLUTION
+    return weights[:, :, 1:, 0].mean(dim=-1)
+    # END SOLUTION
+
+
+# %%
+check("inside.sink_share", sink_share)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from nanovlm.data.bad_images import odd_images
+from nanovlm.data.bad_images import odd_images, opened
 from nanovlm.data.images import open_image
 
 SIDE = 96
@@ -58,3 +58,7 @@ def test_a_long_comment_before_or_behind_the_pixels_is_no_reason_to_refuse_a_ima
         with_text = content[:place] + chunk + content[place:]
         assert open_image(with_text).tobytes() == open_image(content).tobytes()
         assert open_image(io.BytesIO(with_text)).tobytes() == open_image(content).tobytes()
+
+
+def test_what_raises_is_none():
+    assert [image is None for image in opened(open_image, ODD)] == [not odd.whole for odd in ODD]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from nanovlm.assets import asset_path
 from nanovlm.bench.full_run import RUNGS, generated_samples, measure_loader, table
 from nanovlm.bench.gpu_report import PATHS, best_rung, readme_table

@@ -147,6 +147,17 @@ GALLERY = {
         "stopped half-way; optimizer state, schedule and order of the data start anew", restart_at=150
     ),
 }
+# Chapter 08's letter -> the run that its reader is to diagnose.
+EIGHT_RUNS = {
+    "A": "data_repeated",
+    "B": "lr_too_high",
+    "C": "labels_unshifted",
+    "D": "positions_quiet",
+    "E": "resumed_wrongly",
+    "F": "pictures_shuffled",
+    "G": "eval_on_train",
+    "H": "no_warmup",
+}
 CHANGES = {
     "no_positions": Run("patches without positions", prepare=no_positions),
     "one_block": Run("one encoder block instead of two", sizes={"vision_blocks": 1}),

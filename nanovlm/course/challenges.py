@@ -104,6 +104,27 @@ def tokens_needed(
     return total
 
 
+def guessable(
+    make: Callable[[int], Mapping[str, Any]],
+    choices: Sequence[int],
+    blind_score: Callable[[list[tuple[str, str]], list[tuple[str, str]]], float],
+) -> float:
+    """How far a guesser with closed eyes is from chance, in points, averaged over the kinds of question.
+
+    Args:
+        make: makes a sample of a number; turn k of each sample is of kind k. 600 are read, and 200 others are asked.
+        choices: how many answers each kind has.
+        blind_score: (training turns, test turns), each as (question, answer) -> the share that counting gets right.
+    """
+    read, asked = ([make(i) for i in numbers] for numbers in (range(1000, 1600), range(200)))
+    gaps = []
+    for kind, number in enumerate(choices):
+        turns = ([sample["texts"][kind] for sample in samples] for samples in (read, asked))
+        train, test = ([(turn["user"], turn["assistant"]) for turn in side] for side in turns)
+        gaps.append(100 * abs(blind_score(train, test) - 1 / number))
+    return sum(gaps) / len(gaps)
+
+
 def _pieces(split: Callable[[str], Sequence[str]], text: str) -> list[str]:
     pieces = list(split(text))
     if "".join(pieces) != text:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from nanovlm.course import my_vlm
 from nanovlm.course.judge.engine import judge
-from nanovlm.course.judge.exercise import BROKEN, REGISTRY, load_exercises
+from nanovlm.course.judge.exercise import BROKEN, REGISTRY, load_exercises, no_such_exercise
 from nanovlm.course.judge.verdict import Result
 from nanovlm.course.own_code import CannotKeep, failed_since, own_code
 from nanovlm.course.progress import entry, update
@@ -30,10 +29,8 @@ def check(exercise_id: str, learner: Any = None) -> Result:
 def _judge(exercise_id: str, learner: Any) -> Result:
     exercises = load_exercises()
     if exercise_id not in exercises:
-        near = difflib.get_close_matches(str(exercise_id), exercises, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else f" There are: {', '.join(sorted(exercises))}."
-        hint += "".join(f" {module} could not be imported: {error}" for module, error in BROKEN.items())
-        return Result(str(exercise_id), "", "unknown", f"There is no exercise {str(exercise_id)[:80]!r}.{hint}")
+        broken = "".join(f" {module} could not be imported: {error}" for module, error in BROKEN.items())
+        return Result(str(exercise_id), "", "unknown", no_such_exercise(exercise_id) + broken)
     exercise = exercises[exercise_id]
     failed = failed_since(learner)
     if learner is exercise.reference and exercise_id in my_vlm.standing_in:

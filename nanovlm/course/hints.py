@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import html
-import re
 
 from nanovlm.course.outline import chapter
 from nanovlm.course.progress import record_hint
@@ -15,16 +13,11 @@ STEPS = ("a nudge", "a plan", "almost code")
 
 def hint(exercise_id: str) -> Shown:
     """The next hint of an exercise: a nudge, a plan, almost code."""
-    from nanovlm.course.judge.exercise import load_exercises
+    from nanovlm.course.judge.exercise import load_exercises, no_such_exercise
 
     exercises = load_exercises()
     if exercise_id not in exercises:
-        near = difflib.get_close_matches(str(exercise_id), exercises, n=1)
-        number = re.match(r"\d+", str(exercise_id))  # "9.1", as the exercise's title counts it
-        own = [name for name, each in exercises.items() if number and int(each.chapter) == int(number[0])]
-        where = f" Chapter {int(number[0])} has" if number and own else " There are"
-        more = f" Did you mean {near[0]!r}?" if near else f"{where}: {', '.join(sorted(own or exercises))}."
-        return _shown(f"There is no exercise {str(exercise_id)[:80]!r}.{more}", "").show()
+        return _shown(no_such_exercise(exercise_id), "").show()
     exercise = exercises[exercise_id]
     step = record_hint(exercise_id)
     if step < 3:

@@ -11,3 +11,12 @@ from nanovlm.assets import asset_path
 def stored_runs(name: str) -> dict[str, dict[str, Any]]:
     """assets/runs/NAME.json: name of the run -> what `python -m nanovlm.bench.training_runs` wrote down."""
     return json.loads(asset_path(f"runs/{name}.json").read_text(encoding="utf-8"))
+
+
+def pocket_logs() -> dict[str, list[dict[str, Any]]]:
+    """The logs of the four runs that made the pocket model, in their order: "run 1" -> a row for each step logged."""
+    logs = {}
+    for number, name in enumerate(("train_log_1", "train_log_2", "train_log_3", "train_log"), start=1):
+        lines = asset_path(f"pocket/{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        logs[f"run {number}"] = [json.loads(line) for line in lines]
+    return logs

@@ -69,6 +69,16 @@ def minutes_needed(config: TrainConfig, model: VisionLanguageModel) -> float:
     return min(taken) * BESIDE * config.max_steps / 60
 
 
+def numbers_in(value: Any) -> int:
+    """How many numbers the tensors inside of nested dicts and lists hold: of a checkpoint, say."""
+    from torch import Tensor
+
+    if isinstance(value, Tensor):
+        return value.numel()
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return sum(map(numbers_in, inside))
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """What a run prints is left out, where a figure or a line of the notebook says it."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nanovlm.course import my_vlm
 from nanovlm.course.judge.engine import judge
-from nanovlm.course.judge.exercise import REGISTRY, Exercise, load_exercises
+from nanovlm.course.judge.exercise import REGISTRY, Exercise, load_exercises, no_such_exercise
 from nanovlm.course.my_vlm import Refused, refuse_others, source_file
 from nanovlm.course.progress import load, progress_file
 
@@ -179,7 +179,7 @@ def _copies() -> dict[str, ModuleType]:
 def _find(exercise_id: str) -> Exercise:
     exercises = load_exercises()
     if exercise_id not in exercises:
-        raise ValueError(f"There is no exercise {exercise_id!r}. There are: {', '.join(sorted(exercises))}.")
+        raise ValueError(no_such_exercise(exercise_id))
     return exercises[exercise_id]
 
 

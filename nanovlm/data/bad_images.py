@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,6 +46,17 @@ def odd_images(side: int = 96) -> list[OddImage]:
         ("empty", lambda: b"", False, "a download that never began"),
     ]
     return [OddImage(name, content(), whole, trouble) for name, content, whole, trouble in make]
+
+
+def opened(open_it: Callable[[bytes], Image.Image], files: Sequence[OddImage]) -> list[Image.Image | None]:
+    """What a function makes of each file; None where it raises."""
+    images: list[Image.Image | None] = []
+    for file in files:
+        try:
+            images.append(open_it(file.content))
+        except Exception:
+            images.append(None)
+    return images
 
 
 def _scene(side: int) -> Image.Image:

@@ -36,3 +36,8 @@ def average_hash(image: Image.Image, side: int = 8) -> bytes:
     small = image.convert("L").resize((side, side), Image.Resampling.BOX)
     grey = np.asarray(small, dtype=np.float64)
     return np.packbits(grey > grey.mean()).tobytes()
+
+
+def bits_apart(a: bytes, b: bytes) -> int:
+    """In how many bits two hashes of one length differ."""
+    return sum((x ^ y).bit_count() for x, y in zip(a, b, strict=True))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from textwrap import wrap
+from typing import Any
 
 from PIL import Image
 
@@ -64,14 +66,14 @@ def _apart(places: Sequence[float], gap: float) -> list[float]:
 def samples_figure(images: Sequence[Image.Image], turns: Sequence[tuple[str, str]], columns: int = 5) -> Figure:
     """A contact sheet: each picture with one of its questions and the answer."""
     side, gap = 122, 12
-    column, row = side + gap, side + 66
+    column, row = side + gap, side + 82
     body, told = [], []
     for i, (image, (question, answer)) in enumerate(zip(images, turns, strict=True)):
         x, y = 16 + i % columns * column, 16 + i // columns * row
         body.append(image_at(x, y, side, side, png_bytes(image.convert("RGB")), f"{question} {answer}"))
-        for j, words in enumerate(_two_lines(question, 18)):
+        for j, words in enumerate(wrap(question, 18, max_lines=3, placeholder="…")):
             body.append(text(x, y + side + 16 + 16 * j, words, 13, "muted"))
-        body.append(text(x, y + side + 50, _short(answer, 15), 14, font_weight="bold"))
+        body.append(text(x, y + side + 66, _short(answer, 15), 14, font_weight="bold"))
         told.append(f"{question} {answer}")
     height = 16 + -(-len(turns) // columns) * row
     return svg_figure(
@@ -81,13 +83,6 @@ def samples_figure(images: Sequence[Image.Image], turns: Sequence[tuple[str, str
 
 def _short(words: str, longest: int) -> str:
     return words if len(words) <= longest else words[: longest - 1] + "…"
-
-
-def _two_lines(words: str, longest: int) -> list[str]:
-    first, rest = "", words.split()
-    while rest and len(f"{first} {rest[0]}".strip()) <= longest:
-        first = f"{first} {rest.pop(0)}".strip()
-    return [first, _short(" ".join(rest), longest)] if rest else [first]
 
 
 def answers_figure(counts: Mapping[str, Mapping[str, int]]) -> Figure:
@@ -250,3 +245,16 @@ def sample_card(image: Image.Image, turns: Sequence[tuple[str, str, str, bool]],
     )
     lines = "; ".join(f"{q} {a}{'' if kept else ' (left out)'}" for q, a, _, kept in turns)
     return Figure(markup, f"{title}. {lines}")
+
+
+def rated_card(
+    image: Image.Image, sample: Mapping[str, Any], messages: Sequence[Mapping[str, str]], ratings: Sequence[str]
+) -> Figure:
+    """A sample in FineVision's schema: each turn with its ratings, and whether a filter kept it among its messages."""
+    said = [message["content"] for message in messages]
+    kept = set(zip(said[::2], said[1::2], strict=True))  # question and answer
+    turns = []
+    for number, turn in enumerate(sample["texts"]):
+        note = ", ".join(f"{name} {sample[f'{name}_ratings'][number]}" for name in ratings)
+        turns.append((turn["user"], turn["assistant"], note, (turn["user"], turn["assistant"]) in kept))
+    return sample_card(image, turns, f"{len(said) // 2} of {len(turns)} turns are kept")

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from nanovlm.viz.decoder import mask_figure
 from nanovlm.viz.start_here import printable
 from nanovlm.viz.style import Figure, circle, heat, ink_on, line, path, png_bytes, raster, rect, svg_figure, text
 
@@ -54,6 +55,32 @@ def lines_figure(lines: Sequence[tuple[str, Sequence[Piece]]]) -> Figure:
         x += 150
     alt = "Sequences of tokens; a0, a1 … are the image tokens of picture a. " + ". ".join(told) + "."
     return svg_figure(WIDTH, y + 40, body, alt)
+
+
+def pieces(row: str) -> list[Piece]:
+    """Words, and among them "a0" (an image token of picture a), "_" (a placeholder) and "-" (padding)."""
+    kinds: dict[str, Piece] = {"_": Piece("", "placeholder"), "-": Piece("", "padding")}
+    kinds |= {piece.label: piece for image in range(4) for piece in image_pieces(image, 10)}
+    return [kinds.get(word, Piece(word, "word")) for word in row.split()]
+
+
+def joined_figure(way: str, images: int) -> Figure:
+    """The text and the sequence that it becomes, with four image tokens a picture. way: where these come."""
+    tokens, question = [piece for i in range(images) for piece in image_pieces(i, 4)], pieces("Where is the red star ?")
+    user, places = pieces("user"), pieces("_ " * 4 * images)
+    if way == "in front":
+        return lines_figure([("the text", user + question), ("the sequence", tokens + user + question)])
+    return lines_figure([("the text", user + places + question), ("the sequence", user + tokens + question)])
+
+
+PREFIXES = {"causal": 0, "the picture is a prefix": 3, "picture and question are a prefix": 5}
+
+
+def prefix_figure(prefix: str) -> Figure:
+    """Which of three image tokens, two of a question and two of an answer attend to which. prefix: one of PREFIXES."""
+    length, kinds = PREFIXES[prefix], ["picture"] * 3 + ["question"] * 2 + ["answer"] * 2
+    sees = [[key <= query or max(key, query) < length for key in range(7)] for query in range(7)]
+    return mask_figure([f"{kind} {i}" for i, kind in enumerate(kinds)], list(range(7)), [True] * 7, sees)
 
 
 class Chance(NamedTuple):

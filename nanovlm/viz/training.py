@@ -192,10 +192,9 @@ def intervals_figure(title: str, rows: Mapping[str, tuple[float, float, float]],
             *(line(at(v), y - 6, at(v), y + 6, colour, 2) for v in (lower, upper)),
             circle(at(mean), y, 5, colour, title=f"{mean:+.1%}"),
         ]
-    body += [
-        text(at(0), bottom + 18, "0", 13, "muted", "middle"),
-        text(16, bottom + 18, x_label, 13, "muted"),
-    ]
+    ticks = _ticks((low, high), False)
+    body += [text(at(v), bottom + 18, f"{100 * v:+.3g} %" if v else "0", 13, "muted", "middle") for v in ticks]
+    body.append(text(16, bottom + 18, x_label, 13, "muted"))
     told = "; ".join(f"{name} {m:+.1%}, from {a:+.1%} to {b:+.1%}" for name, (m, a, b) in rows.items())
     return svg_figure(WIDTH, bottom + 34, body, f"{title}. {x_label}: {told}.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from nanovlm import VisionLanguageModel
 from nanovlm.assets import asset_path
 from nanovlm.compress.int8 import quantise_linear
-from nanovlm.course.challenges import far_score, size_score, tokens_needed
+from nanovlm.course.challenges import far_score, guessable, size_score, tokens_needed
 from nanovlm.models.language_model import RotaryEmbedding
 
 
@@ -56,3 +57,14 @@ def test_longer_pieces_need_fewer_tokens() -> None:
 def test_what_cheats_is_refused(split: object, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         tokens_needed(split, ["a 12"], ["b"])  # type: ignore[arg-type]
+
+
+def test_what_is_always_noon_can_be_guessed_and_what_is_drawn_cannot() -> None:
+    def always(answer: str) -> Callable[[int], dict]:
+        return lambda i: {"texts": [{"user": "Is it noon?", "assistant": answer}]}
+
+    def blind_score(train: list[tuple[str, str]], test: list[tuple[str, str]]) -> float:
+        return float(train[0] == test[0])
+
+    assert guessable(always("yes"), [4], blind_score) == 75
+    assert guessable(lambda i: always(str(i))(i), [4], blind_score) == 25

@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from nanovlm.bench import training_runs
-from nanovlm.bench.training_runs import CHANGES, GALLERY, RATES, Run, one_question, small_recipe, small_vlm
-from nanovlm.course.runs import stored_runs
-from nanovlm.course.watching import train_and_watch
+from nanovlm.bench.training_runs import CHANGES, EIGHT_RUNS, GALLERY, RATES, Run, one_question, small_recipe, small_vlm
+from nanovlm.course.clocks import clock_face
+from nanovlm.course.runs import pocket_logs, stored_runs
+from nanovlm.course.watching import numbers_in, train_and_watch
 from nanovlm.data.loading import get_dataloaders
 from nanovlm.models.vision_language_model import IGNORE
 from nanovlm.training.probe import mean
@@ -37,6 +39,29 @@ def test_stored_runs_are_those_of_the_code(file: str) -> None:
         model = from_scratch(small_vlm(**what.sizes))
         what.prepare(model)
         assert run["parameters"] == sum(p.numel() for p in model.parameters())
+
+
+def test_the_readers_eight_runs_are_the_gallery() -> None:
+    assert {"healthy", *EIGHT_RUNS.values()} == GALLERY.keys()
+
+
+def test_a_clock_shows_its_time() -> None:
+    def dark(image: Image.Image, x: int, y: int) -> bool:
+        return image.getpixel((x, y)) == (0, 0, 0)
+
+    up, right, down = (32, 20), (44, 32), (32, 44)
+    assert [dark(clock_face(12, 0), *place) for place in (up, right, down)] == [True, False, False]
+    assert [dark(clock_face(3, 0), *place) for place in (up, right, down)] == [True, True, False]
+    assert [dark(clock_face(6, 15), *place) for place in (up, right, down)] == [False, True, True]
+
+
+def test_numbers_are_counted_wherever_they_are() -> None:
+    assert numbers_in({"a": torch.zeros(2, 3), "b": [{"c": torch.zeros(4)}, (torch.tensor(1.0), 7, "text")]}) == 11
+
+
+def test_the_logs_of_the_pocket_model_are_in_their_order() -> None:
+    ends = [max(row["step"] for row in rows) for rows in pocket_logs().values()]
+    assert ends == [8000, 1500, 3500, 1500]
 
 
 def test_the_gallery_and_the_rates_are_complete() -> None:

@@ -80,6 +80,26 @@ def test_a_right_answer_lists_what_holds(toy: Exercise) -> None:
     assert "✓" in str(result)
 
 
+def test_the_first_of_two_faults_is_named_where_one_known_version_alone_fails_so() -> None:
+    exercise = make()
+    del REGISTRY["toy.scaled"]
+
+    @exercise.mistake("You add where you should multiply.")
+    def _(x, factor=2.0):
+        return x + factor
+
+    def two_faults(x, factor=2.0):
+        return x + factor if factor == 2 else x - 7
+
+    assert judge(exercise, two_faults).mistake == "You add where you should multiply."
+
+    @exercise.mistake("You add 2.")
+    def _(x, factor=2.0):
+        return x + 2
+
+    assert judge(exercise, two_faults).mistake is None, "either may be meant"
+
+
 def test_shapes_are_named(toy: Exercise) -> None:
     result = judge(toy, lambda x, factor=2.0: (factor * x).T)
     assert result.rung == "shape"

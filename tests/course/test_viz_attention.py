@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_said_in_a_sentence(weights: list[float], word: int
 
 
 def test_a_trace_of_the_pocket_model_becomes_a_image_for_each_lever() -> None:
-    """The way that chapter 12 goes: weights of each layer and head, from each word."""
+    """The way that chapter 14 goes: weights of each layer and head, from each word."""
     from nanovlm import VisionLanguageModel
     from nanovlm.assets import asset_path
     from nanovlm.trace import trace

@@ -14,6 +14,7 @@ from nanovlm.viz.data import (
     gallery_figure,
     leak_figure,
     order_figure,
+    rated_card,
     rows_figure,
     sample_card,
     samples_figure,
@@ -86,3 +87,14 @@ def test_a_card_marks_the_turns_that_are_left_out():
     figure = sample_card(RED, [("a?", "<yes>", "5", True), ("b?", "no", "1", False)], "one sample")
     assert "b? no (left out)" in figure.alt and "a? <yes>" in figure.alt
     assert "&lt;yes&gt;" in figure.markup and figure.markup.count("✗") == 1
+
+
+def test_a_card_marks_what_a_filter_has_left_out():
+    sample = {
+        "texts": [{"user": "a?", "assistant": "1"}, {"user": "b?", "assistant": "2"}],
+        "relevance_ratings": [5, None],
+    }
+    messages = [{"role": "user", "content": "b?"}, {"role": "assistant", "content": "2"}]
+    figure = rated_card(RED, sample, messages, ["relevance"])
+    assert "1 of 2 turns are kept" in figure.alt and "a? 1 (left out)" in figure.alt and "b? 2 (left" not in figure.alt
+    assert "relevance None" in figure.markup

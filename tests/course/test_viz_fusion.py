@@ -6,12 +6,16 @@ import pytest
 from PIL import Image
 
 from nanovlm.viz.fusion import (
+    PREFIXES,
     Chance,
     Piece,
     ablation_figure,
     groups_shuffled,
     image_pieces,
+    joined_figure,
     lines_figure,
+    pieces,
+    prefix_figure,
     score_table,
 )
 from nanovlm.viz.style import PALETTE
@@ -99,3 +103,28 @@ def test_groups_are_moved_as_wholes() -> None:
     turned = groups_shuffled(half, lambda tokens: tokens.flip(1))
     assert turned.getpixel((0, 0)) == (255, 255, 255) and turned.getpixel((63, 63)) == (0, 0, 0)
     assert groups_shuffled(half, lambda tokens: tokens).tobytes() == half.tobytes()
+
+
+# -- the two ways, and the prefixes ------------------------------------------------------------------------------------
+
+
+def test_a_row_of_words_is_read_as_pieces() -> None:
+    assert pieces("b1 _ - user") == [
+        Piece("b1", 1),
+        Piece("", "placeholder"),
+        Piece("", "padding"),
+        Piece("user", "word"),
+    ]
+
+
+@pytest.mark.parametrize("images", [0, 3])
+def test_placeholders_stand_only_where_the_text_has_them(images: int) -> None:
+    placed, front = (joined_figure(way, images) for way in ("in their places", "in front"))
+    assert ("a placeholder" in words(drawn(placed))) == (images > 0)
+    assert "a placeholder" not in words(drawn(front))
+
+
+def test_a_longer_prefix_lets_more_positions_attend() -> None:
+    figures = [prefix_figure(prefix) for prefix in PREFIXES]
+    assert len({figure.alt for figure in figures}) == 3
+    drawn(figures[-1])

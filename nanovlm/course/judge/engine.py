@@ -80,7 +80,7 @@ def judge(exercise: Exercise, learner: Any) -> Result:
             return result(
                 finding.rung,
                 finding.message,
-                mistake=recognise(exercise, cases, outcomes),
+                mistake=recognise(exercise, cases, outcomes) or likely(exercise, finding, cases[: i + 1], outcomes),
                 place=_place(outcome.error),
                 grid=finding.grid,
                 lists=_lists(exercise, case, finding),
@@ -160,6 +160,23 @@ def recognise(exercise: Exercise, cases: list[Case], outcomes: list[Outcome]) ->
         ):
             return mistake.sentence
     return None
+
+
+def likely(exercise: Exercise, finding: Mismatch, cases: list[Case], outcomes: list[Outcome]) -> str | None:
+    """The one sentence of the wrong versions that do the same up to the case that fails: a first try often has a second
+    fault, which shows further on. Where several sentences would do, none is told."""
+    if finding.rung not in ("values", "shape", "type"):
+        return None
+    sentences = {
+        mistake.sentence
+        for mistake in exercise.mistakes
+        if all(
+            _alike(outcome, known := _known(exercise, mistake.version, number, case), exercise.tolerance)
+            and type(outcome.value) is type(known.value)  # a float in the place of an int is a fault of its own
+            for number, (case, outcome) in enumerate(zip(cases, outcomes, strict=False))
+        )
+    }
+    return sentences.pop() if len(sentences) == 1 else None
 
 
 # By exercise, version (the reference, or a wrong one) and number of the case, for the next answer: the cases are the

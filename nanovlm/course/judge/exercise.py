@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 import sys
 import zlib
 from collections.abc import Callable, Sequence
@@ -152,6 +154,22 @@ def with_weights(module: nn.Module, like: nn.Module | None = None) -> nn.Module:
 def _listed(names: dict[str, list[int]]) -> str:
     first, more = list(names)[:3], len(names) - 3
     return ", ".join(first) + (f" and {more} more" if more > 0 else "") if names else "none"
+
+
+def no_such_exercise(exercise_id: object) -> str:
+    """What to say to an id that no exercise has; people also write the number that is in the title, such as "7.1"."""
+    asked = str(exercise_id)[:80]
+    near = difflib.get_close_matches(asked, REGISTRY, n=1)
+    number = re.fullmatch(r"(\d+)\.\d+", asked)
+    chapter = number[1].zfill(2) if number else ""
+    ids = [exercise.id for exercise in REGISTRY.values() if exercise.chapter == chapter]
+    if near:
+        advice = f"Did you mean {near[0]!r}?"
+    elif ids:
+        advice = f"Write the id that is below its title. Those of chapter {chapter} are: {', '.join(ids)}."
+    else:
+        advice = "Write the id that is below the exercise's title, for example 'rope.apply'."
+    return f"There is no exercise {asked!r}. {advice}"
 
 
 BROKEN: dict[str, Exception] = {}  # module -> why it cannot be imported: one chapter's fault must not stop the others

@@ -135,6 +135,145 @@ def rollout_in_numpy(maps):
     return torch.from_numpy(flow).to(maps.dtype)
 
 
+def patch_by_hook(decoder, into, source, block, positions):
+    states = []
+    decoder(source, hidden_states=states)
+
+    def swap(module, args):
+        x = args[0].clone()
+        x[:, positions] = states[block][:, positions]
+        return (x, *args[1:])
+
+    handle = decoder.blocks[block].register_forward_pre_hook(swap)
+    try:
+        return decoder(into)
+    finally:
+        handle.remove()
+
+
+def patch_from_the_middle(decoder, into, source, block, positions):
+    """Only the blocks from here on run again."""
+    own, other = [], []
+    decoder(into, hidden_states=own)
+    decoder(source, hidden_states=other)
+    chosen = torch.zeros(into.shape[1], dtype=torch.bool)
+    chosen[torch.tensor(positions)] = True
+    x = torch.where(chosen[None, :, None], other[block], own[block])
+    rope = decoder.rotary_embedding(torch.arange(x.shape[1])[None])
+    for i in range(block, len(decoder.blocks)):
+        x = decoder.blocks[i](x, rope, None)
+    return decoder.norm(x)
+
+
+def patch_in_one_batch(decoder, into, source, block, positions):
+    """Both runs side by side: the second half of the batch is the source."""
+    x, rope = torch.cat([into, source]), decoder.rotary_embedding(torch.arange(into.shape[1])[None])
+    half = len(into)
+    for i, layer in enumerate(decoder.blocks):
+        if i == block:
+            x = x.clone()
+            for position in positions:
+                x[:half, position] = x[half:, position]
+        x = layer(x, rope, None)
+    return decoder.norm(x)[:half]
+
+
+def patch_by_another_forward(decoder, into, source, block, positions):
+    """The block's forward is exchanged for the time of the run."""
+    states, layer = [], decoder.blocks[block]
+    decoder(source, hidden_states=states)
+    index = torch.tensor(positions)
+    original = layer.forward
+
+    def forward(x, *rest):
+        return original(x.index_copy(1, index, states[block].index_select(1, index)), *rest)
+
+    layer.forward = forward
+    try:
+        return decoder(into)
+    finally:
+        del layer.forward
+
+
+def patch_in_a_copy(decoder, into, source, block, positions):
+    """A deep copy may keep its hook."""
+    states, broken = [], copy.deepcopy(decoder)
+    decoder(source, hidden_states=states)
+    difference = torch.zeros_like(into)
+    keep = torch.ones(into.shape[1], 1)
+    keep[positions] = 0
+    difference[:, positions] = states[block][:, positions]
+    broken.blocks[block].register_forward_pre_hook(lambda module, args: (args[0] * keep + difference, *args[1:]))
+    return broken(into)
+
+
+def probe_with_ones(train, labels, test, num_classes, ridge):
+    """A column of ones, which the penalty leaves out."""
+    x = torch.cat([train, torch.ones(len(train), 1)], dim=1).double()
+    penalty = ridge * torch.eye(x.shape[1], dtype=torch.float64)
+    penalty[-1, -1] = 0
+    w = torch.linalg.inv(x.T @ x + penalty) @ x.T @ torch.eye(num_classes, dtype=torch.float64)[labels]
+    return torch.cat([test, torch.ones(len(test), 1)], dim=1).double() @ w
+
+
+def probe_by_kernel(train, labels, test, num_classes, ridge):
+    """A number for each training vector instead of one for each dimension."""
+    mean = train.mean(dim=0, keepdim=True)
+    x, y = (train - mean).double(), F.one_hot(labels, num_classes).double()
+    weights = torch.linalg.solve(x @ x.T + ridge * torch.eye(len(x), dtype=torch.float64), y - y.mean(0))
+    return ((test - mean).double() @ x.T @ weights + y.mean(0)).float()
+
+
+def probe_by_rows(train, labels, test, num_classes, ridge):
+    """The ridge as rows of its own, so that ordinary least squares does it."""
+    mean, dim = train.mean(0), train.shape[1]
+    y = F.one_hot(labels, num_classes).double()
+    rows = torch.cat([(train - mean).double(), ridge**0.5 * torch.eye(dim, dtype=torch.float64)])
+    targets = torch.cat([y - y.mean(0), torch.zeros(dim, num_classes, dtype=torch.float64)])
+    return ((test - mean).double() @ torch.linalg.lstsq(rows, targets).solution + y.mean(0)).to(train.dtype)
+
+
+def probe_by_svd(train, labels, test, num_classes, ridge):
+    mean = train.double().mean(0)
+    u, s, vt = torch.linalg.svd(train.double() - mean, full_matrices=False)
+    y = F.one_hot(labels, num_classes).double()
+    w = vt.T @ torch.diag(s / (s**2 + ridge)) @ u.T @ y
+    return (test.double() - mean) @ w + y.mean(0)
+
+
+def probe_in_numpy(train, labels, test, num_classes, ridge):
+    x, y = train.numpy().astype(np.float64), np.eye(num_classes)[labels.numpy()]
+    mean, bias = x.mean(axis=0), y.mean(axis=0)
+    w = np.linalg.solve((x - mean).T @ (x - mean) + ridge * np.identity(x.shape[1]), (x - mean).T @ (y - bias))
+    return torch.from_numpy((test.numpy() - mean) @ w + bias)
+
+
+def sink_by_slices(weights):
+    return weights[:, :, 1:, 0].mean(dim=-1)
+
+
+def sink_by_einsum(weights):
+    length = weights.shape[-1]
+    asks = torch.ones(length)
+    asks[0] = 0
+    return torch.einsum("bhts,t,s->bh", weights, asks, F.one_hot(torch.tensor(0), length).float()) / (length - 1)
+
+
+def sink_by_difference(weights):
+    """All queries, and the first one taken away again."""
+    column = weights[..., 0]
+    return (column.sum(-1) - column[..., 0]) / (weights.size(-1) - 1)
+
+
+def sink_by_unbinding(weights):
+    rows = torch.stack(weights.unbind(dim=2)[1:], dim=0)  # [T - 1, blocks, heads, T]
+    return rows.select(-1, 0).mean(0)
+
+
+def sink_in_numpy(weights):
+    return torch.from_numpy(weights.numpy()[:, :, 1:, 0].mean(axis=-1))
+
+
 VERSIONS = {
     "inside.ablate_head": (
         ablate_in_the_weights,
@@ -145,4 +284,13 @@ VERSIONS = {
     ),
     "inside.logit_lens": (lens_by_loop, lens_by_embeddings, lens_all_at_once, lens_as_a_list, lens_by_sorting),
     "inside.rollout": (rollout_backwards, rollout_by_chain, rollout_by_einsum, rollout_by_reduce, rollout_in_numpy),
+    "inside.patch_activation": (
+        patch_by_hook,
+        patch_from_the_middle,
+        patch_in_one_batch,
+        patch_by_another_forward,
+        patch_in_a_copy,
+    ),
+    "inside.probe": (probe_with_ones, probe_by_kernel, probe_by_rows, probe_by_svd, probe_in_numpy),
+    "inside.sink_share": (sink_by_slices, sink_by_einsum, sink_by_difference, sink_by_unbinding, sink_in_numpy),
 }

@@ -18,6 +18,7 @@ def _sample(*turns: tuple[str, str], **ratings: list[int | None] | None) -> dict
 
 
 COLOUR, SUM, WHERE = ("What colour is the car?", "green"), ("What is 2 + 3?", "5"), ("Where is the cat?", "at the left")
+COUNT = "How many wheels are there?", "4"
 
 MESSAGES_OF = Exercise(
     id="data.messages_of",
@@ -43,9 +44,9 @@ MESSAGES_OF = Exercise(
     reference=messages_of,
     cases=lambda: [
         Case(
-            _sample(COLOUR, SUM, WHERE, visual_dependency=[4, 1, None]),
+            _sample(COLOUR, WHERE, SUM, COUNT, visual_dependency=[4, None, 1, 5]),
             {"visual_dependency": 3},
-            note="three turns, rated 4, 1 and not at all",
+            note="four turns, rated 4, not at all, 1 and 5",
         ),
         Case(
             _sample(SUM, COLOUR, WHERE, visual_dependency=[1, 5, 4], relevance=[5, 3, 2]),

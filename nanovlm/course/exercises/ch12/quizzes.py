@@ -88,18 +88,3 @@ Quiz(
         "reshape and transpose cost nothing, and the linear layer is the same.",
     ),
 )
-
-Quiz(
-    id="ch12.removed",
-    question="Most of what the head of the picture above gives to the star lies on one or two image tokens. The model "
-    "says “top” with a probability of almost 1. We replace those tokens by the mean of all image tokens. What is the "
-    "probability then?",
-    choices=("about 0: what it looked at is gone", "about 0.5", "about 1, as before", "a quarter, by guessing"),
-    right=2,
-    because=(
-        "Then this head would be the only way from picture to answer, and what it looked at the only place that knows.",
-        "Other heads look elsewhere, so one may hope for half. Try it.",
-        "As before. The likely reason: the encoder has told another of the star's tokens what these know.",
-        "Guessing is for who knows nothing of the star. Is all that the model knows of it in so few tokens?",
-    ),
-)
