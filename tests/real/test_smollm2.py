@@ -6,7 +6,9 @@ float32, for themselves and for us; then both have to say the same.
 
 from __future__ import annotations
 
+import base64
 import copy
+import io
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -125,12 +127,20 @@ def test_joined_to_an_encoder_and_exported_transformers_says_the_same(directory,
     assert said == processor.decode(told, skip_special_tokens=True)
 
 
-@pytest.mark.skipif(LLAMA_CPP is None, reason="LLAMA_CPP names no clone of llama.cpp, whose converter this needs")
-def test_llama_cpps_converter_takes_the_export(directory, tmp_path):
+@pytest.fixture(scope="module")
+def converted(directory, tmp_path_factory):
+    """The model, and what llama.cpp's own converter makes of its export."""
+    if LLAMA_CPP is None:
+        pytest.skip("LLAMA_CPP names no clone of llama.cpp, whose converter this needs")
+    model = joined(directory, TilingConfig(layout="smolvlm", max_side=128, upscale=True))
+    out = tmp_path_factory.mktemp("gguf") / "gguf"
+    return model, export_gguf(model, out, Path(LLAMA_CPP) / "convert_hf_to_gguf.py")
+
+
+def test_llama_cpps_converter_takes_the_export(converted):
     from gguf import GGUFReader
 
-    model = joined(directory, TilingConfig(layout="smolvlm", max_side=128, upscale=True))
-    out = export_gguf(model, tmp_path / "gguf", Path(LLAMA_CPP) / "convert_hf_to_gguf.py")
+    model, out = converted
     text, projector = GGUFReader(out / "text.gguf"), GGUFReader(out / "mmproj.gguf")
     assert text.get_field("general.architecture").contents() == "llama"
     assert projector.get_field("clip.projector_type").contents() == "idefics3"
@@ -138,3 +148,30 @@ def test_llama_cpps_converter_takes_the_export(directory, tmp_path):
     assert (tensors["token_embd.weight"] - model.decoder.token_embedding.weight).abs().max() < 1e-3, "16 bits of it"
     weights = {tensor.name: torch.from_numpy(tensor.data.copy()).float() for tensor in projector.tensors}
     assert (weights["mm.model.fc.weight"] - model.projector.proj.weight).abs().max() < 1e-3
+
+
+@pytest.mark.skipif(find_spec("xllamacpp") is None, reason="xllamacpp, which is llama.cpp as a wheel, is not installed")
+@torch.no_grad()
+def test_llama_cpp_answers_in_the_same_words(converted):
+    """Greedily, with weights of 16 bits there: the words of the text alone and of two pictures in tiles."""
+    import xllamacpp
+
+    model, out = converted
+    settings = xllamacpp.CommonParams()
+    settings.model.path, settings.mmproj.path = str(out / "text.gguf"), str(out / "mmproj.gguf")
+    settings.n_ctx, settings.verbosity, settings.cpuparams.n_threads = 1024, -1, 2
+    server = xllamacpp.Server(settings)
+    said = []
+    for colour in (None, "red", "white"):
+        image = colour and Image.new("RGB", (64, 64), colour)
+        content = [{"type": "text", "text": "Name three colours."}]
+        if image is not None:
+            file = io.BytesIO()
+            image.save(file, "PNG")
+            url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+            content.insert(0, {"type": "image_url", "image_url": {"url": url}})
+        asked = {"messages": [{"role": "user", "content": content}], "max_tokens": 16, "temperature": 0, "top_k": 1}
+        told = server.handle_chat_completions(asked)["choices"][0]["message"]["content"]
+        said.append(model.generate(image=image, prompt="Name three colours.", max_new_tokens=16, temperature=0))
+        assert told.strip() == said[-1].strip()
+    assert len(set(said)) > 1, "the picture changes the answer"
