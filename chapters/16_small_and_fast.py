@@ -310,6 +310,11 @@ print(
 )
 
 # %% [markdown]
+# The word *exact* needs care. An older x86 processor adds pairs of products in 16 bits, which 2 · 255 · 127 overflows
+# without an error ([the report](https://github.com/pytorch/pytorch/issues/136746)). `integer_product` therefore tries
+# its kernel once on the largest numbers, and our ONNX files keep their weights unsigned.
+
+# %% [markdown]
 # ### Is it faster?
 
 # %%
@@ -785,7 +790,7 @@ for name, row in onnx["contenders"].items():
 # All answers are the same text, in float32 and in int8, so that this test cannot say how much int8 loses; a harder one
 # would. The time falls to less than half before a single bit is saved, because onnxruntime joins operators and PyTorch
 # starts each of them by itself, which for a model of this size is most of the work. For the same reason int8 adds
-# little here. The decoder's weights stand in two graphs, prefill and decode, so that the float32 files are larger than
+# nothing here. The decoder's weights stand in two graphs, prefill and decode, so that the float32 files are larger than
 # the model.
 #
 # The commands for your own model:
