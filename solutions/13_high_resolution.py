@@ -1,8 +1,9 @@
 # %% [markdown]
 # # 13 Exercises: high resolution and many pictures
 #
-# Five short ones. By the end you can say for any picture into how many tiles SmolVLM cuts it, cut it yourself, write
-# the text that stands for it, say what it costs, and put the tiles' tokens together again.
+# Seven of them. After the first five you can say for any picture into how many tiles SmolVLM cuts it, cut it yourself,
+# write the text that stands for it, say what it costs, and put the tiles' tokens together again. The other two mend a
+# rule that costs too much and test a function that cuts.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
@@ -52,14 +53,15 @@ from nanovlm.course import check
 # Into how many rows and columns of tiles does SmolVLM cut a picture of `width` x `height` pixels? Its processor resizes
 # the picture twice:
 #
-# 1. The longer side becomes `longest`, be it larger or smaller before. The shorter side keeps the shape: compute it,
-#    cut it down to a whole number with `int`, add 1 if it is odd (and never let it be 0).
+# 1. The longer side becomes `longest`, whether it was larger or smaller before. The shorter side follows so that the
+#    picture keeps its shape: compute it, cut it down to a whole number with `int`, add 1 if it is odd (and never let it
+#    be 0).
 # 2. Both sides become multiples of `tile`. The longer one is rounded up first. The shorter one is computed from the new
 #    longer side and the shape that the picture has *after step 1*, cut down with `int`, then rounded up too.
 #
-# Return `(rows, columns)`. Compute with `shape = width / height`, as the processor does, so that roundings agree. If
-# both sides are equal, the width counts as the longer one. A screenshot of 1920 x 1080 becomes 2048 x 1152
-# pixels in step 1 and 2048 x 1536 in step 2: 3 rows, 4 columns.
+# Return `(rows, columns)`. Compute with `shape = width / height`, as the processor does, so that your roundings agree
+# with the processor's. If both sides are equal, the width counts as the longer one. A screenshot of 1920 x 1080 becomes
+# 2048 x 1152 pixels in step 1 and 2048 x 1536 in step 2: 3 rows, 4 columns.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
