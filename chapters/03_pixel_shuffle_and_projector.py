@@ -584,9 +584,9 @@ lever(
 )
 
 # %% [markdown]
-# With one tile, **attention** (orange) is the smaller part, and with 17 tiles and r = 1 it is the larger one by far,
-# because it grows with the square of the length. With **more text** the gain gets smaller, because pixel shuffle
-# shortens pictures only.
+# With one tile, **attention** (orange) is the smaller part. With 17 tiles and r = 1 it is more than five times as large
+# as the linear layers, because it grows with the square of the length. With **more text** the gain gets smaller,
+# because pixel shuffle shortens pictures only.
 #
 # There is a hard limit too, since SmolLM2-135M was made for 8,192 positions. Do 17 encoded pictures fit?
 
@@ -596,10 +596,11 @@ for r in (1, 2, 4):
     print(f"17 tiles, r = {r}: {num_image_tokens:6,} tokens of {smollm.max_positions:,}")
 
 # %% [markdown]
-# Without pixel shuffle they do not. The bars leave out the vision encoder, which reads all patches whatever r is. It
-# gains from tiles, though: a picture of 2,048 pixels in 16 tiles has 16 times fewer pairs of patches than in one piece.
-# The work in all does not become sixteen times less, because the linear layers still process every patch. How much less
-# is it?
+# Without pixel shuffle they do not fit.
+#
+# The bars leave out the vision encoder, which processes all patches whatever r is. It gains from tiles, though: a
+# picture of 2,048 pixels in 16 tiles has 16 times fewer pairs of patches than in one piece. The work in all does not
+# become sixteen times less, because the linear layers still process every patch. How much less is it?
 
 # %% tags=["nbval-check-output"]
 vit, num_patches = ViTConfig(), 128 * 128  # SigLIP-B; 2,048 pixels in patches of 16
@@ -613,9 +614,9 @@ print(
 )
 
 # %% [markdown]
-# Then why not give the encoder larger patches, instead of shuffling afterwards? SigLIP was trained with patches of 16
-# pixels, so its weights would not fit. And small patches can attend to each other in the encoder, which the numbers
-# inside one large patch cannot. So the encoder works on fine patches, and its result is shortened.
+# One question is left: why not give the encoder larger patches, instead of shuffling afterwards? SigLIP was trained
+# with patches of 16 pixels, so its weights would not fit. And small patches can attend to each other in the encoder,
+# which the numbers inside one large patch cannot. So the encoder works on fine patches, and its result is shortened.
 
 # %% [markdown]
 # ## Where this lives in the package
@@ -703,6 +704,6 @@ for name, function in (
 # | 3.5 | What a picture costs (`pixel_shuffle.token_budget`) | ●○○ | 5 |
 # | 3.6 | Measure it: sixteen times less of what? (`pixel_shuffle.tile_savings`) | ●●○ | 12 |
 # | 3.7 | Mend it: a shuffle for pictures that are not square (`pixel_shuffle.shuffle_rectangle`) | ●●○ | 10 |
-# | 3.8 | Write the test that no shape passes (`pixel_shuffle.test_shuffle`) | ●●○ | 10 |
+# | 3.8 | Write the test that no wrong shuffle passes (`pixel_shuffle.test_shuffle`) | ●●○ | 10 |
 #
 # Next: [04 The decoder](04_rope_decoder.ipynb)

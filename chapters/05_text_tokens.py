@@ -1,9 +1,10 @@
 # %% [markdown]
 # # 05 Text, tokens and labels
 #
-# You turn a conversation about a picture into a sequence of numbers, and decide which of them the model learns to write.
-# Afterwards you can (1) explain how a tokenizer is made and what it costs, (2) build prompts and labels in which no user
-# can forge a special token, and (3) recognise wrong labels although the loss goes down. You need the decoder of chapter
+# You turn a conversation about a picture into a sequence of numbers, and decide which of them the model learns to
+# write. Afterwards you can (1) explain how a tokenizer is made and what it costs, (2) build prompts and labels in which
+# no user can forge a special token, and (3) recognise wrong labels although the loss goes down. You need the decoder of
+# chapter
 # 04. Fifty minutes; the code runs in a minute.
 
 # %% [markdown] tags=["stamped"]
@@ -73,8 +74,8 @@ print(ids)
 # down while the answers get worse.
 
 # %% [markdown]
-# If you are short of time, run the cells of "The same loop made the pocket tokenizer" without reading them, and leave out
-# "The whole path, with your own parts".
+# If you are short of time, run the cells of "The same loop made the pocket tokenizer" without reading them, and leave
+# out "The whole path, with your own parts".
 
 # %% [markdown]
 # ## Characters make sequences long, and words make the table endless
@@ -295,8 +296,8 @@ special
 # ### The chat template decides where they go
 #
 # A conversation is a list of messages. A **chat template** turns it into one text: which special token goes where,
-# which newline, which space. The template is a small program in the language jinja, with `{% … %}` for commands and `{{
-# … }}` for what is printed, and it is stored beside the tokenizer. This is the core of the pocket model's:
+# which newline, which space. The template is a small program in the language jinja, which writes commands as `{% … %}`
+# and what is printed as `{{ … }}`, and it is stored beside the tokenizer. This is the core of the pocket model's:
 
 # %% tags=["nbval-check-output"]
 import jinja2
@@ -535,9 +536,9 @@ print("by default it returns", list(theirs.apply_chat_template([question, answer
 # %% [markdown]
 # ## Labels say which tokens the model learns to write
 #
-# At each place of the sequence the model predicts a token, and training compares this with a **label**, the token that
-# it should have predicted. Not every place has to count in the loss. A token that counts is called **supervised**.
-# Which tokens should that be?
+# The loss compares what the model predicts with **labels**. The label of a token is its id, if the model should learn
+# to write this token; such a token is called **supervised**. All other tokens are read, but do not count in the loss.
+# Which tokens of a conversation should be supervised?
 
 # %%
 quiz("ch05.labels")
@@ -580,8 +581,8 @@ lever(whose_tokens, subset=subsets, sample=(0, 40), view=["pieces", "ids"], star
 
 # %% [markdown]
 # In the sample that is shown first, 38 of 111 tokens are supervised. The model reads the others, which give the answers
-# their context. The loss is a mean over places, and a place is left out of it if its label is **-100**, the default
-# `ignore_index` of PyTorch's loss.
+# their context. The loss is a mean over the supervised tokens, and a token is left out of it if its label is **-100**,
+# the default `ignore_index` of PyTorch's loss.
 
 # %%
 torch.manual_seed(0)

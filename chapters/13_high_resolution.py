@@ -147,10 +147,10 @@ for shrink, share in read.items():
 # never learnt.
 
 # %% [markdown]
-# A network that is made for this question separates the two causes. A **probe** is a small network that receives one
-# letter and says which of the Thimble's 33 characters it is. There is one probe for each resolution, all of the same
-# size and with the same number of steps, and each learns at its own resolution, so that none is surprised by blur. (The
-# letters and the probe, forty lines, are in `nanovlm/course/chapter_13.py`.)
+# A network that is made for this question helps to tell the two causes apart. A **probe** is a small network that
+# receives one letter and says which of the Thimble's 33 characters it is. There is one probe for each resolution, all
+# of the same size and with the same number of steps, and each learns at its own resolution, so that none is surprised
+# by blur. (The letters and the probe, forty lines, are in `nanovlm/course/chapter_13.py`.)
 
 # %%
 from nanovlm.data.thimble.glyphs import CHARACTERS
@@ -262,7 +262,7 @@ print(
 # encoder has to be trained for it, which SigLIP was not, and that attention runs over the whole picture at once.
 
 # %% [markdown]
-# ### Do tiles help, and what with?
+# ### Do tiles help, and why?
 #
 # This chapter continues with tiles. Take 16 pages of 2 x 2 signs, 128 pixels wide, and read them in two
 # ways. **Squashed**: the page becomes one view of 64 pixels, you ask once, and a sign counts as read if the answer is
@@ -965,6 +965,6 @@ print(
 # | 13.4 | Measure it: what the pictures of a prompt cost (`tiles.cost`) | ●○○ | 6 |
 # | 13.5 | One map from many tiles (`tiles.rejoin`) | ●●○ | 10 |
 # | 13.6 | Mend it: an icon in 17 views (`tiles.views`) | ●●○ | 10 |
-# | 13.7 | Write the test that no shape can replace (`tiles.test_split`) | ●●○ | 10 |
+# | 13.7 | Write the test that no check of shapes can replace (`tiles.test_split`) | ●●○ | 10 |
 #
 # Next: [14 Looking inside](14_looking_inside.ipynb)

@@ -45,9 +45,8 @@ from nanovlm.course import check
 # ## Exercise 13.1 · How many rows, how many columns?
 # `tiles.grid` · difficulty ●●○ · about 10 minutes
 #
-# **Why it matters.** The grid decides what a picture costs and what can be read in it. Whoever rounds in
-# another way has another number of tiles than the processor, and then the placeholders in the text do not match
-# the tiles.
+# **Why it matters.** The grid decides what a picture costs and what can be read in it. If you round in another
+# way than the processor, you count another number of tiles, and the placeholders in the text do not match them.
 
 # %% [markdown] tags=["exercise"]
 # Into how many rows and columns of tiles does SmolVLM cut a picture of `width` x `height` pixels? Its processor resizes
@@ -221,7 +220,7 @@ check("tiles.tokens", image_text)
 # ## Exercise 13.4 · Measure it: what the pictures of a prompt cost
 # `tiles.cost` · difficulty ●○○ · about 6 minutes
 #
-# **Why it matters.** The context of SmolLM2-135M holds 8,192 tokens. Whoever sends ten large pictures should
+# **Why it matters.** The context of SmolLM2-135M holds 8,192 tokens. If you send ten large pictures, you should
 # know beforehand that they do not fit.
 
 # %% [markdown] tags=["exercise"]
@@ -266,8 +265,8 @@ check("tiles.cost", prompt_cost)
 # ## Exercise 13.5 · One map from many tiles
 # `tiles.rejoin` · difficulty ●●○ · about 10 minutes
 #
-# **Why it matters.** Whoever wants to draw what the decoder looks at over the *picture* needs all tiles' tokens
-# in one map, because the decoder gets them tile by tile.
+# **Why it matters.** The decoder receives the tokens tile by tile. To draw over the *picture* what it attends
+# to, you need the tokens of all tiles in one map.
 
 # %% [markdown] tags=["exercise"]
 # The encoder has turned every view into `side * side` tokens, in reading order: `features` is
@@ -372,11 +371,11 @@ def views(width: int, height: int, tile: int = 512, longest: int = 2048) -> int:
 check("tiles.views", views)
 
 # %% [markdown] tags=["stamped"]
-# ## Exercise 13.7 · Write the test that no shape can replace
+# ## Exercise 13.7 · Write the test that no check of shapes can replace
 # `tiles.test_split` · difficulty ●●○ · about 10 minutes
 #
-# **Why it matters.** Most wrong ways to cut a picture give the right shape. A test with numbered pixels tells
-# them apart in a millisecond, and a training run does so in a week.
+# **Why it matters.** Most wrong ways to cut a picture give the right shape. A test with numbered pixels finds
+# them in a millisecond, while a training run only ends with a worse score.
 
 # %% [markdown] tags=["exercise"]
 # **Write the test.** The check runs your test on a `split_image` that is right, where it has to pass, and on eight that

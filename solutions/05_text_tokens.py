@@ -447,8 +447,8 @@ check("text.build_labels", build_labels)
 # ## Exercise 5.8 · Write the test for the labels
 # `text.test_labels` · difficulty ●●○ · about 10 minutes
 #
-# **Why it matters.** None of these nine mistakes raises an error, and the loss goes down with each of them. One
-# well chosen example tells them all.
+# **Why it matters.** Labels can be wrong in nine ways that raise no error, and the loss goes down with each of
+# them. One well chosen example catches them all.
 
 # %% [markdown] tags=["exercise"]
 # **Write the test.** `build` is a function like the one of the previous exercise, written by somebody else. Write a
