@@ -3,7 +3,7 @@
 #
 # A trained model is made smaller in five ways: fewer bits for each weight, training that knows about it, a smaller
 # model that learns from the large one, channels that are cut out, and an export that needs no PyTorch. Each is measured
-# beside doing nothing. You need chapters 02, 04, 08 and 09. Fifty minutes; the code runs in two minutes.
+# beside doing nothing. You need chapters 02, 04, 08 and 09. An hour; the code runs in two minutes.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
@@ -55,7 +55,7 @@ from nanovlm.training.probe import Probe, mean
 #    a camera would feel it.
 #
 # **You need** the MLPs of chapters 02 and 04, the training step of chapter 08 and the cache of chapter 09. **Time**:
-# twenty minutes of text, eighteen for the code and twelve for quizzes and levers; the exercises take an hour and a
+# twenty minutes of text, twenty-nine for the code and ten for quizzes and levers; the exercises take an hour and a
 # half more.
 
 # %% [markdown]
@@ -310,6 +310,11 @@ print(
 )
 
 # %% [markdown]
+# The word *exact* needs care. An older x86 processor adds pairs of products in 16 bits, which 2 · 255 · 127 overflows
+# without an error ([the report](https://github.com/pytorch/pytorch/issues/136746)). `integer_product` therefore tries
+# its kernel once on the largest numbers, and our ONNX files keep their weights unsigned.
+
+# %% [markdown]
 # ### Is it faster?
 
 # %%
@@ -482,8 +487,8 @@ for temperature in (1.0, 2.0, 4.0, 8.0):
 
 # %% [markdown]
 # (The other direction, $\mathrm{KL}(q \,\|\, p)$, lets a student settle on one of several answers instead of covering
-# all of them ([Gu et al. 2023](https://arxiv.org/abs/2306.08543)). The package has it as `reverse=True`; it was not
-# compared here. And a teacher with dropout must be in `eval()`, or it says something else each time. Ours has none.)
+# all of them ([Gu et al. 2023](https://arxiv.org/abs/2306.08543)). The package has it as `reverse=True`, and the runs below
+# contain it. And a teacher with dropout must be in `eval()`, or it says something else each time. Ours has none.)
 #
 # ### Three more things to imitate
 #
@@ -549,17 +554,30 @@ intervals_figure("More than the student alone", gains(runs), about)
 
 # %% [markdown]
 # Each bar is one student beside the student alone with the same seed; grey bars contain zero. Imitating the teacher's
-# image tokens helps with both seeds, by far more than the interval. Imitating its answers does not, and the likely
-# reason is the figure above: this teacher is so sure that its probabilities say hardly more than the labels. All losses
-# together are no better than the features by themselves.
+# image tokens helps with all three seeds, by far more than the interval. Imitating its answers helps with none, and the
+# likely reason is the figure above: this teacher is so sure that its probabilities say hardly more than the labels. All
+# losses together are no better than the features by themselves.
 #
-# Look at *attention* and *distribution*: with the first seed both help, attention as much as the features, and with the
-# second neither does. With one seed this chapter would have told you that they work. An interval over questions says
-# nothing about the next seed, and two seeds are few, so take these four bars as a warning and not as a ranking.
+# The other direction of the divergence makes the student *worse*, with every seed. It weighs each token by what the
+# student gives to it, and a new student gives something to all 444 tokens, of which this teacher all but rules out 443. So
+# at first that loss is mostly about tokens that no answer needs. Whether it helps a student that knows the labels
+# already has not been measured here.
+#
+# Look at *attention*: with the first seed it helps as much as the features, with the second it does nothing, and the third
+# lies in between. *Distribution* helps with the first seed alone. With one seed this chapter would have told you that both
+# work, or that they do not. An interval over questions says nothing about the next seed, so read the bars of a loss together.
 #
 # So the long list is not the lesson. What a student of this size and age lacks is *seeing*, and a loss on what it sees
 # can give it that. Remember what was compared: a few hundred steps on few pictures. With ten times the steps the
 # student alone may catch up, since it has the same labels; how far has not been measured here.
+
+# %% tags=["claim"]
+shares = {n: [mean(run["right"]) for run in seeds.values()] for n, seeds in runs["runs"].items()}
+assert all(len(seeds) == 3 for seeds in shares.values())
+assert min(shares["features"]) > max(shares["alone"]) + 0.1
+assert mean(dict(enumerate(shares["together"]))) < mean(dict(enumerate(shares["features"])))
+assert max(shares["logits, reverse"]) < min(shares["alone"]) - 0.05
+assert max(shares["attention"]) - min(shares["attention"]) > 0.1
 
 # %%
 first = {name: seeds["0"]["loss"] for name, seeds in runs["runs"].items() if "0" in seeds}
@@ -657,10 +675,45 @@ lines_figure(shares, curves, "Fewer channels", "share of the channels kept", "ri
 # The choice by gradient was *worse* here. It looked at four batches of a model that is nearly always right, and whose
 # gradients are therefore nearly zero, so that it ranked channels by noise.
 #
-# **Heads** can be cut out in the same way: a head's rows of the query, key and value projections, and its columns of
-# the output projection. Our config cannot say so, because it takes the size of a head from `hidden_dim / num_heads`,
-# and a block with a head less would compute heads of another size. So this package does not prune heads, and [chapter
-# 14](14_looking_inside.ipynb) shows what each one is worth.
+# ### Heads can be masked here, and not cut out
+#
+# **Heads** could go in the same way: a head's rows of the query, key and value projections, and its columns of the output
+# projection. But a config gives the number of heads and `hidden_dim`, and takes the size of a head as their quotient. Three
+# of four heads would be read as three larger ones. This is so here, and in [transformers'
+# SigLIP](https://github.com/huggingface/transformers/blob/v4.56.0/src/transformers/models/siglip/modeling_siglip.py), which
+# refuses other sizes, so that a model with fewer heads could be loaded by nobody. What it would give, a mask can tell. The
+# heads that stay have the largest columns, or they are those without which the loss on four batches rises most, each tried
+# alone ([Michel et al. 2019](https://arxiv.org/abs/1905.10650)).
+
+# %%
+total = sum(p.numel() for p in pocket.parameters())
+for part in ("attn", "mlp"):
+    own = sum(p.numel() for name, p in pocket.named_parameters() if f".{part}." in name)
+    print(f"{part:5}{own / total:4.0%} of the weights")
+for name in ("half of the heads", "25 % of the heads"):
+    by_size, by_loss = (variants[f"{name}{how}"]["right"] for how in ("", ", by loss"))
+    print(f"{name}: by size {by_size:.1%} right, by loss {by_loss:.1%}")
+after = [f"{run['right']:.1%}" for run in trained["25 % of the heads, trained on"].values()]
+print("25 % of the heads, by loss, trained on:", ", ".join(after))
+
+# %% [markdown]
+# Compare this with the channels, half of which went for nothing. Half of the heads by size leaves next to no answer, and
+# even the better choice loses nearly half of them. Sixty steps of training on bring a quarter of the heads back to half of
+# the answers, where a quarter of the channels came back nearly whole (one seed).
+#
+# An MLP has hundreds of channels that can stand in for one another, and a block of this model has four heads that do
+# different things. How large a head's columns are says little about its worth, and a measured loss says more. [Chapter
+# 14](14_looking_inside.ipynb) shows what single heads do.
+
+# %% tags=["claim"]
+assert (
+    variants["half of the heads"]["right"]
+    < 0.25
+    < 0.5
+    < variants["half of the heads, by loss"]["right"]
+    < 0.65
+)
+assert 0.4 < trained["25 % of the heads, trained on"]["0"]["right"] < 0.6
 
 # %% [markdown]
 # ## An exported decoder has its cache outside
@@ -737,7 +790,7 @@ for name, row in onnx["contenders"].items():
 # All answers are the same text, in float32 and in int8, so that this test cannot say how much int8 loses; a harder one
 # would. The time falls to less than half before a single bit is saved, because onnxruntime joins operators and PyTorch
 # starts each of them by itself, which for a model of this size is most of the work. For the same reason int8 adds
-# little here. The decoder's weights stand in two graphs, prefill and decode, so that the float32 files are larger than
+# nothing here. The decoder's weights stand in two graphs, prefill and decode, so that the float32 files are larger than
 # the model.
 #
 # The commands for your own model:
@@ -789,9 +842,35 @@ print(f"median {1000 * middle:.0f} ms, 95th percentile {1000 * slow:.0f} ms")
 # nanovlm watch pictures/ --once
 # ```
 #
-# A camera and a video need OpenCV (`pip install "nanovlm[watch]"`), a folder needs nothing. We have tried neither a
-# phone nor a board: the ONNX files run wherever onnxruntime does, and everything else about such a device is to be
-# measured there.
+# A camera and a video need OpenCV (`pip install "nanovlm[watch]"`), a folder needs nothing.
+
+# %% [markdown]
+# ### What a phone needs
+#
+# We have tried neither a phone nor a board, so this is a list and no measurement. A phone needs
+#
+# - a runtime: onnxruntime has an [Android
+#   package](https://central.sonatype.com/artifact/com.microsoft.onnxruntime/onnxruntime-android) that reads our graphs,
+#   llama.cpp reads GGUF, and PyTorch's own way is
+#   [ExecuTorch](https://docs.pytorch.org/executorch/0.6/getting-started.html), which begins with an export as well;
+# - all that stands around the graphs, written once more in the app's language: resizing and scaling of the picture, the
+#   tokenizer, the loop with the cache, and the dropping of old frames;
+# - memory for the weights, and a connection to it that is fast enough. Each token reads the decoder once, so that
+#   bytes a second, divided by the decoder's bytes, is a bound that no runtime can beat:
+
+# %% tags=["nbval-check-output"]
+with torch.device("meta"):
+    decoder = LanguageModel(VLMConfig().language)  # of the 222M model, its head included
+numbers = sum(p.numel() for p in decoder.parameters())
+for bits in (16, 8, 4):
+    size = numbers * bits / 8
+    print(
+        f"{bits:2} bits: {size / 1e6:4.0f} MB; at 20 GB/s at most {20e9 / size:4.0f} tokens a second"
+    )
+
+# %% [markdown]
+# Put in the number of your own device for the 20 GB/s. And measure after ten minutes instead of in the first one, because a
+# phone that has become warm slows down.
 
 # %% [markdown]
 # ## Everything in one table
@@ -803,15 +882,40 @@ from nanovlm.viz.compression import variants_figure
 print(f"{stored['questions']} questions, {stored['machine']}; speed: one answer, float32 is 1")
 variants_figure("The pocket model, made smaller", table(stored))
 
+# %%
+print("all tensors that live at one time while a model answers, its weights included")
+for name, peak in stored["peaks"].items():
+    print(f"{name:26}{peak / 1e6:6.2f} MB")
+
 # %% [markdown]
 # By size and score together, four bits without training and two bits with it lie in front. They can be combined with
 # fewer channels, which the table does not show; the challenge asks for it. The megabytes count numbers of fewer than
 # eight bits as packed, which our layers do not do in memory: they keep each in a byte, and only a file or a kernel
-# would pack them.
+# would pack them. So the peak of four bits is that of eight. A mask saves no byte here either.
 #
-# What is not in the table has not been measured: peak memory, two cores, a GPU. Two methods for speed are missing,
-# since chapter 09 has them: speculative decoding was measured there, and gained nothing on a model whose draft is not
-# cheap; a static cache with compiled steps has not been measured here.
+# Not measured are a GPU and a second core, because the machine had other work on it, which would have been timed as well.
+
+# %% [markdown]
+# Two methods are left, which save time and no byte. **Speculative decoding** was measured in [chapter
+# 09](09_generation.ipynb), and gained nothing on a model for which no draft is cheap. A **static cache** has
+# one shape for all steps: every step reads all places, a mask hides those that are still empty, and so the whole step can
+# be compiled once. The tokens are the same.
+
+# %%
+for name, run in stored["caches"].items():
+    first = f"the first answer took {run['first_call_seconds']:.0f} s"
+    print(
+        f"{name:17}{run['ms_a_token']:6.2f} ms a token, {run['times_as_fast']:.2f} times as fast; {first}"
+    )
+
+# %% [markdown]
+# By itself a cache of one shape changes nothing, because a step starts as many operators as before. Compiled, the step takes
+# less than half of the time: what is saved is the start of each operator, the same that onnxruntime saved above. The first
+# answer pays for it with minutes of compiling, on a busy machine, so this is for a process that answers many questions.
+
+# %% tags=["claim"]
+caches = {name: run["times_as_fast"] for name, run in stored["caches"].items()}
+assert 0.9 < caches["static"] < 1.1 and caches["static, compiled"] > 1.5
 
 # %% [markdown]
 # ## What SmolVLM really does
@@ -826,9 +930,9 @@ variants_figure("The pocket model, made smaller", table(stored))
 # %% [markdown]
 # ## Where this lives in the package
 #
-# `nanovlm/compress/` has `distill.py`, `int8.py`, `qat.py` and `prune.py`, each under a hundred lines. The graphs are
-# in `nanovlm/inference/onnx_graphs.py`, the loop with the camera is in `watching.py` beside it, and three modules of
-# `nanovlm/bench/` make the stored numbers again: `small_and_fast`, `distillation_runs` and `onnx_runtime`.
+# `nanovlm/compress/` has `distill.py`, `int8.py`, `qat.py`, `prune.py` and `heads.py`, of about a hundred lines each.
+# The graphs are in `nanovlm/inference/onnx_graphs.py`, the loop with the camera is in `watching.py` beside it, and three
+# modules of `nanovlm/bench/` make the stored numbers again: `small_and_fast`, `distillation_runs` and `onnx_runtime`.
 
 # %% [markdown]
 # What you take along:

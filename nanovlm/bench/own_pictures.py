@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,11 +23,12 @@ from PIL import Image
 
 from nanovlm.adapt.freeze import choose_trained
 from nanovlm.assets import asset_path
+from nanovlm.bench.task_mixes import Weighed, mixed
 from nanovlm.config import TrainConfig
 from nanovlm.data.collators import VQACollator
 from nanovlm.data.datasets import VQADataset
 from nanovlm.data.digits import digit_samples
-from nanovlm.data.mixing import loss_weights, mixed_loader, replay_weights, task_weights
+from nanovlm.data.mixing import mixed_loader, replay_weights
 from nanovlm.data.thimble import Thimble
 from nanovlm.device import choose_precision, processor
 from nanovlm.evaluation.scores import interval
@@ -39,7 +41,7 @@ from nanovlm.training.validation import validation_loss
 
 OLD = ("shapes", "charts", "glyphs")
 REMEMBERED = 10_000  # pictures of each old subset that are there to be replayed
-BATCH, EVERY = 16, 20
+BATCH, EVERY = 16, 20  # samples a step; steps between evaluations, and between new mixtures
 ADAPTERS = {"lr_projector": 4e-3}
 GENTLE = {"lr_muon": 0.004, "lr_projector": 4e-4, "lr_backbones": 4e-4}
 MATRICES = ("qkv_proj", "out_proj", "fc1", "fc2", "q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
@@ -54,10 +56,12 @@ class Run:
     cards: int = 1200
     augment: Callable[[Image.Image, torch.Generator], Image.Image] | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
-    mix: str = ""  # how the four tasks share the samples: see `mixed`
+    mix: str = ""  # how the four tasks share the samples: see `mixed`; "uncertainty": how they share the loss as well
     steps: int = 100
     seeds: tuple[int, ...] = (0,)
-    curves: tuple[str, ...] = ()  # what is asked every 20 steps
+    every: int = 0  # steps between evaluations; 0: none
+    curves: tuple[str, ...] = ()  # what is asked then, beside the losses
+    early_stop: bool = False  # ask the weights with the lowest loss on validation cards as well
     asked: tuple[str, ...] = ("digits", *OLD)  # what is asked at the end
 
 
@@ -76,9 +80,12 @@ def mirrored(image: Image.Image, generator: torch.Generator) -> Image.Image:
 
 
 ALL = ("digits", *OLD)
+ALL_SKILLS: dict[str, Any] = {"every": EVERY, "curves": ALL}
+LITTLE: dict[str, Any] = {"steps": 60, "asked": ("digits",)}
+OVERFITTING: dict[str, Any] = {"every": 5, "early_stop": True}
 RUNS = {
     "replay": {
-        "0": Run("digits alone", seeds=(0, 1), curves=ALL),
+        "0": Run("digits alone", seeds=(0, 1), **ALL_SKILLS),
         "0.1": Run("a tenth of the samples are old ones", share=0.1),
         "0.25, longer": Run("a quarter, for 200 steps", share=0.25, steps=200),
         "0.5, gently": Run("a half, for 250 steps at two thirds of the learning rates", 0.5, steps=250, recipe=GENTLE),
@@ -98,19 +105,24 @@ RUNS = {
         ),
     },
     "tasks": {
-        "by size": Run("as often as it has samples", mix="size"),
+        "by size": Run("as often as it has samples", mix="size", **ALL_SKILLS),
+        "by temperature": Run("sizes to the power of 1 / 5", mix="temperature", **ALL_SKILLS),
         "by loss": Run("what is not yet learned, more often; set anew every 20 steps", mix="loss"),
+        "by uncertainty": Run(
+            "sampled by temperature, the losses weighted by learned uncertainties", mix="uncertainty", **ALL_SKILLS
+        ),
     },
     "little": {
-        f"{cards}, {name}": Run("", cards=cards, augment=augment, steps=60, curves=("digits",), asked=("digits",))
-        for cards, name, augment in (
-            (20, "as they are", None),
-            (20, "moved and turned", turned),
-            (100, "as they are", None),
-            (100, "mirrored", mirrored),
-        )
+        "20, as they are": Run("", cards=20, **LITTLE, **OVERFITTING),
+        "100, as they are": Run("", cards=100, **LITTLE, **OVERFITTING),
+        "500, as they are": Run("", cards=500, **LITTLE, **OVERFITTING),
+        "20, moved and turned": Run("", cards=20, augment=turned, **LITTLE),
+        "100, mirrored": Run("", cards=100, augment=mirrored, **LITTLE),
     },
 }
+
+
+ABOUT = ("command", "machine", "questions", "before")  # what a file of runs holds beside them
 
 
 class Cards:
@@ -125,10 +137,6 @@ class Cards:
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.samples[index]
         return {**sample, "images": [self.change(image, self.generator) for image in sample["images"]]}
-
-
-def mixed(kind: str, sizes: Sequence[int], losses: Sequence[float]) -> list[float]:
-    return loss_weights(losses) if kind == "loss" else task_weights(sizes)
 
 
 def recipe_of(what: Run) -> TrainConfig:
@@ -183,7 +191,10 @@ def run(what: Run, seed: int, watcher: Watcher, report: Callable[[str], None] = 
     weights = replay_weights(len(new), [REMEMBERED] * len(OLD), what.share)
     seen, unseen = _batches(model, cards[:100]), _batches(model, digit_samples("val"))
     held_out = [unseen[:1], *(_batches(model, _first(Thimble(name, "val", 100), 12)) for name in OLD)]
-    losses, evaluations, shares, seconds, peak, batches = [], [], [], 0.0, 0, iter(())
+    losses, evaluations, shares, task_weights, seconds, peak = [], [], [], [], 0.0, 0
+    trained, batches, best = model, iter(()), (math.inf, 0, {})
+    if what.mix == "uncertainty":
+        trained = Weighed(model, [len(task) for task in tasks], optimizers)
 
     def loss_of(held: list[Any]) -> float:
         return round(validation_loss(model, held, precision, device), 4)
@@ -191,28 +202,42 @@ def run(what: Run, seed: int, watcher: Watcher, report: Callable[[str], None] = 
     for step in range(what.steps):
         if step % EVERY == 0:
             if what.mix:
-                weights = mixed(what.mix, [len(task) for task in tasks], [loss_of(each) for each in held_out])
+                yet = [loss_of(each) for each in held_out] if what.mix == "loss" else []
+                weights = mixed(what.mix, [len(task) for task in tasks], yet)
             shares.append([round(weight, 4) for weight in weights])
             parts = (model.config, model.tokenizer, model.image_processor)
             if what.mix or not step:
                 batches = iter(mixed_loader(tasks, weights, *parts, batch_size=BATCH, seed=seed + step))
         batch = next(batches)
+        if trained is not model:
+            trained.next_samples(batch["sample_indices"])
+            if step % EVERY == 0:
+                task_weights.append([round(weight, 3) for weight in trained.weigh.weights.tolist()])
         optimizers.set_lr(get_lr(step, 1.0, what.steps, recipe.warmup_fraction, recipe.min_lr_fraction))
         if step == 3:  # with the optimizer's state
             with LiveBytes(_held(model, optimizers)) as memory:
-                losses.append(train_step(model, [batch], optimizers, scaler, precision, device, recipe.max_grad_norm))
+                losses.append(train_step(trained, [batch], optimizers, scaler, precision, device, recipe.max_grad_norm))
             peak = memory.peak
         else:
             start = time.process_time()
-            losses.append(train_step(model, [batch], optimizers, scaler, precision, device, recipe.max_grad_norm))
+            losses.append(train_step(trained, [batch], optimizers, scaler, precision, device, recipe.max_grad_norm))
             seconds += time.process_time() - start
-        if what.curves and (step + 1) % EVERY == 0:
+        if what.every and (step + 1) % what.every == 0:
             values = {"step": step + 1, **watcher.during(model, what.curves)}
             values |= {"train_loss": loss_of(seen), "val_loss": loss_of(unseen)}
             evaluations.append(values)
             report(f"   {values}  {seconds:.0f} s")
+            if what.early_stop and values["val_loss"] < best[0]:
+                best = values["val_loss"], step + 1, {name: w.clone() for name, w in model.state_dict().items()}
+    end, more = watcher.at_the_end(model, what.asked), {}
+    if what.early_stop:
+        model.load_state_dict(best[2])
+        more["early"] = {"step": best[1], "val_loss": best[0], **watcher.at_the_end(model, what.asked)}
+    if task_weights:
+        more["task_weights"] = task_weights
     return {
-        "end": watcher.at_the_end(model, what.asked),
+        "end": end,
+        **more,
         "loss": [round(loss, 4) for loss in losses],
         "evaluations": evaluations,
         "shares": shares,
@@ -253,25 +278,31 @@ def _batches(model: VisionLanguageModel, samples: Sequence[dict[str, Any]]) -> l
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=RUNS, required=True, help="which experiment")
+    parser.add_argument("--runs", nargs="+", metavar="RUN", help="some of its runs")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="only these of the seeds that a run has")
     parser.add_argument("--out", type=Path, required=True, help="JSON file; runs that it holds already are kept")
     options = parser.parse_args()
     torch.set_num_threads(1)
     model = pocket()
     watcher = Watcher(model)
     kept = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
+    kept["command"] = f"python -m nanovlm.bench.own_pictures --only {options.only} --out {options.out}"
     if "before" not in kept:
         kept["before"] = {"end": watcher.at_the_end(model), "during": watcher.during(model)}
         kept["machine"] = f"{processor()}, one thread, float32"
         kept["questions"] = {name: len(probe.kinds) for name, probe in watcher.many.items()}
     for name, what in RUNS[options.only].items():
+        if options.runs and name not in options.runs:
+            continue
         seeds = kept.setdefault(name, {"about": what.about, "seeds": {}})["seeds"]
-        for seed in what.seeds:
+        for seed in what.seeds if options.seeds is None else set(what.seeds) & set(options.seeds):
             if str(seed) not in seeds:
                 print(f"{name}, seed {seed}", flush=True)
                 seeds[str(seed)] = run(what, seed, watcher, lambda line: print(line, flush=True))
                 print(f"   {seeds[str(seed)]['end']}", flush=True)
                 options.out.parent.mkdir(parents=True, exist_ok=True)
-                options.out.write_text(json.dumps(kept) + "\n", encoding="utf-8")
+                ordered = {name: kept[name] for name in (*ABOUT, *RUNS[options.only]) if name in kept}
+                options.out.write_text(json.dumps(ordered) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

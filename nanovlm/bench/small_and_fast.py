@@ -3,9 +3,9 @@
     python -m nanovlm.bench.small_and_fast --out assets/runs/16_small_and_fast.json
 
 Whole numbers, quantisation-aware training beside the same training without it, and pruning before and after training
-on: for each variant its bytes and the share of right answers by kind, and for some how many times as fast as float32
-they answer (in turns, one thread). The questions are those of the test pictures of the Thimble's shapes, charts and
-glyphs. Trained variants have a run for each seed. Some minutes.
+on, of channels and of heads: for each variant its bytes and the share of right answers by kind, and for some how many
+times as fast as float32 they answer (in turns, on one thread) and the memory that they take. The questions are those of
+the test pictures of the Thimble's shapes, charts and glyphs. Trained variants have a run for each seed. Some minutes.
 """
 
 from __future__ import annotations
@@ -21,16 +21,20 @@ from typing import Any
 import torch
 
 from nanovlm.assets import asset_path
+from nanovlm.bench.static_cache import static_cache
 from nanovlm.bench.timing import interleave, median_ratio
+from nanovlm.compress.heads import head_losses, head_sizes, keep_heads, mask_heads
 from nanovlm.compress.int8 import quantise_linear, size_in_bytes
 from nanovlm.compress.prune import prune_channels, prune_magnitude
 from nanovlm.compress.qat import finish, prepare_qat
 from nanovlm.config import TrainConfig
+from nanovlm.data.collators import Batch
 from nanovlm.data.loading import get_dataloaders
 from nanovlm.data.thimble import Thimble
 from nanovlm.device import choose_precision, processor
 from nanovlm.evaluation.statistics import paired_bootstrap
 from nanovlm.models.vision_language_model import VisionLanguageModel
+from nanovlm.training.live_bytes import LiveBytes
 from nanovlm.training.optimizer import Optimizers
 from nanovlm.training.probe import Probe
 from nanovlm.training.step import get_lr, train_step
@@ -95,18 +99,32 @@ def masked(share: float) -> VisionLanguageModel:
     return model
 
 
+def few_batches(model: VisionLanguageModel, number: int = 4) -> list[Batch]:
+    """Of the data that the model has learnt from, to ask which of its weights matter."""
+    recipe = TrainConfig(dataset_names=SUBSETS, dataset_size=20_000, val_size=BATCH, batch_size=BATCH)
+    loader, _ = get_dataloaders(recipe, model.config, model.tokenizer, model.image_processor)
+    return [batch for batch, _ in zip(loader, range(number), strict=False)]
+
+
 def with_gradients() -> VisionLanguageModel:
     """The pocket model, with the gradients of four batches for the first-order importance of its weights."""
     model = pocket()
-    recipe = TrainConfig(dataset_names=SUBSETS, dataset_size=20_000, val_size=BATCH, batch_size=BATCH)
-    loader, _ = get_dataloaders(recipe, model.config, model.tokenizer, model.image_processor)
-    for batch, _ in zip(loader, range(4), strict=False):
+    for batch in few_batches(model):
         model(batch["input_ids"], batch["images"], targets=batch["targets"]).loss.backward()
     return model
 
 
 def narrower(share: float, first_order: bool = False, seed: int | None = None) -> VisionLanguageModel:
     model = prune_channels(with_gradients() if first_order else pocket(), share, first_order)
+    if seed is not None:
+        train_on(model, seed)
+    return model
+
+
+def fewer_heads(share: float, by_loss: bool = False, seed: int | None = None) -> VisionLanguageModel:
+    model = pocket()
+    scores = head_losses(model, few_batches(model)) if by_loss else head_sizes(model)
+    mask_heads(model, keep_heads(scores, share))
     if seed is not None:
         train_on(model, seed)
     return model
@@ -127,6 +145,10 @@ FIXED: dict[str, Callable[[], VisionLanguageModel]] = {
     "half of the channels": lambda: narrower(0.5),
     "25 % of the channels": lambda: narrower(0.75),
     "25 % of the channels, by gradient": lambda: narrower(0.75, first_order=True),
+    "half of the heads": lambda: fewer_heads(0.5),
+    "half of the heads, by loss": lambda: fewer_heads(0.5, by_loss=True),
+    "25 % of the heads": lambda: fewer_heads(0.75),
+    "25 % of the heads, by loss": lambda: fewer_heads(0.75, by_loss=True),
     "10 % of the channels": lambda: narrower(0.9),
     "10 % of the channels, by gradient": lambda: narrower(0.9, first_order=True),
 }
@@ -135,6 +157,7 @@ TRAINED: dict[str, Callable[[int], VisionLanguageModel]] = {
     "int2, trained rounded": lambda seed: trained_rounded(seed, 2, 32),
     "25 % of the channels, trained on": lambda seed: narrower(0.75, seed=seed),
     "10 % of the channels, trained on": lambda seed: narrower(0.9, seed=seed),
+    "25 % of the heads, trained on": lambda seed: fewer_heads(0.75, by_loss=True, seed=seed),
 }
 TIMED = ("int8, dynamic", "int8", "int4, groups of 32", "75 % of the weights zero", "25 % of the channels")
 
@@ -155,15 +178,15 @@ def measure(model: VisionLanguageModel, probe: Probe, before: list[bool]) -> dic
     }
 
 
+def one_answer(model: VisionLanguageModel) -> None:
+    model.generate(image=asset_path("images/shapes.png"), prompt="Describe the picture.", max_new_tokens=24)
+
+
 def speeds(rounds: int = 15) -> dict[str, dict[str, float]]:
     """Answering one question, and reading a batch of 32: float32's time over the variant's, the median of rounds."""
-    model, image = pocket(), asset_path("images/shapes.png")
-    batch = test_questions(4).batches[0]
+    model, batch = pocket(), test_questions(4).batches[0]
     few = {key: batch[key][:32] for key in ("input_ids", "images")}
     found: dict[str, dict[str, float]] = {}
-
-    def answer(model: VisionLanguageModel) -> None:
-        model.generate(image=image, prompt="Describe the picture.", max_new_tokens=24)
 
     def read(model: VisionLanguageModel) -> None:
         with torch.no_grad():
@@ -173,7 +196,7 @@ def speeds(rounds: int = 15) -> dict[str, dict[str, float]]:
         other = FIXED[name]()
         one, many = (
             interleave({"float32": partial(task, model), "other": partial(task, other)}, rounds)
-            for task in (answer, read)
+            for task in (one_answer, read)
         )
         found[name] = {
             "answer": round(median_ratio(one["float32"], one["other"]), 2),
@@ -183,16 +206,34 @@ def speeds(rounds: int = 15) -> dict[str, dict[str, float]]:
     return found
 
 
+def peaks() -> dict[str, int]:
+    """Bytes of all tensors that live at one time while a model answers a question, its weights included."""
+    found = {}
+    for name in ("float32", *TIMED):
+        model = FIXED[name]()
+        with LiveBytes([*model.parameters(), *model.buffers()]) as memory:
+            one_answer(model)
+        found[name] = memory.peak
+    return found
+
+
+COSTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "speeds": speeds,
+    "peaks": peaks,
+    "caches": lambda: static_cache(pocket()),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file; variants that it holds already are kept")
-    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="some of them; 'speeds' are the times")
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", help=f"some of them, or {', '.join(COSTS)}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     options = parser.parse_args()
-    unknown = set(options.only or ()) - {*FIXED, *TRAINED, "speeds"}
+    unknown = set(options.only or ()) - {*FIXED, *TRAINED, *COSTS}
     if unknown:
         parser.error(
-            f"there is no variant {', '.join(sorted(unknown))}; there are {', '.join([*FIXED, *TRAINED])}, speeds"
+            f"there is no variant {', '.join(sorted(unknown))}; there are {', '.join([*FIXED, *TRAINED, *COSTS])}"
         )
     torch.set_num_threads(1)
     probe = test_questions()
@@ -208,16 +249,16 @@ def main() -> None:
     }
     if options.out.exists():
         kept = json.loads(options.out.read_text(encoding="utf-8"))
-        result |= {key: kept[key] for key in ("variants", "trained", "speeds") if key in kept}
+        result |= {key: kept[key] for key in ("variants", "trained", *COSTS) if key in kept}
 
     def keep(name: str, found: dict[str, Any]) -> None:
         print(f"{name}: {found['right']:.3f} right, {found['bytes'] / 1e6:.2f} MB", flush=True)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result) + "\n", encoding="utf-8")
 
-    for name in options.only or [*FIXED, "speeds", *TRAINED]:
-        if name == "speeds":
-            result["speeds"] = speeds()
+    for name in options.only or [*FIXED, *COSTS, *TRAINED]:
+        if name in COSTS:
+            result[name] = COSTS[name]()
         elif name in FIXED and name not in result["variants"]:
             result["variants"][name] = measure(FIXED[name](), probe, before)
             keep(name, result["variants"][name])

@@ -22,7 +22,7 @@ from nanovlm.designs.cross_attention import CrossAttentionDecoder, PooledFusionD
 from nanovlm.designs.early_fusion import PatchesOnly
 from nanovlm.designs.prefix import PrefixDecoder
 from nanovlm.designs.resampler import Resampler
-from nanovlm.designs.sharing import SharedLanguageModel, SharedViT
+from nanovlm.designs.sharing import SharedLanguageModel, SharedViT, shared_attention
 from nanovlm.designs.sparse import DroppingDecoder, ExpertsDecoder
 from nanovlm.models.vision_language_model import VisionLanguageModel, init_weights
 from nanovlm.settings import shown
@@ -44,6 +44,7 @@ DESIGNS: dict[str, Callable[[VLMConfig], Parts]] = {
     "resampler": lambda config: {"projector": Resampler(config)},
     "early_fusion": lambda config: {"vision_encoder": PatchesOnly(config)},
     "shared_blocks": lambda config: {"vision_encoder": SharedViT(config), "decoder": SharedLanguageModel(config)},
+    "shared_attention": shared_attention,
     "linear_attention": lambda config: {"decoder": LinearAttentionDecoder(config)},
     "local_attention": lambda config: {"decoder": LocalAttentionDecoder(config)},
     "prefix": lambda config: {"decoder": PrefixDecoder(config)},

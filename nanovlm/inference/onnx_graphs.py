@@ -193,7 +193,8 @@ def _write_graph(model: VisionLanguageModel, name: str, path: Path) -> None:
 def _quantise(source: Path, target: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantize_dynamic(source, target, weight_type=QuantType.QInt8, per_channel=True)
+    # Signed weights beside unsigned activations overflow on processors without VNNI: microsoft/onnxruntime#6004.
+    quantize_dynamic(source, target, weight_type=QuantType.QUInt8, per_channel=True)
 
 
 @torch.no_grad()

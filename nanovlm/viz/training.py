@@ -129,7 +129,7 @@ def panels_figure(title: str, panels: Mapping[str, Mapping[str, Points]], y_labe
     columns, wide, high = 3, 228.0, 168.0
     points = [point for curves in panels.values() for curve in curves.values() for point in curve]
     x_range, y_range = _range([x for x, _ in points]), (0.0, max(y for _, y in points if math.isfinite(y)))
-    styles = (("blue", "none"), ("muted", "4 4"), ("orange", "7 4"))
+    styles = (("blue", "none"), ("muted", "4 4"), ("orange", "7 4"), ("green", "2 3"))
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
     keys = tuple((colour, name, dashes) for name, (colour, dashes) in zip(names, styles, strict=False))
     body, told = [text(16, 28, title, 15, font_weight="bold"), *_legend(16, 54, keys)], []

@@ -65,6 +65,38 @@ CUT_OFF = """() => [...document.querySelectorAll('.jp-OutputArea-output :is(svg,
     .map(x => x.getAttribute('aria-label') || x.outerHTML.slice(0, 100))"""
 
 
+# Each text of each drawing: its contrast with what lies under it, and whether it reaches beyond its drawing. Texts on a
+# photo are left out: what lies under them has no one colour.
+TEXTS = """() => {
+    const numbers = colour => (colour.match(/[\\d.]+/g) || []).map(Number);
+    const opacity = (colour, style) => (colour.length > 3 ? colour[3] : 1) * style.fillOpacity * style.opacity;
+    const over = (below, colour, share) => below.map((v, i) => v * (1 - share) + colour[i] * share);
+    const light = colour => colour.slice(0, 3).map(v => v / 255)
+        .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+    return [...document.querySelectorAll('svg')].flatMap(svg => {
+        svg.scrollIntoView();
+        const frame = svg.getBoundingClientRect();
+        return [...svg.querySelectorAll('text')].filter(text => text.textContent.trim()).flatMap(text => {
+            const box = text.getBoundingClientRect(), style = getComputedStyle(text);
+            const under = document.elementsFromPoint(box.x + box.width / 2, box.y + box.height / 2)
+                .filter(e => e.closest('svg') === svg && /^(rect|circle|path|polygon|ellipse|image)$/.test(e.tagName));
+            if (under.some(e => e.tagName === 'image')) return [];
+            let ground = numbers(getComputedStyle(document.body).backgroundColor).slice(0, 3);
+            for (const style of under.reverse().map(e => getComputedStyle(e)).filter(style => style.fill !== 'none'))
+                ground = over(ground, numbers(style.fill), opacity(numbers(style.fill), style));
+            const ink = numbers(style.fill);
+            const [a, b] = [light(over(ground, ink, opacity(ink, style))), light(ground)].sort((a, b) => b - a);
+            return [{
+                text: text.textContent, chapter: svg.dataset.chapter, contrast: (a + 0.05) / (b + 0.05),
+                cut: box.right > frame.right + 1 || box.left < frame.left - 1,
+            }];
+        });
+    });
+}"""
+READABLE = 2.5  # the name of an orange line has 2.6, one that is drawn for the other scheme 1.3
+
+
 def what_make_lab_starts() -> list[str]:
     """The arguments behind `jupyter lab` in the Makefile."""
     (words,) = re.findall(r"^\t\$\(BIN\)/jupyter lab (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -212,6 +244,29 @@ def runs_from_top_to_bottom(page: Page) -> None:
     for cell in cells:
         assert cell["error"] is None or "raises-exception" in cell["tags"], cell
         assert cell["count"] is not None or "skip-execution" in cell["tags"], f"this cell never ran: {cell['source']}"
+
+
+def stored_drawings() -> dict[str, list[str]]:
+    """Chapter -> the SVG of its stored figures."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "chapters").glob("[0-9][0-9]_*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        kept = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+        text = "".join("".join(data.get("image/svg+xml", data.get("text/html", ""))) for data in kept)
+        found[path.name[:2]] = re.findall(r'<svg[^>]*role="img".*?</svg>', text, re.DOTALL)
+    return found
+
+
+@pytest.mark.parametrize("light", ["true", "false"])
+def test_every_stored_figure_can_be_read_in_both_schemes(page: Page, light: str) -> None:
+    drawings = stored_drawings()
+    assert len(drawings) == 18 and all(drawings.values())
+    marked = [svg.replace("<svg", f'<svg data-chapter="{n}"', 1) for n, found in drawings.items() for svg in found]
+    ground = "white" if light == "true" else "#111"
+    page.set_content(f'<body data-jp-theme-light="{light}" style="background:{ground}">{"".join(marked)}</body>')
+    texts = page.evaluate(TEXTS)
+    assert {text["chapter"] for text in texts} == drawings.keys()
+    assert [text for text in texts if text["cut"] or text["contrast"] < READABLE] == []
 
 
 def test_the_first_chapter_runs_from_top_to_bottom(page: Page, lab: Lab) -> None:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 
-from nanovlm.bench.own_pictures import RUNS, at_the_end, intervals_of, mirrored, mixed, turned
+from nanovlm.bench.own_pictures import ABOUT, RUNS, at_the_end, intervals_of, mirrored, turned
+from nanovlm.bench.task_mixes import Weighed, mixed
+from nanovlm.config import TrainConfig
 from nanovlm.course.runs import stored_runs
+from nanovlm.device import choose_precision
+from nanovlm.training.optimizer import Optimizers
+from nanovlm.training.step import forward, train_step
+from tests.tiny import random_images, tiny_model
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_the_stored_runs_are_those_of_the_code(name: str) -> None:
     stored, runs = stored_runs(f"15_{name}"), RUNS[name]
-    assert set(stored) == {*runs, "before", "machine", "questions"}
+    assert list(stored) == [*ABOUT, *runs]
     for run, what in runs.items():
         assert stored[run]["about"] == what.about and set(stored[run]["seeds"]) == {str(seed) for seed in what.seeds}
         for result in stored[run]["seeds"].values():
@@ -42,3 +49,24 @@ def test_cards_are_moved_or_mirrored() -> None:
 def test_mixtures_by_name() -> None:
     assert mixed("size", [10, 30], [5.0, 0.0])[1] == pytest.approx(0.75)
     assert mixed("loss", [10, 30], [5.0, 0.0])[1] < 0.1
+    for kind in ("temperature", "uncertainty"):
+        assert mixed(kind, [1, 32], []) == pytest.approx([1 / 3, 2 / 3])
+
+
+def test_a_loss_with_learned_weights_knows_whose_each_sample_is() -> None:
+    cpu, model = torch.device("cpu"), tiny_model().train()
+    optimizers = Optimizers(model, TrainConfig())
+    weighed = Weighed(model, [3, 5], optimizers)
+    weighed.next_samples([2, 3, 7])
+    assert weighed.owners.tolist() == [0, 1, 1]
+    ids = torch.tensor([[4, 4, 4, 4, 7, 8]]).repeat(3, 1)
+    targets = torch.full_like(ids, -100)
+    targets[:, 4], targets[0, 5] = torch.tensor([8, 9, 10]), 11
+    batch = {"input_ids": ids, "images": random_images(3), "targets": targets}
+    each = F.cross_entropy(forward(model, batch, cpu).logits, torch.tensor([8, 11, 9, 10]), reduction="none")
+    optimizers.set_lr(1.0)
+    precision = choose_precision("fp32", cpu)
+    loss = train_step(weighed, [batch], optimizers, precision.scaler(cpu), precision, cpu, 1.0)
+    assert loss == pytest.approx((each[:2].mean() + each[2:].mean()).item(), rel=1e-5)
+    moved = weighed.weigh.log_variances
+    assert (moved > 0).all() and moved.grad is None, "losses above 1/2 are turned down, and the gradient is cleared"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +13,10 @@ from nanovlm.designs import cheap_attention, cnn, sparse
 from nanovlm.designs.marked import DROPPED, IMAGE, MarkedLanguageModel, Seen
 from nanovlm.designs.registry import build
 from nanovlm.designs.resampler import Resampler
+from nanovlm.designs.sharing import BorrowingViT, OpenAttention
+from nanovlm.models.language_model import LanguageModel
 from nanovlm.models.vision_language_model import VisionLanguageModel
+from nanovlm.models.vision_transformer import ViTAttention
 from tests.tiny import ONE_IMAGE, ids_of, loud, max_difference, random_images, tiny_config, tiny_lm, tiny_vit
 
 IDS = torch.tensor([ids_of([7, ONE_IMAGE, 8, ONE_IMAGE, 9, 10])])
@@ -213,3 +218,27 @@ def test_a_token_goes_through_one_expert_times_its_chance() -> None:
     expected = torch.stack([c * mlp.experts[e](t) for t, c, e in zip(x[0], chance, chosen.tolist(), strict=True)])
     assert max_difference(mlp(x)[0], expected) < 1e-5
     assert set(chosen.tolist()) == {0, 1} and mlp.shares.sum() == 1
+
+
+def test_a_decoders_attention_serves_an_encoder_without_mask_and_rotation() -> None:
+    decoder = loud(LanguageModel(tiny_lm(num_kv_heads=4)))
+    lender, own, x = decoder.blocks[0].attn, ViTAttention(tiny_vit()), torch.randn(2, 16, 32)
+    with torch.no_grad():
+        own.qkv_proj.weight.copy_(torch.cat([lender.q_proj.weight, lender.k_proj.weight, lender.v_proj.weight]))
+        own.out_proj.weight.copy_(lender.out_proj.weight)
+        own.qkv_proj.bias.zero_()
+        own.out_proj.bias.zero_()
+        assert max_difference(OpenAttention(lender)(x), own(x)) < 1e-5
+
+
+def test_a_borrowed_attention_is_the_decoders_and_is_saved_once() -> None:
+    model = build("shared_attention", tiny_config())
+    names = list(model.state_dict())
+    assert not any("vision_encoder" in name and "attn" in name for name in names) and len(set(names)) == len(names)
+    model.vision_encoder(random_images(1)).sum().backward()
+    for block in model.decoder.blocks:
+        assert block.attn.q_proj.weight.grad.any() and block.mlp.up_proj.weight.grad is None
+    copied = copy.deepcopy(model)
+    assert copied.vision_encoder.blocks[1].attn.lender[0] is copied.decoder.blocks[1].attn
+    with pytest.raises(ValueError, match="need one width; they have 32 and 64"):
+        BorrowingViT(tiny_config(hidden_dim=64), LanguageModel(tiny_lm(hidden_dim=64)))
