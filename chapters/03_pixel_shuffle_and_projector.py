@@ -500,6 +500,11 @@ for r in (1, 2, 4):
     print(f"r = {r}: {wide:6,} numbers -> 576, {wide / 576:4.1f} to 1, {wide * 576:9,} weights")
 
 # %% [markdown]
+# If numbers are lost anyway, why not average the group? An average is one linear layer among many, whose weights are
+# fixed. The projector's weights are trained, so training decides which 576 numbers are kept. The challenge at the end
+# compares an average with a layer that is not even trained.
+
+# %% [markdown]
 # So r is a trade-off: a large r makes the decoder cheap and forces more of the picture into each token. The authors of
 # SmolVLM report that their small models gain from r = 4, and warn that high ratios can hurt where exact places count,
 # as in reading text ([Marafioti et al. 2025](https://arxiv.org/abs/2504.05299), on pixel shuffle).

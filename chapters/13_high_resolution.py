@@ -594,8 +594,9 @@ assert 0.6 < half < reads[2] - 0.05
 
 # %% [markdown]
 # Half letters are read worse than whole ones, and far better than by chance. B and E have the same left half here, as
-# have F and P, and 9 and S, so no training tells those apart. The view of the whole has no seams, which is one more
-# reason to keep it.
+# have F and P, and 9 and S, so no training tells those apart. Tiles that overlap would cut fewer letters, but they
+# would be more, and so would the tokens; SmolVLM and nanoVLM do not overlap them. The view of the whole has no seams,
+# which is one more reason to keep it.
 
 # %% [markdown]
 # ### Back to one map
