@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 03 Pixel shuffle and the projector
 #
-# The projector between vision encoder and decoder: lay every group of patches end to end as one token, which makes the
-# sequence four to sixteen times shorter, then bring it to the width of a word embedding with one linear layer. Forty
-# minutes; the code runs in seconds.
+# You build the projector, the part between vision encoder and decoder. It joins the vectors of neighbouring patches to
+# one image token, so that the sequence becomes four to sixteen times shorter, and a linear layer brings each token to
+# the width of a word embedding. Forty minutes; the code runs in seconds.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
@@ -51,22 +51,25 @@ from nanovlm.course import expect_shape, lever, quiz, use
 # 2. find a rearrangement that has the right shape and the wrong contents,
 # 3. calculate what image tokens cost, and compare the connectors of other models.
 #
-# You need chapter 02. Of the forty minutes, about twenty are reading and ten are code; the exercises come on top.
+# You need chapter 02. Of the forty minutes, about twenty are reading, ten are code, and ten are quizzes and sliders;
+# the exercises come on top. If you are short of time, leave out "The right groups in another order", "Equal to
+# SmolVLM's connector" and "Other connectors", since nothing later depends on them.
 
 # %% [markdown]
 # ## Image tokens are most of what a decoder reads
 #
-# The encoder of chapter 02 returns one vector for each patch. The nanoVLM of 222 million parameters has 14 x 14 = 196 of
-# them, and SmolVLM-256M, which encodes pictures of 512 pixels in patches of 16, has 32 x 32 = 1,024 ([Marafioti et al.
-# 2025](https://arxiv.org/abs/2504.05299)). A question is a few dozen tokens long, so nearly all that the decoder reads
-# would be picture. What does that cost?
+# The encoder of chapter 02 returns one vector for each patch. The nanoVLM of 222 million parameters has 14 x 14 = 196
+# of them, and SmolVLM-256M, which encodes pictures of 512 pixels in patches of 16, has 32 x 32 = 1,024 ([Marafioti et
+# al. 2025](https://arxiv.org/abs/2504.05299)). A question is a few dozen tokens long, so nearly all that the decoder
+# reads would be picture. What does that cost?
 
 # %% [markdown]
-# A decoder does two kinds of products:
+# Nearly all of a decoder's work is matrix products, of two kinds:
 #
 # - In the **linear layers** each token goes through the same matrices, so twice the tokens take twice the work.
-# - In **attention** each token meets each other one, so twice the tokens take four times the work. (Chapter 04 hides the
-#   future, which is half of the pairs. We count all of them, as PyTorch's counter does.)
+# - In **attention** each token is compared with each other one, so twice the tokens take four times the work. (The
+#   decoder of chapter 04 masks the later tokens, which is half of the pairs. We count all of them, as PyTorch's counter
+#   does.)
 #
 # A product of `[n, a]` and `[a, b]` needs `n * a * b` multiplications and as many additions.
 
@@ -84,9 +87,9 @@ def decoder_flops(num_tokens: int, config: LMConfig) -> tuple[int, int]:
 
 
 # %% [markdown]
-# You build these layers in chapter 04, so take their sizes on trust for now, but not the count. PyTorch can count as
-# well, while a real decoder runs on the device `meta`, where tensors have shapes but no numbers. The decoder is
-# SmolLM2-135M, which both the 222M model and SmolVLM-256M have.
+# You build these layers in chapter 04, so take their sizes on trust for now. The count you need not trust, because
+# PyTorch can count as well, while a real decoder runs on the device `meta`, where tensors have shapes but no numbers.
+# The decoder is SmolLM2-135M, which both the 222M model and SmolVLM-256M have.
 
 # %% tags=["nbval-check-output"]
 from torch.utils.flop_counter import FlopCounterMode
@@ -105,7 +108,10 @@ print(f"{linear / 1e9:.0f} billion in linear layers, {attention / 1e9:.0f} billi
 
 # %% [markdown]
 # That is for one picture and a question of 64 tokens, before the first word of the answer. (Norms and activations are
-# cheap, and the head runs on few positions, so we leave them out.) What if the same picture came in 64 tokens?
+# cheap, and the head runs on few positions, so we leave them out.)
+#
+# What if the same picture came in fewer tokens? Let a square of `r` x `r` neighbouring patches share one token. With
+# r = 4 that is one token for sixteen patches, and 64 tokens for the picture.
 
 # %%
 quiz("ch03.cost")
@@ -128,8 +134,8 @@ for num_image_tokens in (1024, 256, 64):
 # Take a group of 2 x 2 neighbouring patches. Instead of averaging their four vectors, *lay them end to end*: this gives
 # one vector that is four times as wide. The sequence becomes four times shorter, and every number is still there.
 #
-# With groups of `r` x `r` patches there are `r * r` times fewer tokens, each `r * r` times wider. The operation is called
-# **pixel shuffle** or *space to depth*.
+# We call such a square of `r` x `r` patches a *group*. There are `r * r` times fewer tokens than patches, each `r * r`
+# times wider. The operation is called **pixel shuffle** or *space to depth*.
 
 # %%
 quiz("ch03.tokens")
@@ -150,9 +156,9 @@ patches
 patches[0:2, 0:2].flatten()
 
 # %% [markdown]
-# To take all groups at once, without a loop, give each step its own axis. You know this from `patchify` in chapter 01,
-# where the entries were pixels. A row number from 0 to 3 says *which row of groups* (0 or 1) and *which row inside the
-# group* (0 or 1), and the same holds for columns, so two axes become four.
+# To take all groups at once, without a loop, split each axis in two. You know this from `patchify` in chapter 01, where
+# the entries were pixels. A row number from 0 to 3 says *which row of groups* (0 or 1) and *which row inside the group*
+# (0 or 1), and the same holds for columns, so two axes become four.
 
 # %% tags=["nbval-check-output"]
 unfolded = patches.reshape(2, 2, 2, 2)
@@ -229,12 +235,12 @@ for r in (1, 2, 3, 4):
 # %% [markdown]
 # Three real models, with what the encoder returns and what the decoder gets:
 #
-# - **nanoVLM-222M**, the first one ([weights](https://huggingface.co/lusxvr/nanoVLM-222M)): SigLIP-B/16 at 224 pixels,
-#   r = 2.
+# - **nanoVLM-222M**, the first nanoVLM ([weights](https://huggingface.co/lusxvr/nanoVLM-222M)): SigLIP-B/16 at 224
+#   pixels, r = 2.
 # - **SmolVLM-256M**: SigLIP-B/16 at 512 pixels, r = 4.
 # - **SmolVLM-2.2B** ([blog](https://huggingface.co/blog/smolvlm)): SigLIP-SO400M at 384 pixels, 27 x 27 patches of 14
-#   pixels, r = 3. (27 x 14 is 378, so the convolution leaves out the last 6 pixels; and r = 2 is impossible, since 27 is
-#   odd.)
+#   pixels, r = 3. (27 x 14 is 378, so the convolution leaves out the last 6 pixels; and r = 2 is impossible, since 27
+#   is odd.)
 
 # %% tags=["nbval-check-output"]
 for name, grid, dim, r in (
@@ -261,8 +267,8 @@ image = Image.open(asset_path("images/shapes.png")).convert("RGB").resize((64, 6
 stages_figure(image)
 
 # %% [markdown]
-# The number of values is the same in all four, and only the arrangement differs. Each channel holds every r-th pixel of
-# the large picture, so it resembles a coarse copy of the whole.
+# The number of values is the same for all four r, and only the arrangement differs. Each channel holds every r-th pixel
+# of the large picture, so it resembles a coarse copy of the whole.
 #
 # Where does one group go? Move the levers; without a kernel you see r = 4.
 
@@ -278,18 +284,21 @@ lever(one_group, r=[1, 2, 4, 8], row=(0, 15), column=(0, 15), start={"r": 4, "ro
 
 # %% [markdown]
 # The group gives one number to each channel, always at the same place. That is why the operation is called space to
-# depth. In the model the entries are not pixels but the encoder's vectors, 768 numbers for each patch, and the moves are
-# the same.
+# depth. In the model the entries are not pixels but the encoder's vectors, 768 numbers for each patch, and the moves
+# are the same.
 
 # %% [markdown]
-# ## Nothing is lost by pixel shuffle
+# ## What can be undone has lost nothing
+#
+# The sequence is four times shorter, and yet this chapter claims that nothing is discarded. Choose an answer, and say
+# in a sentence why each of the other three is wrong.
 
 # %%
 quiz("ch03.lost")
 
 # %% [markdown]
-# An operation loses nothing if it can be undone. You write the inverse in exercise 3.2, and this cell takes yours once it
-# passes.
+# The proof is the inverse: if an operation can be undone for every input, it has lost nothing. You write the inverse in
+# exercise 3.2, and this cell takes yours once it passes.
 
 # %%
 pixel_unshuffle = use("pixel_shuffle.unshuffle")
@@ -305,7 +314,8 @@ for r in (1, 2, 3, 4):
 # %% [markdown]
 # ## A plain reshape has the right shape and the wrong tokens
 #
-# All these steps lead from `[1, 196, 768]` to `[1, 49, 3072]`. Would a single `reshape` be enough?
+# Pixel shuffle leads from `[1, 196, 768]` to `[1, 49, 3072]` in three steps, and a single `reshape` leads there as
+# well. But which patches does it put into one token?
 
 # %%
 quiz("ch03.reshape")
@@ -336,9 +346,9 @@ print()
 print(wrong)
 
 # %% [markdown]
-# The right version makes groups, and the wrong one strips: four patches in a row instead of 2 x 2. On the 222M model's
-# grid it is worse. Since 14 does not divide by 4, some strips cross the edge, so that half of a token is at the right
-# end of one row and the other half at the left end of the next.
+# The right version makes groups of 2 x 2 (the printout calls them tiles), and the wrong one makes strips, four patches
+# in a row. On the 222M model's grid it is worse. Since 14 does not divide by 4, some strips cross the edge, so that
+# half of a token is at the right end of one row and the other half at the left end of the next.
 
 # %% tags=["nbval-check-output"]
 large = patch_map(lambda x: wrong_shuffle(x, 2), grid=14)
@@ -348,9 +358,10 @@ print(
 )
 
 # %% [markdown]
-# What would a trained model make of that? Its linear layer was trained on groups: it takes the second quarter of a token
-# for the patch *to the right* and the third for the patch *below*. So we put the patches where the layer assumes them to
-# be, which is what the inverse does.
+# What would a trained model make of that? Its projector has a linear layer behind pixel shuffle, which was trained on
+# groups: it takes the second quarter of a token for the patch *to the right* of the first, and the third for the patch
+# *below*. The inverse puts each quarter back to the place where the layer takes it to be, so it shows what the layer
+# assumes.
 
 # %%
 from nanovlm.viz.pixel_shuffle import images_row
@@ -378,7 +389,7 @@ images_row(
 # Nothing raises, nothing is NaN and all shapes fit. In chapter 06 you put this version into the pocket model and ask it
 # where things are. A model that is trained with strips from the start can learn to use them, since each token always
 # holds the same four patches. But a strip joins patches that are further apart, and weights that others have trained do
-# not fit. How much worse such a model would be, we have not measured.
+# not fit. We have not measured how much worse such a model would be.
 
 # %% [markdown]
 # ### The right groups in another order
@@ -394,9 +405,9 @@ print("ours:   ", pixel_shuffle(four_patches, 2).tolist())
 print("torch's:", torchs.tolist())
 
 # %% [markdown]
-# Both hold the same group, ours patch by patch and PyTorch's channel by channel. For a model that is trained from scratch
-# the order makes no difference, because the linear layer behind it weighs the numbers in any order. For weights that have
-# been trained it decides everything, and nanoVLM's and SmolVLM's were trained patch by patch.
+# Both hold the same group, ours patch by patch and PyTorch's channel by channel. For a model that is trained from
+# scratch the order makes no difference, because the linear layer behind it weighs the numbers in any order. For weights
+# that have been trained it decides everything, and nanoVLM's and SmolVLM's were trained patch by patch.
 
 # %%
 assert rearrange(torchs, "b n (d p) -> b n (p d)", p=4).equal(pixel_shuffle(four_patches, 2))
@@ -420,13 +431,14 @@ def which_patches(token, r):
 lever(which_patches, token=(0, 15), r=[1, 2, 4], start={"token": 5, "r": 2})
 
 # %% [markdown]
-# `patch_map` found the patches by trying. There is also a formula, which you write in exercise 3.3.
+# `patch_map` found the patches by sending numbers through. There is also a formula, which you write in exercise 3.3.
 
 # %% [markdown]
 # ## The projector is one linear layer
 #
-# A token is now 3,072 numbers wide, and the decoder's embeddings are 576 wide. One linear layer maps the one to the
-# other, without bias and without an activation, and together with pixel shuffle it is the whole **projector**.
+# In the 222M model a token is now 3,072 numbers wide, and the decoder's embeddings are 576 wide. One linear layer maps
+# the one to the other, without bias and without an activation, and together with pixel shuffle it is the whole
+# **projector**.
 
 # %% [markdown] tags=["stamped"]
 # **The next cell is folded, because it answers this exercise:** [exercise 3.4, One linear layer between two
@@ -457,13 +469,13 @@ print(expect_shape(projector(torch.randn(2, 196, 768)), "batch 49 576"))
 print(f"{sum(p.numel() for p in projector.parameters()):,} weights")
 
 # %% [markdown]
-# Why can so little be enough? The encoder already describes the picture, and the decoder already knows what to do with
+# How can so little be enough? The encoder already describes the picture, and the decoder already knows what to do with
 # vectors in its own space, so the layer has to translate and nothing more. In nanoVLM encoder and decoder come trained,
 # while this layer starts from random numbers. That is why nanoVLM gives it a learning rate a hundred times as large,
 # 0.00512 beside 0.00005
 # ([config.py](https://github.com/huggingface/nanoVLM/blob/03ecd8c3436a81840ed7eb4e7677988b199cdc30/models/config.py)).
 #
-# Does the layer mix tokens? Predict first, then run the cell.
+# Does the projector mix tokens? Predict first, then run the cell.
 
 # %%
 quiz("ch03.mix")
@@ -479,8 +491,8 @@ print("tokens that changed:", moved.nonzero().flatten().tolist())
 # %% [markdown]
 # ### The linear layer is where something is lost
 #
-# Pixel shuffle keeps everything. The layer behind it cannot, because 3,072 numbers go in and 576 come out. With r = 4 it
-# is 12,288 to 576.
+# Pixel shuffle keeps everything. The layer behind it cannot, because 3,072 numbers go in and 576 come out. With r = 4
+# it is 12,288 to 576.
 
 # %% tags=["nbval-check-output"]
 for r in (1, 2, 4):
@@ -488,9 +500,14 @@ for r in (1, 2, 4):
     print(f"r = {r}: {wide:6,} numbers -> 576, {wide / 576:4.1f} to 1, {wide * 576:9,} weights")
 
 # %% [markdown]
+# If numbers are lost anyway, why not average the group? An average is one linear layer among many, whose weights are
+# fixed. The projector's weights are trained, so training decides which 576 numbers are kept. The challenge at the end
+# compares an average with a layer that is not even trained.
+
+# %% [markdown]
 # So r is a trade-off: a large r makes the decoder cheap and forces more of the picture into each token. The authors of
-# SmolVLM report that their small models gain from r = 4, and warn that high ratios can hurt where exact places count, as
-# in reading text ([Marafioti et al. 2025](https://arxiv.org/abs/2504.05299), on pixel shuffle).
+# SmolVLM report that their small models gain from r = 4, and warn that high ratios can hurt where exact places count,
+# as in reading text ([Marafioti et al. 2025](https://arxiv.org/abs/2504.05299), on pixel shuffle).
 
 # %% [markdown]
 # ### Equal to SmolVLM's connector
@@ -519,8 +536,10 @@ expect_shape(ours(x), "batch 64 8")
 # %% [markdown]
 # ## Other connectors
 #
-# Between encoder and decoder one can put more than this. The table gives, for a picture that is not cut into tiles, the
-# vectors that come from the encoder and the tokens that the decoder reads.
+# Other models put more between encoder and decoder. The table gives, for one encoded picture, how many vectors the
+# encoder returns and how many tokens the decoder reads. The last column says whether each token still belongs to one
+# part of the picture. A *learned query* is a trained vector that attends to all of the encoder's vectors and becomes
+# one token; chapter 17 builds a connector of this kind, and the cross-attention that Flamingo uses.
 
 # %% [markdown]
 # | model | connector | vectors → tokens | positions kept |
@@ -536,16 +555,17 @@ expect_shape(ours(x), "batch 64 8")
 # | [BLIP-2](https://arxiv.org/abs/2301.12597) | Q-Former, 32 learned queries | 257 → 32 | no |
 
 # %% [markdown]
-# Learned queries can make any number of tokens, and they have to learn *where* things are, which pixel shuffle gives for
-# free. In a comparison at equal data, connectors that keep the vectors did better at fine-grained perception, and
-# compressing ones were about equal at coarse perception and reasoning ([Lin et al.
+# Learned queries can make any number of tokens, but they have to learn *where* things are, which pixel shuffle gives
+# for free. In a comparison at equal data, connectors that keep one token for each vector did better at fine-grained
+# perception, and those that compress were about equal at coarse perception and reasoning ([Lin et al.
 # 2024](https://arxiv.org/abs/2410.06765)).
 
 # %% [markdown]
 # ## Tokens against cost
 #
-# Back to the first question, now with levers. SmolVLM cuts a large picture into tiles, at most 4 x 4 of them here, and
-# adds a view of the whole: 17 encoded pictures in one prompt.
+# Back to the first question, now with levers. SmolVLM cuts a large picture into *tiles*, pieces of 512 x 512 pixels
+# which are encoded one by one (chapter 13). Here there are at most 4 x 4 of them, and a view of the whole is added,
+# which makes 17 encoded pictures in one prompt.
 
 # %%
 from nanovlm.viz.pixel_shuffle import Cost, cost_bars
@@ -569,11 +589,11 @@ lever(
 )
 
 # %% [markdown]
-# With one tile, **attention** (orange) is the smaller part, and with 17 tiles and r = 1 it is the larger one by far,
-# because it grows with the square. With **more text** the gain gets smaller, because pixel shuffle shortens pictures
-# only.
+# With one tile, **attention** (orange) is the smaller part. With 17 tiles and r = 1 it is more than five times as large
+# as the linear layers, because it grows with the square of the length. With **more text** the gain gets smaller,
+# because pixel shuffle shortens pictures only.
 #
-# There is a hard limit too, since SmolLM2-135M was made for 8,192 positions. Without pixel shuffle 17 tiles do not fit.
+# There is a hard limit too, since SmolLM2-135M was made for 8,192 positions. Do 17 encoded pictures fit?
 
 # %% tags=["nbval-check-output"]
 for r in (1, 2, 4):
@@ -581,9 +601,11 @@ for r in (1, 2, 4):
     print(f"17 tiles, r = {r}: {num_image_tokens:6,} tokens of {smollm.max_positions:,}")
 
 # %% [markdown]
-# The bars leave out the vision encoder, which reads all patches whatever r is. It gains from tiles, though: a picture of
-# 2,048 pixels in 16 tiles has 16 times fewer pairs of patches than in one piece. "Sixteen times less" is the pairs alone,
-# because the linear layers still see every patch.
+# Without pixel shuffle they do not fit.
+#
+# The bars leave out the vision encoder, which processes all patches whatever r is. It gains from tiles, though: a
+# picture of 2,048 pixels in 16 tiles has 16 times fewer pairs of patches than in one piece. The work in all does not
+# become sixteen times less, because the linear layers still process every patch. How much less is it?
 
 # %% tags=["nbval-check-output"]
 vit, num_patches = ViTConfig(), 128 * 128  # SigLIP-B; 2,048 pixels in patches of 16
@@ -597,15 +619,15 @@ print(
 )
 
 # %% [markdown]
-# Why not give the encoder larger patches, then, instead of shuffling afterwards? SigLIP was trained with patches of 16
-# pixels, so its weights would not fit. And small patches can attend to each other in the encoder, which the numbers
-# inside one large patch cannot. So the encoder works on fine patches, and its result is shortened.
+# One question is left: why not give the encoder larger patches, instead of shuffling afterwards? SigLIP was trained
+# with patches of 16 pixels, so its weights would not fit. And small patches can attend to each other in the encoder,
+# which the numbers inside one large patch cannot. So the encoder works on fine patches, and its result is shortened.
 
 # %% [markdown]
 # ## Where this lives in the package
 #
-# Both definitions are the package's, in `nanovlm/models/modality_projector.py`, and the builder of this notebook compares
-# them with that file. In the whole model the projector is between encoder and decoder.
+# Both definitions are the package's, in `nanovlm/models/modality_projector.py`, and the builder of this notebook
+# compares them with that file. In the whole model the projector is between encoder and decoder.
 
 # %% tags=["nbval-check-output"]
 from nanovlm import VisionLanguageModel
@@ -630,7 +652,7 @@ print(f"{config.num_image_tokens} image tokens; the projector holds {share:.1%} 
 # What you take along:
 #
 # - Tokens cost. Pixel shuffle trades length for width and loses nothing.
-# - The shape does not prove the contents. Send numbers through and look where they come out.
+# - The right shape does not prove that the contents are right. Send numbers through and look where they come out.
 # - The linear layer translates each token alone, and what is lost is lost there.
 #
 # **In the wild.** The same function in
@@ -640,10 +662,11 @@ print(f"{config.num_image_tokens} image tokens; the projector holds {share:.1%} 
 # %% [markdown]
 # ## Challenge: beat pixel shuffle at equal tokens
 #
-# A connector turns the pocket encoder's 64 vectors of 128 numbers into 16 tokens of 128. How much of the encoder's output
-# can still be read off the tokens, by the best linear readout? The score is the share of the variance that this readout
-# recovers on pictures it was not fitted to. The baselines are the mean of each group and pixel shuffle with a random
-# layer. Write a better `connector`; it may look at the training vectors.
+# A connector turns the pocket encoder's 64 vectors of 128 numbers into 16 tokens of 128. How much of the encoder's
+# output is still in the tokens? To score a connector, one linear layer is fitted that computes each group's four
+# vectors back from the group's token. The score is the share of the vectors' variance that it recovers on pictures to
+# which it was not fitted. The baselines are the mean of each group and pixel shuffle with a random layer. Write a
+# better `connector`; it may look at the training vectors.
 
 # %%
 from nanovlm.course.kept_share import encoded_images, kept_share
@@ -686,6 +709,6 @@ for name, function in (
 # | 3.5 | What a picture costs (`pixel_shuffle.token_budget`) | ●○○ | 5 |
 # | 3.6 | Measure it: sixteen times less of what? (`pixel_shuffle.tile_savings`) | ●●○ | 12 |
 # | 3.7 | Mend it: a shuffle for pictures that are not square (`pixel_shuffle.shuffle_rectangle`) | ●●○ | 10 |
-# | 3.8 | Write the test that no shape passes (`pixel_shuffle.test_shuffle`) | ●●○ | 10 |
+# | 3.8 | Write the test that no wrong shuffle passes (`pixel_shuffle.test_shuffle`) | ●●○ | 10 |
 #
 # Next: [04 The decoder](04_rope_decoder.ipynb)

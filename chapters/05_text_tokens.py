@@ -1,10 +1,11 @@
 # %% [markdown]
 # # 05 Text, tokens and labels
 #
-# You turn a conversation about a picture into a sequence of numbers, and decide which of them the model learns to write.
-# Afterwards you can (1) explain where a tokenizer comes from and what it costs, (2) build prompts and labels in which no
-# user can forge a token, and (3) recognise wrong labels although the loss goes down. You need the decoder of chapter 04.
-# Fifty minutes; the code runs in a minute.
+# You turn a conversation about a picture into a sequence of numbers, and decide which of them the model learns to
+# write. Afterwards you can (1) explain how a tokenizer is made and what it costs, (2) build prompts and labels in which
+# no user can forge a special token, and (3) recognise wrong labels although the loss goes down. You need the decoder of
+# chapter
+# 04. Fifty minutes; the code runs in a minute.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
@@ -57,8 +58,8 @@ tokenizer = model.tokenizer
 # %% [markdown]
 # ## The model reads row numbers of a table
 #
-# A decoder begins with an embedding, a table with one vector for each token. All that it can do with your question is to
-# look up rows of this table, so something has to turn the question into row numbers first:
+# A decoder begins with an embedding, a table with one vector for each token. All that it can do with your question is
+# to look up rows of this table, so something has to turn the question into row numbers first:
 
 # %% tags=["nbval-check-output"]
 ids = tokenizer.encode("Where is the red star?")
@@ -66,19 +67,24 @@ print(ids)
 [tokenizer.decode([token]) for token in ids]
 
 # %% [markdown]
-# Each number is a **token**. Here a token is a word together with the space in front of it, or a mark. This chapter
-# answers three questions. How is a text cut into tokens? How does the model know who speaks, and where the picture is?
-# And which of the tokens does it learn to write? The third question sounds like a detail, but if you get it wrong,
-# nothing complains: the loss goes down while the answers get worse.
+# Each piece is a **token**, and its number, which names a row of the table, is the token's **id**. Here a token is a
+# word together with the space in front of it, or a punctuation mark. This chapter answers three questions. How is a
+# text cut into tokens? How does the model know who speaks, and where the picture is? And which of the tokens does it
+# learn to write? The third question sounds like a detail, but if you get it wrong, nothing complains: the loss goes
+# down while the answers get worse.
+
+# %% [markdown]
+# If you are short of time, run the cells of "The same loop made the pocket tokenizer" without reading them, and leave
+# out "The whole path, with your own parts".
 
 # %% [markdown]
 # ## Characters make sequences long, and words make the table endless
 #
 # There are few different characters, so their table would be small. But sequences of characters are long, and a decoder
 # that reads four times the tokens needs four times the operations in its linear layers, and sixteen times those of its
-# attention (chapter 03). The
-# next cell compares characters with the pocket model's tokens, in a hundred conversations of the Thimble, the course's
-# own data set:
+# attention (chapter 03). The next cell compares characters with the pocket model's tokens, in a hundred conversations
+# of the Thimble, the course's own data set. It also lists the words that a table of whole words would need for
+# `circle`:
 
 # %% tags=["nbval-check-output"]
 texts = [
@@ -102,9 +108,10 @@ for start in ("circle", "zebra"):
     )
 
 # %% [markdown]
-# With whole words, sequences are short. But each form of a word needs a row of its own, and nothing tells the model that
-# these rows belong together. A word without a row, such as the zebra, cannot be read at all. And in a real language the
-# table never ends. SmolLM2's table holds pieces of words, and this is what it costs already:
+# With whole words, sequences are short. But each form of a word, such as `circle` and `circles?`, needs a row of its
+# own, and nothing tells the model that these rows belong together. A word without a row, such as `zebra`, cannot be
+# read at all. And in a real language the table never ends. SmolLM2's table holds pieces of words instead of whole
+# words, and even so it is a large part of the model:
 
 # %% tags=["nbval-check-output"]
 from nanovlm.config import LMConfig
@@ -119,8 +126,8 @@ print(
 )
 
 # %% [markdown]
-# What we want is between the two: short pieces for what is rare and long ones for what is frequent, found without anybody
-# writing the list.
+# What we want is between the two: short pieces for what is rare and long ones for what is frequent, found without
+# anybody writing the list.
 
 # %% [markdown]
 # ## Byte-pair encoding merges the most frequent pair, again and again
@@ -160,8 +167,8 @@ def bpe_step(words):
 
 
 # %% [markdown]
-# The pair `r e` wins, and one step merges it in every word. We repeat the step until each word is a single token, and where
-# two pairs are equally frequent, the one that comes first is taken.
+# The pair `r e` wins, and one step merges it in every word. We repeat the step until each word is a single token, and
+# where two pairs are equally frequent, the one that comes first is taken.
 
 # %%
 bpe_step = use("text.bpe_step", bpe_step)
@@ -191,11 +198,11 @@ for word in ("green", "greed", "tread", "blue"):
     print(f"{word:6} -> {' | '.join(cut(word, merges))}")
 
 # %% [markdown]
-# A frequent word is one token, and a new word falls into known pieces. But `blue` contains the letter `b`, which never
-# occurred, so it has no row. The solution is to begin with bytes instead of characters, because every text is a sequence
-# of bytes and there are only 256 of them. GPT-2's tokenizer was built like this ([Radford et al.
-# 2019](https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf)), and so was
-# SmolLM2's. What happens now to a word that the pocket tokenizer never met? Predict:
+# A frequent word is one token, and a new word falls into known pieces. But the letters `b`, `l` and `u` of `blue` never
+# occurred in our six words, so they have no rows. The solution is to begin with bytes instead of characters, because
+# every text is a sequence of bytes and there are only 256 of them. GPT-2's tokenizer was built like this ([Radford et
+# al. 2019](https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf)), and
+# so was SmolLM2's. What, then, happens to a word that the pocket tokenizer never met? Predict:
 
 # %%
 quiz("ch05.unknown")
@@ -207,17 +214,17 @@ for text in ("Where is the zebra?", "写真 of a zebra"):
     print(f"{text!r}: {len(ids)} tokens:", [tokenizer.decode([token]) for token in ids])
 
 # %% [markdown]
-# Every text comes back as it was. A token that is only a part of a character is shown as `�`, which is normal: text that
-# streams out of a model has to wait for whole characters. The price is that a language from which the tokenizer did not
-# learn needs many more tokens for the same content, which exercise 5.3 measures.
+# Every text comes back as it was. A token that is only a part of a character is shown as `�`, which is normal: text
+# that streams out of a model has to wait for whole characters. The price is that a language from which the tokenizer
+# did not learn needs many more tokens for the same content, which exercise 5.3 measures.
 
 # %% [markdown]
 # ### The same loop made the pocket tokenizer
 #
-# The file `tokenizer.json` contains the list of its merges, learned from the words of the Thimble. Our loop finds the same
-# list, if it follows two more rules. A word keeps the space in front of it, which such files write as `Ġ`, because they
-# spell every byte as a printable character. And of equally frequent pairs it takes the one whose tokens have the smaller
-# ids, which are their numbers in the vocabulary.
+# The file `tokenizer.json` contains the list of its merges, learned from the words of the Thimble. Our loop finds the
+# same list, if it follows two more rules. First, a word keeps the space in front of it, which such files write as `Ġ`,
+# because they spell every byte as a printable character. Second, of equally frequent pairs the loop takes the one whose
+# tokens have the smaller ids.
 
 # %% tags=["nbval-check-output"]
 from tokenizers.pre_tokenizers import ByteLevel
@@ -241,14 +248,14 @@ print(
 )
 
 # %% [markdown]
-# Move **merges** to see the tokens grow, and type sentences of your own. Which word is whole first, and what becomes of
-# `写`? In `705 SIGN` each digit is a token of its own, and so is each capital; only a capital that begins a word of small
-# letters joins it, as in `Where`.
+# Move the slider **merges** below to see the tokens grow. Which word is whole first? Then type sentences of your own.
+# What becomes of `写`? If you type `705 SIGN`, each digit is a token of its own, and so is each capital letter, while
+# the capital of `Where` joins the small letters that follow it.
 
 # %% [markdown]
-# That is on purpose, because the Thimble has signs to be read letter by letter: a
-# **pre-tokenizer** cuts the text before any merge, and merges never cross its cuts. In exercise 5.2 you write a
-# pre-tokenizer that keeps digits apart. (The slider appears when you have run the cells above.)
+# That is on purpose, because the Thimble has signs to be read letter by letter: a **pre-tokenizer** cuts the text
+# before any merge, and merges never cross its cuts. In exercise 5.2 you write a pre-tokenizer that keeps digits apart.
+# (The slider appears when you have run the cells above.)
 
 # %%
 from nanovlm.viz.tokens import cut_rows
@@ -270,8 +277,9 @@ lever(cut_sentence, merges=(0, len(learned)), text=text, start={"merges": 60})
 # %% [markdown]
 # ## Special tokens are not text
 #
-# Who is speaking, where is the picture, and when is the answer over? No text can answer these questions safely, so tokens
-# are set aside for them that no text can become. The vocabulary therefore has three parts:
+# Who is speaking, where is the picture, and when is the answer over? Ordinary text cannot answer these questions
+# safely, because a user can type any text. So **special tokens** are set aside for them, which no text should ever
+# become. The vocabulary therefore has three parts:
 
 # %% tags=["nbval-check-output"]
 special = {tokenizer.tokenizer.id_to_token(token): token for token in range(6)}
@@ -280,15 +288,16 @@ special
 
 # %% [markdown]
 # Their spelling is for people. `<|end|>` is a row of the table like any other, and the model learns what it means from
-# the places where it was in training. No code makes the model fall silent at an end: it learns to write `<|end|>`, and
-# the program that calls it stops there.
+# the places where it was in training. (`<|system|>` opens general instructions, which this chapter does not use, and
+# `<|pad|>` fills short sequences up to the length of a batch.) No code makes the model fall silent at an end: it learns
+# to write `<|end|>`, and the program that calls it stops there.
 
 # %% [markdown]
 # ### The chat template decides where they go
 #
-# A conversation is a list of messages. A **chat template** turns it into one text: which special token goes where, which
-# newline, which space. The template is a small program in the language jinja, with `{% … %}` for commands and `{{ … }}`
-# for what is printed, and it is stored beside the tokenizer. This is the core of the pocket model's:
+# A conversation is a list of messages. A **chat template** turns it into one text: which special token goes where,
+# which newline, which space. The template is a small program in the language jinja, which writes commands as `{% … %}`
+# and what is printed as `{{ … }}`, and it is stored beside the tokenizer. This is the core of the pocket model's:
 
 # %% tags=["nbval-check-output"]
 import jinja2
@@ -305,13 +314,13 @@ for messages, ask in (([question, answer], False), ([question], True)):
     print(text, "| as the package:", text == tokenizer.render(messages, add_generation_prompt=ask))
 
 # %% [markdown]
-# The second text is the beginning of the first. It has to be, because to ask a model means to write down everything that
-# came before an answer in training, and to let it continue.
+# The second text is the beginning of the first. It has to be, because to ask a model means to write down everything
+# that came before an answer in training, and to let it continue.
 #
-# ### A model knows one form only
+# ### A model knows the form that it was trained on
 #
-# You write the prompt by hand, and it differs a little from the template. A person would not mind. Predict what the
-# model does with such a prompt:
+# Suppose that you write the prompt by hand, and it differs a little from the template. A person would not mind. Predict
+# what the model does with such a prompt:
 
 # %%
 quiz("ch05.template")
@@ -362,15 +371,16 @@ score_bars({form: number / len(questions) for form, number in right.items()}, le
 assert right[forms[3]] < 15 and min(right[forms[0]], right[forms[1]]) > 110 and right[forms[6]] < 45
 
 # %% [markdown]
-# One newline more at the end, and nearly all answers are lost. The same happens with another family's template
-# (ChatML's `<|im_start|>`) and with `Question: … Answer:`, the form of nanoVLM's model with 222 million parameters, which
-# is good for a model that was trained with it. With the picture after the question, a decoder reads the question
-# before it can attend to the picture. Not every change hurts: the second form does about as well as the first. You cannot
-# know which changes are harmless, you can only measure.
+# With one more newline at the end, nearly all answers are lost. The same happens with another family's template
+# (ChatML's `<|im_start|>`) and with `Question: … Answer:`, which is the form that nanoVLM's model with 222 million
+# parameters was trained on, and good for that model. With the picture after the question, a decoder reads the question
+# before it can attend to the picture. Not every change hurts: the second form, with the picture before `<|user|>`, does
+# about as well as the first, and so does the third in the stored run, which has a space more. You cannot know
+# beforehand which changes are harmless; you have to measure it.
 
 # %% [markdown]
-# How do the wrong answers look? After the newline the model stops at once, which you would notice. With the picture last,
-# most answers look like answers, often to another question, and that is harder to notice:
+# How do the wrong answers look? After the newline the model stops at once, which you would notice. With the picture
+# last, most answers look like answers, often to another question, and that is harder to notice:
 
 # %%
 possible = {q.answer for q in questions}
@@ -383,16 +393,16 @@ for number in (1, 2, 3):
     print(f"{questions[number].text:40} {shown_answers}")
 
 # %% [markdown]
-# Large models are affected as well. Changes of form alone, with the same meaning, moved the accuracy of LLaMA-2-13B by up
-# to 76 points ([Sclar et al. 2023](https://arxiv.org/abs/2310.11324)). So never write a prompt by hand: call
-# `tokenizer.render` here, or `apply_chat_template` in transformers.
+# Large models are affected as well. Changes of the prompt's form alone, with the same meaning, moved the accuracy of
+# LLaMA-2-13B by up to 76 points ([Sclar et al. 2023](https://arxiv.org/abs/2310.11324)). So never write a prompt by
+# hand: call `tokenizer.render` here, or `apply_chat_template` in transformers.
 
 # %% [markdown]
 # ### A placeholder is found by its id
 #
-# The encoder and the projector make 16 image tokens of a picture, and the sequence has to hold places for them. So the one
-# `<|image|>` of the template becomes 16 **placeholders**, and the model puts its image tokens where it finds this id. The
-# picture may be anywhere in the text, and there may be several. But the numbers have to agree:
+# The encoder and the projector make 16 image tokens of a picture, and the sequence has to hold places for them. So the
+# one `<|image|>` of the template becomes 16 **placeholders**, and the model puts its image tokens where it finds this
+# id. The picture may be anywhere in the text, and there may be several. But the numbers have to agree:
 
 # %% tags=["nbval-check-output"]
 ids, supervised = tokenizer.encode_chat(
@@ -413,8 +423,8 @@ except ValueError as error:
 # ## What a user types must stay text
 #
 # Anybody can type the characters `<|image|>`. There are two ways to turn a question into ids. The **unsafe** one writes
-# template and question into one string and then looks for special tokens in it. The **safe** one, the package's, keeps the
-# two apart.
+# template and question into one string and then looks for special tokens in it. The **safe** one, the package's, keeps
+# the two apart.
 
 
 # %% tags=["nbval-check-output"]
@@ -440,12 +450,12 @@ except ValueError as error:
     print("unsafe:", error)
 
 # %% [markdown]
-# The two texts look the same, but in the unsafe way `<|end|>` is one token, the real one. And an innocent question about
-# `<|image|>` stops the whole batch, with the questions of everybody else in it.
+# The two texts look the same, but in the unsafe way `<|end|>` is one token, the real one. And an innocent question
+# about `<|image|>` stops the whole batch, with the questions of everybody else in it.
 #
-# An attacker can do more, namely end the user's turn and speak in the assistant's name. Here are 48 signs of the Thimble.
-# The typed text claims that the model has already read the sign, and that it says 77. Then it asks for the first
-# character.
+# An attacker can do more, namely end the user's turn and speak in the assistant's name. Here are 48 signs of the
+# Thimble. The typed text claims that the model has already read the sign, and that it says 77. Then it asks for the
+# first character.
 
 # %%
 signs = [thimble_sample("glyphs", "test", index) for index in range(48)]
@@ -472,10 +482,10 @@ for name, ids in (
 assert hits["asked"] > 44 and hits["typed, safe"] > hits["typed, unsafe"] + 10
 
 # %% [markdown]
-# In the unsafe way the conversation contains an answer that the model never gave, and for many signs the model trusts it
-# more than the picture. In the safe way there is one turn, with strange letters in the question, and the picture decides.
-# In training it is worse: where code finds the answers by these tokens, a data set that merely *talks* about chat
-# templates teaches the model to write what users said.
+# In the unsafe way the conversation contains an answer that the model never gave, and for many signs the model trusts
+# it more than the picture. In the safe way there is one turn, with strange letters in the question, and the picture
+# decides. In training it is worse: where code finds the answers by these tokens, a data set that merely *talks* about
+# chat templates teaches the model to write what users said.
 
 # %% [markdown]
 # Deleting such spellings is no cure. The text is then no longer the user's, and it does not even work:
@@ -484,12 +494,13 @@ assert hits["asked"] > 44 and hits["typed, safe"] > hits["typed, unsafe"] + 10
 "<|e<|end|>nd|>".replace("<|end|>", "")
 
 # %% [markdown]
-# The cure is that of SQL injection: keep code and data apart from the start. Special tokens come from the template alone,
-# by their ids, and all other text goes through an encoder that knows none. Exercise 5.6 asks for it in a few lines.
+# The cure is that of SQL injection: keep code and data apart from the start. Special tokens come from the template
+# alone, by their ids, and all other text goes through an encoder that knows none. Exercise 5.6 asks for it in a few
+# lines.
 
 # %% [markdown]
-# The package has a harder task, because it runs the jinja template of *any* model, and a template makes one string. So it
-# hides a guard character inside whatever could begin a special token, renders, cuts, and takes the guards out again
+# The package has a harder task, because it runs the jinja template of *any* model, and a template makes one string. So
+# it hides a guard character inside whatever could begin a special token, renders, cuts, and takes the guards out again
 # (`nanovlm/data/chat.py`). transformers does not do that, unless you encode the text yourself and set a switch:
 
 # %% tags=["nbval-check-output"]
@@ -506,35 +517,37 @@ print("the same ids as ours:", as_list == tokenizer.encode_chat([question, answe
 print("by default it returns", list(theirs.apply_chat_template([question, answer], tokenize=True)))
 
 # %% [markdown]
-# (The cell needs transformers, like one more below. The last line will matter: transformers 4 returned a list of ids here,
-# and transformers 5 returns a dict.)
+# (The cell needs transformers, like one more below. The last line will matter: transformers 4 returned a list of ids
+# here, and transformers 5 returns a dict.)
 
 # %% [markdown]
-# > **Instructions can also be written into the picture.** The cure above does not help there. Words in a picture reach the
-# > decoder as image tokens, which have no ids and no guard, and the model has no way to know whose words they are. A label
-# > with the word "iPod" on an apple was enough to change what CLIP sees ([Goh et al.
-# > 2021](https://distill.pub/2021/multimodal-neurons/)), and instructions hidden in pictures have steered the answers of
-# > vision-language models ([Bagdasaryan et al. 2023](https://arxiv.org/abs/2307.10490)).
+# > **Instructions can also be written into the picture.** The cure above does not help there. Words in a picture reach
+# > the decoder as image tokens, which have no ids and no guard, and the model has no way to know whose words they are.
+# > A label with the word "iPod" on an apple was enough to change what CLIP sees ([Goh et al.
+# > 2021](https://distill.pub/2021/multimodal-neurons/)), and instructions hidden in pictures have steered the answers
+# > of vision-language models ([Bagdasaryan et al. 2023](https://arxiv.org/abs/2307.10490)).
 
 # %% [markdown]
-# > No filter of text finds such instructions, and no training is known that excludes them. So treat what a model says about a stranger's picture as a stranger's words: do not
-# > let it call tools, open links or read private data without a check that does not rely on the model ([Greshake et al.
+# > A filter of the user's text does not find such instructions, and we know of no training that excludes them. So treat
+# > what a model says about a stranger's picture as a stranger's words: do not let it call tools, open links or read
+# > private data without a check that does not rely on the model ([Greshake et al.
 # > 2023](https://arxiv.org/abs/2302.12173)).
 
 # %% [markdown]
-# ## Labels: the answers and their ends are learned
+# ## Labels say which tokens the model learns to write
 #
-# Training compares at each place what the model predicts with what it should have predicted. Predict which places should
-# count:
+# The loss compares what the model predicts with **labels**. The label of a token is its id, if the model should learn
+# to write this token; such a token is called **supervised**. All other tokens are read, but do not count in the loss.
+# Which tokens of a conversation should be supervised?
 
 # %%
 quiz("ch05.labels")
 
 # %% [markdown]
 # `encode_chat` returns a flag beside each id, True where the token is supervised. A sample has the form of
-# [the_cauldron](https://huggingface.co/datasets/HuggingFaceM4/the_cauldron), the collection on which the first nanoVLM was
-# trained: pictures and a list of turns, `{"user": …, "assistant": …}`. Move the levers, and find the tokens of one answer
-# and its end.
+# [the_cauldron](https://huggingface.co/datasets/HuggingFaceM4/the_cauldron), the collection on which the first nanoVLM
+# was trained: pictures and a list of turns, `{"user": …, "assistant": …}`. Move the levers, and find the tokens of one
+# answer and its end.
 
 # %%
 from nanovlm.viz.tokens import shown, token_strip
@@ -567,8 +580,9 @@ subsets = ["shapes", "charts", "glyphs"]
 lever(whose_tokens, subset=subsets, sample=(0, 40), view=["pieces", "ids"], start={"sample": 7})
 
 # %% [markdown]
-# About a third of the sequence is supervised. The rest is read and gives the answers their context. A place is left out
-# of the mean by a label that PyTorch's loss skips: **-100**, its default `ignore_index`.
+# In the sample that is shown first, 38 of 111 tokens are supervised. The model reads the others, which give the answers
+# their context. The loss is a mean over the supervised tokens, and a token is left out of it if its label is **-100**,
+# the default `ignore_index` of PyTorch's loss.
 
 # %%
 torch.manual_seed(0)
@@ -577,8 +591,8 @@ labels = torch.tensor([-100, 3, -100, 7])
 print(F.cross_entropy(logits, labels).equal(F.cross_entropy(logits[[1, 3]], labels[[1, 3]])))
 
 # %% [markdown]
-# A sample of the Thimble has seven turns about one picture. A loader that takes only the first, `texts[0]`, runs without a
-# complaint. Predict what it throws away:
+# A sample of the Thimble has seven turns about one picture. A loader that takes only the first, `texts[0]`, runs
+# without a complaint. Predict what it throws away:
 
 # %%
 quiz("ch05.turns")
@@ -594,14 +608,15 @@ every = sum(count_learned(sample["texts"]) for sample in samples)
 print(f"first turn: {first} supervised tokens, all turns: {every}, 1 in {every / first:.0f}")
 
 # %% [markdown]
-# The picture goes through the encoder in either case, so the other turns cost little.
+# The picture goes through the encoder once in either case, so all that the other turns cost is the tokens of their
+# text.
 
 # %% [markdown]
 # ## Labels are shifted exactly once
 #
-# At each place the decoder predicts the *next* token: it reads `<|assistant|>` and should say `top`. So the target at
-# place t is the token at t + 1, and all labels move one place to the left. The package does that in one function, and
-# nowhere else.
+# At each place the decoder predicts the *next* token: it reads `<|assistant|>` and should say `top`. So its **target**
+# at place t is the label of the token at t + 1, which means that all labels move one place to the left. The package
+# does that in one function, and nowhere else.
 
 # %%
 from nanovlm.data.chat import IGNORE
@@ -624,7 +639,8 @@ def shift_labels(ids, supervised):
 
 
 # %% [markdown]
-# Here are three candidates side by side, the right one and the two that occur by mistake. The bold boxes are the targets.
+# Here are three candidates side by side, the right one and the two that occur by mistake. The bold boxes are the
+# targets.
 
 # %%
 from nanovlm.viz.tokens import aligned_rows
@@ -647,8 +663,8 @@ aligned_rows(
 )
 
 # %% [markdown]
-# All three have the same shape, and none raises an error. The trained pocket model can tell them apart, because it knows
-# what comes next. This is its loss on samples that it never saw:
+# All three have the same shape, and none raises an error. The trained pocket model can tell them apart, because it
+# knows what comes next. This is its loss on samples that it never saw:
 
 # %%
 from nanovlm.data.collators import pad
@@ -681,8 +697,9 @@ print({name: round(loss, 3) for name, loss in losses.items()})
 assert losses["once"] < 0.1 and losses["never"] > 5 and losses["twice"] > 5
 
 # %% [markdown]
-# With a *trained* model the bug is plain. But labels are usually wrong from the first step of training. What does the loss
-# do then? Predict:
+# With a *trained* model the bug is plain. But usually the labels are wrong from the first step of training, so that no
+# model knows better. What does the loss look like then? Predict, for a copy of the pocket model that is trained on the
+# wrong labels:
 
 # %%
 quiz("ch05.shift")
@@ -709,7 +726,8 @@ for name in ("never", "twice"):
     students[name] = train_on(targets[name], steps)
 
 # %% [markdown]
-# The loss goes down smoothly both times. The answers show what the students have learned:
+# The loss goes down smoothly both times. Here are the answers of these two copies, the students, beside the pocket
+# model's own:
 
 # %%
 image = Image.open(asset_path("images/shapes.png"))
@@ -720,14 +738,16 @@ for text in ("Where is the red star?", "What colour is the star?", "Where is the
     print(f"{text:30} {model.generate(image=image, prompt=text)!r:12}", answers)
 
 # %% [markdown]
-# The student that was **never** shifted has learned to repeat what it reads. The one that was shifted **twice** has
-# learned to leave out one token: of an answer of two words it says the second, and of an answer of one word nothing.
+# The student whose labels were **never** shifted has learned to repeat what it reads. The one whose labels were shifted
+# **twice** has learned to leave out the first token: where the answer has two words it says one that can only be a
+# second word, and where the answer has one word it says nothing. (The second word may be the wrong one, because this
+# student has trained on twelve pictures only.)
 
 # %% [markdown]
-# The bug comes from two customs. transformers' models take labels at their own places and shift them *inside*;
-# [nanoVLM](https://github.com/huggingface/nanoVLM/blob/v0.1/data/collators.py) and this package shift in the data, and the
-# model compares place by place. Code from both worlds, combined, shifts twice or never. Here is the proof that theirs
-# shifts inside:
+# The bug comes from two conventions. transformers' models take labels at their own places and shift them *inside*;
+# [nanoVLM](https://github.com/huggingface/nanoVLM/blob/v0.1/data/collators.py) and this package shift in the data, and
+# the model compares place by place. If you combine code of both kinds, labels are shifted twice or never. The next cell
+# proves that transformers' model shifts inside, because its loss equals ours only with labels that we have shifted:
 
 # %%
 from nanovlm.course.peers import small_llama
@@ -741,12 +761,12 @@ torch.testing.assert_close(out.loss, F.cross_entropy(out.logits[0], target[0]))
 # %% [markdown]
 # ## Without a supervised token the loss is 0 / 0
 #
-# A mean over no tokens is not a number. Two ways lead there, both from practice. In the first, all labels vanish: code that
-# counts the tokens of each message with `len` began to count the keys of a dict, when transformers 5 changed what
-# `apply_chat_template` returns ([nanoVLM's data
-# code](https://github.com/huggingface/nanoVLM/blob/a363608b7876a0e9aeee4519b27f724df2b5d06d/data/datasets.py) is of this
-# kind; exercise 5.10 lets you mend it). [Llama's recipes](https://github.com/meta-llama/llama-cookbook/issues/133) had the
-# second, answers that are cut off. In both cases this is what training sees:
+# A mean over no tokens is not a number. Two ways lead there, and both have happened. The first is that all labels
+# vanish. Since transformers 5 `apply_chat_template` returns a dict, so code that counts the tokens of each message with
+# `len` counts the keys of that dict instead ([nanoVLM's data
+# code](https://github.com/huggingface/nanoVLM/blob/a363608b7876a0e9aeee4519b27f724df2b5d06d/data/datasets.py) is of
+# this kind, and you mend such code in exercise 5.10). The second is that answers are cut off, as happened in [Llama's
+# recipes](https://github.com/meta-llama/llama-cookbook/issues/133). In both cases this is what training sees:
 
 # %% tags=["nbval-check-output"]
 logits = torch.randn(8, tokenizer.vocab_size, requires_grad=True)
@@ -759,10 +779,11 @@ except ValueError as error:
     print("the package:", error)
 
 # %% [markdown]
-# The gradients are zero, so the model learns nothing, and only the log shows it. The package's model refuses such a batch.
+# The gradients are zero, so the model learns nothing, and only the log shows it. The package's model refuses such a
+# batch.
 #
-# A sequence has a longest length, and long conversations are cut at their end, where the answers are. What is left of one
-# sample of the Thimble?
+# The second way needs no bug. A model has a maximum length of sequence, and longer conversations are cut at their end,
+# where answers are. What is left of one sample of the Thimble?
 
 # %% tags=["nbval-check-output"]
 from nanovlm.data.datasets import Skipped, VQADataset
@@ -773,9 +794,9 @@ for max_length in (128, 64, 32, 16):
     print(f"max_length {max_length:3}: {kept}")
 
 # %% [markdown]
-# A sample without a supervised token teaches nothing, so the package leaves it out, counts it and says why. The counts of
-# the others matter too: the mean is taken over supervised tokens, so a batch with 500 of them and a batch with 5 must not
-# weigh the same. The training loop of chapter 08 uses these counts.
+# A sample whose picture does not fit, or in which no supervised token is left, teaches nothing. So the package leaves
+# it out, counts it and says why. The counts of the others matter too: the mean is taken over supervised tokens, so a
+# batch with 500 of them and a batch with 5 must not weigh the same. The training loop of chapter 08 uses these counts.
 
 # %% [markdown]
 # ## The whole path, with your own parts
@@ -815,8 +836,8 @@ print(
 # ## What to take along
 #
 # - A tokenizer is a list of merges on top of bytes. A pre-tokenizer decides what merges may never cross.
-# - A prompt has to look as training looked, so let the template write it.
-# - Special tokens come from the template, by id. What people type stays text; what a picture says cannot be guarded.
+# - A prompt has to have the form of the training data, so let the template write it.
+# - Special tokens come from the template, by id. What people type stays text; words in a picture cannot be guarded.
 # - Answers and their ends are supervised, in every turn, and shifted once. A falling loss proves none of this: look
 #   at the tokens before you train.
 

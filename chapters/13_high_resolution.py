@@ -1,9 +1,8 @@
 # %% [markdown]
 # # 13 High resolution and many pictures
 #
-# Cut a large picture into tiles, show each to the encoder, and say in the text where it was. You measure what this
-# gains and what it costs, and check the result against transformers. About forty-five minutes; the code
-# runs in two.
+# You cut a large picture into tiles, encode each of them, and say in the text where it was. You measure what this gains
+# and what it costs, and check the result against transformers. About fifty-five minutes; the code runs in two.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
@@ -59,7 +58,8 @@ from nanovlm.viz.tiles import image_figure, shrunk_row
 
 # %% [markdown]
 # You need chapters 03 (groups of patches), 05 (tokens) and 06 (the fusion). A *group* is a square of patches that pixel
-# shuffle joins, and a *tile* is a piece of a large picture.
+# shuffle joins, and a *tile* is a piece of a large picture. If you are short of time, leave out "Back to one map", "The
+# other direction: export" and "Check what is written about a model".
 
 # %% [markdown]
 # ## An encoder of one size loses small print
@@ -79,8 +79,8 @@ image_figure(
 )
 
 # %% [markdown]
-# Shrink the page, and look at its top left corner, which shows four signs of the 64. The last picture is what an
-# encoder of 64 pixels receives.
+# Shrink the page, and look at its top left corner with four of the 64 signs. An encoder of 64 pixels receives the page
+# as the last picture shows it.
 
 
 # %%
@@ -101,7 +101,8 @@ quiz("ch13.read")
 #
 # At 64 pixels you can read nothing. But grey levels between the strokes still carry information, and a network may read
 # what you cannot, so measure it. The pocket model reads signs of 64 pixels. Give it the same signs shrunk by 2, by 4
-# and by 8. The processor enlarges them to 64 again, so that only detail is gone, and no letter's size or place. Write down a share for each before you run the cell.
+# and by 8. The processor enlarges them to 64 again, so that only detail is lost, while each letter keeps its size and
+# its place. What share of the signs will it read in each case? Write down three numbers before you go on.
 
 # %%
 pocket = VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
@@ -141,14 +142,15 @@ for shrink, share in read.items():
     print(f"shrunk by {shrink}: {share:4.0%} of the signs are read")
 
 # %% [markdown]
-# Shrinking by 2 costs little, by 4 more than half of the signs, and by 8 nearly all. But two causes are mixed in this
-# result: the letter may be *gone* from the pixels, or the pocket model may never have learnt from blurred ones.
+# Shrinking by 2 costs few of the signs, by 4 most of them, and by 8 nearly all. But two causes are mixed in this
+# result: the letter may be *gone* from the pixels, or it may still be there, in a blur from which the pocket model
+# never learnt.
 
 # %% [markdown]
-# A network that is made for the question separates them. A **probe** is a small network that receives one letter and says
-# which of the Thimble's 33 characters it is. There is one probe for each resolution, all of the same size and with the
-# same number of steps, and each learns at its own resolution, so that none is surprised by blur. (The letters and the
-# probe, forty lines, are in `nanovlm/course/chapter_13.py`.)
+# A network that is made for this question helps to tell the two causes apart. A **probe** is a small network that
+# receives one letter and says which of the Thimble's 33 characters it is. There is one probe for each resolution, all
+# of the same size and with the same number of steps, and each learns at its own resolution, so that none is surprised
+# by blur. (The letters and the probe, forty lines, are in `nanovlm/course/chapter_13.py`.)
 
 # %%
 from nanovlm.data.thimble.glyphs import CHARACTERS
@@ -188,33 +190,35 @@ names = {1: "full size, 12 px tall", 2: "1/2, 6 px", 4: "1/4, 3 px", 8: "1/8, 1.
 share_bars({name: reads[shrink] for shrink, name in names.items()}, chance=1 / 33, margin=660**-0.5)
 
 # %% [markdown]
-# A letter three pixels tall cannot be read by eye, and the probe still reads most of them. The step from a quarter to
-# an eighth costs most. How much it costs depends on how long the probe has trained:
+# Letters three pixels tall are hard to read by eye, and the probe still reads most of them. The step from a quarter to
+# an eighth costs most. How much it costs depends on how long the probe has trained, as three runs with the same seed
+# show (your own shares may differ from the second row by a few points):
 
 # %% [markdown]
 # | steps | shrunk by 4 | shrunk by 8 | where |
 # |---|---|---|---|
-# | 150 | 79 % | 15 % | the stored page (`NANOVLM_BUDGET=ci`) |
-# | 400 | 95 % | 28 % | your machine |
-# | 1,500 | 98 % | 56 % | once, with the same seed, 0 |
+# | 150 | 79 % | 15 % | with `NANOVLM_BUDGET=ci` |
+# | 400 | 95 % | 28 % | with the budget of this page, `laptop` |
+# | 1,500 | 98 % | 56 % | a longer run, measured once |
 
 # %% [markdown]
 # The pixels are the same in each row of the table. So a bar does not say how much information is *left* in few pixels;
 # it says how much this probe has learnt to get out of them, and what is left is at least that.
 
 # %% [markdown]
-# The pocket model, which
-# never saw a shrunk sign, reads fewer signs than the probe's letters would give it (a sign has three letters on
-# average, so the cell cubes the share). Part of its loss is lost detail and part is unfamiliar blur, and this
+# The pocket model reads whole signs, which have three letters on average. If it read letters as well as the probe,
+# three in a row would be right with the cube of the probe's share, which the cell has printed. The pocket model never
+# saw a shrunk sign, and reads far fewer. So part of its loss is lost detail and part is unfamiliar blur, and this
 # experiment cannot say how much of each. The thin line at a bar's end is the interval: with 660 letters, a share is
 # certain to four points.
 
 # %% [markdown]
-# ## Two ways out: a larger input, or tiles
+# ## Three ways out: a larger input, tiles, or native resolution
 #
 # **A larger input for the encoder.** SigLIP's position embeddings can be resized (chapter 01), but attention compares
-# each patch with every other. The cell counts the pairs, and all FLOPs, for a picture of 2,048 pixels in patches of 16:
-# once as a whole, once as 16 tiles of 512.
+# each patch with every other. Chapter 03 calculated by a formula what that costs for a picture of 2,048 pixels in
+# patches of 16, once as a whole and once as 16 tiles of 512. Here PyTorch counts all operations of the encoder itself
+# (a TFLOP is a trillion of them).
 
 # %% tags=["nbval-check-output"]
 from torch.utils.flop_counter import FlopCounterMode
@@ -246,20 +250,23 @@ print(
 # %% [markdown]
 # **Tiles.** Cut the picture into squares of the encoder's own size. To the encoder each is an ordinary picture, with no
 # new positions. The decoder receives one tile after the other, and learns in training what that means. SmolVLM and
-# nanoVLM do this, and under the name **AnyRes** so does LLaVA-NeXT, which chooses the grid that fits the picture's
-# shape best from a short list ([arXiv:2408.03326](https://arxiv.org/abs/2408.03326)).
+# nanoVLM do this, and so does LLaVA-NeXT under the name **AnyRes**: it chooses the grid that fits the picture's shape
+# best from a short list (described in the paper of its successor, LLaVA-OneVision,
+# [arXiv:2408.03326](https://arxiv.org/abs/2408.03326)).
 
 # %% [markdown]
-# There is a third way, **native resolution**: an encoder that was trained on pictures of any size, with RoPE in two
-# dimensions in place of a table of positions. Qwen2-VL ([arXiv:2409.12191](https://arxiv.org/abs/2409.12191)) does
-# this, and NaViT ([arXiv:2307.06304](https://arxiv.org/abs/2307.06304)) packs pictures of several sizes into one
-# sequence. It has no seams and wastes no pixels. Its price is a trained encoder that SigLIP is not, and attention over
-# the whole picture at once.
+# **Native resolution** is the third way: the encoder is trained on pictures of any size. Qwen2-VL
+# ([arXiv:2409.12191](https://arxiv.org/abs/2409.12191)) uses RoPE in two dimensions in place of a table of positions,
+# and NaViT ([arXiv:2307.06304](https://arxiv.org/abs/2307.06304)) packs pictures of several sizes into one sequence.
+# Nothing is cut at the border of a tile, and nothing has to be stretched to a grid of tiles. The price is that the
+# encoder has to be trained for it, which SigLIP was not, and that attention runs over the whole picture at once.
 
 # %% [markdown]
-# Do tiles help? Take 16 pages of 2 x 2 signs, 128 pixels wide, and read them in two ways. **Squashed**: the page
-# becomes one view of 64 pixels, you ask once, and a sign counts as read if the answer is its text. **Tiles**: four
-# views of 64 pixels, each with the question "What does the sign say?".
+# ### Do tiles help, and why?
+#
+# This chapter continues with tiles. Take 16 pages of 2 x 2 signs, 128 pixels wide, and read them in two
+# ways. **Squashed**: the page becomes one view of 64 pixels, you ask once, and a sign counts as read if the answer is
+# its text. **Tiles**: four views of 64 pixels, each with the question "What does the sign say?".
 
 # %%
 from nanovlm.config import TilingConfig
@@ -298,14 +305,14 @@ print(
 )
 
 # %% [markdown]
-# The tiles are read nearly all, for four times the tokens, and the squashed pages are not. Is that because of the
-# pixels? There is a reason to doubt it: most signs shrunk by 2 were read above, and squashing a page of 128 to 64
-# shrinks by 2 as well, so the detail is there.
+# From tiles the model reads nearly all signs, for four times the tokens, and from squashed pages nearly none. Is that
+# because squashing loses detail? There is a reason to doubt it: most signs that were shrunk by 2 were read above, and
+# squashing a page of 128 to 64 shrinks by 2 as well, so enough detail is there.
 
 # %% [markdown]
-# To find out, cut each quarter out of the squashed page and enlarge it to
-# 64: the same few pixels, in the size of a tile. To make sure that the question is not ambiguous, put *one* sign on a
-# page. Then repeat both with pages of 4 x 4 places, which lose more.
+# To find out, cut a sign's quarter out of the squashed page and enlarge it to 64 pixels, so that the same few pixels
+# have the size of a tile. To make sure that the question is not ambiguous, put only *one* sign on each page. Then
+# repeat both with pages of 4 x 4 places, which lose more. What do you expect of the four numbers?
 
 
 # %%
@@ -387,8 +394,9 @@ share_bars(
 #
 # A picture can have any shape. SmolVLM's processor resizes it twice before it cuts ([transformers
 # v5.0.0](https://github.com/huggingface/transformers/blob/v5.0.0/src/transformers/models/smolvlm/image_processing_smolvlm.py)).
-# First the longer side becomes `longest`, and the shorter side keeps the shape and is made even. Then both sides become
-# multiples of the tile, which stretches the picture a little instead of cutting off a rest or padding it.
+# First the longer side becomes `longest`, and the shorter side follows so that the picture keeps its shape, up to a
+# rounding to an even number. Then both sides become multiples of the tile, which stretches the picture instead of
+# cutting off a rest or padding it.
 
 # %% [markdown] tags=["stamped"]
 # **The next cell is folded, because it answers this exercise:** [exercise 13.1, How many rows, how many
@@ -445,9 +453,9 @@ for size in ((1920, 1080), (4000, 300), (300, 4000)):
     )
 
 # %% [markdown]
-# The banner's 300 pixels of height become 154 and then 512, so that it is stretched more than three times. The weights
-# were trained with this rule, so keep to it with these weights; but a circle on a banner is no circle in its tiles.
-# Predict, before you go on:
+# The banner's 300 pixels of height become 154 and then 512, so that it is stretched more than three times, and a circle
+# on a banner is no circle in its tiles. Keep to the rule all the same if you load SmolVLM's weights, because they were
+# trained with it. Now predict for a small picture:
 
 # %%
 quiz("ch13.icon")
@@ -496,9 +504,9 @@ lever(draw_plan, width=(64, 4096, 64), height=(64, 4096, 64), rule=list(RULES))
 # ## An icon in 17 views
 #
 # Both published rules *always* enlarge. An icon of 64 x 64 becomes 2,048 x 2,048, which gives 16 tiles and the whole,
-# and no view shows anything new. The cheapest picture is therefore not a small one
-# but a thin one: a strip that is at least four times as long as wide is one row of four tiles and the whole. Under the
-# course's default it is a picture of up to 512 x 512, in one view.
+# and no tile shows anything that the icon did not. The cheapest picture is therefore not a small one but a thin one: a
+# strip that is at least four times as long as wide is one row of four tiles and the whole. Under the course's default
+# the cheapest is a picture of up to 512 x 512, in one view.
 
 # %% tags=["nbval-check-output"]
 print("views of a square picture")
@@ -535,8 +543,8 @@ cost_figure(
 #
 # ## Cutting is pixel shuffle's first half
 #
-# Cutting unfolds height and width as chapter 03 did, with pixels in place of patches. You write it in exercise 13.2,
-# with the view of the whole behind.
+# Cutting splits height and width into two axes each, as chapter 03 did, with pixels in place of patches. You write it
+# in exercise 13.2, where the view of the whole follows the tiles.
 
 # %% [markdown] tags=["stamped"]
 # **The next cell is folded, because it answers this exercise:** [exercise 13.2, Cut a picture into
@@ -566,13 +574,13 @@ small_smolvlm = TiledImageProcessor(64, tiling=TilingConfig("smolvlm", max_side=
 tiles_figure(small_smolvlm(page), *small_smolvlm.grid(page.size))
 
 # %% [markdown]
-# Shrunk from 512 to 256, a letter in a tile has half its size, and in the whole it has an eighth. So the probe's two
-# bars for 1/2 and 1/8 are what it gets from a tile and from the whole.
+# Since the page is shrunk from 512 to 256, a letter in a tile has half its size, and in the view of the whole, which is
+# shrunk to 64, an eighth. So the probe's bars for 1/2 and 1/8 say how much it reads from a tile and from the whole.
 #
 # ### What cutting costs: a seam
 #
 # Tiles do not overlap. What lies on a border is cut in two, and the encoder never receives the halves together, so that
-# only the decoder can join them. How much does half a letter tell?
+# only the decoder can join them. How much can be read from half a letter?
 
 # %%
 quiz("ch13.cut")
@@ -585,9 +593,10 @@ print(f"whole letters: {reads[2]:.0%}; left halves alone: {half:.0%}")
 assert 0.6 < half < reads[2] - 0.05
 
 # %% [markdown]
-# Half a letter is worse than a whole one, and far better than chance. B and E have the same left half here, as have F
-# and P, and 9 and S, so no training tells those apart. The view of the whole has no seams, which is one more reason to
-# keep it.
+# Half letters are read worse than whole ones, and far better than by chance. B and E have the same left half here, as
+# have F and P, and 9 and S, so no training tells those apart. Tiles that overlap would cut fewer letters, but they
+# would be more, and so would the tokens; SmolVLM and nanoVLM do not overlap them. The view of the whole has no seams,
+# which is one more reason to keep it.
 
 # %% [markdown]
 # ### Back to one map
@@ -615,7 +624,7 @@ expect_shape(one_map, "32 32 3")
 # %% [markdown]
 # ## The text says where a tile was
 #
-# The encoder gets a batch of squares and cannot tell them apart, because each has the same positions, 1 to 1,024. So
+# The encoder gets a batch of squares and cannot know where each was cut, because all have the same 1,024 positions. So
 # *the text* says where a tile was. SmolVLM writes a token for the place in front of each tile, and puts the whole last.
 
 # %% [markdown] tags=["stamped"]
@@ -649,8 +658,8 @@ print(image_text(2, 2, 3))
 # %% [markdown]
 # There are three image tokens to a tile here, and 64 in SmolVLM-256M. `<fake_token_around_image>` marks the beginning
 # of a tile; the name is inherited from the Idefics models. Each `<row_1_col_1>` is *one* token of the vocabulary, with
-# a learned embedding. Spelled out as text it would be several tokens, and the authors of SmolVLM report that their
-# small models then got stuck in learning to read text, which the learned tokens cured
+# a learned embedding. Spelled out as text it would be several tokens. The authors of SmolVLM report that with places
+# spelled out, their small models got stuck in learning to read text, and that the learned tokens cured this
 # ([arXiv:2504.05299](https://arxiv.org/abs/2504.05299), on learned positional tokens).
 
 # %% [markdown]
@@ -666,21 +675,23 @@ nanovlm_style = TiledImageProcessor(64, tiling=TilingConfig("nanovlm", max_side=
 print(nanovlm_style.image_texts([Image.new("RGB", (128, 70))], "<|image|>", 3)[0])
 
 # %% [markdown]
-# We know of no experiment that shows which order is better. For trained weights it is not a matter of taste, however:
+# We know of no experiment that shows which order is better. Trained weights, however, need the order that they were
+# trained with. What happens if pixels and text disagree about it?
 
 # %%
 quiz("ch13.order")
 
 # %% [markdown]
-# SmolVLM itself can answer that. The order does not depend on the weights, so its *code* is enough: a small SmolVLM
-# with random weights, saved as transformers saves it, with a processor of the same rules and tiles of 32 pixels. (It
-# needs transformers 5; `random_smolvlm` is in `nanovlm/course/chapter_13.py`.)
+# SmolVLM itself can answer that. Which tile the code puts where does not depend on the weights, so a small SmolVLM with
+# *random* weights is enough, saved as transformers saves it, with a processor of the same rules and tiles of 32 pixels.
+# First we have to show that our model computes the same as theirs. (This needs transformers 5; `random_smolvlm` is in
+# `nanovlm/course/chapter_13.py`.)
 
 # %% [markdown]
 # ## Is this SmolVLM? Compare the logits
 #
-# Load that directory with *our* model. `from_pretrained` reads transformers' names, and fails on a missing or an
-# unexpected tensor. Then ask both the same question about the same picture, which is cut into several tiles.
+# Load the saved SmolVLM with *our* model. `from_pretrained` reads transformers' names, and raises an error on a missing
+# or an unexpected tensor. Then ask both the same question about the same picture, which is cut into several tiles.
 
 # %%
 directory = tempfile.mkdtemp()
@@ -707,13 +718,13 @@ print(
 print(f"equal pixels, equal ids, equal logits, {expect_shape(logits, '1 tokens vocabulary')}")
 
 # %% [markdown]
-# Tiles, text, encoder, pixel shuffle, projector and decoder: all of it is SmolVLM's computation, so that nothing is
-# left to trust but the weights.
+# From the tiles and the text through encoder, pixel shuffle, projector and decoder, our model computes what SmolVLM
+# computes. With the published weights only the numbers differ.
 #
 # ## What breaks: the right tiles in the wrong order
 #
-# This is the quiz's question. Put the pixels of the whole first, and leave the text as it is. Then swap two
-# neighbouring tiles.
+# Now back to the quiz's question. Put the pixels of the whole first, and leave the text as it is. Then, in a second
+# experiment, swap two neighbouring tiles.
 
 # %% tags=["nbval-check-output"]
 right_order = our_inputs["images"]
@@ -737,8 +748,8 @@ with torch.no_grad():
 #
 # ## What a picture costs
 #
-# Tokens first. SmolVLM-256M has 64 image tokens for each view, two special tokens for each tile and three for the
-# whole. Exercise 13.4 counts a whole prompt. SmolLM2-135M has 8,192 positions, which limits how many pictures fit.
+# We count tokens first. SmolVLM-256M has 64 image tokens for each view, two special tokens for each tile and three for
+# the whole. Exercise 13.4 counts a whole prompt. SmolLM2-135M has 8,192 positions, which limits how many pictures fit.
 
 # %% tags=["nbval-check-output"]
 for rows, columns in ((1, 1), (2, 2), (3, 4), (4, 4)):
@@ -749,8 +760,8 @@ for rows, columns in ((1, 1), (2, 2), (3, 4), (4, 4)):
     )
 
 # %% [markdown]
-# A line break is counted as one token here. Then the work: with SmolVLM-256M's sizes, on the device `meta`, for 64
-# tokens of text.
+# A line break is counted as one token here. Now we count operations, with SmolVLM-256M's sizes, on the device `meta`,
+# for a prompt with 64 tokens of text.
 
 # %% tags=["nbval-check-output"]
 from nanovlm.config import LMConfig
@@ -766,14 +777,15 @@ for num_views in (1, 5, 17):
 
 # %% [markdown]
 # Before the first word of the answer, the encoder costs far more than the decoder. Tokens are what people count,
-# because they fill the context; the encoder's work is what you wait for, and an icon in 17 views pays it 17 times.
+# because they fill the context. But until that first word it is mostly the encoder's work that you wait for, and for an
+# icon in 17 views it is done 17 times.
 
 # %% [markdown]
 # ## Several pictures need nothing new
 #
-# Each picture has its own tiles and its own text, which stands where the picture belongs in the prompt, and the model
-# gets one batch of all views, in order. Here are two pictures with the small SmolVLM: a strip of the page, and a single
-# sign of 64 pixels.
+# Each picture has its own tiles and its own text, which is put where the picture belongs in the prompt, and the model
+# receives all views in one batch, in order. Here are two pictures with the small SmolVLM: a strip of the page, and a
+# single sign of 64 pixels.
 
 # %% tags=["nbval-check-output"]
 two = [page.crop((0, 0, 512, 120)), page.crop((0, 0, 64, 64))]
@@ -797,13 +809,16 @@ print(
 print(nanovlm_style.image_texts([Image.new("RGB", (64, 64))] * 2, "<|image|>", 2))
 
 # %% [markdown]
-# That pictures fit is not yet understanding. A model compares pictures only if its training data did so, and the pocket
-# model's did not: given two pictures it answers about something, and you should not believe it.
+# That several pictures fit does not mean that the model understands them together. It has to learn from samples in
+# which pictures are compared, and the pocket model's training data contains none. Given two pictures it does answer,
+# but you have no reason to believe it.
 #
 # ## The other direction: export
 #
 # Here the pocket model becomes a SmolVLM directory, which transformers loads by itself, with nothing of ours installed.
-# On the command line this is `nanovlm export --model pocket --to smolvlm --out DIR`.
+# On the command line this is `nanovlm export --model pocket --to smolvlm --out DIR`. The export warns you that the
+# pocket model was not trained with tiles and the tokens around them. transformers runs it all the same, but programs
+# that always arrange a picture as SmolVLM does, such as llama.cpp, cannot.
 
 # %%
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -832,9 +847,9 @@ print(f"{question} {type(as_smolvlm).__name__}: {their_answer}. The pocket model
 # %% [markdown]
 # ## Check what is written about a model
 #
-# Descriptions of SmolVLM in articles and documentation disagree: some say that its encoder is convolutional or a Swin
-# transformer, that its decoder has cross-attention, or that its projector is an MLP. You need not believe any of them,
-# because transformers' code runs the published weights:
+# Suppose you read that SmolVLM's encoder is convolutional or a Swin transformer, that its decoder has cross-attention,
+# or that its projector is an MLP. You need not believe any of it, because the published weights run in transformers'
+# code, and you can list the modules of that code:
 
 # %% tags=["nbval-check-output"]
 kinds = {type(module).__name__ for module in theirs.modules()}
@@ -866,7 +881,8 @@ print(
 # baseline. MMMU, on which such models are often compared, is mostly multiple choice: random choice reaches 22.1 % of
 # its validation questions and always choosing the most frequent answer 26.8 %
 # ([arXiv:2311.16502](https://arxiv.org/abs/2311.16502v4), table 2). So the 29 to 42 % that are reported for the three
-# sizes of SmolVLM ([arXiv:2504.05299](https://arxiv.org/abs/2504.05299)) mean 2 to 15 points above counting letters.
+# sizes of SmolVLM ([arXiv:2504.05299](https://arxiv.org/abs/2504.05299)) are 2 to 15 points above a choice of the most
+# frequent answer, which needs no model.
 
 # %% [markdown]
 # For the **architecture**, then, list the modules and compare logits; for **defaults**, print them; for **training**,
@@ -875,11 +891,13 @@ print(
 # %% [markdown]
 # ## What you take along
 #
-# - A resize drops detail, and a model that was trained on blur reads more of it. Tiles keep detail, in a
-#   size that the encoder knows and with tokens of their own; the view of the whole keeps what is larger than a tile.
+# - A resize drops detail, and a model that was trained on blurred letters reads more of them than one that was not.
+#   Tiles keep detail, in a size that the encoder knows and with tokens of their own; the view of the whole keeps what
+#   is larger than a tile.
 # - The text says where a tile was; the wrong order fits every shape.
-# - Tokens fill the context, but the encoder's work is what you wait for. Do not enlarge what has nothing to show.
-# - Load both models and compare the numbers.
+# - Tokens fill the context, but the encoder's work is most of the wait for the first word. Do not enlarge a picture
+#   that has no more to show.
+# - To know whether two implementations agree, load both and compare the logits.
 
 # %% [markdown]
 # In the package, `nanovlm/data/tiling.py` has the rules for sizes, the cutting and the text, and `TilingConfig` in
@@ -890,8 +908,9 @@ print(
 # ## Challenge: the best grids under a budget of tokens
 #
 # Four pictures have to share 2,000 tokens. Which grid should each get? A view costs 66 tokens, and a picture that is
-# cut has a view of the whole besides. The score is the detail that is kept: for each picture the share of its pixels
-# that its grid has room for, divided by how far the grid stretches it, averaged over the four.
+# cut has a view of the whole besides. The score is the detail that is kept. For each picture, `detail` takes the share
+# of its pixels for which the grid has room and divides it by how much the grid stretches the picture; the score is the
+# mean of the four.
 
 # %% [markdown]
 # The function below gives each a quarter of the budget and takes the largest square grid that fits. Beat it; a score of
@@ -947,6 +966,6 @@ print(
 # | 13.4 | Measure it: what the pictures of a prompt cost (`tiles.cost`) | ●○○ | 6 |
 # | 13.5 | One map from many tiles (`tiles.rejoin`) | ●●○ | 10 |
 # | 13.6 | Mend it: an icon in 17 views (`tiles.views`) | ●●○ | 10 |
-# | 13.7 | Write the test that no shape can replace (`tiles.test_split`) | ●●○ | 10 |
+# | 13.7 | Write the test that no check of shapes can replace (`tiles.test_split`) | ●●○ | 10 |
 #
 # Next: [14 Looking inside](14_looking_inside.ipynb)

@@ -156,7 +156,7 @@ check("text.split_digits", split_digits)
 # Return a dict with, for each language, how many tokens one character costs: all tokens of its texts, divided by all
 # characters of its texts. A space is a character too.
 #
-# With a tokenizer of bytes, English is 1.0 and Chinese is 3.0.
+# With a tokenizer that makes each byte of UTF-8 a token, English costs 1.0 and Chinese 3.0.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -397,16 +397,16 @@ check("text.build_labels", build_labels)
 # ## Exercise 5.8 · Write the test for the labels
 # `text.test_labels` · difficulty ●●○ · about 10 minutes
 #
-# **Why it matters.** None of these nine mistakes raises an error, and the loss goes down with each of them. One
-# well chosen example tells them all.
+# **Why it matters.** Labels can be wrong in nine ways that raise no error, and the loss goes down with each of
+# them. One well chosen example catches them all.
 
 # %% [markdown] tags=["exercise"]
 # **Write the test.** `build` is a function like the one of the previous exercise, written by somebody else. Write a
 # test that returns nothing if `build` is right, and raises `AssertionError` if it is wrong.
 #
 # The check runs your test on a right version, on which it has to pass, and on nine wrong ones, and it counts how many
-# it catches. One example is enough, if it is chosen well: think of everything that a conversation may contain. Every
-# whole number from 0 is a token's id.
+# it catches. One example is enough, if it is chosen well: think of everything that a conversation may contain. Any
+# whole number may be a token's id, 0 included.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>

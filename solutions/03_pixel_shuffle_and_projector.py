@@ -422,7 +422,7 @@ def shuffle_rectangle(x: Tensor, height: int, width: int, factor: int) -> Tensor
 check("pixel_shuffle.shuffle_rectangle", shuffle_rectangle)
 
 # %% [markdown] tags=["stamped"]
-# ## Exercise 3.8 · Write the test that no shape passes
+# ## Exercise 3.8 · Write the test that no wrong shuffle passes
 # `pixel_shuffle.test_shuffle` · difficulty ●●○ · about 10 minutes
 #
 # **Why it matters.** Eight wrong shuffles have the right shape. One small example, with numbers that say where

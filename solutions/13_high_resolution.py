@@ -1,8 +1,9 @@
 # %% [markdown]
 # # 13 Exercises: high resolution and many pictures
 #
-# Five short ones. By the end you can say for any picture into how many tiles SmolVLM cuts it, cut it yourself, write
-# the text that stands for it, say what it costs, and put the tiles' tokens together again.
+# Seven of them. After the first five you can say for any picture into how many tiles SmolVLM cuts it, cut it yourself,
+# write the text that stands for it, say what it costs, and put the tiles' tokens together again. The other two mend a
+# rule that costs too much and test a function that cuts.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
@@ -44,22 +45,22 @@ from nanovlm.course import check
 # ## Exercise 13.1 · How many rows, how many columns?
 # `tiles.grid` · difficulty ●●○ · about 10 minutes
 #
-# **Why it matters.** The grid decides what a picture costs and what can be read in it. Whoever rounds in
-# another way has another number of tiles than the processor, and then the placeholders in the text do not match
-# the tiles.
+# **Why it matters.** The grid decides what a picture costs and what can be read in it. If you round in another
+# way than the processor, you count another number of tiles, and the placeholders in the text do not match them.
 
 # %% [markdown] tags=["exercise"]
 # Into how many rows and columns of tiles does SmolVLM cut a picture of `width` x `height` pixels? Its processor resizes
 # the picture twice:
 #
-# 1. The longer side becomes `longest`, be it larger or smaller before. The shorter side keeps the shape: compute it,
-#    cut it down to a whole number with `int`, add 1 if it is odd (and never let it be 0).
+# 1. The longer side becomes `longest`, whether it was larger or smaller before. The shorter side follows so that the
+#    picture keeps its shape: compute it, cut it down to a whole number with `int`, add 1 if it is odd (and never let it
+#    be 0).
 # 2. Both sides become multiples of `tile`. The longer one is rounded up first. The shorter one is computed from the new
 #    longer side and the shape that the picture has *after step 1*, cut down with `int`, then rounded up too.
 #
-# Return `(rows, columns)`. Compute with `shape = width / height`, as the processor does, so that roundings agree. If
-# both sides are equal, the width counts as the longer one. A screenshot of 1920 x 1080 becomes 2048 x 1152
-# pixels in step 1 and 2048 x 1536 in step 2: 3 rows, 4 columns.
+# Return `(rows, columns)`. Compute with `shape = width / height`, as the processor does, so that your roundings agree
+# with the processor's. If both sides are equal, the width counts as the longer one. A screenshot of 1920 x 1080 becomes
+# 2048 x 1152 pixels in step 1 and 2048 x 1536 in step 2: 3 rows, 4 columns.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>
@@ -254,7 +255,7 @@ check("tiles.tokens", image_text)
 # ## Exercise 13.4 · Measure it: what the pictures of a prompt cost
 # `tiles.cost` · difficulty ●○○ · about 6 minutes
 #
-# **Why it matters.** The context of SmolLM2-135M holds 8,192 tokens. Whoever sends ten large pictures should
+# **Why it matters.** The context of SmolLM2-135M holds 8,192 tokens. If you send ten large pictures, you should
 # know beforehand that they do not fit.
 
 # %% [markdown] tags=["exercise"]
@@ -305,8 +306,8 @@ check("tiles.cost", prompt_cost)
 # ## Exercise 13.5 · One map from many tiles
 # `tiles.rejoin` · difficulty ●●○ · about 10 minutes
 #
-# **Why it matters.** Whoever wants to draw what the decoder looks at over the *picture* needs all tiles' tokens
-# in one map, because the decoder gets them tile by tile.
+# **Why it matters.** The decoder receives the tokens tile by tile. To draw over the *picture* what it attends
+# to, you need the tokens of all tiles in one map.
 
 # %% [markdown] tags=["exercise"]
 # The encoder has turned every view into `side * side` tokens, in reading order: `features` is
@@ -423,11 +424,11 @@ def views(width: int, height: int, tile: int = 512, longest: int = 2048) -> int:
 check("tiles.views", views)
 
 # %% [markdown] tags=["stamped"]
-# ## Exercise 13.7 · Write the test that no shape can replace
+# ## Exercise 13.7 · Write the test that no check of shapes can replace
 # `tiles.test_split` · difficulty ●●○ · about 10 minutes
 #
-# **Why it matters.** Most wrong ways to cut a picture give the right shape. A test with numbered pixels tells
-# them apart in a millisecond, and a training run does so in a week.
+# **Why it matters.** Most wrong ways to cut a picture give the right shape. A test with numbered pixels finds
+# them in a millisecond, while a training run only ends with a worse score.
 
 # %% [markdown] tags=["exercise"]
 # **Write the test.** The check runs your test on a `split_image` that is right, where it has to pass, and on eight that

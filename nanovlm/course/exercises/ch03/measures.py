@@ -215,7 +215,7 @@ def caught(test: Callable[[Any], None]) -> int:
 TEST_SHUFFLE = Exercise(
     id="pixel_shuffle.test_shuffle",
     chapter="03",
-    title="Write the test that no shape passes",
+    title="Write the test that no wrong shuffle passes",
     difficulty=2,
     minutes=10,
     why="Eight wrong shuffles have the right shape. One small example, with numbers that say where they come from, tells "

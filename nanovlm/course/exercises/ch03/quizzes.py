@@ -37,7 +37,7 @@ Quiz(
     choices=("4 times less", "about 8.5 times less", "about 11 times less", "16 times less"),
     right=2,
     because=(
-        "r = 4 shortens each side of the picture four times. Both sides count.",
+        "r = 4 makes each side of the grid of patches four times shorter, and both sides count.",
         "The sequence gets 8.5 times shorter, from 1,088 tokens to 128. But one part of the work, attention, grows with "
         "the square of the length.",
         "The linear layers do 8.5 times less, attention 72 times less. Together that is about 11.",

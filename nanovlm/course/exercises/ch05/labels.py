@@ -212,8 +212,8 @@ TEST_LABELS = Exercise(
     title="Write the test for the labels",
     difficulty=2,
     minutes=10,
-    why="None of these nine mistakes raises an error, and the loss goes down with each of them. One well chosen example "
-    "tells them all.",
+    why="Labels can be wrong in nine ways that raise no error, and the loss goes down with each of them. One well chosen "
+    "example catches them all.",
     hints=(
         "Write down a short conversation as ids, and its labels by hand. What must the conversation contain, so that each "
         "mistake shows?",

@@ -25,9 +25,9 @@ Quiz(
     choices=("as many: white space does not matter", "about 110", "about 60", "fewer than 15"),
     right=3,
     because=(
-        "For a person. For the model the newline is a token, in the place where the answer should begin.",
-        "It never saw a newline in training. There is no small step away from something that never happened.",
-        "That would be every second one. Look at what it says.",
+        "That holds for a person. For the model the newline is a token, in the place where the answer should begin.",
+        "To the model this is no small change, because it never saw a newline in training.",
+        "The newline is in all prompts, so nearly all answers suffer from it, not every second one.",
         "The answer has to begin right behind <|assistant|>; behind a newline the model is lost.",
     ),
 )
@@ -41,8 +41,8 @@ Quiz(
     because=(
         "Then most of the loss is about guessing questions that nobody wants it to ask, and placeholders, which are no "
         "words at all.",
-        "Then nobody ever teaches it to stop. It answers, and goes on.",
-        "The answer, and that it is over. Both are the model's part of the conversation.",
+        "Then the model never learns to stop: it would write on behind the answer.",
+        "The answer and the token that ends it are the model's part of the conversation.",
         "Your program writes <|assistant|>, in every prompt. The model's part begins behind it.",
     ),
 )
@@ -56,7 +56,7 @@ Quiz(
     because=(
         "It would be, if all answers were of one length. The first is a word, the caption a few sentences.",
         "The first answer is a word and its end token. The caption alone is longer than all other answers together.",
-        "Seven turns become one.",
+        "Seven turns become one, and its answer is among the shortest.",
         "The picture costs as much as before. What it teaches is in the answers.",
     ),
 )
@@ -68,8 +68,8 @@ Quiz(
     choices=("it rises", "it stays where it is", "it falls to nearly zero", "it becomes NaN"),
     right=2,
     because=(
-        "Only at the start, where the trained model does not expect such a task.",
-        "The task is easy to learn. That is what is wrong with it.",
+        "It is high at the start, because the trained model expects another task, and then training makes it smaller.",
+        "The task is easy to learn, so the loss does fall, and the mistake is easy to miss.",
         "Repeating what one reads is the easiest of tasks. A loss that is too good is a reason to look.",
         "All numbers are finite and all shapes fit. Nothing warns you.",
     ),

@@ -31,8 +31,8 @@ Quiz(
     because=(
         "All views have one shape, so they can stand in any order.",
         "There are as many placeholders as before, and as many views.",
-        "The text still names the first tile first, but now the whole is seen there, and each tile behind the place of "
-        "the next one. No shape tells.",
+        "The text still names the first tile first, but behind that name there are now the pixels of the "
+        "whole, and each tile is behind the name of the next one. No shape shows it.",
         "The decoder has positions, and the tokens around the tiles say which tile comes. A cell below measures it.",
     ),
 )
@@ -45,8 +45,8 @@ Quiz(
     right=3,
     because=(
         "That would be a shrinking by 1.4 in each direction.",
-        "Rows become a quarter. Columns do so as well.",
-        "Both directions shrink by the same factor, so the count falls by a square.",
+        "A quarter of the rows remains, and in each of them a quarter of the columns.",
+        "Both directions shrink by the same factor, so the number of pixels falls by its square.",
         "4 times fewer rows and 4 times fewer columns: the letter is 3 pixels tall.",
     ),
 )
@@ -66,7 +66,7 @@ Quiz(
     because=(
         "Half a letter rules out a lot: no left half of an A looks like that of an L.",
         "That is too low: look at the letters. Most of them already differ on the left.",
-        "B and E, F and P, 9 and S differ in their right halves only. Most others can be told.",
+        "B and E, F and P, 9 and S differ in their right halves only. Most others differ on the left as well.",
         "B and E, F and P, 9 and S differ in their right halves only, so this cannot be.",
     ),
 )

@@ -188,8 +188,8 @@ COST = Exercise(
     title="Measure it: what the pictures of a prompt cost",
     difficulty=1,
     minutes=6,
-    why="The context of SmolLM2-135M holds 8,192 tokens. Whoever sends ten large pictures should know beforehand that "
-    "they do not fit.",
+    why="The context of SmolLM2-135M holds 8,192 tokens. If you send ten large pictures, you should know "
+    "beforehand that they do not fit.",
     hints=(
         "Count for one picture first: how many views, and which tokens stand around each?",
         "A tile: two special tokens and its image tokens. The whole: three special tokens and its image tokens. A "
@@ -328,8 +328,8 @@ REJOIN = RejoinExercise(
     title="One map from many tiles",
     difficulty=2,
     minutes=10,
-    why="Whoever wants to draw what the decoder looks at over the *picture* needs all tiles' tokens in one map, "
-    "because the decoder gets them tile by tile.",
+    why="The decoder receives the tokens tile by tile. To draw over the *picture* what it attends to, you need the tokens "
+    "of all tiles in one map.",
     hints=(
         "It is tiles.split backwards, with tokens for pixels. The view of the whole is no part of the map.",
         "Drop the last view. Unfold tiles into (rows, columns) and tokens into (side, side). Bring row next to row and "

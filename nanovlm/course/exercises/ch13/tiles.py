@@ -35,8 +35,8 @@ GRID = Exercise(
     title="How many rows, how many columns?",
     difficulty=2,
     minutes=10,
-    why="The grid decides what a picture costs and what can be read in it. Whoever rounds in another way has "
-    "another number of tiles than the processor, and then the placeholders in the text do not match the tiles.",
+    why="The grid decides what a picture costs and what can be read in it. If you round in another way "
+    "than the processor, you count another number of tiles, and the placeholders in the text do not match them.",
     hints=(
         "Two steps, and in both the longer side comes first. The shorter one follows from it by the picture's shape, "
         "width / height.",

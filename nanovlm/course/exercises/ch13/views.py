@@ -168,11 +168,11 @@ def caught(test: Callable[[Any], None]) -> int:
 TEST_SPLIT = Exercise(
     id="tiles.test_split",
     chapter="13",
-    title="Write the test that no shape can replace",
+    title="Write the test that no check of shapes can replace",
     difficulty=2,
     minutes=10,
-    why="Most wrong ways to cut a picture give the right shape. A test with numbered pixels tells them apart in a "
-    "millisecond, and a training run does so in a week.",
+    why="Most wrong ways to cut a picture give the right shape. A test with numbered pixels finds them in a "
+    "millisecond, while a training run only ends with a worse score.",
     hints=(
         "Shapes will not do. Which picture makes every pixel say where it is from?",
         "torch.arange gives numbered pixels. Take two rows of three tiles, so that rows and columns cannot be "
