@@ -42,9 +42,9 @@ except ImportError:
 # 3. diagnose a run from its log, and publish a model with numbers that hold.
 
 # %% [markdown]
-# **You need** the model of chapter 06; training (08), evaluation (10) and the tracer's FLOPs (12) help and are named where
-# they are needed. **Time**: twenty minutes for the prose, thirty for understanding the code, eight quizzes and two
-# levers; the exercises take a little more than two hours, and the capstone project at their end takes days.
+# **You need** the model of chapter 06; training (08), evaluation (10) and the tracer's FLOPs (12) help and are named
+# where they are needed. **Time**: an hour; the exercises take a little more than two, and the capstone project at their
+# end days.
 
 # %%
 import math
@@ -66,9 +66,8 @@ folder = Path(tempfile.mkdtemp())  # where this chapter's runs and models go
 print(f"{budget().name}: {budget().reason}")
 
 # %% [markdown]
-# That line decides what the chapter does. On `ci` and `laptop` the backbones are small ones with random weights and the
-# data is the Thimble, so that every cell runs in seconds and without a network. On `t4` and `h100` the same cells fetch
-# the real ones, and run the first steps of the real training.
+# On `ci` and `laptop` the backbones are small ones with random weights and the data is the Thimble. On `t4` and `h100`
+# the same cells fetch the real ones, and run the first steps of the real training.
 #
 # ## The question: what can you afford?
 #
@@ -104,11 +103,11 @@ for name, flops in (("picture", vision), ("text", text), ("forward", sample_flop
 # $$\text{hours} = \frac{3 \cdot \text{FLOPs per sample} \cdot \text{samples}}{\text{peak} \cdot \text{utilisation} \cdot 3600}$$
 
 # %% [markdown]
-# The **peak** is what the GPU's tensor cores can do, from its data sheet. The **utilisation** is the share of it that the
-# run reaches. Only the second one is in your hands. The published run took about six hours on one H100, by nanoVLM's
-# [README at v0.1](https://github.com/huggingface/nanoVLM/blob/v0.1/README.md). The README speaks of 1.7 million samples,
-# but [its curve](https://github.com/huggingface/nanoVLM/blob/v0.1/assets/nanoVLM-222M-loss.png) goes on to step 32,700,
-# which at 256 samples a step is about five epochs of them.
+# The **peak** is what the GPU's tensor cores can do, from its data sheet. The **utilisation** is the share of it that
+# the run reaches. Only that is in your hands. The published run took about six hours on one H100 for 1.7 million
+# samples, by nanoVLM's [README at v0.1](https://github.com/huggingface/nanoVLM/blob/v0.1/README.md), but [its
+# curve](https://github.com/huggingface/nanoVLM/blob/v0.1/assets/nanoVLM-222M-loss.png) goes on to step 32,700, which at
+# 256 samples a step is about five epochs of them.
 
 # %%
 quiz("ch11.utilisation")
@@ -122,8 +121,8 @@ print(f"{published / 1e6:.1f} M samples in 6 h: {rate:.0f} samples/s, {share:.1%
 
 # %% [markdown]
 # The peaks below are the *dense* ones of NVIDIA's data sheets, in float16 on the T4, which has no bfloat16, and in
-# bfloat16 elsewhere. Sheets print the number for sparse products in larger type, and it is twice as high. The function
-# is exercise 11.1; the chapter takes yours if it passes.
+# bfloat16 elsewhere. The sheets also print one for sparse products, twice as high. The function is exercise 11.1; the
+# chapter takes yours if it passes.
 
 # %%
 PEAK = {"T4": 65, "3090": 71, "L4": 121, "4090": 165, "A100": 312, "H100": 989}  # TFLOP/s, dense
@@ -154,17 +153,16 @@ def hours_image(samples: str, utilisation: float):
 lever(hours_image, samples=list(AMOUNTS), utilisation=[0.25, 0.08, 0.35, 0.45])
 
 # %% [markdown]
-# The red line is your four hours. Move the utilisation: between 8 % and 35 % lies a factor of more than four, which is
-# more than between an A100 and an H100. A better loader is cheaper than a better card.
+# The red line is your four hours. Move the utilisation: between 8 % and 35 % lies more than between an A100 and an
+# H100.
 #
-# All of these are estimates. Their anchor is the published run above; nobody on this project has run the presets to
-# their end, and a utilisation of 25 % on your machine is a hope until you have measured it.
+# All of these are estimates: nobody on this project has run the presets to their end, and a utilisation of 25 % on your
+# machine is a hope until you have measured it.
 
 # %% [markdown]
 # ### Money and energy follow from the hours
 #
-# Prices change every week, so put in your own. The power is the limit on the cards' data sheets, without the rest of the
-# machine.
+# Prices change every week, so put in your own. The power is the limit on the cards' data sheets.
 
 # %%
 price = {"T4": 0.35, "A100": 1.60, "H100": 2.50}  # dollars an hour: examples, look up yours
@@ -176,10 +174,9 @@ for gpu, per_hour in price.items():
     print(f"{gpu:5} {time_needed:5.1f} h   {cost:6.2f} $   {energy:5.1f} kWh at most")
 
 # %% [markdown]
-# At equal utilisation and at these prices the most expensive card gives the cheapest run, and it takes the least energy.
-# The A100 costs about as much as the T4 and takes more energy, so compute it for your cards instead of guessing. On an
-# H100 an equal utilisation is harder to reach, because the same loader has to feed a card that is fifteen times as fast
-# as a T4.
+# At equal utilisation and at these prices the most expensive card gives the cheapest run, and it takes the least
+# energy. On an H100 an equal utilisation is harder to reach, because the same loader has to feed a card that is fifteen
+# times as fast as a T4.
 
 # %% [markdown]
 # ## Memory has four parts, and one of them grows with the batch
@@ -191,10 +188,10 @@ for gpu, per_hour in price.items():
 quiz("ch11.memory")
 
 # %% [markdown]
-# How much is kept can be measured without computing anything. On the **meta device** tensors have a shape and no memory,
-# and autograd has a hook that sees every tensor that it keeps. You write this measurement in exercise 11.3; here is the
-# package's, on the full model. It assumes that twenty of a row's 128 tokens belong to answers, because the model computes
-# logits for those alone; with 49,152 of them for each token, longer answers cost memory.
+# How much is kept can be measured without computing anything. On the **meta device** tensors have a shape and no
+# memory, and autograd has a hook that sees every tensor that it keeps. You write this measurement in exercise 11.3;
+# here is the package's, on the full model. It assumes that twenty of a row's 128 tokens belong to answers, for which
+# alone the model computes its 49,152 logits.
 
 # %%
 from nanovlm.bench.memory import activation_bytes
@@ -225,13 +222,12 @@ lever(memory_image, rows=[16, 4, 32, 48, 64])
 # %% [markdown]
 # Sixteen rows in float32 fit into a T4, forty-eight do not. (A T4 has 16 GB. About 15 GiB are there for programs, and
 # CUDA's own context is among them, so stay a GiB below that.) On a T4 the products run in float16 under autocast, so
-# what is kept of a row is between the two. Autocast also keeps a float16 copy of each matrix for the step, 0.4 GiB here,
-# which neither bar contains. At sixteen rows the float32 bar is the safe one nevertheless. The attention on the meta
-# device keeps its probabilities, which a fused kernel computes again, so the true number is lower still.
+# what is kept of a row is between the two. Autocast also keeps a float16 copy of each matrix for the step, 0.4 GiB
+# here, which neither bar contains. The attention on the meta device keeps its probabilities, which a fused kernel
+# computes again, so the true number is lower.
 
 # %% [markdown]
-# A plan is worth what its check is worth. Weights, gradients and moments can be counted after one real step, on any
-# machine; we do it with the pocket model. (Peaks of activations need a GPU's counter, `torch.cuda.max_memory_allocated`.)
+# Weights, gradients and moments can be counted after one real step, on any machine; we do it with the pocket model.
 
 # %%
 one_step = VisionLanguageModel.from_pretrained(asset_path("pocket"))
@@ -253,8 +249,8 @@ for part, a, b in zip(("weights", "gradients", "optimizer"), planned, counted, s
 # %% [markdown]
 # ### Gradient checkpointing keeps less and computes more
 #
-# Where a batch does not fit there are three ways out, in this order: smaller batches with more accumulation, which
-# changes nothing that is learnt (chapter 08); gradient checkpointing; and fewer trained weights, which comes below.
+# Where a batch does not fit there are three ways out: smaller batches with more accumulation (chapter 08), gradient
+# checkpointing, and fewer trained weights, which comes below.
 #
 # **Gradient checkpointing** ([Chen et al. 2016](https://arxiv.org/abs/1604.06174)) keeps only the input of each block,
 # and computes the block a second time when the backward pass reaches it. Predict what that does to memory, work and
@@ -297,17 +293,15 @@ print("the gradients are equal to the last bit:", torch.equal(*gradients))
 assert torch.equal(*gradients)
 
 # %% [markdown]
-# The gradient is the same, at the price of a second forward pass, which is a third more work. (The plan counts a fused
-# attention, so its row is smaller than the one that was measured on the meta device above.) The option of `nanovlm train`
-# is `--gradient-checkpointing True`.
+# The gradient is the same, at the price of a second forward pass, which is a third more work. The option of `nanovlm
+# train` is `--gradient-checkpointing True`.
 
 # %% [markdown]
 # ### Disk and main memory run out as well
 #
-# A checkpoint holds the weights and both moments in float32. The course keeps two and writes a third before it drops the
-# older one; the best model, without moments, is kept beside them. Data takes either disk (a download of the_cauldron, by
-# the plan's guess of 100 kB a sample, is some 170 GB) or, as a stream, main memory: each worker keeps a shuffle buffer,
-# whose size in bytes is limited.
+# A checkpoint holds the weights and both moments in float32. Three are on the disk for a moment, and the best model
+# without moments. Data takes either disk (the_cauldron is some 170 GB by the plan's guess) or, as a stream, main memory
+# for a shuffle buffer.
 
 # %%
 million = sum(p.numel() for p in whole.parameters()) / 1e6
@@ -323,9 +317,9 @@ print(f"three checkpoints and the best model: {3 * checkpoint + best:.1f} GB")
 #
 # ## Trained parts come under other names
 #
-# A vision-language model need not begin from nothing. SigLIP has seen pictures with captions, SmolLM2 has read text, and
-# only the projector between them has everything to learn. Both come as files in transformers' format, whose tensors have
-# other names than ours. On a laptop, two small ones stand in for them.
+# A vision-language model need not begin from nothing. SigLIP has seen pictures with captions, SmolLM2 has read text,
+# and only the projector between them has everything to learn. Their tensors have other names than ours. On a laptop,
+# two small ones stand in for them.
 
 # %%
 from nanovlm.course.small_backbones import compare, small_llama, small_siglip
@@ -379,7 +373,7 @@ language = load_language_backbone(llama)
 print(compare("llama", str(find_directory(llama)), language, torch.randint(0, 400, (2, 9))))
 
 # %% [markdown]
-# Now exchange queries and keys in one block. Nothing about names or shapes has changed.
+# Now exchange queries and keys in one block. Names and shapes stay.
 
 # %%
 swapped = load_vision_backbone(siglip)
@@ -390,8 +384,8 @@ with torch.no_grad():
 print(compare("siglip", str(find_directory(siglip)), swapped, torch.randn(2, 3, size, size)))
 
 # %% [markdown]
-# The test that would have noticed, and the pictures for which it would not have, are exercise 11.5. For another size of
-# picture the positions are resized, as in chapter 01: `load_vision_backbone(…, image_size=512)`.
+# The test that would have noticed is exercise 11.5. For another size of picture the positions are resized, as in
+# chapter 01: `load_vision_backbone(…, image_size=512)`.
 
 # %% [markdown]
 # ## A new token should be an average one
@@ -447,9 +441,9 @@ for name, part in model.named_children():
     print(f"{name:16}{sum(p.numel() for p in part.parameters()) / 1e6:8.2f} M")
 
 # %% [markdown]
-# Then the sanity ladder of chapter 08, at full size, because it takes a minute and a wrong run takes a night. First:
-# the loss at step 0. A model that knows nothing has $\ln V$ (for SmolLM2 $\ln 49{,}152 = 10.8$); trained text weights
-# should be better than that, and never much worse.
+# Then the sanity ladder of chapter 08: it takes a minute, and a wrong run takes a night. First: the loss at step 0. A
+# model that knows nothing has $\ln V$ (for SmolLM2 $\ln 49{,}152 = 10.8$); trained text weights should be better than
+# that, and never much worse.
 
 # %%
 from nanovlm.data.loading import get_dataloaders
@@ -470,8 +464,8 @@ untouched = [name for name, p in model.named_parameters() if p.grad is None or n
 print("without a gradient:", untouched or "none")
 
 # %% [markdown]
-# (With random stand-ins the loss may be above $\ln V$: their logits are loud and know nothing.) Second: every parameter
-# has a gradient. Third: can it learn a handful of samples by heart? If not, no amount of data will help.
+# (With random stand-ins the loss may be above it.) Second: every parameter has a gradient. Third: can it learn a
+# handful of samples by heart?
 
 # %%
 adam, steps = torch.optim.AdamW(model.parameters(), lr=budget().pick(ci=3e-3, t4=1e-4)), 25
@@ -483,8 +477,8 @@ for _ in range(steps):
 print(f"the same four samples: {first.item():.2f} before, {loss.item():.2f} after {steps} steps")
 
 # %% [markdown]
-# It falls far below what it was. (Learning by heart proves no seeing: chapter 08 overfits exchanged pictures just as
-# well. It proves that gradients, labels and optimizer are connected.)
+# It falls far below what it was. That proves no seeing (chapter 08), only that gradients, labels and optimizer are
+# connected.
 
 # %% [markdown]
 # ## On a Colab T4, from end to end
@@ -540,9 +534,8 @@ for utilisation, what in UTILISATIONS.items():
     print(f"{utilisation:4.0%} {there.hours:6.1f} h   {what}")
 
 # %% [markdown]
-# By the plan the run stays under 15 GB of GPU memory and far under 70 GB of disk. (Its operations are fewer than three
-# times those of the forward pass above, since it counts the head for the answers' tokens alone and no gradient for the
-# pixels.) These are sums and no measurements: this project has not made the run on a T4.
+# By the plan the run stays under 15 GB of GPU memory and far under 70 GB of disk. This project has not made the run on
+# a T4: these are sums.
 
 # %% [markdown]
 # The plan does not say whether the loader keeps up. At 25 % the two CPU cores of a free Colab have to fetch, decode and
@@ -551,8 +544,8 @@ for utilisation, what in UTILISATIONS.items():
 # the run goes on in the next one, as below.
 #
 # Before you start, delete the smoke run, which takes 6 GB of your Drive, and empty the bin. Then restart the session,
-# because the model of this notebook still occupies part of the GPU's memory, and the command is another process that may
-# need it. After the restart mount the Drive again and run the next cell alone.
+# because the model of this notebook still occupies part of the GPU's memory. Then mount the Drive again and run the
+# next cell alone.
 
 # %% tags=["skip-execution", "nbval-skip"]
 # !nanovlm train --preset colab --output-dir /content/drive/MyDrive/nanovlm --run-name first
@@ -575,13 +568,13 @@ print(
 )
 
 # %% [markdown]
-# Skipped steps at the very beginning of a float16 run are the scaler finding its scale, and no fault.
+# Skipped steps at the beginning of such a run are the scaler finding its scale.
 
 # %% [markdown]
 # ## A disconnect must change nothing
 #
-# A free notebook can end at any moment, without a signal that a program could catch. Let us end one on purpose. A small
-# run, as a process of its own, first without a disturbance:
+# A free notebook can end at any moment, without a signal. Let us end one on purpose. A small run, as a process of its
+# own, first without a disturbance:
 
 # %%
 from nanovlm.course.small_run import SAVE_EVERY, launch
@@ -608,11 +601,10 @@ for step in (4, 5, 8, 9, max(undisturbed)):
 assert resumed == undisturbed
 
 # %% [markdown]
-# All losses are equal, to the last bit. For that a checkpoint holds weights, the optimizer's moments, the scaler, every
-# random generator and the position in the data; it is written beside the old one and then renamed, so that a kill leaves
-# one of the two whole. This was a CPU. On a GPU some operations add in an order that changes from one run to the next
-# ([PyTorch's notes](https://docs.pytorch.org/docs/2.13/notes/randomness.html)), so there compare two undisturbed runs
-# first: a resumed one may differ by as much as they do.
+# All losses are equal, to the last bit. For that a checkpoint holds all that chapter 08 lists, and is renamed when it
+# is whole. This was a CPU. On a GPU some operations add in an order that changes from one run to the next ([PyTorch's
+# notes](https://docs.pytorch.org/docs/2.13/notes/randomness.html)), so there compare two undisturbed runs first: a
+# resumed one may differ by as much as they do.
 #
 # In a mounted Drive things are less tidy: files arrive in part, twice, or with the date of the synchronisation. The
 # resume cell for that is exercise 11.9. Here is what a later session runs:
@@ -623,9 +615,9 @@ assert resumed == undisturbed
 # %% [markdown]
 # ## On an H100 the loader may be too slow
 #
-# **Nobody has run this path to its end in this project.** What follows is how to do it and how to measure, without
-# results that we do not have. The command is one line. It does not stream, so it first downloads the data, by the plan's
-# guess 170 GB; with `--stream True` it does not. The ladder below is a plan for a morning:
+# **Nobody has run this path to its end in this project.** What follows is how to do it and how to measure. The command
+# is one line. Without `--stream True` it first downloads the data, by the plan's guess 170 GB. The ladder below is a
+# plan for a morning:
 
 # %% tags=["skip-execution", "nbval-skip"]
 # !nanovlm train --preset h100 --output-dir runs --run-name published
@@ -641,10 +633,9 @@ assert resumed == undisturbed
 # | 6. `--packing`, with document boundaries | computing on padding | no |
 #
 # The preset `h100` begins high on this ladder: of these only `--packing` is off. `nanovlm bench --preset h100 --ladder`
-# begins at the bottom, with generated pictures and random weights, and adds workers, 8-bit pixels, bfloat16,
-# compilation and packing one after the other. It prints the samples per second of each. Step 1 needs no GPU. How much
-# of a step here is waiting for data, and which share of this processor's peak, measured with one large product of
-# matrices, does the rest reach?
+# begins at the bottom, with generated pictures and random weights, and prints the samples per second of each step. Step
+# 1 needs no GPU. How much of a step here is waiting for data, and which share of this processor's peak, measured with
+# one large product of matrices, does the rest reach?
 
 # %%
 pocket = VisionLanguageModel.from_pretrained(asset_path("pocket"))
@@ -671,8 +662,8 @@ print(f"{flops / computed / this_cpu().tflops / 1e12:.0%} of the peak")
 
 # %% [markdown]
 # By the plan's list of machines an H100 has ten thousand times the peak of two laptop cores, while the pictures are
-# decoded by CPU cores in both cases. That is one way in which a run comes to 8 %; the published run has no log that would
-# say whether it was the way.
+# decoded by CPU cores in both cases. That is one way in which a run comes to 8 %; whether it was the way here, no log
+# says.
 #
 # A story from nanoVLM's code: its `train.py` [declares `--compile` with
 # `type=bool`](https://github.com/huggingface/nanoVLM/blob/03ecd8c3436a81840ed7eb4e7677988b199cdc30/train.py). What does
@@ -707,10 +698,10 @@ products = [name for name in graphs[0] if name.startswith(("linear", "scaled_dot
 print(f"{len(graphs[0])} operations in a pass, of which {len(products)} are large products")
 
 # %% [markdown]
-# The products stay calls of a library. All others are sums, norms, rotations and changes of shape, of which a real
-# compiler makes a few kernels. The second length costs a second graph, which is made for *any* length, so the third one
-# costs none. What it is worth has to be measured: the pocket model's step went from 327 to 281 milliseconds on two cores
-# (`LOG.md`, "Beside transformers' SmolVLM"), after a first step that took far longer.
+# The products stay calls of a library; of all others a real compiler makes a few kernels. The second length costs a
+# second graph, which is made for *any* length, so the third one costs none. What it is worth has to be measured: the
+# pocket model's step went from 327 to 281 milliseconds on two cores (`LOG.md`, "Beside transformers' SmolVLM"), after a
+# first step that took far longer.
 
 # %% [markdown]
 # ## Several GPUs: gradients have to count by tokens
@@ -725,14 +716,13 @@ quiz("ch11.two_ranks")
 ranks_figure([(1.0, 10), (3.0, 90)], "Two processes with answers of different lengths")
 
 # %% [markdown]
-# An average of averages gives the tokens of the first rank nine times the weight of the others. nanoVLM's code does this:
-# in `train.py` at the commit above, each rank calls `backward()` on its own mean, divided by the number of
-# micro-batches. A rank with short answers, such as yes and no, then decides as much as one with captions.
+# An average of averages gives the tokens of the first rank nine times the weight of the others. nanoVLM's code does
+# this: in `train.py` at the commit above, each rank calls `backward()` on its own mean, divided by the number of
+# micro-batches. A rank with short answers then decides as much as one with captions.
 
 # %% [markdown]
-# The cure is to let each rank multiply by what DDP will divide by, and divide by *all* tokens. It is exercise 11.7. Here
-# both versions run in two real processes on this CPU (`gloo` is the library that carries gradients between CPUs), and
-# are compared with one process that has all the data.
+# The cure is to let each rank multiply by what DDP will divide by, and divide by *all* tokens. It is exercise 11.7.
+# Here both versions run in two real processes on this CPU and are compared with one process that has all the data.
 
 # %%
 from nanovlm.course.two_ranks import COUNTS, measure
@@ -757,10 +747,9 @@ most = 80e9 / per_weight / 1e9
 print(f"one GPU of 80 GB holds weights, gradients and optimizer of {most:.1f} G weights")
 
 # %% [markdown]
-# That leaves no room for activations, nor for the bfloat16 gradients on their way into the float32 sum, which `nanovlm
-# plan` counts as well. So a model has to stay well below it. Then DDP is enough, and 222M is far below.
-# Above it **FSDP** (fully sharded data parallel) cuts weights, gradients and moments into as many pieces as there are GPUs
-# and collects each block's weights only while they are needed. The command is nearly the same. Both halve the
+# That leaves no room for activations, so a model has to stay well below it. Then DDP is enough, and 222M is far below.
+# Above it **FSDP** (fully sharded data parallel) cuts weights, gradients and moments into as many pieces as there are
+# GPUs and collects each block's weights only while they are needed. The command is nearly the same. Both halve the
 # accumulation, 16 in the preset, so that two GPUs take the same step as one:
 #
 # ```bash
@@ -830,10 +819,9 @@ for name, prepare, lr in (
 
 # %% [markdown]
 # One seed, one learning rate each, and few steps: that is a demonstration and no ranking. What it does show holds in
-# general. LoRA trains a small share of the weights, and needs gradients and moments for that share alone. The forward
-# pass costs as much as before and a little more, so time is saved in the backward pass only. Whether it wins at *equal
-# time* on your task is a question for three seeds (chapter 08) and for chapter 15, where it is done in earnest. The
-# options of `nanovlm train` are `--freeze vision_encoder decoder` for the first row and `--lora-rank 8` for adapters.
+# general. LoRA trains a small share of the weights, and needs gradients and moments for that share alone. Whether it
+# wins at *equal time* on your task is a question for three seeds and for chapter 15. The options of `nanovlm train` are
+# `--freeze vision_encoder decoder` for the first row and `--lora-rank 8` for adapters.
 
 # %% [markdown]
 # ## Watch six numbers, and decide beforehand when to stop
@@ -861,8 +849,7 @@ print(f"made on purpose, with `{failures['about']['command']}`, on {failures['ab
 logs_figure(runs, healthy, "Four runs with a fault each, and one without")
 
 # %% [markdown]
-# We made all four ourselves: the pocket model's trained encoder and decoder, joined by a new projector, which is what a
-# full run starts from, at small size. Diagnose them before you read on.
+# We made all four ourselves, with the pocket model's trained encoder and decoder behind a new projector. Diagnose them.
 
 # %%
 quiz("ch11.gallery_a")
@@ -877,7 +864,7 @@ for name, losses in runs.items():
 
 # %% [markdown]
 # Log C is the resume that kept only weights: the moments are gone and the warm-up begins again. It is the quietest of
-# the four, because the run recovers:
+# the four:
 
 # %%
 at, losses = 2 * len(healthy) // 3, runs["C"]
@@ -885,16 +872,16 @@ after, before = (sum(run[at : at + 20]) / 20 for run in (losses, healthy))
 print(f"the 20 steps after the resume: mean loss {after:.3f}, without a resume {before:.3f}")
 
 # %% [markdown]
-# Comparing the losses of both runs step by step, as above, is what shows it. Log D divides by the number of supervised
-# tokens, and one batch had none: 0 / 0. It makes every weight NaN in a single step, and no later batch can repair that.
-# The course's step refuses such a batch: it raises before the weights have moved, and names the samples.
+# Only a comparison with the first run shows it. Log D divides by the number of supervised tokens, and one batch had
+# none: 0 / 0. It makes every weight NaN in a single step, and no later batch can repair that. The course's step refuses
+# such a batch: it raises before the weights have moved, and names the samples.
 
 # %% [markdown]
 # ### A real log rings alarms, too
 #
-# Those four faults were planted. The logs of the four runs that made the pocket model are in `assets/pocket`, beside its
-# weights, and nobody arranged them. Here is an excerpt of the last one. Which of the six numbers would have rung, and
-# what would you have done?
+# Those four faults were planted. Nobody arranged the logs of the four runs that made the pocket model (in
+# `assets/pocket`). Here is an excerpt of the last one. Which of the six numbers would have rung, and what would you
+# have done?
 
 # %%
 from nanovlm.course.runs import pocket_logs
@@ -907,14 +894,13 @@ for row in logs["run 4"]:
         print(f"   {rate:5.1f} samples/s")
 
 # %% [markdown]
-# Ten steps took up to 74 seconds where they had taken 4, and then they took 4 again. The loss knows nothing of it, so it
-# was not the model. Other work ran on the same machine (`LOG.md`), or the loader was slow, and this log cannot tell
-# one from the other, since it has only the time of a whole step. A log that also counts the time of waiting for data, as
-# the cell under *On an H100 the loader may be too slow* did, can.
+# Ten steps took up to 74 seconds where they had taken 4, and then they took 4 again. The loss knows nothing of it, so
+# it was not the model. Was it other work on the machine (`LOG.md`), or a slow loader? This log cannot tell, since it
+# has only the time of a whole step. A log that also counts the time of waiting for data, as a cell above did, can.
 
 # %% [markdown]
-# The second excerpt is the beginning of the second run. It goes on from the weights of the first, with a new optimizer,
-# a new schedule and ten times the weight decay.
+# The second excerpt begins the second run, from the weights of the first, with a new optimizer, a new schedule and ten
+# times the weight decay.
 
 # %%
 before = [row["val_loss"] for row in logs["run 1"] if "val_loss" in row][-1]
@@ -925,10 +911,9 @@ for row in logs["run 2"]:
 
 # %% [markdown]
 # At its first evaluation the validation loss is four times as high as where the run began, and only the fifth one is
-# lower. The alarm of the table would have stopped this run at its first evaluation. It went on, and took the model from
-# 93.3 % of the questions on signs to 99.9 % (`LOG.md`). A warm-up back to a high rate undoes some of what was learnt, and
-# shows its worth when the rate comes down. So write down before a run what you expect, and by which step: an alarm cannot
-# decide.
+# lower. The alarm of the table would have stopped this run. It went on, and took the model from 93.3 % of the questions
+# on signs to 99.9 % (`LOG.md`). A warm-up back to a high rate undoes some of what was learnt, and shows its worth when
+# the rate comes down. So write down before a run what you expect, and by which step.
 
 # %% [markdown]
 # ## A score means something under one protocol
@@ -958,7 +943,7 @@ for name, share in (("published", 0.353), ("yours", 0.380), ("chance", 0.25)):
 # 4. every answer saved, and a paired test over the same 1,500 questions, with the blind score beside it.
 
 # %% [markdown]
-# Nothing in this list needs a GPU for longer than an hour. It needs a trained model of our own, which nobody has yet.
+# What this list needs is a trained model of our own, which nobody has yet.
 
 # %% [markdown]
 # ## The card carries what a sceptic would ask
@@ -983,13 +968,13 @@ for kind, (share, low, high, blind) in numbers.items():
     print(f"{kind:10}{share:9.1%}{low:12.1%} to {high:.1%}{blind:9.1%}")
 
 # %% [markdown]
-# A card also says what the model is *not* for, names the licences of the data and of both backbones (SigLIP and SmolLM2:
-# Apache-2.0; the_cauldron: each subset has its own), shows failures, and repeats the commands.
+# A card also says what the model is *not* for, names the licences of data and backbones (SigLIP and SmolLM2:
+# Apache-2.0; the_cauldron: each subset has its own), and shows failures.
 #
 # ### To the Hub, and back
 #
 # A model directory holds weights as safetensors, the config, the tokenizer and the picture settings. It loads without a
-# network; that is worth a test before others try it.
+# network, which the next cell tests.
 
 # %%
 pocket.save_pretrained(folder / "release")
@@ -1004,8 +989,7 @@ pocket.push_to_hub("your-name/nanovlm-pocket", private=True)
 # %% [markdown]
 # `nanovlm export --model runs/first/best --out release` writes a trained model in SmolVLM's format, which transformers
 # loads without any code of ours (chapter 13); `--to nanovlm`, `onnx` or `gguf` write it for nanoVLM, onnxruntime and
-# llama.cpp. `nanovlm demo` opens a page on which you can ask about a picture and watch the answer being written. How small
-# can the model be?
+# llama.cpp. How small can the model be?
 
 # %%
 for name, size in (
@@ -1029,17 +1013,16 @@ for name, size in (
 # | the preset `h100` | **not run**: estimates only |
 # | a comparison with the published 222M under one protocol | **not made** |
 #
-# If you have a card and seven minutes, `nanovlm bench --gpu-report gpu.json` measures what the plan assumes. If you have
-# an afternoon, your run closes one of these lines. [A
+# With a card and seven minutes, `nanovlm bench --gpu-report gpu.json` measures what the plan assumes. With an
+# afternoon, your run closes one of these lines. [A
 # form](https://github.com/nanovlm-course/nanovlm/issues/new?template=full_run.yml) asks for the command, the log, the
-# card's name and what the plan had said: a plan that was wrong by a factor of two is as useful to others as a good score.
+# card's name and what the plan had said: a plan that was wrong is as useful to others as a good score.
 
 # %% [markdown]
 # ## Where this lives in the package
 #
 # `training/plan.py` is the plan, `training/loop.py` the run and `training/checkpoint.py` its files;
-# `weights/backbones.py` and `weights/from_preset.py` load trained parts; `training/step_cost.py` and `bench/memory.py`
-# count; `device.py` chooses the precision; `config.py` has the presets.
+# `weights/backbones.py` and `weights/from_preset.py` load trained parts; `config.py` has the presets.
 
 # %% [markdown]
 # What you take along:
