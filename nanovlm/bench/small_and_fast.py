@@ -206,6 +206,39 @@ def speeds(rounds: int = 15) -> dict[str, dict[str, float]]:
     return found
 
 
+def second_core(rounds: int = 15) -> dict[str, dict[str, float]]:
+    """The same two tasks: a variant's time on one thread over its time on two, each the shortest of the rounds.
+
+    Not the median: two threads wait for each other, and where another program has one of the cores for a moment both
+    stand still, so that most rounds of a shared machine measure the neighbours.
+    """
+    batch = test_questions(4).batches[0]
+    few = {key: batch[key][:32] for key in ("input_ids", "images")}
+    found: dict[str, dict[str, float]] = {}
+
+    def read(model: VisionLanguageModel) -> None:
+        with torch.no_grad():
+            model(few["input_ids"], few["images"])
+
+    def on(threads: int, task: Callable[[VisionLanguageModel], None], model: VisionLanguageModel) -> None:
+        torch.set_num_threads(threads)
+        task(model)
+        torch.set_num_threads(1)
+
+    for name in ("float32", *TIMED):
+        model = FIXED[name]()
+        one, many = (
+            interleave({"1": partial(on, 1, task, model), "2": partial(on, 2, task, model)}, rounds)
+            for task in (one_answer, read)
+        )
+        found[name] = {
+            "answer": round(min(one["1"].seconds) / min(one["2"].seconds), 2),
+            "batch": round(min(many["1"].seconds) / min(many["2"].seconds), 2),
+        }
+        print(f"{name}: {found[name]}", flush=True)
+    return found
+
+
 def peaks() -> dict[str, int]:
     """Bytes of all tensors that live at one time while a model answers a question, its weights included."""
     found = {}
@@ -219,6 +252,7 @@ def peaks() -> dict[str, int]:
 
 COSTS: dict[str, Callable[[], dict[str, Any]]] = {
     "speeds": speeds,
+    "second_core": second_core,
     "peaks": peaks,
     "caches": lambda: static_cache(pocket()),
 }
