@@ -182,21 +182,26 @@ def one_answer(model: VisionLanguageModel) -> None:
     model.generate(image=asset_path("images/shapes.png"), prompt="Describe the picture.", max_new_tokens=24)
 
 
-def speeds(rounds: int = 15) -> dict[str, dict[str, float]]:
-    """Answering one question, and reading a batch of 32: float32's time over the variant's, the median of rounds."""
-    model, batch = pocket(), test_questions(4).batches[0]
-    few = {key: batch[key][:32] for key in ("input_ids", "images")}
-    found: dict[str, dict[str, float]] = {}
+def timed_tasks() -> tuple[Callable[[VisionLanguageModel], None], ...]:
+    """Answering one question, and reading a batch of 32."""
+    batch = test_questions(4).batches[0]
 
+    @torch.no_grad()
     def read(model: VisionLanguageModel) -> None:
-        with torch.no_grad():
-            model(few["input_ids"], few["images"])
+        model(batch["input_ids"][:32], batch["images"][:32])
+
+    return one_answer, read
+
+
+def speeds(rounds: int = 15) -> dict[str, dict[str, float]]:
+    """Of each task: float32's time over the variant's, the median of rounds."""
+    model, tasks = pocket(), timed_tasks()
+    found: dict[str, dict[str, float]] = {}
 
     for name in TIMED:
         other = FIXED[name]()
         one, many = (
-            interleave({"float32": partial(task, model), "other": partial(task, other)}, rounds)
-            for task in (one_answer, read)
+            interleave({"float32": partial(task, model), "other": partial(task, other)}, rounds) for task in tasks
         )
         found[name] = {
             "answer": round(median_ratio(one["float32"], one["other"]), 2),
@@ -212,13 +217,8 @@ def second_core(rounds: int = 15) -> dict[str, dict[str, float]]:
     Not the median: two threads wait for each other, and where another program has one of the cores for a moment both
     stand still, so that most rounds of a shared machine measure the neighbours.
     """
-    batch = test_questions(4).batches[0]
-    few = {key: batch[key][:32] for key in ("input_ids", "images")}
+    tasks = timed_tasks()
     found: dict[str, dict[str, float]] = {}
-
-    def read(model: VisionLanguageModel) -> None:
-        with torch.no_grad():
-            model(few["input_ids"], few["images"])
 
     def on(threads: int, task: Callable[[VisionLanguageModel], None], model: VisionLanguageModel) -> None:
         torch.set_num_threads(threads)
@@ -228,8 +228,7 @@ def second_core(rounds: int = 15) -> dict[str, dict[str, float]]:
     for name in ("float32", *TIMED):
         model = FIXED[name]()
         one, many = (
-            interleave({"1": partial(on, 1, task, model), "2": partial(on, 2, task, model)}, rounds)
-            for task in (one_answer, read)
+            interleave({"1": partial(on, 1, task, model), "2": partial(on, 2, task, model)}, rounds) for task in tasks
         )
         found[name] = {
             "answer": round(min(one["1"].seconds) / min(one["2"].seconds), 2),
