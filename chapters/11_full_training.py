@@ -104,8 +104,8 @@ for name, flops in (("picture", vision), ("text", text), ("forward", sample_flop
 
 # %% [markdown]
 # The **peak** is what the GPU's tensor cores can do, from its data sheet. The **utilisation** is the share of it that
-# the run reaches. Only that is in your hands. The published run took about six hours on one H100 for 1.7 million
-# samples, by nanoVLM's [README at v0.1](https://github.com/huggingface/nanoVLM/blob/v0.1/README.md), but [its
+# the run reaches. Only the utilisation is in your hands. The published run took about six hours on one H100 for 1.7
+# million samples, by nanoVLM's [README at v0.1](https://github.com/huggingface/nanoVLM/blob/v0.1/README.md), but [its
 # curve](https://github.com/huggingface/nanoVLM/blob/v0.1/assets/nanoVLM-222M-loss.png) goes on to step 32,700, which at
 # 256 samples a step is about five epochs of them.
 
@@ -299,9 +299,9 @@ assert torch.equal(*gradients)
 # %% [markdown]
 # ### Disk and main memory run out as well
 #
-# A checkpoint holds the weights and both moments in float32. Three are on the disk for a moment, and the best model
-# without moments. Data takes either disk (the_cauldron is some 170 GB by the plan's guess) or, as a stream, main memory
-# for a shuffle buffer.
+# A checkpoint holds the weights and both moments in float32. The course keeps two, writes a third before it drops the
+# older one, and keeps the best model beside them. Data takes either disk (the_cauldron is some 170 GB by the plan's
+# guess) or, as a stream, main memory for a shuffle buffer.
 
 # %%
 million = sum(p.numel() for p in whole.parameters()) / 1e6
@@ -373,7 +373,7 @@ language = load_language_backbone(llama)
 print(compare("llama", str(find_directory(llama)), language, torch.randint(0, 400, (2, 9))))
 
 # %% [markdown]
-# Now exchange queries and keys in one block. Names and shapes stay.
+# Now exchange queries and keys in one block, which changes no name and no shape.
 
 # %%
 swapped = load_vision_backbone(siglip)
@@ -662,8 +662,8 @@ print(f"{flops / computed / this_cpu().tflops / 1e12:.0%} of the peak")
 
 # %% [markdown]
 # By the plan's list of machines an H100 has ten thousand times the peak of two laptop cores, while the pictures are
-# decoded by CPU cores in both cases. That is one way in which a run comes to 8 %; whether it was the way here, no log
-# says.
+# decoded by CPU cores in both cases. That is one way in which a run comes to 8 %. Whether it was this run's way we do
+# not know, since it published no log.
 #
 # A story from nanoVLM's code: its `train.py` [declares `--compile` with
 # `type=bool`](https://github.com/huggingface/nanoVLM/blob/03ecd8c3436a81840ed7eb4e7677988b199cdc30/train.py). What does
