@@ -242,7 +242,9 @@ class TrainConfig:
 
     # data
     dataset_path: str = "thimble"  # "thimble", a Hub id, a directory of parquet files, or your own (data/own_data.py)
-    dataset_names: tuple[str, ...] = ("shapes",)  # subsets, mixed; Thimble: shapes charts glyphs choice captions
+    dataset_names: tuple[str, ...] = (
+        "shapes",
+    )  # subsets, mixed; Thimble: shapes charts glyphs choice captions american
     dataset_weights: tuple[float, ...] = ()  # one a name: the parts of the mixture; default: in proportion to size
     dataset_size: int = 100_000  # Thimble only: training pictures per subset
     val_size: int = 200  # Thimble: validation pictures per subset; a stream: validation samples in all
@@ -272,6 +274,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     # what is trained (adapt/): all, unless it says otherwise
     freeze: tuple[Part, ...] = ()  # parts whose weights stay
+    trainable_tokens: tuple[str, ...] = ()  # only the embeddings of these tokens are trained: new words, old model
     lora_rank: int = 0  # more than 0: only low-rank adapters are trained, at lr_projector, since they are new
     lora_alpha: float | None = None  # the adapters' difference counts alpha / rank; None: alpha is twice the rank
     lora_modules: tuple[str, ...] = ("q_proj", "v_proj")  # the linear layers that get one
@@ -322,6 +325,11 @@ class TrainConfig:
         for name in ("warmup_fraction", "min_lr_fraction", "val_ratio"):
             _require(0 <= getattr(self, name) <= 1, f"{name} is a share between 0 and 1; it is {getattr(self, name)}.")
         self.freeze, self.lora_modules = tuple(self.freeze), tuple(self.lora_modules)
+        self.trainable_tokens = tuple(self.trainable_tokens)
+        _require(
+            not self.trainable_tokens or not (self.freeze or self.lora_rank or self.parallel == "fsdp"),
+            "trainable_tokens freezes all else, in one process or with ddp: leave out freeze, lora_rank and fsdp.",
+        )
         _require(self.lora_rank >= 0, f"lora_rank is 0 or more; it is {self.lora_rank}.")
         _require(
             not self.lora_4bit or self.lora_rank > 0, "lora_4bit keeps a base in four bits: set lora_rank as well."

@@ -132,9 +132,9 @@ def test_the_readme_shows_what_make_does() -> None:
     by_hand = commands("README.md")
     assert all(command in by_hand for command in recipe("test") + recipe("lab"))
     for extra, target in (("dev", ".venv/ready"), ("tests", ".venv/ready-to-test")):
-        install = f'pip install -e ".[{extra}]" -c constraints.txt'
-        assert install in by_hand
-        assert any(install in line.replace(" --quiet --no-compile", "") for line in recipe(target))
+        assert f'pip install -e ".[{extra}]" -c constraints.txt' in by_hand
+        assert f'$(call install,-e ".[{extra}]")' in recipe(target)
+    assert all(" $(1) -c constraints.txt" in line for line in read("Makefile").splitlines() if "$(1)" in line)
 
 
 def test_ci_runs_what_make_test_runs() -> None:

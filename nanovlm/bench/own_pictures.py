@@ -179,8 +179,7 @@ def run(what: Run, seed: int, watcher: Watcher, report: Callable[[str], None] = 
     torch.manual_seed(seed)
     model, recipe, device = pocket(), recipe_of(what), torch.device("cpu")
     total = sum(p.numel() for p in model.parameters())
-    if recipe.freeze or recipe.lora_rank:
-        choose_trained(model, recipe)
+    choose_trained(model, recipe)
     precision = choose_precision("fp32", device)
     scaler, optimizers = precision.scaler(device), Optimizers(model, recipe)
     cards = digit_samples("train")

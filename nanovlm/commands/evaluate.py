@@ -33,6 +33,7 @@ class EvaluateOptions:
     multiple_choice: bool = False
     # also ask for a description at once, without questions before it, of SIZE pictures of every subset
     captions: bool = False
+    american: bool = False  # also ask for colours as "color", in SIZE pictures of shapes
     batch_size: int = 128  # questions answered together
     json: Path | None = None  # write the scores to this file
     sheet: Path | None = None  # write a contact sheet of answered pictures to this file (.png)
@@ -60,7 +61,8 @@ def main(arguments: Sequence[str]) -> None:
         right = score_report.RULES[options.protocol]
         size, batch_size = options.size, options.batch_size
         scores = score_report.score_thimble(model, options.subsets, options.split, size, batch_size, right)
-    extras = [name for name, wanted in (("choice", options.multiple_choice), ("captions", options.captions)) if wanted]
+    wanted = {"choice": options.multiple_choice, "captions": options.captions, "american": options.american}
+    extras = [name for name, asked in wanted.items() if asked]
     extra = score_report.score_extras(model, extras, options.split, options.size, options.batch_size)
     print("\n\n".join(score_report.tables({**scores, **extra}, options.split)))
     results = {options.split: {subset: result.to_dict() for subset, result in scores.items()}}

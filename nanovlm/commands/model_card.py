@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -32,7 +33,7 @@ def command(recipe: Mapping[str, Any], model: str | None = None, preset: str = "
     words = ["nanovlm train --preset", preset, *(["--model", model] if model else [])]
     for name, value in asdict(TrainConfig(**recipe)).items():
         if value != plain[name] and name not in NOT_OF_THE_RECIPE:
-            shown = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            shown = shlex.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
             words.append(f"--{name.replace('_', '-')} {shown}")
     return " ".join(words)
 
@@ -96,11 +97,11 @@ def write_card(
         "\n".join(examples(captions="captions" in results)),
         "## How it was trained",
         *training(results, [*earlier_logs, log]),
-        f"All runs used {results['machine']}, which did other work at the same time, so the minutes are an upper "
-        "bound. The checkpoints were chosen by the validation loss alone. Another machine or another version of torch "
-        "gives slightly different weights. A short answer has at most 8 tokens, and the column counts the right ones "
-        f"to the questions about {recipe['accuracy_images']} validation pictures. `captions` are descriptions "
-        "without questions before them.",
+        "The machines did other work at the same time, so the minutes are an upper bound. The checkpoints were chosen "
+        "by the validation loss alone. Another machine or another version of torch gives slightly different weights. A "
+        "short answer has at most 8 tokens, and the column counts the right ones to the questions about "
+        f"{recipe['accuracy_images']} validation pictures. `captions` are descriptions without questions before them, "
+        'and `american` are shapes whose questions are spelled "color".',
         "## What it gets right",
         "Each question was asked on its own, with greedy decoding, and an answer counts as right if it matches "
         f'exactly. The mean over the subsets is {percentage(mean)}. The column "blind" gives the accuracy for the '
@@ -121,6 +122,11 @@ def write_card(
         parts += [
             "Descriptions of test pictures, asked for without questions before them, have to match to the letter:",
             "\n".join(score_table({"captions": results["captions"]})),
+        ]
+    if "American spelling" in results:
+        parts += [
+            'Questions about a colour in pictures of shapes, spelled "color":',
+            "\n".join(score_table({"American spelling": results["American spelling"]})),
         ]
     parts += [
         "This card is made from `results.json` and the logs (`train_log*.jsonl`) by "
@@ -146,14 +152,24 @@ def training(results: Mapping[str, Any], logs: Sequence[Sequence[Mapping[str, An
         # What goes on from a run finds it by its name; a released model has lost it.
         path = Path(runs[number + 1]["started_from"]["model"]) if run is not results else Path()
         name = f" --run-name {path.parent.name}" if path.name == "best" else ""
+        place = f" on {run['machine']}" if "machine" in run else ""
         samples = run["step"] * recipe["batch_size"] * recipe["gradient_accumulation_steps"]
         parts += [
             f"{start}, with seed {recipe['seed']}:",
             f"```\n{command(recipe, model)}{name}\n```",
-            f"{run['step']:,} steps, {samples:,} pictures, {run['seconds'] / 60:.0f} minutes.",
+            f"{run['step']:,} steps, {samples:,} pictures, {run['seconds'] / 60:.0f} minutes{place}.",
+            *trained_alone(recipe),
             "\n".join(curve(log)),
         ]
     return parts
+
+
+def trained_alone(recipe: Mapping[str, Any]) -> list[str]:
+    """Markdown: what a run says that trained nothing but the embeddings of some tokens."""
+    tokens = [f"`{token}`" for token in recipe.get("trainable_tokens", ())]
+    if not tokens:
+        return []
+    return [f"Only the embedding of the token {', '.join(tokens)} was trained. All other weights are as they were."]
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -27,7 +27,12 @@ COLUMNS = 4
 RULES = {"exact": exact, "vqa": same_answer}  # protocols that ask for the answer itself
 CHOICE_TITLES = {name: f"multiple choice by {name}" for name in ("letter", "lenient", "likelihood")}
 # The same for every kind.
-FLAT_CHANCE = {"multiple choice": 0.25, "captions": 0.0, **dict.fromkeys(CHOICE_TITLES.values(), 0.25)}
+FLAT_CHANCE = {
+    "multiple choice": 0.25,
+    "captions": 0.0,
+    "American spelling": chance("shapes")["colour"],
+    **dict.fromkeys(CHOICE_TITLES.values(), 0.25),
+}
 MISTAKES = 4  # shown at most, after the answers that were not chosen
 
 
@@ -70,11 +75,22 @@ def score_captions(model: VisionLanguageModel, split: str, size: int, batch_size
     return evaluate_captions(model, [samples[i] for i in range(len(samples))], batch_size)
 
 
+def score_american(model: VisionLanguageModel, split: str, size: int, batch_size: int = 128) -> Evaluation:
+    """The questions about a colour in `size` pictures of shapes, spelled "color"."""
+    data = Thimble("american", split, size, image_size=model.config.vision.image_size)
+    samples = [{**sample, "texts": [t for t in sample["texts"] if "color" in t["user"]]} for sample in data]
+    return evaluate(model, samples, batch_size=batch_size)
+
+
 def score_extras(
     model: VisionLanguageModel, subsets: Sequence[str], split: str, size: int, batch_size: int = 128
 ) -> dict[str, Evaluation]:
-    """What the subsets "choice" and "captions" teach, where they are among `subsets`: title -> its scores."""
-    ways = {"choice": ("multiple choice", score_multiple_choice), "captions": ("captions", score_captions)}
+    """What "choice", "captions" and "american" teach, where they are among `subsets`: title -> its scores."""
+    ways = {
+        "choice": ("multiple choice", score_multiple_choice),
+        "captions": ("captions", score_captions),
+        "american": ("American spelling", score_american),
+    }
     wanted = [way for subset, way in ways.items() if subset in subsets]
     return {title: score(model, split, size, batch_size) for title, score in wanted}
 

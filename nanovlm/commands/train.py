@@ -165,4 +165,4 @@ def how_it_was_trained(model: Path) -> dict[str, Any]:
     if not results.is_file():
         return {}
     told = json.loads(results.read_text(encoding="utf-8"))
-    return {key: told[key] for key in ("step", "seconds", "recipe", "started_from") if key in told}
+    return {key: told[key] for key in ("step", "seconds", "machine", "recipe", "started_from") if key in told}

@@ -87,8 +87,7 @@ def step_bytes(model: nn.Module, recipe: TrainConfig, rows: int, precision: Prec
     """The peak of a step, after one of a single row that has made the optimizer's state: bytes of all tensors that live
     at one time."""
     tried = copy.deepcopy(model)
-    if recipe.lora_rank or recipe.freeze:
-        choose_trained(tried, recipe)
+    choose_trained(tried, recipe)
     tried.to(device, precision.weights).train()
     tried.gradient_checkpointing(recipe.gradient_checkpointing)
     optimizers, scaler = Optimizers(tried, recipe), precision.scaler(device)

@@ -95,8 +95,8 @@ def _train(config: TrainConfig, model: VisionLanguageModel, watch: Watch | None,
         put_back(directory / "best")
     log(f"run        {directory}")
     log(f"precision  {precision.name}: {precision.reason}")
-    if config.lora_rank or config.freeze:
-        log(f"trained    {choose_trained(model, config)}")
+    if said := choose_trained(model, config):
+        log(f"trained    {said}")
 
     model.to(device, precision.weights).train()
     model.gradient_checkpointing(config.gradient_checkpointing)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from nanovlm.data.thimble.multiple_choice import choice_sample
-from nanovlm.data.thimble.samples import SUBSETS, caption_sample, check, thimble_sample
+from nanovlm.data.thimble.samples import SUBSETS, american_sample, caption_sample, check, thimble_sample
 
-CHOICE, CAPTIONS = "choice", "captions"
+CHOICE, CAPTIONS, AMERICAN = "choice", "captions", "american"
 
 
 class Thimble:
     """`size` samples of one split as a map-style data set for `torch.utils.data.DataLoader`.
 
-    Beside the three subsets there are two of their pictures to train on: "choice", with multiple-choice questions, and
-    "captions", with nothing but the caption.
+    Beside the three subsets there are three of their pictures to train on: "choice", with multiple-choice questions,
+    "captions", with nothing but the caption, and "american", shapes whose questions say "color".
 
     It holds five values and no pictures, so it is cheap to send to workers.
     """
@@ -20,7 +20,7 @@ class Thimble:
     def __init__(
         self, subset: str = "shapes", split: str = "train", size: int = 10_000, seed: int = 0, image_size: int = 64
     ):
-        names = (*SUBSETS, CHOICE, CAPTIONS)
+        names = (*SUBSETS, CHOICE, CAPTIONS, AMERICAN)
         if subset not in names:
             raise ValueError(f"The Thimble has no subset {subset!r}; choose from {', '.join(names)}.")
         check(SUBSETS[0], split, 0)
@@ -39,6 +39,8 @@ class Thimble:
             return choice_sample(index, self.split, self.seed, self.image_size)
         if self.subset == CAPTIONS:
             return caption_sample(index, self.split, self.seed, self.image_size)
+        if self.subset == AMERICAN:
+            return american_sample(index, self.split, self.seed, self.image_size)
         return thimble_sample(self.subset, self.split, index, self.seed, self.image_size)
 
     def __repr__(self) -> str:

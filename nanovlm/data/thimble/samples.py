@@ -65,6 +65,13 @@ def caption_sample(index: int, split: str = "train", seed: int = 0, image_size: 
     return {**sample, "texts": sample["texts"][-1:]}
 
 
+def american_sample(index: int, split: str = "train", seed: int = 0, image_size: int = 64) -> dict:
+    """A sample of shapes, asked in American spelling: "What color is the star?"."""
+    sample = thimble_sample("shapes", split, index, seed, image_size)
+    texts = [{**turn, "user": turn["user"].replace("colour", "color")} for turn in sample["texts"]]
+    return {**sample, "texts": texts}
+
+
 def _generate(subset: str, split: str, index: int, seed: int) -> tuple[Scene, list[Turn], Draws]:
     check(subset, split, index)
     module = _MODULES[subset]
