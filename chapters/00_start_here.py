@@ -74,7 +74,7 @@ from nanovlm.viz.start_here import sample_card
 image = Image.open(asset_path("images/shapes.png"))
 sample_card(
     image,
-    alt="A red star, and to the right of it a yellow triangle; below, a blue circle and a purple square.",
+    alt="A red star, and on its right a yellow triangle; below, a blue circle and a purple square.",
 )
 
 # %% [markdown]
@@ -299,10 +299,9 @@ seeing_bars(
 for subset, result in results.items():
     guessing = sum(chance(subset).values()) / len(chance(subset))
     total = sum(score.total for score in result.scores.values())
-    print(
-        f"{subset:8} {result.accuracy:6.1%} with its own picture, {result.blind_accuracy:6.1%} with another one's, "
-        f"{guessing:6.1%} by guessing ({total} questions)"
-    )
+    print(f"{subset:8} {result.accuracy:6.1%} with its own picture,", end=" ")
+    print(f"{result.blind_accuracy:6.1%} with another one's,", end=" ")
+    print(f"{guessing:6.1%} by guessing ({total} questions)")
 
 # %% tags=["claim"]
 for subset, result in results.items():

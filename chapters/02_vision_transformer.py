@@ -216,9 +216,8 @@ for head_dim in (4, 16, 64, 256):
     random_scores = (torch.randn(4000, head_dim) * torch.randn(4000, head_dim)).sum(dim=-1)
     deviations[head_dim] = random_scores.std().item()
     by_root = deviations[head_dim] / math.sqrt(head_dim)
-    print(
-        f"head_dim {head_dim:3}: standard deviation {deviations[head_dim]:4.1f}, by the root {by_root:.1f}"
-    )
+    print(f"head_dim {head_dim:3}: standard deviation {deviations[head_dim]:4.1f},", end=" ")
+    print(f"by the root {by_root:.1f}")
 
 # %% [markdown]
 # The standard deviation grows with the square root of the length, so dividing by that root brings scores of any length
@@ -573,8 +572,10 @@ losses |= {
 # %%
 from nanovlm.viz.vit import loss_curves
 
-assert losses["pre-norm"][-1] < 0.5 < 1 < min(losses["post-norm"][-1], losses["no residual"][-1])
 loss_curves(losses, chance=math.log(4))
+
+# %% tags=["claim"]
+assert losses["pre-norm"][-1] < 0.5 < 1 < min(losses["post-norm"][-1], losses["no residual"][-1])
 
 # %% [markdown]
 # Pre-norm learns the task, and without the residual connection nothing gets through 24 blocks. Post-norm does not learn
@@ -852,7 +853,7 @@ quiz("ch02.sigmoid")
 
 # %% tags=["answer:vit.siglip_loss"]
 def siglip_loss(images: Tensor, texts: Tensor, log_scale: Tensor, bias: Tensor) -> Tensor:
-    """Each of the B * B pairs is judged alone. images, texts: [B, dim]; returns the sum over pairs, divided by B."""
+    """Each of the B * B pairs is judged alone. images, texts: [B, dim]; the sum of the losses / B."""
     logits = (
         F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T * log_scale.exp() + bias
     )  # [B, B]
@@ -919,9 +920,8 @@ curves_figure(
 )
 
 # %%
-print(
-    f"after {steps} steps, recall@1: sigmoid {with_sigmoid[-1][1]:.0%}, softmax {with_softmax[-1][1]:.0%}"
-)
+at_the_end = f"sigmoid {with_sigmoid[-1][1]:.0%}, softmax {with_softmax[-1][1]:.0%}"
+print(f"after {steps} steps, recall@1: {at_the_end}")
 print(
     f"learned scale {two_encoders.log_scale.exp().item():.1f}, bias {two_encoders.bias.item():.1f}"
 )

@@ -120,9 +120,8 @@ quiz("ch03.cost")
 full = sum(decoder_flops(1024 + 64, smollm))
 for num_image_tokens in (1024, 256, 64):
     total = sum(decoder_flops(num_image_tokens + 64, smollm))
-    print(
-        f"{num_image_tokens:5,} image tokens: {total / 1e9:6.1f} billion, {full / total:4.1f} times less"
-    )
+    less = f"{full / total:4.1f} times less"
+    print(f"{num_image_tokens:5,} image tokens: {total / 1e9:6.1f} billion, {less}")
 
 # %% [markdown]
 # So fewer tokens are worth having. We could keep every fourth patch or average four of them, but both discard what the
@@ -229,7 +228,6 @@ assert pixel_shuffle(x, 2).equal(in_one_line)
 # %% tags=["nbval-check-output"]
 for r in (1, 2, 3, 4):
     y = pixel_shuffle(x, r)
-    assert y.numel() == x.numel()
     print(f"r = {r}:", expect_shape(y, f"batch {(12 // r) ** 2} {5 * r * r}"))
 
 # %% [markdown]
@@ -249,10 +247,8 @@ for name, grid, dim, r in (
     ("SmolVLM-2.2B", 27, 1152, 3),
 ):
     before = torch.empty(1, grid * grid, dim, device="meta")
-    after = pixel_shuffle(before, r)
-    print(
-        f"{name}: {expect_shape(before, f'1 {grid**2} {dim}')}  ->  {expect_shape(after, '1 tokens wide')}"
-    )
+    after = expect_shape(pixel_shuffle(before, r), "1 tokens wide")
+    print(f"{name}: {expect_shape(before, f'1 {grid**2} {dim}')}  ->  {after}")
 
 # %% [markdown]
 # ## What was spread over the picture becomes depth
@@ -353,9 +349,8 @@ print(wrong)
 # %% tags=["nbval-check-output"]
 large = patch_map(lambda x: wrong_shuffle(x, 2), grid=14)
 torn = [token for token in range(len(large)) if large.shape_of(token) == "scattered patches"]
-print(
-    f"{len(torn)} of {len(large)} tokens are torn apart, such as token {torn[0]}: patches {large[torn[0]]}"
-)
+print(f"{len(torn)} of {len(large)} tokens are torn apart,", end=" ")
+print(f"such as token {torn[0]}: patches {large[torn[0]]}")
 
 # %% [markdown]
 # What would a trained model make of that? Its projector has a linear layer behind pixel shuffle, which was trained on
@@ -614,9 +609,8 @@ linear = (
 )
 attention = 4 * num_patches**2 * vit.hidden_dim * vit.num_blocks
 in_one, in_tiles = linear + attention, linear + attention / 16
-print(
-    f"in one piece {in_one / 1e12:.1f} T, in 16 tiles {in_tiles / 1e12:.1f} T: {in_one / in_tiles:.1f} times less"
-)
+print(f"in one piece {in_one / 1e12:.1f} T, in 16 tiles {in_tiles / 1e12:.1f} T:", end=" ")
+print(f"{in_one / in_tiles:.1f} times less")
 
 # %% [markdown]
 # One question is left: why not give the encoder larger patches, instead of shuffling afterwards? SigLIP was trained

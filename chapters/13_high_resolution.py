@@ -137,9 +137,11 @@ read = {
     n: read_signs(pocket.image_processor([lose_detail(sign, n) for sign in signs]))
     for n in (1, 2, 4, 8)
 }
-assert read[1] > 0.9 and read[2] > 0.8 and read[4] < 0.5 and read[8] < 0.1
 for shrink, share in read.items():
     print(f"shrunk by {shrink}: {share:4.0%} of the signs are read")
+
+# %% tags=["claim"]
+assert read[1] > 0.9 and read[2] > 0.8 and read[4] < 0.5 and read[8] < 0.1
 
 # %% [markdown]
 # Shrinking by 2 costs few of the signs, by 4 most of them, and by 8 nearly all. But two causes are mixed in this
@@ -169,25 +171,23 @@ shrunk_row(
 # %%
 steps = budget().pick(ci=150, laptop=400)
 reads = {shrink: probe(at_resolution(shrink), steps) for shrink in (1, 8)}
-print(
-    f"full size: {reads[1]:.0%} of the letters are read; shrunk by 8: {reads[8]:.0%}; chance: {1 / 33:.0%}"
-)
+print(f"full size: {reads[1]:.0%} of the letters are read; shrunk by 8: {reads[8]:.0%}")
+print(f"chance: {1 / 33:.0%}")
 
 # %%
 from nanovlm.viz.tiles import share_bars
 
 reads |= {shrink: probe(at_resolution(shrink), steps) for shrink in (2, 4)}
-in_the_table = budget().pick(
-    ci=(0.79, 0.15), laptop=(0.95, 0.28)
-)  # of the text below: a quarter, an eighth
-assert reads[2] > max(reads[4], 0.9) and reads[4] - reads[8] > reads[1] - reads[4] > 0
-assert abs(reads[4] - in_the_table[0]) < 0.08 and abs(reads[8] - in_the_table[1]) < 0.08
-assert read[4] < reads[4] ** 3
-
 print(f"{steps} steps. Three letters in a row, shrunk by 4: {reads[4] ** 3:.0%}; ", end="")
 print(f"the pocket model's signs: {read[4]:.0%}")
 names = {1: "full size, 12 px tall", 2: "1/2, 6 px", 4: "1/4, 3 px", 8: "1/8, 1.5 px"}
 share_bars({name: reads[shrink] for shrink, name in names.items()}, chance=1 / 33, margin=660**-0.5)
+
+# %% tags=["claim"]
+in_the_text = budget().pick(ci=(0.79, 0.15), laptop=(0.95, 0.28))  # a quarter, an eighth
+assert reads[2] > max(reads[4], 0.9) and reads[4] - reads[8] > reads[1] - reads[4] > 0
+assert abs(reads[4] - in_the_text[0]) < 0.08 and abs(reads[8] - in_the_text[1]) < 0.08
+assert read[4] < reads[4] ** 3
 
 # %% [markdown]
 # Letters three pixels tall are hard to read by eye, and the probe still reads most of them. The step from a quarter to
@@ -295,14 +295,15 @@ by_tile = read_signs(tiles)
 end = time.perf_counter()
 
 by_page = sum(answer in texts[4 * i : 4 * i + 4] for i, answer in enumerate(said)) / len(signs)
-assert by_tile > 0.9 and by_page < 0.1
 tokens = pocket.config.num_image_tokens
-print(
-    f"squashed: {by_page:4.0%} of 64 signs read, {tokens:2} image tokens a page, {between - start:.2f} s"
-)
-print(
-    f"tiles:    {by_tile:4.0%} of 64 signs read, {4 * tokens:2} image tokens a page, {end - between:.2f} s"
-)
+for name, share, length, seconds in (
+    ("squashed", by_page, tokens, between - start),
+    ("tiles", by_tile, 4 * tokens, end - between),
+):
+    print(f"{name:8} {share:4.0%} of 64 signs, {length:2} image tokens a page, {seconds:.2f} s")
+
+# %% tags=["claim"]
+assert by_tile > 0.9 and by_page < 0.1
 
 # %% [markdown]
 # From tiles the model reads nearly all signs, for four times the tokens, and from squashed pages nearly none. Is that
@@ -317,7 +318,7 @@ print(
 
 # %%
 def squash_alone(number: int, side: int) -> tuple[Image.Image, Image.Image]:
-    """A page of side x side places with one sign, squashed to one view; and the sign's place cut out of that view."""
+    """A page of side x side places with one sign, squashed to one view; and the sign's place in it."""
     column, row = number % side, number // side % side
     sheet = Image.new("RGB", (64 * side, 64 * side), (244, 244, 242))
     sheet.paste(signs[number], (64 * column, 64 * row))
@@ -335,11 +336,12 @@ for side in (2, 4):
     )
 by_view["its own tile"] = by_tile
 
-small, enlarged, smaller, blurred, _ = by_view.values()
-assert (
-    max(small, smaller) < 0.1 and enlarged > 0.8 and blurred < 0.5 and abs(blurred - read[4]) < 0.15
-)
 share_bars(by_view, chance("glyphs")["read"])
+
+# %% tags=["claim"]
+small, enlarged, smaller, blurred, _ = by_view.values()
+assert max(small, smaller) < 0.1 and enlarged > 0.8
+assert blurred < 0.5 and abs(blurred - read[4]) < 0.15
 
 # %% [markdown]
 # So the cause has two parts.
@@ -379,11 +381,13 @@ def accuracy(images: Tensor) -> float:
 
 one_tile, the_whole = accuracy(views[:, 0]), accuracy(views[:, -1])
 guessing = sum(chance("shapes").values()) / len(chance("shapes"))
-assert the_whole > 0.9 and one_tile < 0.65
 sure_to = len(turns) ** -0.5  # about 95 % of such samples lie no further off
 share_bars(
     {"the top left tile alone": one_tile, "the view of the whole": the_whole}, guessing, sure_to
 )
+
+# %% tags=["claim"]
+assert the_whole > 0.9 and one_tile < 0.65
 
 # %% [markdown]
 # For this reason both are shown: **tiles** for what is small, and **the whole**, shrunk, for what is large. Four tiles
@@ -409,7 +413,7 @@ def _even(length: float) -> int:
 
 
 def scale_to_longest(size: tuple[int, int], longest: int) -> tuple[int, int]:
-    """SmolVLM's rule: the longer side becomes `longest`, the shorter one keeps the shape, rounded up to even."""
+    """SmolVLM's rule: the longer side becomes `longest`, the shorter one follows, rounded up to even."""
     width, height = size
     shape = width / height
     if width >= height:
@@ -448,9 +452,8 @@ smolvlm_grid = use("tiles.grid")
 # %% tags=["nbval-check-output"]
 for size in ((1920, 1080), (4000, 300), (300, 4000)):
     first = scale_to_longest(size, 2048)
-    print(
-        f"{size} -> {first} -> {fill_tiles(first, 512)}: rows and columns {tuple(smolvlm_grid(*size))}"
-    )
+    grid = tuple(smolvlm_grid(*size))
+    print(f"{size} -> {first} -> {fill_tiles(first, 512)}: rows and columns {grid}")
 
 # %% [markdown]
 # The banner's 300 pixels of height become 154 and then 512, so that it is stretched more than three times, and a circle
@@ -518,13 +521,14 @@ for name in RULES:
 
 lengths = range(64, 4097, 64)
 fewest = {name: min(plan(w, h, name).tokens for w in lengths for h in lengths) for name in RULES}
-assert (
-    fewest["SmolVLM"] == plan(256, 64, "SmolVLM").tokens == plan(64, 4096, "SmolVLM").tokens == 331
-)
 print(
     "fewest tokens of any picture:",
     ", ".join(f"{name} {tokens}" for name, tokens in fewest.items()),
 )
+
+# %% tags=["claim"]
+thin = (plan(256, 64, "SmolVLM"), plan(64, 4096, "SmolVLM"))
+assert {fewest["SmolVLM"], *(one.tokens for one in thin)} == {331}
 
 # %%
 from nanovlm.viz.tiles import cost_figure
@@ -590,6 +594,8 @@ halves = at_resolution(2)
 halves[..., 16:] = 0  # the right half lies in the neighbouring tile
 half = probe(halves, steps)
 print(f"whole letters: {reads[2]:.0%}; left halves alone: {half:.0%}")
+
+# %% tags=["claim"]
 assert 0.6 < half < reads[2] - 0.05
 
 # %% [markdown]
@@ -738,9 +744,8 @@ with torch.no_grad():
     ):
         changed = ours(**{**our_inputs, "images": images}).logits
         moved = bool((changed[0, -1] - expected[0, -1]).abs().max() > 1e-3)
-        print(
-            f"{name}: {expect_shape(changed, '1 tokens vocabulary')}, last logits {'moved' if moved else 'the same'}"
-        )
+        shape = expect_shape(changed, "1 tokens vocabulary")
+        print(f"{name}: {shape}, last logits {'moved' if moved else 'the same'}")
 
 # %% [markdown]
 # There is no error and no NaN, and all shapes fit. But the text says `<row_1_col_1>`, and the pixels behind it are of
@@ -755,9 +760,8 @@ with torch.no_grad():
 for rows, columns in ((1, 1), (2, 2), (3, 4), (4, 4)):
     text = image_text(rows, columns, 64)
     special, one = text.count("<") - text.count("<image>"), text.count("<") + text.count("\n")
-    print(
-        f"{rows} x {columns}: {text.count('<image>'):5,} image tokens, {special:2} special, {8192 // one:3} fit"
-    )
+    tokens = text.count("<image>")
+    print(f"{rows} x {columns}: {tokens:5,} image tokens, {special:2} special, {8192 // one:3} fit")
 
 # %% [markdown]
 # A line break is counted as one token here. Now we count operations, with SmolVLM-256M's sizes, on the device `meta`,
@@ -770,10 +774,8 @@ from nanovlm.models.language_model import LanguageModel
 for num_views in (1, 5, 17):
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         LanguageModel(LMConfig())(torch.zeros(1, num_views * 64 + 64, 576))
-    decoder_tflops = counter.get_total_flops() / 1e12
-    print(
-        f"{num_views:2} views: encoder {encoder_tflops(num_views, 512):.1f} TFLOP, decoder {decoder_tflops:.1f}"
-    )
+    encoder, decoder = encoder_tflops(num_views, 512), counter.get_total_flops() / 1e12
+    print(f"{num_views:2} views: encoder {encoder:.1f} TFLOP, decoder {decoder:.1f}")
 
 # %% [markdown]
 # Before the first word of the answer, the encoder costs far more than the decoder. Tokens are what people count,
@@ -796,9 +798,8 @@ assert (
     len(batch["images"]) == sum(views_of)
     and placeholders == sum(views_of) * ours.config.num_image_tokens
 )
-print(
-    f"{views_of[0]} + {views_of[1]} views, {placeholders} image tokens in {batch['input_ids'].shape[1]} of the prompt"
-)
+length = batch["input_ids"].shape[1]
+print(f"{views_of[0]} + {views_of[1]} views, {placeholders} image tokens in {length} of the prompt")
 
 # %% [markdown]
 # The sign costs more, again because of SmolVLM's rule. To compare ten icons, switch the splitting off (`split=False`;

@@ -593,8 +593,10 @@ for name, broken in encoders.items():
 rows = [[each.counted, each.repeated, which[name]] for name, each in counts.items()]
 of = counts["all heads"]
 print(
-    f"colour heads {colour_heads}, seeker {seeker}, even head {even}; {of.questions} counts; {of.most:.0%} by always saying the same of the pairs"
+    f"colour heads {colour_heads}, seeker {seeker}, even head {even}; {of.questions} counts;",
+    end=" ",
 )
+print(f"{of.most:.0%} by always saying the same of the pairs")
 share_tables(
     {"right answers": torch.tensor(rows)},
     list(encoders),
@@ -660,7 +662,7 @@ colour_ids = torch.tensor([model.tokenizer.encode(each)[0] for each in colours])
 
 @torch.inference_mode()
 def taken_over(block, positions):
-    """The mean probability of the source's colour, with its vectors at these positions. 0 without a swap."""
+    """The mean probability of the source's colour, with its vectors at these positions."""
     out = patch_activation(model.decoder, x[into], x[source], block, positions)
     chances = model.decoder.head(out)[:, -1].softmax(dim=-1)
     return chances[range(len(source)), colour_ids[source]].mean().item()
@@ -824,6 +826,8 @@ for name, row in (("embeddings", read[0]), ("output", read[-1])):
 # %% [markdown]
 # Nothing in training asks an image token to predict a word, because targets at these positions are not supervised. So
 # read what you see here with care: it tells which word embeddings these vectors are near, and not what the model "sees".
+# The sign � is a token that holds only some of the bytes of a character in UTF-8, so that it is no text by itself
+# (chapter 05).
 
 # %% [markdown]
 # ## What you take along

@@ -242,9 +242,8 @@ for name, groups in shared.items():
 # %%
 small = copy.deepcopy(pocket)
 names = quantise_linear(small)
-print(
-    f"{len(names)} linear layers: {size_in_bytes(pocket) / 1e6:.2f} MB -> {size_in_bytes(small) / 1e6:.2f} MB"
-)
+before, after = (f"{size_in_bytes(model) / 1e6:.2f} MB" for model in (pocket, small))
+print(f"{len(names)} linear layers: {before} -> {after}")
 rest = size_in_bytes(small) - sum(small.get_submodule(n).numbers.numel() for n in names)
 print(
     f"{rest / 1e6:.2f} MB of them are not in whole numbers; {mean(probe.accuracy(small)):.1%} right"
@@ -305,9 +304,8 @@ x = torch.randn(5, 128, generator=torch.Generator().manual_seed(0))  # [tokens, 
 x_numbers, x_scales = quantise_rows(x)
 sums = integer_product(x_numbers, numbers)  # [tokens, inter_dim], exact
 y = sums * x_scales * scales.T
-print(
-    f"off by {(y - x @ matrix.T).norm() / (x @ matrix.T).norm():.2%}; the largest sum is {sums.abs().max():,.0f}"
-)
+off = (y - x @ matrix.T).norm() / (x @ matrix.T).norm()
+print(f"off by {off:.2%}; the largest sum is {sums.abs().max():,.0f}")
 
 # %% [markdown]
 # The word *exact* needs care. An older x86 processor adds pairs of products in 16 bits, which 2 · 255 · 127 overflows
@@ -444,8 +442,9 @@ for temperature in (1.0, 4.0, 8.0):
     p = (logits / temperature).softmax(dim=-1)
     best = p.max()
     others = p[colours].sum() - best
+    rest = 1 - best - others
     print(
-        f"T = {temperature:g}: the answer {best:.1%}, other colours {others:.2%}, the rest {1 - best - others:.1%}"
+        f"T = {temperature:g}: the answer {best:.1%}, other colours {others:.2%}, the rest {rest:.1%}"
     )
 
 # %% [markdown]
@@ -783,8 +782,9 @@ onnx = stored_runs("16_onnx")
 print(f"{onnx['command']}\n{onnx['questions']} questions, {onnx['machine']}")
 for name, row in onnx["contenders"].items():
     size = "" if row["megabytes"] is None else f"{row['megabytes']:.1f} MB"
-    score = f"same text {row['same']:6.1%}, right {row['right']:6.1%}, {row['ms_a_token']:5.2f} ms a token"
-    print(f"{name:10}{score}, {row['times_as_fast']:.2f} times torch's speed {size}")
+    score = f"same text {row['same']:6.1%}, right {row['right']:6.1%}"
+    speed = f"{row['ms_a_token']:5.2f} ms a token, {row['times_as_fast']:.2f} times torch's speed"
+    print(f"{name:10}{score}, {speed} {size}")
 
 # %% [markdown]
 # All answers are the same text, in float32 and in int8, so that this test cannot say how much int8 loses; a harder one
@@ -911,9 +911,8 @@ for name, speed in stored["second_core"].items():
 # %%
 for name, run in stored["caches"].items():
     first = f"the first answer took {run['first_call_seconds']:.0f} s"
-    print(
-        f"{name:17}{run['ms_a_token']:6.2f} ms a token, {run['times_as_fast']:.2f} times as fast; {first}"
-    )
+    speed = f"{run['ms_a_token']:6.2f} ms a token, {run['times_as_fast']:.2f} times as fast"
+    print(f"{name:17}{speed}; {first}")
 
 # %% [markdown]
 # By itself a cache of one shape changes nothing, because a step starts as many operators as before. Compiled, the step takes

@@ -717,9 +717,8 @@ for name, run in encoders.items():
 held_out = runs["standard"]["held_out"]
 recall = [one["recall"] for one in encoders["contrastive"]["seeds"].values()]
 for way in recall[0]:
-    print(
-        f"{way}: {mean(one[way] for one in recall):.0%} of {held_out} (guessing: {int(way[-1]) / held_out:.0%})"
-    )
+    guessing = int(way[-1]) / held_out
+    print(f"{way}: {mean(one[way] for one in recall):.0%} of {held_out} (guessing: {guessing:.0%})")
 
 # %% [markdown]
 # An encoder that was never trained does nearly as well as one that was: the projector reads sixteen patches with a

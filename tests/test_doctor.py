@@ -52,7 +52,7 @@ def test_a_home_that_cannot_be_written_is_a_problem(tmp_path: Path, monkeypatch:
 
 def test_a_budget_that_does_not_exist_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NANOVLM_BUDGET", "laptop")
-    assert doctor.notebook_sizes().found == "laptop: NANOVLM_BUDGET says so"
+    assert doctor.notebook_sizes().found == "laptop: set by NANOVLM_BUDGET"
     monkeypatch.setenv("NANOVLM_BUDGET", "huge")
     found = doctor.notebook_sizes()
     assert found.state == "problem" and "'huge'" in found.found and "Unset it" in found.advice

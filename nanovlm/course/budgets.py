@@ -32,7 +32,7 @@ def budget() -> Budget:
     if chosen:
         if chosen not in NAMES:
             raise ValueError(f"NANOVLM_BUDGET is {chosen!r}; it must be one of {', '.join(NAMES)}.")
-        return Budget(chosen, "NANOVLM_BUDGET says so")
+        return Budget(chosen, "set by NANOVLM_BUDGET")
     import torch
 
     if torch.cuda.is_available():

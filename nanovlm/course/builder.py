@@ -18,6 +18,7 @@ from nanovlm.course.stamps import (
     INDEX_BEGIN,
     Project,
     chapter_end,
+    length,
     links_cell,
     read_project,
     setup_cell,
@@ -222,13 +223,8 @@ class _Builder:
         for place, about in self._rows(present):
             exercises = [e for e in self.exercises.values() if e.chapter == place.number]
             if exercises:
-                minutes = 5 * round(sum(exercise.minutes for exercise in exercises) / 5)
-                length = f"{minutes} minutes" if minutes < 60 else f"{minutes / 60:.1f} hours".replace(".0 ", " ")
-                about += (
-                    f" {len(exercises)} exercises, about {length}."
-                    if len(exercises) > 1
-                    else f" One exercise, {length}."
-                )
+                how_many = f"{len(exercises)} exercises" if len(exercises) > 1 else "One exercise"
+                about += f" {how_many}, about {length(exercises)}."
             badge = f"[![Open in Colab][badge]]({self.project.colab(f'chapters/{place.stem}.ipynb')})"
             rows.append((place, f"{about} {badge}"))
         return rows

@@ -127,9 +127,7 @@ def quiz(quiz_id: str, answer: str | None = None) -> Shown:
     letters = LETTERS[: len(asked.choices)]
     letter = str(answer).strip().lower()[:1]
     if not letter or letter not in letters:
-        return Shown(
-            *_both(f"Answer with one of {', '.join(letters)}, for example quiz({quiz_id!r}, {letters[0]!r}).")
-        ).show()
+        return Shown(*_both(f"Answer with one of {', '.join(letters)}. {_how_to(asked)}")).show()
     index = letters.index(letter)
     record_quiz(quiz_id, index == asked.right)
     return Shown(*_both(f"{letter}) {asked.choices[index]}: {asked.verdict(index)}")).show()
@@ -137,6 +135,11 @@ def quiz(quiz_id: str, answer: str | None = None) -> Shown:
 
 def _both(sentence: str) -> tuple[str, str]:
     return f"<p>{html.escape(sentence)}</p>", sentence
+
+
+def _how_to(asked: Quiz) -> str:
+    """No letter of its own: a reader would take it for the right one."""
+    return f"Write quiz({asked.id!r}, '?') with the letter of your choice in place of the question mark."
 
 
 def _asked_html(asked: Quiz) -> str:
@@ -154,4 +157,4 @@ def _question_html(asked: Quiz) -> str:
 
 def _question_text(asked: Quiz) -> str:
     choices = "\n".join(f"  {LETTERS[i]}) {choice}" for i, choice in enumerate(asked.choices))
-    return f"Predict first. {asked.question}\n{choices}\nAnswer: quiz({asked.id!r}, 'a')"
+    return f"Predict first. {asked.question}\n{choices}\n{_how_to(asked)}"

@@ -110,12 +110,11 @@ def chapter_end(
     lines = []
     if exercises:
         path = f"exercises/{chapter.stem}.ipynb"
-        minutes = sum(e.minutes for e in exercises)
         how_many = "there is one" if len(exercises) == 1 else f"{len(exercises)} of them"
         lines += [
             "## Your turn",
             "",
-            f"[Open the exercises](../{path}) ([in Colab][exercises]): {how_many}, about {minutes} minutes.",
+            f"[Open the exercises](../{path}) ([in Colab][exercises]): {how_many}, about {length(exercises)}.",
             "",
             f"[exercises]: {project.colab(path)}",
             "",
@@ -127,6 +126,12 @@ def chapter_end(
     if following is not None:
         lines += ["", f"Next: [{following.number} {following.title}]({following.stem}.ipynb)"]
     return markdown_cell("\n".join(lines).strip(), STAMPED) if lines else None
+
+
+def length(exercises: list[Exercise]) -> str:
+    """Of all of them together, no more exact than it is known."""
+    minutes = 5 * round(sum(exercise.minutes for exercise in exercises) / 5)
+    return f"{minutes} minutes" if minutes < 60 else f"{minutes / 60:.1f} hours".replace(".0 ", " ")
 
 
 def dots(exercise: Exercise) -> str:

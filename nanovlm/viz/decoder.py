@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from nanovlm.viz.style import Figure, arrow, circle, diverging, line, path, rect, svg_figure, text
+from nanovlm.viz.style import Figure, arrow, circle, diverging, ink_on, line, path, rect, svg_figure, text
 
 WIDTH = 700
 
@@ -167,7 +167,7 @@ def heads_figure(num_heads: int, num_kv_heads: int, head_dim: int, num_blocks: i
         x, colour = x0 + wide * (head + 0.5) / num_kv_heads, "orange" if head % 2 == 0 else "blue"
         body += [
             rect(x - 22, down + 120, 44, 34, colour, rx=5),
-            text(x, down + 142, head, 14, "#14171a" if head % 2 == 0 else "#ffffff", "middle"),
+            text(x, down + 142, head, 14, ink_on(colour), "middle"),
         ]
     kept = 2 * num_blocks * num_kv_heads * head_dim * 2
     most = 2 * num_blocks * num_heads * head_dim * 2

@@ -8,8 +8,10 @@ description.
 from __future__ import annotations
 
 import base64
+import functools
 import html
 import io
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -41,19 +43,7 @@ TONES = {
     "soft": ("#eef1f4", "#2b3138"),
     "card": ("#fcfcfb", "#1d2126"),
 }
-
-
-def _rules(dark: bool, scope: str = "") -> str:
-    tones = {name: pair[dark] for name, pair in TONES.items()}
-    return "".join(f"{scope}.nv-{n}{{fill:{c}}}{scope}.nv-s-{n}{{stroke:{c}}}" for n, c in tones.items())
-
-
-# JupyterLab, and a page that nbconvert made, say on their body which theme they have; elsewhere the reader's system
-# decides. JupyterLab's comes last and is the more specific: its theme need not be the system's.
-_STYLE = (
-    f"<style>{_rules(False)}@media(prefers-color-scheme:dark){{{_rules(True)}}}"
-    f"{_rules(False, '[data-jp-theme-light=true] ')}{_rules(True, '[data-jp-theme-light=false] ')}</style>"
-)
+READABLE = 4.5  # the contrast that WCAG 2 asks of text
 
 
 @dataclass(frozen=True)
@@ -92,7 +82,7 @@ def svg_figure(width: float, height: float, body: Iterable[str] | str, alt: str)
     return Figure(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_n(width)} {_n(height)}" width="{_n(width)}" '
         f'height="{_n(height)}" role="img" aria-label="{html.escape(alt)}" style="max-width:100%;height:auto" '
-        f'font-family="{FONT}"><title>{html.escape(alt)}</title>{_STYLE}'
+        f'font-family="{FONT}"><title>{html.escape(alt)}</title>{_style(inner)}'
         f'<rect class="nv-card" width="{_n(width)}" height="{_n(height)}" rx="8"/>{inner}</svg>',
         alt,
     )
@@ -129,10 +119,13 @@ def text(
     mono: bool = False,
     **more: Any,
 ) -> str:
-    """(x, y) is where the baseline starts; anchor: start, middle or end."""
+    """(x, y) is where the baseline starts; anchor: start, middle or end. A colour of PALETTE is darkened, in the dark
+    lightened, until it can be read on the card."""
     attributes = f'x="{_n(x)}" y="{_n(y)}" font-size="{_n(size)}" text-anchor="{anchor}"'
     if mono:
         attributes += f' font-family="{MONO}"'
+    if fill in PALETTE:
+        more["class"], fill = f"nv-t-{fill}", None
     return _element("text", attributes, fill, None, more, html.escape(str(words)))
 
 
@@ -188,14 +181,48 @@ def diverging(value: float) -> str:
     return _blend("#2f6db3", "#f6f5f2", "#d97a10", (min(max(float(value), -1.0), 1.0) + 1) / 2)
 
 
+def contrast(a: str, b: str) -> float:
+    """Between 1 and 21, of two "#rrggbb" (WCAG 2)."""
+    high, low = sorted((_luminance(a), _luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
 def ink_on(colour: str) -> str:
-    """Dark or white letters, whichever stands out more (contrast of WCAG 2) from a "#rrggbb" or a name of PALETTE."""
-    channels = (value / 255 for value in _rgb(PALETTE.get(colour, colour)))
-    r, g, b = (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
-    return "#14171a" if 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.19 else "#ffffff"
+    """Black or white letters, whichever stands out more from a "#rrggbb" or a name of PALETTE: by 4.58 or more. A black
+    that is softer would leave some blues with less."""
+    return max("#000000", "#ffffff", key=lambda ink: contrast(ink, PALETTE.get(colour, colour)))
 
 
-def _element(tag: str, attributes: str, fill: str, stroke: str | None, more: dict[str, Any], content: str = "") -> str:
+@functools.cache
+def _readable(colour: str, ground: str) -> str:
+    """The colour, mixed with black or white until a text in it stands out from the ground."""
+    ink, steps = ink_on(ground), (share / 20 for share in range(21))
+    return next(c for c in (_mix(colour, ink, step) for step in steps) if contrast(c, ground) >= READABLE)
+
+
+def _rules(used: set[str], dark: bool, scope: str = "") -> str:
+    ground = TONES["soft"][dark]  # further from the ends than a card is: what can be read here can be read there
+    classes = {
+        **{f"nv-{name}": f"fill:{pair[dark]}" for name, pair in TONES.items()},
+        **{f"nv-s-{name}": f"stroke:{pair[dark]}" for name, pair in TONES.items()},
+        **{f"nv-t-{name}": f"fill:{_readable(colour, ground)}" for name, colour in PALETTE.items()},
+    }
+    return "".join(f"{scope}.{name}{{{rule}}}" for name, rule in classes.items() if name in used)
+
+
+def _style(body: str) -> str:
+    """The rules that a card with this body needs. JupyterLab, and a page that nbconvert made, say on their body which
+    theme they have; elsewhere the reader's system decides. JupyterLab's comes last and is the more specific: its theme
+    need not be the system's."""
+    used = {"nv-card", *re.findall(r"nv-[a-z-]+", body)}
+    light, dark = (_rules(used, is_dark, f"[data-jp-theme-light={str(not is_dark).lower()}] ") for is_dark in (0, 1))
+    system = f"{_rules(used, False)}@media(prefers-color-scheme:dark){{{_rules(used, True)}}}"
+    return f"<style>{system}{light}{dark}</style>"
+
+
+def _element(
+    tag: str, attributes: str, fill: str | None, stroke: str | None, more: dict[str, Any], content: str = ""
+) -> str:
     classes = []
     for kind, colour in (("fill", fill), ("stroke", stroke)):
         if colour in TONES:
@@ -222,7 +249,16 @@ def _rgb(colour: str) -> tuple[int, int, int]:
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
-def _blend(low: str, middle: str, high: str, t: float) -> str:
-    first, second, t = (low, middle, 2 * t) if t < 0.5 else (middle, high, 2 * t - 1)
-    mixed = (round(a + (b - a) * t) for a, b in zip(_rgb(first), _rgb(second), strict=True))
+def _luminance(colour: str) -> float:
+    channels = (value / 255 for value in _rgb(colour))
+    r, g, b = (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+def _mix(a: str, b: str, share: float) -> str:
+    mixed = (round(x + (y - x) * share) for x, y in zip(_rgb(a), _rgb(b), strict=True))
     return "#" + "".join(f"{value:02x}" for value in mixed)
+
+
+def _blend(low: str, middle: str, high: str, t: float) -> str:
+    return _mix(low, middle, 2 * t) if t < 0.5 else _mix(middle, high, 2 * t - 1)

@@ -37,15 +37,15 @@ def curves_figure(
     body += _axes(box, x_range, y_range, log, x_label)
     ends = []
     for i, (name, points) in enumerate(curves.items()):
-        colour = CYCLE[i % len(CYCLE)]
+        colour, dashes = CYCLE[i % len(CYCLE)], DASHES[(i // 4) % 4]
         kept = [(x, y) for x, y in points if math.isfinite(y) and (y > 0 or not log)]
-        body.append(_curve(box, kept, x_range, y_range, log, colour, DASHES[(i // 4) % 4]))
+        body.append(_curve(box, kept, x_range, y_range, log, colour, dashes))
         if kept:
-            ends.append((_place(box, *kept[-1], x_range, y_range, log)[1], name, colour))
+            ends.append((_place(box, *kept[-1], x_range, y_range, log)[1], name, colour, dashes))
     for name, y in marks.items():
         at = _place(box, x_range[0], y, x_range, y_range, log)[1]
         body.append(line(box[0], at, box[0] + box[2], at, "muted", 1.2, stroke_dasharray="4 4"))
-        ends.append((at, name, "muted"))
+        ends.append((at, name, "muted", "4 4"))
     body += _names(ends, box)
     told = [f"{name}: from {points[0][1]:.3g} to {points[-1][1]:.3g}" for name, points in curves.items() if points]
     told += [f"a line for {name} at {y:.3g}" for name, y in marks.items()]
@@ -73,12 +73,12 @@ def live_figure(
     ends = []
     for i, kind in enumerate(kinds):
         points = [(step, shares[kind]) for step, shares in accuracy if kind in shares]
-        colour = CYCLE[i % len(CYCLE)]
-        body.append(_curve(right, points, x_range, (0.0, 1.0), False, colour, DASHES[(i // 4) % 4]))
-        ends.append((_place(right, *points[-1], x_range, (0.0, 1.0), False)[1], kind, colour))
+        colour, dashes = CYCLE[i % len(CYCLE)], DASHES[(i // 4) % 4]
+        body.append(_curve(right, points, x_range, (0.0, 1.0), False, colour, dashes))
+        ends.append((_place(right, *points[-1], x_range, (0.0, 1.0), False)[1], kind, colour, dashes))
     if blind:
         body.append(_curve(right, blind, x_range, (0.0, 1.0), False, "muted", "4 4"))
-        ends.append((_place(right, *blind[-1], x_range, (0.0, 1.0), False)[1], "blind", "muted"))
+        ends.append((_place(right, *blind[-1], x_range, (0.0, 1.0), False)[1], "blind", "muted", "4 4"))
     body += _names(ends, right)
     step = losses[-1][0] if losses else 0
     told = ", ".join(f"{kind} {share:.0%}" for kind, share in accuracy[-1][1].items()) if accuracy else "none yet"
@@ -283,18 +283,18 @@ def _ticks(span: tuple[float, float], log: bool) -> list[float]:
     return [round(k * step, 10) for k in range(math.ceil(low / step), math.floor(high / step + 1e-9) + 1)]
 
 
-def _names(ends: Sequence[tuple[float, str, str]], box: tuple[float, float, float, float]) -> list[str]:
-    """Names at the right ends of curves, moved apart where they would touch."""
+def _names(ends: Sequence[tuple[float, str, str, str]], box: tuple[float, float, float, float]) -> list[str]:
+    """Names at the right ends of curves (y, name, colour, dashes), moved apart where they would touch."""
     gap, ordered = 17.0, sorted(ends)
     places: list[float] = []
-    for y, _, _ in ordered:
+    for y, *_ in ordered:
         places.append(max(y, places[-1] + gap) if places else y)
     lowest = box[1] + box[3] + 8
     for i in reversed(range(len(places))):  # the last ones may have been pushed out of the box
         places[i] = min(places[i], lowest - gap * (len(places) - 1 - i))
     body, x = [], box[0] + box[2] + 8
-    for at, (_, name, colour) in zip(places, ordered, strict=True):
-        body += [line(x, at, x + 10, at, colour, 3), text(x + 14, at + 5, name, 13)]
+    for at, (_, name, colour, dashes) in zip(places, ordered, strict=True):
+        body += [line(x, at, x + 18, at, colour, 2.5, stroke_dasharray=dashes), text(x + 22, at + 5, name, 13)]
     return body
 
 

@@ -9,7 +9,6 @@ from PIL import Image
 from torch import Tensor
 
 from nanovlm.viz.style import (
-    PALETTE,
     Figure,
     arrow,
     heat,
@@ -208,7 +207,7 @@ def loss_curves(losses: Mapping[str, Sequence[float]], chance: float) -> Figure:
         below = label
         body += [
             path(d, stroke=colours[i], width=2, stroke_dasharray=("", "7 3", "2 3", "9 2 2 2")[i] or "none"),
-            text(left + wide + 10, label, name, 13, PALETTE[colours[i]], font_weight="bold"),
+            text(left + wide + 10, label, name, 13, colours[i], font_weight="bold"),
         ]
     told = "; ".join(f"{name} from {values[0]:.2f} to {values[-1]:.2f}" for name, values in losses.items())
     return svg_figure(WIDTH, top + high + 34, body, f"Losses over {steps} steps, guessing {chance:.2f}: {told}.")

@@ -12,7 +12,7 @@ from nanovlm.trace.source import locate
 # JupyterLab's theme decides, where it says which it has, elsewhere the system's. Nothing else has a fixed colour.
 _STYLE = """<style>
 .vlm-trace{font:13px/1.5 ui-monospace,Menlo,Consolas,monospace;overflow-x:auto;--shape:#0b6bcb;--bad:#a00;--on:#fdd}
-.vlm-trace details,.vlm-trace p{margin:0 0 0 1.1em;padding:0;white-space:nowrap}
+.vlm-trace details,.vlm-trace p{margin:0 0 0 1.1em;padding:0}
 .vlm-trace summary{cursor:pointer;margin-left:-1.1em}
 .vlm-trace b{font-weight:600}
 .vlm-trace span{color:var(--shape);margin:0 .4em}

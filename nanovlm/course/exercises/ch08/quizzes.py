@@ -126,7 +126,7 @@ Quiz(
 
 Quiz(
     id="ch08.resume",
-    question="A run is stopped half-way and started again from its saved weights alone. Which part of it is *not* lost?",
+    question="A run is stopped half-way and started again from its saved weights alone. Which part of it is kept?",
     choices=(
         "the optimizer's moments",
         "the place in the schedule and in the data",

@@ -15,7 +15,7 @@ Quiz(
     ),
     right=1,
     because=(
-        "Five points would be more than chance *if* both numbers came from one procedure. That is what you do not know yet.",
+        "Five points would be more than chance if both numbers came from one procedure. That is what you do not know yet.",
         "Prompt, parsing, sampling, and how the checkpoint was chosen all move such a number. This chapter measures by how "
         "much.",
         "Perhaps, but two numbers cannot show it.",

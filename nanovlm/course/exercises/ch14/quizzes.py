@@ -67,7 +67,7 @@ Quiz(
 Quiz(
     id="ch14.patch",
     question="Two pictures differ in one thing: the star is red in one and green in the other. The model is asked what "
-    "colour the star is, sees the green one, and gets the star's image tokens from the red one just before its *last* "
+    "colour the star is, sees the green one, and gets the star's image tokens from the red one just before its last "
     "block. What does it answer?",
     choices=("red, as in the picture that the tokens come from", "green, as in the picture that it sees", "neither"),
     right=0,

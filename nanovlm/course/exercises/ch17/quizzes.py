@@ -35,7 +35,7 @@ Quiz(
 Quiz(
     id="ch17.pooled",
     question="The encoder's 64 vectors are averaged to one, and all four image tokens are copies of it. The model learns to "
-    "write captions such as *top left: red circle*. What do you expect beside the same encoder with its map?",
+    "write captions such as “top left: red circle”. What do you expect beside the same encoder with its map?",
     choices=(
         "it loses little: one vector of 64 numbers has room for four shapes",
         "it names fewer things, and of those that it names many in a wrong place",
