@@ -210,7 +210,7 @@ quiz("ch00.looks")
 
 # %% [markdown]
 # Choose an answer, and the explanation appears below it; your choice is recorded with your progress. In a script you
-# can write `quiz("ch00.looks", "a")` instead, and without a kernel each choice unfolds.
+# can write `quiz("ch00.looks", "?")`, with your letter for the question mark, and without a kernel each choice unfolds.
 #
 # Now run the experiment. The list `truth` contains what a person sees, so check it against the pictures.
 

@@ -785,10 +785,9 @@ steps = 1_000_000  # samples drawn
 for power in (1.0, 0.5, 0.0):
     weights = {name: size**power for name, size in sizes.items()}
     drawn = {name: steps * weight / sum(weights.values()) for name, weight in weights.items()}
-    print(
-        f"power {power}:",
-        ", ".join(f"{n} {d / steps:.1%} ({d / sizes[n]:.2f} epochs)" for n, d in drawn.items()),
-    )
+    print(f"power {power}")
+    for name, samples in drawn.items():
+        print(f"    {name:10}{samples / steps:6.1%}  {samples / sizes[name]:5.2f} epochs")
 
 # %% [markdown]
 # The number of epochs is the one to watch: a source that is seen a hundred times is memorised. There is no formula

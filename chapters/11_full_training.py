@@ -265,11 +265,8 @@ for again in (False, True):
     step = small_recipe(optimizer="adamw", max_length=128, gradient_checkpointing=again)
     measured = step_bytes(small_vlm(), step) / 2**20
     planned = 4 * activation_numbers(large, 128, checkpointing=again) / 2**20
-    print(
-        f"checkpointing {again!s:6} the small model's step: {measured:5.1f} MiB at the peak,",
-        end="",
-    )
-    print(f" a row of 222M keeps {planned:4.0f} MiB by the plan")
+    print(f"checkpointing {again!s:6} the small model's step: {measured:5.1f} MiB at the peak,")
+    print(f"    a row of 222M keeps {planned:4.0f} MiB by the plan")
 
 # %%
 from collections import Counter
@@ -845,7 +842,7 @@ import json
 failures = json.loads(asset_path("runs/11_failures.json").read_text(encoding="utf-8"))
 runs = {name: run["losses"] for name, run in failures["runs"].items()}
 healthy = runs.pop("healthy")
-print(f"made on purpose, with `{failures['about']['command']}`, on {failures['about']['machine']}")
+print(f"made on purpose, on {failures['about']['machine']}, with\n{failures['about']['command']}")
 logs_figure(runs, healthy, "Four runs with a fault each, and one without")
 
 # %% [markdown]

@@ -212,8 +212,9 @@ images_row([with_target(each) for each in changes], changes)
 # %%
 for shares in (by_shape, by_colour):
     apart = max(shares.values()) - min(shares.values())
-    told = ", ".join(f"{each} {share:.0%}" for each, share in shares.items())
-    print(f"{told}: at most {apart:.0%} apart")
+    for each, share in shares.items():
+        print(f"{each:16}{share:4.0%}")
+    print(f"at most {apart:.0%} apart\n")
 
 # %% tags=["claim"]
 apart_by_shape, apart_by_colour = (

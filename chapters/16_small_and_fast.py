@@ -539,9 +539,8 @@ from nanovlm.viz.training import curves_figure, intervals_figure
 
 runs = stored_runs("16_distillation")
 print(runs["command"])
-print(
-    f"{runs['steps']} steps of {runs['batch']} from {runs['pictures']} pictures, {runs['machine']}"
-)
+print(runs["machine"])
+print(f"{runs['steps']} steps of {runs['batch']} from {runs['pictures']} pictures")
 print(f"teacher {runs['teacher']['right']:.1%} of {runs['questions']} questions")
 for name, seeds in runs["runs"].items():
     shares = " ".join(f"{mean(run['right']):6.1%}" for run in seeds.values())
@@ -796,9 +795,9 @@ for name, row in onnx["contenders"].items():
 # The commands for your own model:
 #
 # ```bash
-# nanovlm export --model runs/mine/best --to onnx --out mine-onnx            # float32
+# nanovlm export --model runs/mine/best --to onnx --out mine-onnx    # float32
 # nanovlm export --model runs/mine/best --to onnx --int8 --out mine-int8
-# nanovlm export --model runs/mine/best --to gguf --out mine-gguf            # llama.cpp, for SmolLM2-based models
+# nanovlm export --model runs/mine/best --to gguf --out mine-gguf    # llama.cpp, for SmolLM2
 # ```
 
 # %% [markdown]
@@ -837,12 +836,12 @@ print(f"median {1000 * middle:.0f} ms, 95th percentile {1000 * slow:.0f} ms")
 
 # %% [markdown]
 # ```bash
-# nanovlm watch camera --every 1s --prompt "What is in front of the camera?"   # Ctrl-C ends it
+# nanovlm watch camera --every 1s --prompt "What is in front of the camera?"
 # nanovlm watch film.mp4 --every 500ms --count 20
 # nanovlm watch pictures/ --once
 # ```
 #
-# A camera and a video need OpenCV (`pip install "nanovlm[watch]"`), a folder needs nothing.
+# Ctrl-C ends it. A camera and a video need OpenCV (`pip install "nanovlm[watch]"`), a folder needs nothing.
 
 # %% [markdown]
 # ### What a phone needs
@@ -879,7 +878,8 @@ for bits in (16, 8, 4):
 from nanovlm.course.chapter_16 import table
 from nanovlm.viz.compression import variants_figure
 
-print(f"{stored['questions']} questions, {stored['machine']}; speed: one answer, float32 is 1")
+print(f"{stored['questions']} questions, {stored['machine']}")
+print("speed: one answer, float32 is 1")
 variants_figure("The pocket model, made smaller", table(stored))
 
 # %%

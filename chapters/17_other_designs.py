@@ -163,7 +163,8 @@ size = runs["standard"]["batch_size"]
 print(
     f"{len(runs)} designs, {steps} steps of {size} pictures, {runs['standard']['held_out']} held out"
 )
-print(f"seeds of the standard design: {', '.join(seeds)}; {runs['standard']['machine']}")
+print(f"seeds of the standard design: {', '.join(seeds)}")
+print(runs["standard"]["machine"])
 blind = mean(run["blind"] for run in runs["standard"]["seeds"].values())
 
 

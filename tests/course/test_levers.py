@@ -238,10 +238,14 @@ def contrast(one: str, other: str) -> float:
 def test_letters_can_be_read_on_every_colour_and_in_both_lights() -> None:
     scales = [heat(i / 20) for i in range(21)] + [diverging(i / 10 - 1) for i in range(21)]
     for colour in [*PALETTE.values(), *scales]:
-        assert contrast(colour, ink_on(colour)) >= 4, colour
-    for light_or_dark in (0, 1):
-        card = TONES["card"][light_or_dark]
-        assert contrast(TONES["ink"][light_or_dark], card) >= 7 and contrast(TONES["muted"][light_or_dark], card) >= 4.5
+        assert contrast(colour, ink_on(colour)) >= 4.5, colour
+    coloured = svg_figure(9, 9, [text(0, 0, "x", fill=name) for name in PALETTE], alt="x").markup
+    for dark, light in enumerate(("true", "false")):
+        letters = re.findall(rf"\[data-jp-theme-light={light}\] \.nv-t-\w+{{fill:(#\w+)}}", coloured)
+        assert len(letters) == len(PALETTE)
+        for ground in (TONES["card"][dark], TONES["soft"][dark]):
+            assert contrast(TONES["ink"][dark], ground) >= 7
+            assert min(contrast(letter, ground) for letter in (*letters, TONES["muted"][dark])) >= 4.5
 
 
 def as_seen_without_red_cones(colour: str) -> tuple[float, ...]:

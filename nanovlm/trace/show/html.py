@@ -14,10 +14,12 @@ _STYLE = """<style>
 .vlm-trace{font:13px/1.5 ui-monospace,Menlo,Consolas,monospace;overflow-x:auto;--shape:#0b6bcb;--bad:#a00;--on:#fdd}
 .vlm-trace details,.vlm-trace p{margin:0 0 0 1.1em;padding:0}
 .vlm-trace summary{cursor:pointer;margin-left:-1.1em}
+.vlm-trace.vlm-trace p,.vlm-trace summary{padding-left:3em;text-indent:-3em}
 .vlm-trace b{font-weight:600}
 .vlm-trace span{color:var(--shape);margin:0 .4em}
 .vlm-trace i{font-style:normal;opacity:.75;margin-right:.4em}
-.vlm-trace.vlm-trace code{color:inherit;opacity:.75;background:none;padding:0;white-space:nowrap;font-size:12px}
+.vlm-trace.vlm-trace code{color:inherit;opacity:.75;background:none;padding:0;font-size:12px}
+.vlm-trace.vlm-trace code{white-space:normal;overflow-wrap:anywhere}
 .vlm-trace.vlm-trace .x,.vlm-trace.vlm-trace .x *{background:var(--on);color:var(--bad);opacity:1}
 @media(prefers-color-scheme:dark){.vlm-trace{--shape:#6cb2ff;--bad:#ffb4ab;--on:#5c1a16}}
 [data-jp-theme-light=true] .vlm-trace{--shape:#0b6bcb;--bad:#a00;--on:#fdd}
