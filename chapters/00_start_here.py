@@ -527,7 +527,7 @@ print(report(examine()))
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/00_start_here.ipynb) ([in Colab][exercises]): 3 of them, about 21 minutes.
+# [Open the exercises](../exercises/00_start_here.ipynb) ([in Colab][exercises]): 3 of them, about 20 minutes.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/00_start_here.ipynb
 #

@@ -1019,7 +1019,7 @@ print(
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/02_vision_transformer.ipynb) ([in Colab][exercises]): 12 of them, about 136 minutes.
+# [Open the exercises](../exercises/02_vision_transformer.ipynb) ([in Colab][exercises]): 12 of them, about 2.2 hours.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/02_vision_transformer.ipynb
 #

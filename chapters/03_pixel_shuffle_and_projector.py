@@ -690,7 +690,7 @@ for name, function in (
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/03_pixel_shuffle_and_projector.ipynb) ([in Colab][exercises]): 8 of them, about 73 minutes.
+# [Open the exercises](../exercises/03_pixel_shuffle_and_projector.ipynb) ([in Colab][exercises]): 8 of them, about 1.2 hours.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/03_pixel_shuffle_and_projector.ipynb
 #

@@ -701,7 +701,7 @@ print(f"{right} of {3 * len(decoders())} answers right")
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/12_shape_tracing.ipynb) ([in Colab][exercises]): 9 of them, about 94 minutes.
+# [Open the exercises](../exercises/12_shape_tracing.ipynb) ([in Colab][exercises]): 9 of them, about 1.6 hours.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/12_shape_tracing.ipynb
 #

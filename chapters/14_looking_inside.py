@@ -849,7 +849,7 @@ for name, row in (("embeddings", read[0]), ("output", read[-1])):
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/14_looking_inside.ipynb) ([in Colab][exercises]): 6 of them, about 69 minutes.
+# [Open the exercises](../exercises/14_looking_inside.ipynb) ([in Colab][exercises]): 6 of them, about 1.2 hours.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/14_looking_inside.ipynb
 #

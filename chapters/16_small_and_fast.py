@@ -958,7 +958,7 @@ assert 0.9 < caches["static"] < 1.1 and caches["static, compiled"] > 1.5
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/16_small_and_fast.ipynb) ([in Colab][exercises]): 6 of them, about 79 minutes.
+# [Open the exercises](../exercises/16_small_and_fast.ipynb) ([in Colab][exercises]): 6 of them, about 1.3 hours.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/16_small_and_fast.ipynb
 #

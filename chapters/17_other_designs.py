@@ -840,7 +840,7 @@ for name in ("cnn", "linear_attention", "early_fusion", "experts", "resampler"):
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/17_other_designs.ipynb) ([in Colab][exercises]): 7 of them, about 102 minutes.
+# [Open the exercises](../exercises/17_other_designs.ipynb) ([in Colab][exercises]): 7 of them, about 1.7 hours.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/17_other_designs.ipynb
 #
