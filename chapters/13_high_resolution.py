@@ -955,7 +955,7 @@ print(
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/13_high_resolution.ipynb) ([in Colab][exercises]): 7 of them, about 68 minutes.
+# [Open the exercises](../exercises/13_high_resolution.ipynb) ([in Colab][exercises]): 7 of them, about 1.2 hours.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/13_high_resolution.ipynb
 #
