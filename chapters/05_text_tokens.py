@@ -256,9 +256,7 @@ for spelling, name in (("colour", "shapes"), ("color", "american")):
 
 # %% tags=["claim"]
 assert right["color", "row untrained"] <= 30
-assert all(
-    right[which] >= 58 for which in right if which != ("color", "row untrained")
-)
+assert all(right[which] >= 58 for which in right if which != ("color", "row untrained"))
 
 # %% [markdown]
 # The copy reads the whole question but for one word, and mostly answers with a shape where a colour is asked for. The shipped
