@@ -941,7 +941,7 @@ print(f"{points:.1f} points above chance")
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/07_data.ipynb) ([in Colab][exercises]): 9 of them, about 113 minutes.
+# [Open the exercises](../exercises/07_data.ipynb) ([in Colab][exercises]): 9 of them, about 1.9 hours.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/07_data.ipynb
 #

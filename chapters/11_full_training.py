@@ -1042,7 +1042,7 @@ for name, size in (
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/11_full_training.ipynb) ([in Colab][exercises]): 10 of them, about 139 minutes.
+# [Open the exercises](../exercises/11_full_training.ipynb) ([in Colab][exercises]): 10 of them, about 2.3 hours.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/11_full_training.ipynb
 #
