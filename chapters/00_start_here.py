@@ -557,7 +557,7 @@ assert 0.2 < kept < 0.3 and right > 0.97
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/00_start_here.ipynb) ([in Colab][exercises]): 3 of them, about 20 minutes.
+# [Open the exercises](../exercises/00_start_here.ipynb) ([in Colab][exercises]): 4 of them, about 30 minutes.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/00_start_here.ipynb
 #

@@ -898,7 +898,7 @@ print(
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/05_text_tokens.ipynb) ([in Colab][exercises]): 11 of them, about 95 minutes.
+# [Open the exercises](../exercises/05_text_tokens.ipynb) ([in Colab][exercises]): 11 of them, about 1.6 hours.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/05_text_tokens.ipynb
 #

@@ -960,7 +960,7 @@ sample_card(sample["images"][0], alt="A clock that shows half past ten.")
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/08_training.ipynb) ([in Colab][exercises]): 8 of them, about 114 minutes.
+# [Open the exercises](../exercises/08_training.ipynb) ([in Colab][exercises]): 8 of them, about 1.9 hours.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/08_training.ipynb
 #

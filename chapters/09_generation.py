@@ -999,7 +999,7 @@ print(own.generate(image=image, prompt=describe, temperature=0.8, min_p=0.1, see
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/09_generation.ipynb) ([in Colab][exercises]): 10 of them, about 138 minutes.
+# [Open the exercises](../exercises/09_generation.ipynb) ([in Colab][exercises]): 10 of them, about 2.3 hours.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/09_generation.ipynb
 #

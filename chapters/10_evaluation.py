@@ -955,7 +955,7 @@ print(f"the pocket model fails {wrong} of {len(items)}: from {low:.0%} to {high:
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/10_evaluation.ipynb) ([in Colab][exercises]): 10 of them, about 136 minutes.
+# [Open the exercises](../exercises/10_evaluation.ipynb) ([in Colab][exercises]): 10 of them, about 2.2 hours.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/10_evaluation.ipynb
 #

@@ -869,7 +869,7 @@ print(f"{size / whole:.1%} of the base's weights file")
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/15_own_pictures.ipynb) ([in Colab][exercises]): 7 of them, about 100 minutes.
+# [Open the exercises](../exercises/15_own_pictures.ipynb) ([in Colab][exercises]): 7 of them, about 1.7 hours.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/15_own_pictures.ipynb
 #
