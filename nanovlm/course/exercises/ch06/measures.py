@@ -241,7 +241,11 @@ for sentence, wrong in (
     ("The encoder's last norm is missing: a LayerNorm stands behind all its blocks.", "last layer norm"),
     ("The decoder's last norm is missing: an RMSNorm stands behind all its blocks.", "last rms norm"),
     ("The norm behind the last block is missing, in the encoder and in the decoder.", "last norms"),
-    ("An encoder block has one norm here. There is one in front of attention and one in front of the MLP.", "one norm"),
+    (
+        "Each encoder block is two vectors of hidden_dim short: either one of its two LayerNorms is missing, or the biases "
+        "of both are.",
+        "one norm",
+    ),
     ("The layer that projects attention's output (dim x dim, with a bias) is missing in the encoder's blocks.", "out"),
     (
         "The position embeddings are those of one side of the grid. There is a vector for each patch: num_patches.",
