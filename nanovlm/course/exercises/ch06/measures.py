@@ -36,7 +36,7 @@ MOVED = Exercise(
         Case(
             torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]).log(),
             torch.tensor([[0.2, 0.3, 0.5], [0.5, 0.3, 0.2]]).log(),
-            note="of three words the first and the last swap their 0.5 and 0.2; then a row that stays as it is",
+            note="three words, of which the first and the last swap their 0.5 and 0.2; then a row that stays as it is",
         ),
         Case(noise(4, 6), noise(4, 6, seed=1) * 3, note="four pairs of random logits, six words"),
         Case(noise(2, 5), noise(2, 5) + 7, note="the same logits, all of them higher by 7"),
