@@ -616,6 +616,10 @@ assert mean(by_place["shuffled positions"]) < mean(by_place["no positions (zeros
 # as the average distance of the vectors from their mean, which generalises the standard deviation to vectors, and
 # divide that of the positions by that of the patches.
 
+# %% [markdown] tags=["stamped"]
+# **The next cell is folded, because it answers this exercise:** [exercise 1.8, Measure it: where beside
+# what](../exercises/01_patch_embedding.ipynb). Write yours first, or unfold it.
+
 
 # %% tags=["answer:patches.where_over_what"]
 def where_over_what(what: Tensor, where: Tensor) -> float:
