@@ -1027,7 +1027,7 @@ print(f"{sum(s == t for s, t in zip(said, truth, strict=True))} of {len(pairs)} 
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/06_vision_language_model.ipynb) ([in Colab][exercises]): 8 of them, about 88 minutes.
+# [Open the exercises](../exercises/06_vision_language_model.ipynb) ([in Colab][exercises]): 8 of them, about 1.5 hours.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/06_vision_language_model.ipynb
 #
