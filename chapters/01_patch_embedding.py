@@ -976,7 +976,7 @@ print(
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/01_patch_embedding.ipynb) ([in Colab][exercises]): 9 of them, about 84 minutes.
+# [Open the exercises](../exercises/01_patch_embedding.ipynb) ([in Colab][exercises]): 9 of them, about 1.4 hours.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/01_patch_embedding.ipynb
 #

@@ -1053,7 +1053,7 @@ assert abs(honest - math.log(16)) < 0.05 and peeking < 0.5
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/04_rope_decoder.ipynb) ([in Colab][exercises]): 13 of them, about 145 minutes.
+# [Open the exercises](../exercises/04_rope_decoder.ipynb) ([in Colab][exercises]): 13 of them, about 2.4 hours.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/04_rope_decoder.ipynb
 #
