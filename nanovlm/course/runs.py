@@ -14,9 +14,10 @@ def stored_runs(name: str) -> dict[str, dict[str, Any]]:
 
 
 def pocket_logs() -> dict[str, list[dict[str, Any]]]:
-    """The logs of the four runs that made the pocket model, in their order: "run 1" -> a row for each step logged."""
+    """The logs of the four runs that made the pocket model, in their order: "run 1" -> a row for each step logged. (The
+    fifth trained the embedding of one token.)"""
     logs = {}
-    for number, name in enumerate(("train_log_1", "train_log_2", "train_log_3", "train_log"), start=1):
-        lines = asset_path(f"pocket/{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    for number in range(1, 5):
+        lines = asset_path(f"pocket/train_log_{number}.jsonl").read_text(encoding="utf-8").splitlines()
         logs[f"run {number}"] = [json.loads(line) for line in lines]
     return logs
