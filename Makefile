@@ -48,7 +48,7 @@ pocket: .venv/ready
 	$(BIN)/nanovlm train --preset pocket --model runs/stage1/best --dataset-names shapes shapes charts glyphs glyphs --dataset-size 200000 --max-steps 1500 --min-lr-fraction 0.02 --seed 1 --eval-every 250 --save-every 500 --run-name stage2
 	$(BIN)/nanovlm train --preset pocket --model runs/stage2/best --dataset-names shapes shapes shapes charts glyphs glyphs --dataset-size 200000 --max-steps 3500 --min-lr-fraction 0.02 --seed 2 --eval-every 250 --save-every 250 --run-name stage3
 	$(BIN)/nanovlm train --preset pocket --model runs/stage3/best --dataset-names shapes shapes shapes shapes charts glyphs captions --dataset-size 200000 --max-steps 1500 --lr-projector 0.0006 --lr-backbones 0.0006 --lr-muon 0.006 --min-lr-fraction 0.02 --seed 3 --eval-every 250 --save-every 500 --run-name stage4
-	$(BIN)/nanovlm train --preset pocket --model runs/stage4/best --dataset-names shapes charts glyphs captions american --max-steps 100 --lr-backbones 0.02 --min-lr-fraction 0.02 --trainable-tokens ' colo' --seed 4 --eval-every 25 --save-every 100 --run-name stage5
+	$(BIN)/nanovlm train --preset pocket --model runs/stage4/best --dataset-names shapes charts glyphs captions american --max-steps 100 --lr-backbones 0.02 --min-lr-fraction 0.02 --trainable-tokens ' colo' --seed 4 --eval-every 25 --run-name stage5
 
 test: .venv/ready-to-test
 	@echo "Style, then the tests, then every notebook from its first cell to its last, with half of the answers solved."

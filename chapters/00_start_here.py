@@ -290,7 +290,8 @@ seeing_bars(
 # %% [markdown]
 # Two bars of the same length would mean that the answers came from the question, and that the picture changed nothing.
 #
-# You write this measurement in exercise 0.2, and in exercise 0.3 you mend a guesser who is too bad.
+# You write this measurement in exercise 0.2, in exercise 0.3 you mend a guesser who is too bad, and in exercise 0.4 you
+# write a test that finds models which only seem to look.
 #
 # In most rows the filled bar reaches the right end or comes close to it, and the outlined bars end around their
 # ticks. So the model uses the picture. Each row rests on few questions, so differences of a few points mean nothing.
@@ -525,10 +526,39 @@ print(report(examine()))
 # if you also know decoders, skip chapter 04: the checks will show you whether you were right. In a terminal, `nanovlm
 # generate --prompt "How many shapes are there?"` asks the pocket model, and `nanovlm train` trains one of your own.
 
+# %% [markdown]
+# ## Challenge: how few pixels does the model need?
+#
+# The model looks, but at how much? Write a function `keep` that chooses, for each pixel of a picture, whether the model
+# may see it; the others are painted in the colour of the background. Two numbers count: the share of pixels that are
+# kept, and the share of right answers to six questions about each picture. The aim is the fewest pixels with which at
+# least 90 % of the answers are right.
+
+# %% [markdown]
+# The baseline below keeps every pixel that has a colour, which is about a quarter of them, and loses no answer. Replace
+# it by something better. (This is the first challenge of the course. It has no solution, only a score to improve, and
+# you can come back to it after chapter 01, which shows in what pieces the model reads a picture.)
+
+# %%
+from nanovlm.course.challenges import pixels_needed
+
+
+def keep(pixels):
+    """uint8 [64, 64, 3] -> bool [64, 64]: True where the model may see the pixel."""
+    brightest, darkest = pixels.max(axis=2).astype(int), pixels.min(axis=2).astype(int)
+    return brightest - darkest > 60
+
+
+kept, right = pixels_needed(model, keep)
+print(f"{kept:.1%} of the pixels, {right:.1%} of the answers right")
+
+# %% tags=["claim"]
+assert 0.2 < kept < 0.3 and right > 0.97
+
 # %% [markdown] tags=["stamped"]
 # ## Your turn
 #
-# [Open the exercises](../exercises/00_start_here.ipynb) ([in Colab][exercises]): 3 of them, about 21 minutes.
+# [Open the exercises](../exercises/00_start_here.ipynb) ([in Colab][exercises]): 4 of them, about 31 minutes.
 #
 # [exercises]: https://colab.research.google.com/github/nanovlm-course/nanovlm/blob/main/exercises/00_start_here.ipynb
 #
@@ -537,5 +567,6 @@ print(report(examine()))
 # | 0.1 | How many are right? (`start.score`) | ●○○ | 5 |
 # | 0.2 | Measure it: does the model look? (`start.looks`) | ●●○ | 8 |
 # | 0.3 | Mend it: a guesser who is too bad (`start.best_guess`) | ●●○ | 8 |
+# | 0.4 | Write the test: does this model look? (`start.test_looks`) | ●●○ | 10 |
 #
 # Next: [01 From pixels to patches](01_patch_embedding.ipynb)

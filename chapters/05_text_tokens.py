@@ -219,6 +219,52 @@ for text in ("Where is the zebra?", "写真 of a zebra"):
 # did not learn needs many more tokens for the same content, which exercise 5.3 measures.
 
 # %% [markdown]
+# ### A text that can be cut need not be understood
+#
+# The tokenizer cuts any text, but the vector of a token means nothing until training has used it. The merges were
+# learned from questions in British spelling, so that ` colour` is one token, while the American ` color` is two:
+
+# %% tags=["nbval-check-output"]
+for word in (" colour", " color"):
+    print([tokenizer.decode([token]) for token in tokenizer.encode(word)])
+
+# %% [markdown]
+# The piece ` colo` is only a step on the way to ` colour`, so no British question contains it, and the pocket model was
+# trained for hours without meeting it. In a copy of the model we put random numbers in its row, as before any training.
+# Of 60 questions about a colour, how many will this copy answer in British spelling, and how many in American? Write
+# two numbers down before you run the cell.
+
+# %%
+from nanovlm.data.thimble import Thimble
+from nanovlm.evaluation.scores import answer_all, questions_of
+
+untrained, (row, _) = copy.deepcopy(model), tokenizer.encode(" color")
+with torch.no_grad():
+    untrained.decoder.token_embedding.weight[row].normal_(
+        std=0.3, generator=torch.Generator().manual_seed(0)
+    )
+
+right = {}
+for spelling, name in (("colour", "shapes"), ("color", "american")):
+    questions = [q for q in questions_of(Thimble(name, "test", 60)) if q.kind == "colour"]
+    for which, each in (("row untrained", untrained), ("as shipped", model)):
+        answers = answer_all(each, questions)
+        right[spelling, which] = sum(
+            answer == q.answer for answer, q in zip(answers, questions, strict=True)
+        )
+        print(f"{spelling:6}  {which:13}  {right[spelling, which]} of {len(questions)}")
+
+# %% tags=["claim"]
+assert right["color", "row untrained"] <= 30
+assert all(right[which] >= 58 for which in right if which != ("color", "row untrained"))
+
+# %% [markdown]
+# The copy reads the whole question but for one word, and mostly answers with a shape where a colour is asked for. The shipped
+# model understands both spellings, because that row was trained at the end, and nothing else: 128 numbers, for 100
+# steps on questions that say `color` among others (`nanovlm train` has the option `--trainable-tokens` for this). Every
+# other weight stayed as it was, bit for bit, so no answer to another question was put at risk.
+
+# %% [markdown]
 # ### The same loop made the pocket tokenizer
 #
 # The file `tokenizer.json` contains the list of its merges, learned from the words of the Thimble. Our loop finds the

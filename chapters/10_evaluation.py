@@ -759,9 +759,13 @@ lever(after_changes, kind=kinds)
 
 # %% [markdown]
 # Blur and five degrees cost little. Ten degrees and a smaller size cost much, because the training pictures contain
-# neither turned shapes nor such small ones. One missing letter, “color”, breaks questions about colour, since the model
-# knows the word as a sequence of tokens and not as a spelling. None of this is visible at 100 %. Read the grey row with
-# care: a grey picture does not contain the answer to a question about colour, so a fall there is no fault of the model.
+# neither turned shapes nor such small ones. One missing letter, “colur”, breaks questions about colour, since the model
+# knows the word as a sequence of tokens and not as a spelling. The American “color” does no harm, but only because an
+# embedding was trained for it (chapter 05). None of this is visible at 100 %.
+
+# %% [markdown]
+# Read the grey row with care: a grey picture does not contain the answer to a question about colour, so a fall there is
+# no fault of the model.
 
 # %% [markdown]
 # ## A model should know when it does not know

@@ -341,6 +341,9 @@ assert rows["decoder"]["glyphs"] > rows["all"]["glyphs"] + 0.1
 #
 # LLaVA's first stage is for a projector that is new, and whose random vectors would disturb a trained decoder. Ours is not
 # new, so there are no stages here.
+#
+# Sometimes one row of a matrix is enough. Chapter 05 shows how the pocket model learned to read `color`: 128 numbers were
+# trained, `nanovlm train --trainable-tokens` kept every other weight as it was, and no old answer changed.
 
 # %% [markdown]
 # ## LoRA trains a difference of low rank

@@ -2,7 +2,8 @@
 # # 00 Exercises: how checks work
 #
 # The first exercise shows how all exercises work: you write, check, read what the check says, and mend. In the second
-# you measure whether a model looks at its picture, and in the third you mend a function that somebody else wrote.
+# you measure whether a model looks at its picture, in the third you mend a function that somebody else wrote, and in
+# the last you write a test, which is graded by the wrong models that it catches.
 
 # %% [markdown] tags=["stamped"]
 # [Open in Colab][colab] ·
@@ -213,3 +214,61 @@ def best_guess(kinds: list[str], expected: list[str]) -> dict[str, float]:
 
 # %%
 check("start.best_guess", best_guess)
+
+# %% [markdown] tags=["stamped"]
+# ## Exercise 0.4 · Write the test: does this model look?
+# `start.test_looks` · difficulty ●●○ · about 10 minutes
+#
+# **Why it matters.** A demonstration shows a model where it is right. A test is written to find the model that
+# only seems to look, and it is worth as much as the wrong models that it catches.
+
+# %% [markdown] tags=["exercise"]
+# Write a test that finds out whether a model looks at its picture. Your test gets the model, as a function
+# `ask(image, question)` that returns its answer, and a function `picture(colour)`, which makes a picture of one colour:
+# `"red"`, `"green"` or `"blue"`. To the question `"What colour is it?"` a model that looks answers with the colour, and
+# to `"Is it red?"` (or green, or blue) with `"yes"` or `"no"`, always in lower case.
+#
+# Your test raises `AssertionError` if the model is wrong, and does nothing if it is right. The check runs it on a model
+# that looks, which has to pass, and on seven others that look at nothing or only at some of it, which have to fail.
+#
+# Write the simplest test that comes to your mind first, and let the check tell you which models get through.
+
+# %% [markdown] tags=["stamped"]
+# <details><summary>Hint 1: a nudge</summary>
+#
+# Think of a model that would pass your test without looking. Which further question would give it away?
+#
+# </details>
+# <details><summary>Hint 2: a plan</summary>
+#
+# Go through all three colours. For the picture of each, ask for the name, and ask with yes or no about every
+# one of the three, so that sometimes yes and sometimes no is right.
+#
+# </details>
+# <details><summary>Hint 3: almost code</summary>
+#
+# ```python
+# for colour in ("red", "green", "blue"):
+#     assert ask(picture(colour), "What colour is it?") == …
+#     for other in the same three colours:
+#         assert ask(picture(colour), f"Is it {other}?") == …
+# ```
+#
+# </details>
+
+
+# %%
+def test_looks(ask: Callable, picture: Callable) -> None:
+    """Raises AssertionError if the answers of `ask` do not come from the picture."""
+    # SOLUTION
+    colours = ("red", "green", "blue")
+    for shown in colours:
+        assert ask(picture(shown), "What colour is it?") == shown
+        for named in colours:
+            right = "yes" if named == shown else "no"
+            assert ask(picture(shown), f"Is it {named}?") == right, f"{shown}: is it {named}?"
+    # END SOLUTION
+
+
+# %%
+check("start.test_looks", test_looks)

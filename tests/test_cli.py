@@ -422,7 +422,7 @@ def test_evaluate_writes_scores_and_images(run: Run, directory: Path, tmp_path: 
     scores, sheet = tmp_path / "scores.json", tmp_path / "sheet.png"
     status, out, _ = run(
         "evaluate", "--model", directory, "--subsets", "shapes", "glyphs", "--split", "unseen", "--size", 3,
-        "--multiple-choice", "--captions", "--json", scores, "--sheet", sheet,
+        "--multiple-choice", "--captions", "--american", "--json", scores, "--sheet", sheet,
     )  # fmt: skip
     assert status == 0
     assert all(word in out for word in ("shapes, unseen", "glyphs, unseen", "where", "blind", "multiple choice"))
@@ -430,6 +430,7 @@ def test_evaluate_writes_scores_and_images(run: Run, directory: Path, tmp_path: 
     assert written["unseen"]["shapes"]["kinds"]["where"]["total"] == 3
     assert written["unseen"]["shapes"]["blind"].keys() == written["unseen"]["shapes"]["kinds"].keys()
     assert "multiple choice" in written
+    assert written["American spelling"]["kinds"]["colour"]["total"] == 3
     assert "captions, unseen" in out and written["captions"]["kinds"]["charts"]["total"] == 3
     assert Image.open(sheet).width > 1000
 

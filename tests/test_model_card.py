@@ -101,9 +101,23 @@ def test_the_shipped_weights_score_as_recorded(pocket, results, subset):
     assert abs(right / total - share) <= 4 * spread + 1 / total
 
 
+def test_it_understands_american_spelling(pocket, results):
+    assert results["American spelling"]["accuracy"] >= 0.98 >= 0.9 >= results["American spelling"]["blind_accuracy"]
+    model, (british, american) = (
+        VisionLanguageModel.from_pretrained(pocket),
+        ([Thimble(name, "test", 30)[i] for i in range(30)] for name in ("shapes", "american")),
+    )
+    answers = [[answer for _, answer in evaluate(model, each, blind=False).answers] for each in (british, american)]
+    assert answers[0] == answers[1]
+
+
+def test_the_last_run_moved_the_embedding_of_one_token_alone(results):
+    assert results["recipe"]["trainable_tokens"] == [" colo"]
+
+
 def gone_on_from(results, model):
     """A run that went on from the one of `results`, whose weights are in `model`."""
-    told = {key: results[key] for key in ("step", "seconds", "recipe", "started_from") if key in results}
+    told = {key: results[key] for key in ("step", "seconds", "machine", "recipe", "started_from") if key in results}
     return {**results, "started_from": {"model": model, **told}}
 
 

@@ -251,6 +251,18 @@ def test_captions_alone_are_asked_of_every_subset():
         assert sample["images"][0].tobytes() == whole["images"][0].tobytes()
 
 
+def test_american_spelling_is_the_only_difference():
+    asked = ""
+    for index, sample in enumerate(Thimble("american", "train", size=30, seed=3)):
+        british = thimble_sample("shapes", "train", index, seed=3)
+        assert sample["images"][0].tobytes() == british["images"][0].tobytes()
+        assert [{**turn, "user": turn["user"].replace("color", "colour")} for turn in sample["texts"]] == british[
+            "texts"
+        ]
+        asked += " ".join(turn["user"] for turn in sample["texts"])
+    assert "What color is" in asked and "colour" not in asked
+
+
 def test_the_letters_of_multiple_choice_are_uniform():
     letters = Counter(multiple_choice_sample(index, image_size=8)["answer"] for index in range(1200))
     # 1,200 draws at 1/4 have a standard deviation of 15.
@@ -284,7 +296,10 @@ def test_multiple_choice_as_a_data_set():
         (lambda: thimble_sample("shapes", "valid", 0), "no split 'valid'; choose from train, val, test, unseen"),
         (lambda: thimble_sample("shapes", "train", -1), "counts from 0, not -1"),
         (lambda: thimble_sample("shapes", "train", 0, image_size=0), "image_size of at least 1"),
-        (lambda: Thimble("nothing"), "no subset 'nothing'; choose from shapes, charts, glyphs, choice, captions"),
+        (
+            lambda: Thimble("nothing"),
+            "no subset 'nothing'; choose from shapes, charts, glyphs, choice, captions, american",
+        ),
         (lambda: Thimble("choice", "valid"), "no split 'valid'"),
         (lambda: Thimble(size=-1), "size >= 0"),
         (lambda: answers("charts", "colour"), "no question kind 'colour'; choose from tallest"),

@@ -6,14 +6,40 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from nanovlm.data.thimble import Thimble
-from nanovlm.evaluation.scores import questions_of
+from nanovlm.evaluation.scores import answer_all, questions_of
 from nanovlm.inference.prompts import collate_prompts
 
 Angles = Callable[[Tensor, int, float], Sequence[Tensor]]  # positions [B, T], head_dim, base -> cos and sin
+
+
+def pixels_needed(model: Any, keep: Callable[[np.ndarray], np.ndarray], num_images: int = 20) -> tuple[float, float]:
+    """(share of pixels that are kept, share of right answers) over test pictures of shapes, six questions each.
+
+    keep: uint8 [H, W, 3] -> bool [H, W]. The other pixels are painted in the picture's median colour.
+    ValueError where `keep` gives something else.
+    """
+    shown, kept = [], 0.0
+    for sample in (Thimble("shapes", "test")[i] for i in range(num_images)):
+        pixels = np.asarray(sample["images"][0])
+        mask = np.asarray(keep(pixels.copy()))
+        if mask.dtype != bool or mask.shape != pixels.shape[:2]:
+            raise ValueError(
+                f"keep returns True or False for each pixel, {list(pixels.shape[:2])}; yours is {mask.dtype} "
+                f"{list(mask.shape)}."
+            )
+        hidden = np.median(pixels.reshape(-1, 3), axis=0).astype(np.uint8)
+        shown.append({**sample, "images": [Image.fromarray(np.where(mask[..., None], pixels, hidden))]})
+        kept += float(mask.mean())
+    questions = questions_of(shown)
+    answers = answer_all(model, questions)
+    right = sum(answer == q.answer for answer, q in zip(answers, questions, strict=True))
+    return kept / num_images, right / len(questions)
 
 
 def far_score(

@@ -42,7 +42,7 @@ CHANGES: dict[str, Change] = {
     "darker": _images(lambda p: ImageEnhance.Brightness(p).enhance(0.6)),
     "blurred": _images(lambda p: p.filter(ImageFilter.GaussianBlur(2))),
     "grey": _images(lambda p: p.convert("L").convert("RGB")),
-    "“color” for “colour”": _words(lambda text: text.replace("colour", "color")),
+    "“colur” for “colour”": _words(lambda text: text.replace("colour", "colur")),
     "without a capital": _words(lambda text: text[:1].lower() + text[1:]),
 }
 

@@ -17,7 +17,7 @@ IMAGE_SHARE = 0.6  # of a packed row's tokens: those of pictures
 BYTES_PER_SAMPLE = 100_000  # of a download: a picture of some 500 pixels, and its turns
 KNOWN_SAMPLES = {"HuggingFaceM4/the_cauldron": 1_700_000}
 UTILISATIONS = {  # share of the peak that training reaches
-    0.08: "measured: the published 222M, 390 samples/s on one H100, which mostly waited for data",
+    0.08: "measured: the published 222M, 390 samples/s on one H100",
     0.25: "assumed: a loader that keeps up, without torch.compile",
     0.35: "assumed: compiled, with fused attention",
     0.45: "assumed: large batches of long, packed rows",

@@ -175,6 +175,25 @@ def test_frozen_parts_stay(tmp_path) -> None:
         recipe(tmp_path, lora_4bit=True)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_only_the_embeddings_of_the_chosen_tokens_move(tmp_path, optimizer: str) -> None:
+    model, start = new_model(), new_model().state_dict()
+    (row,) = model.tokenizer.encode(" red")
+    chosen = {"trainable_tokens": (" red",), "optimizer": optimizer, "weight_decay": 0.5}
+    train(recipe(tmp_path, max_steps=3, **chosen), model)
+    moved = {name: w.float() != start[name] for name, w in model.named_parameters()}
+    assert {name for name, where in moved.items() if where.any()} == {"decoder.token_embedding.weight"}
+    assert moved["decoder.token_embedding.weight"].any(dim=1).nonzero().flatten().tolist() == [row]
+
+
+def test_trainable_tokens_are_tokens_and_stand_alone(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"' color' is 2 of them: ' colo', 'r'"):
+        train(recipe(tmp_path, trainable_tokens=(" color",)), new_model())
+    for beside in ({"freeze": ("projector",)}, {"lora_rank": 2}, {"parallel": "fsdp"}):
+        with pytest.raises(ValueError, match="trainable_tokens freezes all else"):
+            recipe(tmp_path, trainable_tokens=(" colo",), **beside)
+
+
 def test_the_scale_is_alpha_by_rank() -> None:
     layer = LoRALinear(nn.Linear(6, 6, bias=False), rank=3, alpha=1.5)
     nn.init.ones_(layer.lora_b)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from torch import Tensor
 
 from nanovlm import VisionLanguageModel
 from nanovlm.assets import asset_path
 from nanovlm.compress.int8 import quantise_linear
-from nanovlm.course.challenges import far_score, guessable, size_score, tokens_needed
+from nanovlm.course.challenges import far_score, guessable, pixels_needed, size_score, tokens_needed
 from nanovlm.models.language_model import RotaryEmbedding
 
 
@@ -26,6 +27,22 @@ def test_a_larger_base_and_a_window_answer_far_questions() -> None:
     better = far_score(pocket, 256, own, base_factor=16, num_images=3, window=(17, 32))
     assert better > baseline + 0.2
     assert far_score(pocket, 256, num_images=3) == baseline  # nothing stays changed
+
+
+def coloured(pixels: np.ndarray) -> np.ndarray:
+    return pixels.max(axis=2).astype(int) - pixels.min(axis=2) > 60
+
+
+def test_every_second_coloured_pixel_is_enough() -> None:
+    pocket = VisionLanguageModel.from_pretrained(asset_path("pocket")).eval()
+    rows, columns = np.indices((64, 64))
+    all_of_them = pixels_needed(pocket, coloured, num_images=8)
+    half = pixels_needed(pocket, lambda pixels: coloured(pixels) & ((rows + columns) % 2 == 0), num_images=8)
+    nothing = pixels_needed(pocket, lambda pixels: np.zeros((64, 64), bool), num_images=8)
+    assert all_of_them[1] > 0.97 and half[0] < 0.6 * all_of_them[0] and half[1] > 0.85
+    assert nothing[0] == 0 and nothing[1] < 0.5
+    with pytest.raises(ValueError, match=r"True or False for each pixel, \[64, 64\]; yours is uint8 \[64, 64, 3\]"):
+        pixels_needed(pocket, lambda pixels: pixels, num_images=1)
 
 
 def test_fewer_bits_are_fewer_bytes_and_at_two_of_them_the_answers_go() -> None:

@@ -355,20 +355,13 @@ def test_asked_for_the_second_tallest_bar_it_names_the_tallest(pocket: VisionLan
         assert pocket.generate(image=shipped("charts"), prompt=question) == "orange"
 
 
-def test_a_colour_in_american_spelling_is_most_often_no_colour(pocket: VisionLanguageModel) -> None:
-    """Chapter 00 says so, of a star."""
-    colours = {"red", "orange", "yellow", "green", "blue", "purple"}
-    turns = [(s, turn) for s in (thimble_sample("shapes", "test", i) for i in range(100)) for turn in s["texts"]]
-    asked = [(sample, turn) for sample, turn in turns if turn["user"].startswith("What colour is ")]
-    samples, questions = [sample for sample, _ in asked], [turn["user"] for _, turn in asked]
-    truth = [turn["assistant"] for _, turn in asked]
-    assert len(samples) > 60 and set(truth) <= colours
-    usual = said_of(pocket, samples, questions)
-    american = said_of(pocket, samples, [question.replace("colour", "color") for question in questions])
-    assert sum(a == b for a, b in zip(usual, truth, strict=True)) > 0.9 * len(samples)
-    assert sum(answer in colours for answer in american) < 0.5 * len(samples), american
+def test_a_question_in_american_spelling_is_understood(pocket: VisionLanguageModel) -> None:
+    """Of the pictures that a newcomer sees first; tests/test_model_card.py asks about others."""
     for name in ("shapes", "shapes_2", "shapes_3"):
-        assert pocket.generate(image=shipped(name), prompt="What color is the star?") not in colours
+        usual, american = (f"What {word} is the star?" for word in ("colour", "color"))
+        assert pocket.generate(image=shipped(name), prompt=american) == pocket.generate(
+            image=shipped(name), prompt=usual
+        )
 
 
 def test_it_counts_all_shapes_and_is_off_by_one_now_and_then_when_it_has_to_choose(pocket: VisionLanguageModel) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from itertools import groupby
+from itertools import groupby, product
 from operator import eq
 
 import numpy as np
@@ -136,6 +136,55 @@ def guess_with_numpy(kinds, expected):
     return shares
 
 
+def tests_every_pair(ask, picture):
+    names = ["red", "green", "blue"]
+    for shown in names:
+        assert ask(picture(shown), "What colour is it?") == shown, shown
+        for asked in names:
+            right = "yes" if asked == shown else "no"
+            assert ask(picture(shown), f"Is it {asked}?") == right, (shown, asked)
+
+
+def tests_by_a_table(ask, picture):
+    table = [
+        ("red", "What colour is it?", "red"),
+        ("green", "What colour is it?", "green"),
+        ("blue", "What colour is it?", "blue"),
+        ("red", "Is it red?", "yes"),
+        ("red", "Is it blue?", "no"),
+        ("blue", "Is it blue?", "yes"),
+        ("blue", "Is it green?", "no"),
+        ("green", "Is it green?", "yes"),
+    ]
+    wrong = [row for row in table if ask(picture(row[0]), row[1]) != row[2]]
+    assert not wrong, wrong
+
+
+def tests_by_counting(ask, picture):
+    names, right, total = ("red", "green", "blue"), 0, 0
+    for name in names:
+        right += ask(picture(name), "What colour is it?") == name
+        right += [ask(picture(name), f"Is it {other}?") for other in names].count("yes") == 1
+        right += ask(picture(name), f"Is it {name}?") == "yes"
+        total += 3
+    assert right == total
+
+
+def tests_by_lists(ask, picture):
+    pictures = [picture("blue"), picture("green"), picture("red")]
+    assert [ask(p, "What colour is it?") for p in pictures] == ["blue", "green", "red"]
+    assert [ask(p, "Is it green?") for p in pictures] == ["no", "yes", "no"]
+    assert [ask(p, "Is it red?") for p in pictures] == ["no", "no", "yes"]
+
+
+def tests_by_raising(ask, picture):
+    for shown, asked in product(("red", "green", "blue"), repeat=2):
+        if ask(picture(shown), "What colour is it?") != shown:
+            raise AssertionError(f"does not know {shown}")
+        if ask(picture(shown), f"Is it {asked}?") != ("no", "yes")[asked == shown]:
+            raise AssertionError(f"{asked} is asked, {shown} shown")
+
+
 VERSIONS = {
     "start.score": (score, by_index, an_int_for_nothing, with_numpy, with_torch, one_minus_errors),
     "start.looks": (looks, looks_from_behind, looks_with_numpy, looks_with_a_deque, looks_by_hand),
@@ -146,4 +195,5 @@ VERSIONS = {
         guess_by_sorting,
         guess_with_numpy,
     ),
+    "start.test_looks": (tests_every_pair, tests_by_a_table, tests_by_counting, tests_by_lists, tests_by_raising),
 }

@@ -277,6 +277,103 @@ def chance_of_a_random_answer(kinds, expected):
     return {k: sum((a.count(x) / len(a)) ** 2 for x in set(a)) for k, a in own.items()}
 
 
+# -- start.test_looks --------------------------------------------------------------------------------------------------
+
+
+def one_red_picture(ask, picture):
+    answer = ask(picture("red"), "What colour is it?")
+    assert answer == "red", answer
+
+
+def one_red_picture_twice(ask, picture):
+    image = picture("red")
+    assert ask(image, "What colour is it?") == "red"
+    assert ask(image, "What colour is it?") == "red"
+
+
+def answers_differ(ask, picture):
+    assert ask(picture("red"), "What colour is it?") != ask(picture("blue"), "What colour is it?")
+
+
+def as_many_answers_as_pictures(ask, picture):
+    said = {ask(picture(name), "What colour is it?") for name in ["red", "blue"]}
+    assert len(said) == 2
+
+
+def only_names(ask, picture):
+    for name in "red green blue".split():
+        assert ask(picture(name), "What colour is it?") == name
+
+
+def only_yes_or_no(ask, picture):
+    names = ["red", "green", "blue"]
+    for shown in names:
+        for asked in names:
+            said = ask(picture(shown), "Is it " + asked + "?")
+            assert (said == "yes") == (shown == asked)
+            assert said in ("yes", "no")
+
+
+def no_green(ask, picture):
+    assert ask(picture("red"), "What colour is it?") == "red"
+    assert ask(picture("blue"), "What colour is it?") == "blue"
+    assert ask(picture("red"), "Is it red?") == "yes"
+    assert ask(picture("red"), "Is it blue?") == "no"
+    assert ask(picture("blue"), "Is it red?") == "no"
+    assert ask(picture("blue"), "Is it blue?") == "yes"
+
+
+def always_yes_is_right(ask, picture):
+    for name in ("red", "green", "blue"):
+        image = picture(name)
+        assert ask(image, "What colour is it?") == name
+        assert ask(image, f"Is it {name}?") == "yes"
+
+
+def always_yes_is_right_and_no_names(ask, picture):
+    assert all(ask(picture(c), f"Is it {c}?") == "yes" for c in ("red", "green", "blue"))
+
+
+def always_no_is_right(ask, picture):
+    another = {"red": "green", "green": "blue", "blue": "red"}
+    for name in another:
+        assert ask(picture(name), "What colour is it?") == name
+        assert ask(picture(name), f"Is it {another[name]}?") == "no"
+
+
+def red_alone_is_asked_about(ask, picture):
+    for name in ("red", "green", "blue"):
+        assert ask(picture(name), "What colour is it?") == name
+    assert ask(picture("red"), "Is it red?") == "yes"
+    assert ask(picture("green"), "Is it red?") == "no"
+    assert ask(picture("blue"), "Is it red?") == "no"
+
+
+def prints(ask, picture):
+    for name in ("red", "green", "blue"):
+        print(name, ask(picture(name), "What colour is it?"))
+
+
+def asserts_a_text(ask, picture):
+    assert ask(picture("red"), "What colour is it?")
+
+
+def gives_a_bool(ask, picture):
+    return all(ask(picture(name), "What colour is it?") == name for name in ("red", "green", "blue"))
+
+
+def expects_a_sentence(ask, picture):
+    assert ask(picture("red"), "What colour is it?") == "It is red."
+
+
+def expects_a_bool(ask, picture):
+    assert ask(picture("red"), "Is it red?") is True
+
+
+def expects_capitals(ask, picture):
+    assert ask(picture("red"), "Is it red?") == "Yes"
+
+
 WRONG = {
     "start.looks": [
         (the_same_pictures_twice, "its own picture both times"),
@@ -338,5 +435,24 @@ WRONG = {
         (leaves_the_last_out, "last pair"),
         (divides_by_the_different_ones, "different"),
         (skips_empty_answers, "empty answer"),
+    ],
+    "start.test_looks": [
+        (one_red_picture, "single picture"),
+        (one_red_picture_twice, "single picture"),
+        (answers_differ, "whether the answer changes"),
+        (as_many_answers_as_pictures, "whether the answer changes"),
+        (only_names, "never asks a question with yes or no"),
+        (only_yes_or_no, "only asks questions with yes or no"),
+        (no_green, "leaves green out"),
+        (always_yes_is_right, 'is "yes"'),
+        (always_yes_is_right_and_no_names, "and for the name"),
+        (always_no_is_right, 'is "no"'),
+        (red_alone_is_asked_about, "name the same colour"),
+        (prints, "passes with every model"),
+        (asserts_a_text, "passes with every model"),
+        (gives_a_bool, "True or False"),
+        (expects_a_sentence, "does not do"),
+        (expects_a_bool, "does not do"),
+        (expects_capitals, "does not do"),
     ],
 }
