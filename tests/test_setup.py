@@ -51,14 +51,14 @@ def groups() -> dict[str, dict[str, Requirement]]:
 
 def floors(left_out: tuple[str, ...] = ()) -> dict[str, str]:
     wanted = {name: r for extra, group in groups().items() if extra not in left_out for name, r in group.items()}
-    return {name: re.fullmatch(r">=([\d.]+)", str(r.specifier))[1] for name, r in wanted.items()}
+    return {name: re.search(r">=([\d.]+)", str(r.specifier))[1] for name, r in wanted.items()}
 
 
 # -- versions ---------------------------------------------------------------------------------------------------------
 
 
 def test_environment_yml_has_the_floors_of_what_the_course_needs() -> None:
-    conda = dict(re.findall(r"^  - ([\w-]+)>=([\d.]+)$", read("environment.yml"), re.MULTILINE))
+    conda = dict(re.findall(r"^  - ([\w-]+)>=([\d.]+)(?:,<[\d.]+)?$", read("environment.yml"), re.MULTILINE))
     python = re.search(r'^requires-python = ">=([\d.]+)"$', read("pyproject.toml"), re.MULTILINE)[1]
     assert conda.pop("python") == python == ".".join(map(str, OLDEST_PYTHON))
     assert conda == {CONDA_NAMES.get(name, name): floor for name, floor in floors(ONE_COMMAND).items()}

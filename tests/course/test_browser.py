@@ -201,7 +201,7 @@ def open_notebook(page: Page, lab: Lab, name: str, anew: bool = False) -> None:
     if anew or not page.url.startswith("http"):
         page.goto(lab.notebook(name))
     else:
-        page.evaluate("path => jupyterapp.commands.execute('docmanager:open', { path })", name)
+        page.evaluate("async path => { await jupyterapp.commands.execute('docmanager:open', { path }); }", name)
         page.wait_for_function("path => jupyterapp.shell.currentWidget.context?.path === path", arg=name)
     wait_for_notebook(page)
     page.evaluate("() => jupyterapp.shell.collapseLeft()")
