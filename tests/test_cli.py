@@ -474,7 +474,8 @@ def test_train_goes_on_from_a_model(run: Run, tmp_path: Path, monkeypatch) -> No
     assert all(torch.equal(before[name], after[name]) for name in before)
     first, second = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("first", "second"))
     assert "started_from" not in first
-    assert second["started_from"] == {"model": str(best), **{k: first[k] for k in ("step", "seconds", "machine", "recipe")}}
+    before = {key: first[key] for key in ("step", "seconds", "machine", "recipe")}
+    assert second["started_from"] == {"model": str(best), **before}
     card = write_card(second, [])
     assert "--dataset-names charts --dataset-size 8" in card and f"--preset pocket --model {best}" in card
 
