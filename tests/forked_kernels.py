@@ -19,8 +19,7 @@ from typing import Any
 
 from jupyter_client.provisioning import local_provisioner
 
-# Read when matplotlib is imported, which a kernel would do after ipykernel has set it.
-BACKEND = "module://matplotlib_inline.backend_inline"
+# Not matplotlib: how it draws is decided by the kernel, before it is imported.
 PACKAGES = [
     "ipykernel.kernelapp",
     "torch._dynamo",
@@ -29,7 +28,6 @@ PACKAGES = [
     "tokenizers",
     "jinja2",
     "PIL.Image",
-    "matplotlib.pyplot",
     "transformers.models.llama.modeling_llama",
     "transformers.models.siglip.modeling_siglip",
     "transformers.models.smolvlm.modeling_smolvlm",
@@ -89,7 +87,6 @@ def _kernel(arguments: list[str], cwd: str | None, env: dict[str, str]) -> None:
 
 
 if sys.platform == "linux":
-    os.environ.setdefault("MPLBACKEND", BACKEND)
     CONTEXT = multiprocessing.get_context("forkserver")
     CONTEXT.set_forkserver_preload(PACKAGES)
     local_provisioner.launch_kernel = launch_kernel
