@@ -105,9 +105,8 @@ unchanged = torch.allclose(plain_attention(tokens)[2], swapped[2])
 print("C's output is the same in both orders:", unchanged)
 
 # %% [markdown]
-# It does not. Attention is a weighted sum, and a sum does not depend on the order of its terms. So a decoder needs two
-# additions, the *mask* and the *positions*, which fill most of this chapter. We begin with a simpler part that comes
-# before both.
+# It does not. So a decoder needs two additions, the *mask* and the *positions*, which fill most of this chapter. We begin
+# with a simpler part that comes before both.
 
 # %% [markdown]
 # ## RMSNorm keeps the vectors at one size
@@ -135,7 +134,7 @@ assert (growth > 1).float().mean() > 0.9 and growth[~of_image].max() > 5
 # %% [markdown]
 # The vectors of the text start small, those of the picture start several times as large, and both grow. A linear layer
 # that was trained on numbers of one size does not work on numbers ten times as large, so each half of a block first
-# brings its input to size 1.
+# brings its input to size 1. (The last row is below 1 because the norm also multiplies by weights, which are learned.)
 
 # %% [markdown]
 # The encoder used LayerNorm for that, which subtracts the mean, divides by the standard deviation, multiplies by a weight
@@ -190,10 +189,11 @@ print("normalised in float32:", RMSNorm(4, eps=1e-5).half()(x).tolist())
 # So the norm computes in float32 and returns the dtype that came in.
 
 # %% [markdown]
-# ### Without the norm the model is dead, and without the mean nothing is missing
+# ### What breaks: no norm, and a norm that subtracts the mean
 #
-# We test that on the pocket model. The next cell defines a score over questions about pictures that the model has not
-# seen in training; then we replace one function at a time and ask again. `mock.patch.object(module, name, other)` puts
+# Which of the two does more harm? Guess, and then test it on the pocket model. The next cell defines a score over
+# questions about pictures that the model has not seen in training; then we replace one function at a time and ask
+# again. `mock.patch.object(module, name, other)` puts
 # `other` in the place of `name` until the `with` block ends.
 
 # %%
@@ -257,10 +257,10 @@ print(f"the mean is {shares.mean():.0%} of the size on average, and {shares.max(
 # before it*.
 
 # %% [markdown]
-# Attention compares queries with keys by products. What we would like is a product that depends on how far apart a query
-# and a key are, and not on where they are. **Rotary position embedding**, RoPE, achieves that with a fact of geometry
-# ([Su et al. 2021](https://arxiv.org/abs/2104.09864)): the product of two arrows depends on their lengths and on the
-# angle between them, and the angle stays if both are turned alike. So each arrow is turned by its position.
+# Attention compares queries with keys by products. **Rotary position embedding**, RoPE ([Su et al.
+# 2021](https://arxiv.org/abs/2104.09864)), takes two numbers of a query or a key as an arrow in the plane, and turns it
+# by its position: at position 7, by 7 radians. The product of two arrows depends on their lengths and on the angle
+# between them.
 
 
 # %%
@@ -287,14 +287,15 @@ for q_position, k_position in ((10, 7), (110, 107), (3, 0), (10, 6)):
     )
 
 # %% [markdown]
-# At distance 3 the product is the same everywhere, and at distance 4 it is another one.
+# At distance 3 the product is the same everywhere, and at distance 4 it is another one. Turning both arrows further leaves
+# the angle between them as it was, so the product depends on how far apart query and key are, and not on where they are.
 
 # %% [markdown]
 # ### Several pairs turn at different speeds
 #
 # One pair is not enough, because 6.28 radians are a full turn, so that distance 1 and distance 7.28 look alike. A clock
-# solves this with several hands. RoPE cuts a vector of `head_dim` numbers into `head_dim / 2` pairs, each of which turns
-# more slowly than the one before:
+# solves this with several hands. RoPE cuts a vector of `head_dim` numbers into `head_dim / 2` pairs, number `i` with
+# number `i + head_dim / 2`, and each pair turns more slowly than the one before:
 #
 # $$\text{pair } i \text{ turns by } \text{base}^{-2i / \text{head\_dim}} \text{ radians for each step}$$
 
@@ -458,10 +459,10 @@ assert all(0.3 < right < as_shipped - 0.08 for right in (wrong_pairs, no_positio
 # 2022](https://arxiv.org/abs/2203.16634)). A model that is half broken looks like one that needs more training.
 
 # %% [markdown]
-# ### A larger base carries a model to longer sequences
+# ### Distances that training never showed
 #
-# What happens beyond the lengths of training? We put padding tokens, which the mask does *not* hide, between the picture
-# and its question, so that the distance grows to what training never showed.
+# What happens beyond the lengths of training? We put tokens without a meaning between the picture and its question, so
+# that the distance grows to what training never showed, once with the base as it is and once with one 16 times as large.
 
 # %%
 from nanovlm.course.challenges import far_score
@@ -501,7 +502,10 @@ torch.testing.assert_close(in_one_call, weights @ v)
 
 # %% [markdown]
 # `F.scaled_dot_product_attention` does all of this in one call. `is_causal=True` is the triangle, and `attn_mask` takes
-# any other mask of bools, in which True means *may attend*.
+# any other mask of bools, in which True means *may attend*. What does the triangle mean for the predictions?
+
+# %%
+quiz("ch04.future")
 
 # %% [markdown]
 # ### Padding is hidden, and it has no position
@@ -813,7 +817,8 @@ print(
 )
 
 # %% [markdown]
-# Three matrices take the place of two, and to pay for the third the inner width shrinks from 4 times the dim to 8/3.
+# Three matrices take the place of two. To keep the number of weights, the inner width is 8/3 times the dim and not 4
+# times, since 3 × 8/3 = 2 × 4.
 # `gate_proj` and `up_proj` have the same shape, so loading one in the place of the other raises no error:
 
 
@@ -830,7 +835,7 @@ assert smollm.inter_dim * 3 == smollm.hidden_dim * 8 and 0.3 < gates_swapped < a
 
 # %% [markdown]
 # Some answers are wrong and many are not. Where both numbers are well above 0, SiLU is close to x, and a product does not
-# depend on the order of its factors. Where their signs differ, what was closed is open now.
+# depend on the order of its factors. Where their signs differ, the swap opens a gate that was closed.
 
 # %% [markdown]
 # ## The block adds to a residual stream
@@ -895,8 +900,8 @@ quiz("ch04.tied")
 
 # %% [markdown]
 # The decoder takes *vectors* and not ids, because the tokens of a picture are vectors and have no id. Whoever calls it
-# embeds the ids before and applies the head after. The package's class has a few more lines than this one, for packed
-# rows (chapter 07), memory in training (08) and looking inside (14).
+# embeds the ids before and applies the head after. The package's class has a few more lines than this one, which later
+# chapters need.
 
 # %%
 from nanovlm.models.language_model import attention_layout
@@ -984,14 +989,11 @@ with torch.no_grad():
     torch.testing.assert_close(own(x, mask), pocket.decoder(x, mask))
 
 # %% [markdown]
-# ## A decoder that sees its answer has an excellent loss
+# ## What breaks: a decoder without its mask
 #
 # One question is left: what happens if the future is *not* hidden? We train a tiny decoder twice on text that nobody can
-# predict, random tokens out of 16. An honest model can only guess, and the loss of guessing among 16 is log 16. Predict
-# first:
-
-# %%
-quiz("ch04.future")
+# predict, random tokens out of 16. An honest model can only guess, and the loss of guessing among 16 is log 16, which is
+# 2.77. What loss does the model without a mask reach? Write down a number before you run the cells.
 
 
 # %%
@@ -1029,8 +1031,8 @@ assert abs(honest - math.log(16)) < 0.05 and peeking < 0.5
 # and to copy. It does not reach 0: the last of the 16 tokens has no neighbour on its right, so it must be guessed, which
 # costs a sixteenth of log 16 on average.
 #
-# When a loss looks too good, change a late token and see whether an early logit moves. Exercise 4.13 makes a test of
-# this, and of everything else that a decoder promises.
+# When a loss looks too good, change a late token and see whether an early logit moves. In exercise 4.12 you measure in
+# this way who sees whom in any model, and 4.13 makes a test of everything that a decoder promises.
 
 # %% [markdown]
 # ## What to take along

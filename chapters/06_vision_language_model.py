@@ -58,8 +58,8 @@ from nanovlm.viz.start_here import sample_card
 # 3. show by ablation whether a VLM uses its picture, and recognise four faults of the fusion that raise no error.
 
 # %% [markdown]
-# You need the parts of chapters 01 to 04 and the tokens of chapter 05. Of the hour, about twenty-five minutes are
-# reading and twenty-five are code; the exercises come on top.
+# You need the parts of chapters 01 to 04 and the tokens of chapter 05. About half of the hour goes to the text and half
+# to the code; the exercises come on top.
 
 # %% [markdown]
 # ## The decoder takes vectors, and does not ask where they are from
@@ -172,10 +172,11 @@ three_images = torch.arange(100.0, 106.0).reshape(
 batch[:, :, None].float().masked_scatter((batch == HOLD)[:, :, None], three_images)[:, :, 0].long()
 
 # %% [markdown]
-# ### Placeholders have to be counted for each row
+# ### What breaks: a row with a placeholder too many
 #
-# Suppose that placeholders and image tokens are not equally many, because a prompt was cut off in the middle of a
-# picture, or because a picture could not be read. Predict what happens:
+# Suppose that a row has not as many placeholders as its picture has image tokens, because a prompt was cut off in the
+# middle of a picture, or because it was put together wrongly. In a batch another row may make up for it. Predict what
+# happens:
 
 # %%
 quiz("ch06.counts")
@@ -199,7 +200,8 @@ lines_figure([(name, pieces(row)) for name, row in rows.items()])
 # %% [markdown]
 # There is no error and no warning, although one conversation reads a piece of another one's picture. A model that
 # trains on such rows gets slowly worse for no visible reason. The sum was right, four placeholders for four image
-# tokens, so the sum is not enough: the count has to be taken **for each row**. The function below makes both checks.
+# tokens, so the sum is not enough: the count has to be taken **for each row**. The function below makes both checks, and
+# exercise 6.8 asks you for the test that every such function should pass.
 
 # %% [markdown] tags=["stamped"]
 # **The next cell is folded, because it answers this exercise:** [exercise 6.1, Pictures among
@@ -300,8 +302,8 @@ lever(prefix_figure, prefix=list(PREFIXES))
 #
 # RoPE numbers the positions of a sequence. So an image token and the one below it, which touch in the picture, are a
 # whole row of tokens apart. Qwen2-VL ([arXiv:2409.12191](https://arxiv.org/abs/2409.12191)) gives each token several
-# position numbers instead, among them one for its row and one for its column, and turns a part of each head by each. A
-# word has the same number in all of them, and the text goes on behind the largest.
+# position numbers instead, among them one for its row and one for its column. Some pairs of each head are turned by the
+# row and others by the column. A word has the same number in all of them, and the text goes on behind the largest.
 
 # %% tags=["nbval-check-output"]
 side = 4  # the pocket model's 4 x 4 image tokens, behind one word
@@ -313,8 +315,7 @@ for name in one:
 
 # %% [markdown]
 # With row and column, a picture of a thousand tokens also uses up only some thirty positions of the context. SmolVLM
-# and nanoVLM manage with one number, because an image token says in its contents where it belongs. You will measure how
-# far that carries a few sections below.
+# and nanoVLM manage with one number. Why they can, you will measure a few sections below.
 
 # %% [markdown]
 # ## The loss is computed on the answer alone
@@ -560,8 +561,8 @@ print(question, "-", model.generate(image=image, prompt=question))
 # %% [markdown]
 # ## Every step, in shapes
 #
-# A trace follows one question through the whole model. Its main stages come first, and then each of them as a claim, in
-# which `T` is any number, but the same wherever it occurs.
+# A trace follows one question through the whole model. `expect` compares the shapes with what we claim about them, where
+# `T` is any number, but the same wherever it occurs. Then the main stages are shown.
 
 # %%
 from nanovlm.trace import trace
@@ -612,8 +613,8 @@ quiz("ch06.order")
 
 # %% [markdown]
 # Right or wrong says little about a single question, so look at probabilities. The probability of an answer is the
-# product of its tokens' probabilities, and `moved`, which you write in exercise 6.5, says how much probability the
-# first word of the answer has exchanged.
+# product of its tokens' probabilities. `moved`, which you write in exercise 6.5, compares the probabilities of the
+# answer's first token, before and after, and says how much went from some words to others.
 
 # %%
 moved = use("fusion.moved")
@@ -727,12 +728,12 @@ assert by_order["in order"]["exists"] - by_order["tokens out of order"]["exists"
 # matter in one task and decides the other.
 
 # %% [markdown]
-# ## Four faults of the fusion raise no error
+# ## Four faults of the fusion
 #
 # The fusion is a few lines long, and there are many ways to get it wrong. In each of the following four, every shape
 # fits.
 #
-# ### 1. With the picture behind the question, the question cannot use it
+# ### 1. The picture behind the question
 #
 # Nothing stops the fusion from putting the picture behind the question. Which words of the question can attend to it
 # then?

@@ -424,13 +424,13 @@ check("patches.add_positions", PatchEmbedding)
 # error said so. One number, measured before the training, would have.
 
 # %% [markdown] tags=["exercise"]
-# **Measure it.** The chapter compares how much patches differ from each other with how much positions do. Write this
+# **Measure it.** How much do positions differ from each other, compared with how much patches do? Write this
 # measurement as one number: the average distance of the positions from their mean vector, divided by the average
 # distance of the patch vectors from theirs.
 #
 # `what` contains the patch vectors before positions are added, `[B, num_patches, dim]`, and all of them form one set.
 # `where` contains the positions, `[1, num_patches, dim]`. A distance is the length of the difference of two vectors.
-# When the check has passed, measure the three embeddings of the chapter: which of them would you train?
+# The chapter's next cell measures four embeddings in this way.
 
 # %% [markdown] tags=["stamped"]
 # <details><summary>Hint 1: a nudge</summary>

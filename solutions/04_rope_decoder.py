@@ -347,7 +347,8 @@ check("decoder.who_sees_whom", who_sees_whom)
 # In a **prefix language model** the picture and the question are read like in an encoder, and only the answer is
 # causal. `prefix` is `[batch, length]`, with 1 for the tokens of the prefix. Extend the mask of exercise 4.5 by one
 # rule: two tokens of the prefix attend to each other, whichever comes first. Everything else stays: outside the
-# prefix the mask is causal, keys have to be real, and every token sees itself.
+# prefix the mask is causal, keys have to be real, and every token sees itself. The row of a padding token follows the
+# same rules, also where it counts as prefix.
 #
 # For four tokens, of which the first three are the prefix, the mask is
 #

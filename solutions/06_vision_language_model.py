@@ -78,7 +78,8 @@ from nanovlm.models.vision_language_model import VLMOutput
 #
 # The sum of the mask along its rows gives the counts. Each must divide by num_image_tokens, and all of them
 # together must make as many image tokens as there are. Then fill the places in reading order:
-# Tensor.masked_scatter does just that, and leaves its input alone.
+# Tensor.masked_scatter does just that, with a mask that has an axis more, of size 1, and leaves its input
+# alone.
 #
 # </details>
 # <details><summary>Hint 3: almost code</summary>

@@ -154,4 +154,4 @@ def _question_html(asked: Quiz) -> str:
 
 def _question_text(asked: Quiz) -> str:
     choices = "\n".join(f"  {LETTERS[i]}) {choice}" for i, choice in enumerate(asked.choices))
-    return f"Predict first. {asked.question}\n{choices}\nAnswer: quiz({asked.id!r}, 'a')"
+    return f"Predict first. {asked.question}\n{choices}\nTo answer: quiz({asked.id!r}, LETTER), the letter in quotes."

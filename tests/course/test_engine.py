@@ -267,7 +267,7 @@ def test_with_weights_depends_on_names_only_and_names_what_differs() -> None:
     assert all(torch.equal(p, two.state_dict()[name]) for name, p in one.state_dict().items())
     with pytest.raises(Complaint, match=r"no parameter a\.weight \[3, 2\]"):
         with_weights(torch.nn.Linear(2, 2), like=First())
-    with pytest.raises(Complaint, match=r"it has 0\.weight, 0\.bias, 1\.weight and 1 more\."):
+    with pytest.raises(Complaint, match=r"it has 0\.bias, 0\.weight, 1\.bias and 1 more\."):
         with_weights(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)), like=First())
     with pytest.raises(Complaint, match=r"weight has shape \[4, 2\]; it should be \[2, 2\]"):
         with_weights(torch.nn.Linear(2, 4), like=torch.nn.Linear(2, 2))

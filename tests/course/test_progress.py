@@ -213,7 +213,7 @@ def test_radio_buttons_record_the_answer() -> None:
 def test_a_quiz_reads_without_a_kernel_and_explains_every_choice() -> None:
     shown = quiz("ch03.tokens")
     assert shown._repr_html_().count("<details>") == 4 and shown._repr_html_().count("Right.") == 1
-    assert "quiz('ch03.tokens', 'a')" in repr(shown)
+    assert "quiz('ch03.tokens', LETTER)" in repr(shown), "a letter in its place would read as the answer"
     right, wrong = letters("ch03.tokens")
     assert "Not this one" in repr(quiz("ch03.tokens", wrong)) and "Right." in repr(quiz("ch03.tokens", right.upper()))
     assert load()["quizzes"]["ch03.tokens"] == {"tries": 2, "right": True}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -93,13 +94,16 @@ def caught(test: Callable[[Any], None], right: Any, planted: dict[str, Any], wha
     """How many planted versions make the learner's test fail, after it has passed with a right one."""
     try:
         result = test(right)
-    except NotImplementedError:
-        raise
-    except AssertionError as error:
-        words = f" ({str(error).splitlines()[0][:120]})" if str(error) else ""
-        expect(False, f"Your test fails with a {what} that is right{words}. What does it ask for that nobody promised?")
-    except Exception as error:
-        expect(False, f"With a {what} that is right, your test raises {type(error).__name__}: {str(error)[:120]}.")
+    except BaseException as error:
+        if isinstance(error, NotImplementedError) or not (_failed(error) or isinstance(error, Exception)):
+            raise
+        words = str(error).splitlines()[0][:120] if str(error) else ""
+        if _failed(error):
+            said = f" ({words})" if words else ""
+            expect(
+                False, f"Your test fails with a {what} that is right{said}. What does it ask for that nobody promised?"
+            )
+        expect(False, f"With a {what} that is right, your test raises {type(error).__name__}: {words}.")
     expect(
         result is None,
         f"Your test returns {type(result).__name__}. A test speaks by assert: it returns nothing, and raises "
@@ -109,13 +113,21 @@ def caught(test: Callable[[Any], None], right: Any, planted: dict[str, Any], wha
     for sentence, wrong in planted.items():
         try:
             test(wrong)
-        except Exception:
+        except BaseException as error:
+            if not (_failed(error) or isinstance(error, Exception)):
+                raise
             continue
-        missed.append(sentence)
+        missed.append(sentence.rstrip("."))
     count = f"Your test catches {len(planted) - len(missed)} of {len(planted)} wrong versions."
     expect(len(missed) < len(planted), f"{count} It asserts nothing that a wrong {what} does not do as well.")
     expect(not missed, f"{count} What gets through: {'; '.join(missed)}.")
     return len(planted)
+
+
+def _failed(error: BaseException) -> bool:
+    """A test failed. What pytest.raises and pytest.fail raise is neither an Exception nor an AssertionError."""
+    pytest = sys.modules.get("pytest")
+    return isinstance(error, AssertionError) or (pytest is not None and isinstance(error, pytest.fail.Exception))
 
 
 def expect_same_gradients(yours: Callable[..., Any], reference: Callable[..., Any], *inputs: Tensor) -> None:

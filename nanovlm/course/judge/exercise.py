@@ -152,7 +152,7 @@ def with_weights(module: nn.Module, like: nn.Module | None = None) -> nn.Module:
 
 
 def _listed(names: dict[str, list[int]]) -> str:
-    first, more = list(names)[:3], len(names) - 3
+    first, more = sorted(names)[:3], len(names) - 3  # sorted, as the order of __init__ is free
     return ", ".join(first) + (f" and {more} more" if more > 0 else "") if names else "none"
 
 

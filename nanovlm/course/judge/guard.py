@@ -45,6 +45,7 @@ class Outcome:
 TICK = 0.05  # seconds between two looks at the clock
 STEPS = 30_000_000  # of a Python loop: the work that all calls of a check have together, some seconds
 FREE = 2.0  # seconds of work in which nobody asks how fast the machine is
+LATE = 5  # looks at which too much has been done, before a call is stopped
 PATIENCE = 200  # looks at which next to nothing had been computed since the last: ten seconds or more
 TORCH = str(Path(torch.__file__).parent)
 
@@ -52,12 +53,13 @@ TORCH = str(Path(torch.__file__).parent)
 class Clock:
     """How much all of a check's calls have worked, and how often they only waited.
 
-    A slow or busy machine fails nobody. Work is compared with that of a loop which is timed at the same moment, on the
-    same machine. Waiting is counted in looks: a process that gets no turn does not look either.
+    A slow or busy machine fails nobody. Work is compared with that of a loop which is timed at the same moments, on the
+    same machine; its slowest time counts, because a busy machine is not slow at every moment. Waiting is counted in
+    looks: a process that gets no turn does not look either.
     """
 
     def __init__(self) -> None:
-        self.work, self.waits, self.last = 0.0, 0, 0.0
+        self.work, self.waits, self.last, self.step, self.late = 0.0, 0, 0.0, 0.0, 0
 
     def start(self) -> None:
         """A call begins: what was done since the last one was the check's own work."""
@@ -69,9 +71,11 @@ class Clock:
         done = time.process_time() - self.last
         self.work += done / 10 if frame is not None and frame.f_code.co_filename.startswith(TORCH) else done
         self.waits += done < 0.02 * TICK
-        over = self.waits > PATIENCE or (self.work > FREE and self.work > STEPS * seconds_per_step())
+        if self.work > FREE:
+            self.step = max(self.step, seconds_per_step())
+            self.late += self.work > STEPS * self.step
         self.start()
-        return over
+        return self.waits > PATIENCE or self.late >= LATE
 
 
 def seconds_per_step(steps: int = 100_000) -> float:

@@ -161,9 +161,9 @@ def linear_with_data(conv):
 
 def linear_with_new_parameters(conv):
     linear = nn.Linear(3 * conv.kernel_size[0] ** 2, conv.out_channels, conv.bias is not None)
-    linear.weight = nn.Parameter(conv.weight.detach().flatten(1))
+    linear.weight = nn.Parameter(conv.weight.detach().flatten(1).clone())
     if conv.bias is not None:
-        linear.bias = nn.Parameter(conv.bias.detach())
+        linear.bias = nn.Parameter(conv.bias.detach().clone())
     return linear
 
 
@@ -355,6 +355,15 @@ def tests_one_patch_of_each(patchify):
     assert out[1, 5, 0] == 48 + 18
 
 
+def tests_with_whole_numbers(patchify):
+    """The exercise draws its example in whole numbers."""
+    out = patchify(torch.arange(16).reshape(1, 1, 4, 4), 2)
+    assert out.tolist() == [[[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]]
+    images = torch.arange(64).reshape(2, 2, 2, 8)
+    out = patchify(images, 2)
+    assert out[0, 1].tolist() == [2, 3, 10, 11, 18, 19, 26, 27] and out[1].equal(out[0] + 32)
+
+
 VERSIONS = {
     "patches.normalize": (
         normalize,
@@ -423,5 +432,6 @@ VERSIONS = {
         tests_three_pictures,
         tests_the_way_back,
         tests_one_patch_of_each,
+        tests_with_whole_numbers,
     ),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 
 import einops
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -471,6 +472,20 @@ def test_with_bare_numbers(merge):
     assert refused == 3
 
 
+def test_with_pytest(merge):
+    """pytest.raises ends a test by an exception of its own, which is no Exception."""
+    embeddings, images = torch.arange(1.0, 13.0).reshape(2, 6, 1), torch.arange(100.0, 106.0).reshape(3, 2, 1)
+    places = torch.tensor([[0, 1, 1, 0, 1, 1], [0, 1, 1, 0, 0, 0]]).bool()
+    out = merge(embeddings, images, places)
+    assert out[:, :, 0].tolist() == [[1, 100, 101, 4, 102, 103], [7, 104, 105, 10, 11, 12]]
+    torn = torch.tensor([[0, 1, 1, 1, 0, 0], [0, 1, 0, 0, 0, 0]]).bool()
+    for wrong in ((embeddings, images[:2], places), (embeddings, images[[0, 1, 2, 0]], places)):
+        with pytest.raises(ValueError):
+            merge(*wrong)
+    with pytest.raises(ValueError):
+        merge(embeddings, images[:2], torn)
+
+
 VERSIONS = {
     "fusion.merge_image_tokens": (
         merge_image_tokens,
@@ -513,6 +528,7 @@ VERSIONS = {
         positions_from_two_parts,
     ),
     "fusion.test_merge": (
+        test_with_pytest,
         test_with_one_row_each,
         test_against_a_loop,
         test_in_plain_ifs,

@@ -805,6 +805,32 @@ def fails_always(patchify):
     raise AssertionError("not yet")
 
 
+def shares_its_weight(conv):
+    linear = nn.Linear(conv.weight[0].numel(), conv.out_channels, bias=conv.bias is not None)
+    linear.weight = nn.Parameter(conv.weight.flatten(1))
+    if conv.bias is not None:
+        linear.bias = nn.Parameter(conv.bias.detach().clone())
+    return linear
+
+
+def shares_its_bias(conv):
+    linear = nn.Linear(conv.weight[0].numel(), conv.out_channels, bias=conv.bias is not None)
+    linear.weight = nn.Parameter(conv.weight.detach().flatten(1).clone())
+    linear.bias = conv.bias
+    return linear
+
+
+def reshaped_both_ways(positions, grid_size):
+    _, num_patches, dim = positions.shape
+    old = int(num_patches**0.5)
+    grid = F.interpolate(positions.reshape(1, dim, old, old), size=grid_size, mode="bicubic", align_corners=False)
+    return grid.reshape(1, grid_size**2, dim)
+
+
+def standard_deviations(what, where):
+    return float(where.std() / what.std())
+
+
 WRONG = {
     "patches.normalize": [
         (zero_to_one, "This is [0, 1]"),
@@ -860,6 +886,8 @@ WRONG = {
         (grid_is_the_patch_size, "root of the number"),
     ],
     "patches.conv_equals_linear": [
+        (shares_its_weight, "shares its memory"),
+        (shares_its_bias, "shares its memory"),
         (reshaped_and_turned, "leave that one alone"),
         (no_bias, "bias did not come along"),
         (bias_always_random, "own random bias"),
@@ -904,6 +932,7 @@ WRONG = {
         (NewNumbersEachTime, "new random numbers"),
     ],
     "patches.resize_positions": [
+        (reshaped_both_ways, "Both ways are a plain reshape"),
         (not_unfolded_properly, "plain reshape"),
         (stretched_as_a_line, "not the grid"),
         (bilinear, "bilinear"),
@@ -941,6 +970,7 @@ WRONG = {
         (makes_a_thumbnail, "thumbnail"),
     ],
     "patches.where_over_what": [
+        (standard_deviations, "standard deviations"),
         (lengths_themselves, "lengths themselves"),
         (what_over_where, "upside down"),
         (one_mean_for_all, "one number"),

@@ -394,6 +394,7 @@ PREFIX = [
     (prefix("empty_rows", lambda c, r, e, pq, pk: (c | (pq & pk)) & r), "nothing to look at"),
     (prefix("and_for_or", lambda c, r, e, pq, pk: (c & (pq & pk) & r) | e), "and where"),
     (prefix("upside_down", lambda c, r, e, pq, pk: ~(((c | (pq & pk)) & r) | e)), "upside down"),
+    (prefix("padding_rows_causal", lambda c, r, e, pq, pk: ((c | (pq & pk & r.mT)) & r) | e), "only the *keys*"),
     (prefix("or_for_and", lambda c, r, e, pq, pk: ((c | pq | pk) & r) | e), "one of the two"),
 ]
 
@@ -461,6 +462,11 @@ def minus_ten(q, k, v, real):
     return (_scores(q, k) + (~(see | e))[:, None] * -10.0).to(q.dtype).softmax(-1) @ v
 
 
+def minus_ten_thousand(q, k, v, real):
+    see, e = _see(real)
+    return _scores(q, k).masked_fill(~(see | e)[:, None], -1e4).softmax(-1) @ v
+
+
 def no_scale(q, k, v, real):
     see, e = _see(real)
     return (q @ k.mT).masked_fill(~(see | e)[:, None], float("-inf")).softmax(-1) @ v
@@ -484,6 +490,7 @@ def float32_out(q, k, v, real):
 
 MEND = [
     (as_it_was, "code that was to be mended"),
+    (minus_ten_thousand, "lower still"),
     (smallest_of_the_type, "smallest number of the type"),
     (infinities, "nothing to look at"),
     (nan_to_num, "gradient"),
@@ -727,6 +734,13 @@ BLOCKS = [
         "second half adds to the x that came in",
     ),
     (block("detached", lambda s, x, r, m, c=None: _blk(s, x.detach(), r, m, c)), "gradient"),
+    (
+        block(
+            "adds_to_norm1",
+            lambda s, x, r, m, c=None: _blk(s, y := s.norm1(x), r, m, c, lambda _: y + s.attn(y, r, m, c)),
+        ),
+        "adds to the normalised x",
+    ),
     (OneNorm, "norm2"),
     (EpsBuiltIn, "rms_norm_eps"),
 ]
@@ -844,7 +858,20 @@ def _without(what):
     return run
 
 
+class OneBlockInTheOrderOfTheExercise(Model):
+    """The exercise gives norm and head before the line that asks for the blocks."""
+
+    def stack(self, config):
+        return None
+
+    def tie(self, config):
+        del self.blocks
+        self.blocks = nn.ModuleList([DecoderBlock(config)] * config.num_blocks)
+        Model.tie(self, config)
+
+
 MODELS = [
+    (OneBlockInTheOrderOfTheExercise, "same one"),
     (model("own_head", tie=lambda s, c: None), "weight of its own"),
     (model("copied_head", tie=_copied), "weight of its own"),
     (model("always_tied", tie=_always_tied), "tie_weights is False"),

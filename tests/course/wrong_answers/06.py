@@ -363,6 +363,7 @@ def _p(logits):
 def _parameters(
     bias=1,
     encoder_norms=2,
+    norm_bias=1,
     last=(1, 1),
     decoder_norms=2,
     positions=lambda v: v.num_patches,
@@ -379,7 +380,7 @@ def _parameters(
     def count(config):
         v, p, m = config.vision, config.projector, config.language
         d, i = v.hidden_dim, v.inter_dim
-        block = qkv * d * d + qkv * bias * d + 2 * d * i + bias * (d + i) + encoder_norms * 2 * d
+        block = qkv * d * d + qkv * bias * d + 2 * d * i + bias * (d + i) + encoder_norms * (1 + norm_bias) * d
         vision = channels * v.patch_size**2 * d + bias * d + positions(v) * d + blocks(v) * block + last[0] * 2 * d
         d, i = m.hidden_dim, m.inter_dim
         block = 2 * d * d + 2 * d * kv(m) + swiglu * d * i + decoder_norms * d
@@ -681,7 +682,8 @@ WRONG = {
         (named("grey_patches", _parameters(channels=1)), "three colours"),
         (named("no_norms", _parameters(encoder_norms=0, decoder_norms=0, last=(0, 0))), "norms are missing"),
         (named("no_rms_norms", _parameters(decoder_norms=0, last=(1, 0))), "RMSNorms are missing"),
-        (named("one_norm_a_block", _parameters(encoder_norms=1)), "one norm"),
+        (named("one_norm_a_block", _parameters(encoder_norms=1)), "LayerNorms is missing"),
+        (named("block_norms_without_bias", _parameters(norm_bias=0)), "biases of both"),
         (named("no_last_norms", _parameters(last=(0, 0))), "norm behind the last block"),
         (named("wide_keys", _parameters(kv=lambda m: m.hidden_dim)), "as wide as queries"),
         (named("keys_of_one_number", _parameters(kv=lambda m: m.num_kv_heads)), "head_dim"),

@@ -99,6 +99,21 @@ def _(learner) -> None:
     expect(same, "The convolution's own weight was changed; read from it, and write into the new layer only.")
 
 
+@CONV_EQUALS_LINEAR.property("the layer's numbers are a copy")
+def _(learner) -> None:
+    for bias in (True, False):
+        conv = embedder(4, 2, bias)
+        linear = learner(conv)
+        with torch.no_grad():
+            for parameter in linear.parameters():
+                parameter.zero_()
+        expect(
+            bool(conv.weight.any()) and (conv.bias is None or bool(conv.bias.any())),
+            "The layer shares its memory with the convolution, so training one would change the other: flatten, reshape "
+            "and detach return the same numbers in another shape. Copy them, with copy_(…) or .clone().",
+        )
+
+
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     with torch.no_grad():

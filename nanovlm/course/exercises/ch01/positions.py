@@ -83,6 +83,19 @@ def _(positions, grid_size):
 
 
 @RESIZE_POSITIONS.mistake(
+    "Both ways are a plain reshape, [1, old * old, dim] to [1, dim, old, old] and back, which moves no number: each "
+    "vector is spread over the grid. Unfold the grid with dim last, and let permute bring dim to the front and back."
+)
+def _(positions, grid_size):
+    _, num_patches, dim = positions.shape
+    old = round(num_patches**0.5)
+    grid = F.interpolate(
+        positions.reshape(1, dim, old, old), (grid_size, grid_size), mode="bicubic", align_corners=False
+    )
+    return grid.reshape(1, grid_size**2, dim)
+
+
+@RESIZE_POSITIONS.mistake(
     "You resize the sequence, not the grid, so the end of one row blends into the beginning of the next. Fold the "
     "positions into rows and columns first."
 )

@@ -251,6 +251,14 @@ def _(what, where):
     return (a / b).item()
 
 
+@WHERE_OVER_WHAT.mistake(
+    "This is the ratio of the standard deviations of all numbers. Here a distance is the length of a whole vector: take "
+    "the mean vector off, then the length of each row, then the average."
+)
+def _(what, where):
+    return (where.std() / what.std()).item()
+
+
 @WHERE_OVER_WHAT.mistake("The lengths are added up, and there are more patches than positions. Average them.")
 def _(what, where):
     a, b = (_length(v.flatten(0, 1) - v.flatten(0, 1).mean(0)).sum() for v in (where, what))

@@ -12,7 +12,8 @@ from nanovlm.course.exercises import common
 from nanovlm.course.exercises.ch01.patches import PATCHIFY, cut, numbered
 from nanovlm.course.judge.exercise import Case, Exercise
 
-PLANTED = {mistake.sentence: mistake.version for mistake in PATCHIFY.mistakes}
+# Of each sentence what says what is wrong; how to mend it is for those who write patchify.
+PLANTED = {mistake.sentence.partition(". ")[0]: mistake.version for mistake in PATCHIFY.mistakes}
 
 
 def test_patchify(patchify: Callable[[Tensor, int], Tensor]) -> None:

@@ -98,6 +98,16 @@ class _(_Block):
         return x + self.mlp(x)
 
 
+@BLOCK.mistake(
+    "The first half adds to the normalised x, so that what came in is lost. Add to x itself: only attention reads norm1."
+)
+class _(_Block):
+    def forward(self, x: Tensor, rope, mask, cache=None) -> Tensor:
+        x = self.norm1(x)
+        x = x + self.attn(x, rope, mask, cache)
+        return x + self.mlp(self.norm2(x))
+
+
 @BLOCK.mistake("Both halves read the same x (a parallel block). Here the MLP reads what attention has just added to.")
 class _(_Block):
     def forward(self, x: Tensor, rope, mask, cache=None) -> Tensor:

@@ -301,7 +301,7 @@ PREFIX = Exercise(
         Case(
             torch.tensor([[1, 1, 1, 1, 1, 1, 1]]),
             torch.tensor([[0, 0, 1, 1, 1, 0, 0]]),
-            note="two tokens stand before the prefix",
+            note="two tokens before the prefix",
         ),
         Case(
             torch.tensor([[1, 1, 0, 1, 1]]), torch.tensor([[1, 1, 1, 1, 0]]), note="padding in the middle of the prefix"
@@ -366,6 +366,11 @@ _wrong_prefix(
 _wrong_prefix(
     "Keys that are padding can be seen: in the prefix, too, a key has to be real.",
     lambda c, r, e, pq, pk: c & r | pq & pk | e,
+)
+_wrong_prefix(
+    "A padding token follows the rules as well: only the *keys* have to be real, so where it counts as prefix, it looks at "
+    "the real tokens of the prefix.",
+    lambda c, r, e, pq, pk: (c | pq & pk & r.mT) & r | e,
 )
 _wrong_prefix("No padding is hidden: a key has to be real.", lambda c, r, e, pq, pk: c | pq & pk)
 _wrong_prefix(

@@ -20,7 +20,8 @@ Decoder = Callable[[Tensor, Tensor], Tensor]  # x [B, T, dim], attention_mask [B
 
 @cache
 def one_block() -> LanguageModel:
-    return with_weights(LanguageModel(LMConfig(**{**vars(SMALL), "num_blocks": 1})))
+    model = with_weights(LanguageModel(LMConfig(**{**vars(SMALL), "num_blocks": 1})))
+    return model.requires_grad_(False)  # type: ignore[return-value]  # the answers' gradients are those of inputs
 
 
 def decoder_with(

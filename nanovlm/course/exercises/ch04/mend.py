@@ -59,6 +59,7 @@ MEND = Exercise(
         Case(*_inputs(torch.float32, 0), note="float32, one of two rows padded on the left"),
         Case(*_inputs(torch.float16, 3), note="the same in float16"),
         Case(*_inputs(torch.float16, 6, far_below=40.0), note="float16, with all scores far below 0"),
+        Case(*_inputs(torch.float32, 9, far_below=2e4), note="float32, with all scores near -20,000"),
     ],
     axes="batch heads length head_dim",
     call=run_masked,
@@ -133,6 +134,10 @@ MEND.mistake("The future can be seen: only the padding is hidden.")(
 MEND.mistake("-10 is not enough: a hidden score stays visible beside one that is lower still. Use bools.")(
     _written_out(lambda s, m: (s + (~m) * -10.0).to(s.dtype).softmax(dim=-1))
 )
+MEND.mistake(
+    "Hidden places get a score of -10,000, and a real one may be lower still: then the hidden one is seen. Take minus "
+    "infinity, with masked_fill or a mask of bools."
+)(_written_out(lambda s, m: s.masked_fill(~m, -1e4).softmax(dim=-1)))
 MEND.mistake("Hidden places get a score of 0, and exp(0) is 1: they are seen. Their score must be minus infinity.")(
     _written_out(lambda s, m: (s * m).softmax(dim=-1))
 )

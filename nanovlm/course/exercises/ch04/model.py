@@ -100,9 +100,9 @@ class _Model(nn.Module):
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_dim)
         self.rotary_embedding = RotaryEmbedding(config.head_dim, config.rope_base)
-        self.blocks = self.stack(config)
         self.norm = RMSNorm(config.hidden_dim, config.rms_norm_eps)
         self.head = nn.Linear(config.hidden_dim, config.vocab_size, bias=False)
+        self.blocks = self.stack(config)
         if config.tie_weights and self.tie:
             self.head.weight = self.token_embedding.weight
 

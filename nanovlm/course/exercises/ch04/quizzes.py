@@ -15,7 +15,7 @@ Quiz(
         "terms.",
         "No number changes, because the products, the weights and the sum are the same as before.",
         "C was not moved, and it attends to the same two vectors as before.",
-        "The order should matter, and that is why this chapter needs RoPE. Attention alone does not depend on it.",
+        "The order should matter, and that is why this chapter adds positions. Attention alone does not depend on it.",
     ),
 )
 

@@ -101,7 +101,7 @@ LOSS = Exercise(
             noise(1, 2, 2),
             torch.tensor([[IGNORE, IGNORE]]),
             refuse=NAN,
-            note="nothing is supervised: this must raise ValueError",
+            note="no supervised token: this must raise ValueError",
         ),
     ],
     axes={"logits": "supervised vocabulary", "loss": ""},

@@ -36,7 +36,7 @@ MOVED = Exercise(
         Case(
             torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]).log(),
             torch.tensor([[0.2, 0.3, 0.5], [0.5, 0.3, 0.2]]).log(),
-            note="of three words the first and the last swap their 0.5 and 0.2; then a row that stays as it is",
+            note="three words, of which the first and the last swap their 0.5 and 0.2; then a row that stays as it is",
         ),
         Case(noise(4, 6), noise(4, 6, seed=1) * 3, note="four pairs of random logits, six words"),
         Case(noise(2, 5), noise(2, 5) + 7, note="the same logits, all of them higher by 7"),
@@ -241,7 +241,11 @@ for sentence, wrong in (
     ("The encoder's last norm is missing: a LayerNorm stands behind all its blocks.", "last layer norm"),
     ("The decoder's last norm is missing: an RMSNorm stands behind all its blocks.", "last rms norm"),
     ("The norm behind the last block is missing, in the encoder and in the decoder.", "last norms"),
-    ("An encoder block has one norm here. There is one in front of attention and one in front of the MLP.", "one norm"),
+    (
+        "Each encoder block is two vectors of hidden_dim short: either one of its two LayerNorms is missing, or the biases "
+        "of both are.",
+        "one norm",
+    ),
     ("The layer that projects attention's output (dim x dim, with a bias) is missing in the encoder's blocks.", "out"),
     (
         "The position embeddings are those of one side of the grid. There is a vector for each patch: num_patches.",

@@ -88,7 +88,8 @@ MERGE = Exercise(
         "at each row alone.",
         "The sum of the mask along its rows gives the counts. Each must divide by num_image_tokens, and all of them "
         "together must make as many image tokens as there are. Then fill the places in reading order: "
-        "Tensor.masked_scatter does just that, and leaves its input alone.",
+        "Tensor.masked_scatter does just that, with a mask that has an axis more, of size 1, and leaves its input "
+        "alone.",
         "counts = is_placeholder.sum(dim=1).tolist()\n"
         "raise ValueError if any count % num_image_tokens, or if the total is not num_images * num_image_tokens\n"
         "return embeddings.masked_scatter(…, the image tokens in the dtype of embeddings)",
