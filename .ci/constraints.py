@@ -3,7 +3,11 @@
 No hashes: pip checks them for all packages or for none, an editable install has none, and torch's differ with the index
 it comes from. What a version number does not protect against is a replaced file, and PyPI lets nobody replace one.
 
-python3.11 -m venv fresh && fresh/bin/pip install -e ".[tests]" torch==VERSION && fresh/bin/python .ci/constraints.py
+python3.11 -m venv fresh && fresh/bin/pip install -e ".[tests]" "jsonschema<4.25" torch==VERSION
+fresh/bin/python .ci/constraints.py
+
+jsonschema: from 4.25 on it brings rfc3987-syntax, which compiles 39 grammars when it is imported, four seconds in every
+process that reads a notebook, JupyterLab's among them.
 """
 
 from __future__ import annotations

@@ -894,6 +894,7 @@ print(f"the recipe alone moves by {spread:.1%} from seed to seed")
 # The pocket model that answered in chapter 00 went through four runs, one after the other, and each left its log in
 # `assets/pocket`. The first learnt everything from random weights, at a weight decay that was too low for Muon. The
 # second raised the decay, the third went on with more shapes, and the fourth learnt to describe pictures, at a low rate.
+# (A fifth one only trained the embedding of one token, which chapter 05 tells.)
 
 # %%
 stages, offset = {}, 0

@@ -877,7 +877,7 @@ print(f"the 20 steps after the resume: mean loss {after:.3f}, without a resume {
 # ### A real log rings alarms, too
 #
 # Those four faults were planted. Nobody arranged the logs of the four runs that made the pocket model (in
-# `assets/pocket`). Here is an excerpt of the last one. Which of the six numbers would have rung, and what would you
+# `assets/pocket`). Here is an excerpt of the fourth. Which of the six numbers would have rung, and what would you
 # have done?
 
 # %%

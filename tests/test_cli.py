@@ -265,8 +265,8 @@ def test_ctrl_c(run: Run, monkeypatch) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pipe that breaks like this one")
 def test_a_reader_that_has_seen_enough() -> None:
-    """`nanovlm course report | head -1`"""
-    command = [sys.executable, "-m", "nanovlm", "course", "report"]
+    """`nanovlm plan | head -1`"""
+    command = [sys.executable, "-m", "nanovlm", "plan"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert process.stderr.read() == b""

@@ -62,7 +62,7 @@ def test_the_encoder_and_the_decoder_are_one_graph_each_and_reused(counter: Comp
 
 
 def test_generation_with_compiled_parts(counter: CompileCounterWithBackend) -> None:
-    plain, compiled = tiny_model(), tiny_model()
+    plain, compiled = tiny_model(num_blocks=1), tiny_model(num_blocks=1)
     compiled.compile_parts()
     for model in (plain, compiled):
         model.config.eos_token_id = 0
@@ -74,7 +74,7 @@ def test_generation_with_compiled_parts(counter: CompileCounterWithBackend) -> N
 
 
 def test_compiled_with_padding_packing_and_checkpointing(counter: CompileCounterWithBackend) -> None:
-    plain, compiled = tiny_model(), tiny_model()
+    plain, compiled = tiny_model(num_blocks=1), tiny_model(num_blocks=1)
     compiled.compile_parts()
     ids = torch.arange(FIRST_WORD, FIRST_WORD + 12).view(2, 6)
     mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])

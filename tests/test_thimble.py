@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from functools import cache
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -49,6 +50,16 @@ for subset in SUBSETS:
             digest.update(sample["images"][0].tobytes() + repr(sample["texts"]).encode())
 digest = digest.hexdigest()
 """
+
+
+@pytest.fixture(scope="module", params=SUBSETS)
+def turns_of(request):
+    """turns_of(split, index, seed) of one subset: each scene is drawn once for all tests that read it."""
+    subset = request.param
+    turns = cache(lambda split, index, seed=0: thimble_scene(subset, split, index, seed)[1])
+    turns.subset = subset
+    yield turns
+    turns.cache_clear()
 
 
 def texts_of(sample: dict) -> list[tuple[str, str, str]]:
@@ -138,15 +149,14 @@ def test_no_two_characters_look_alike():
         assert clearly_different >= 6, (one, other, clearly_different)
 
 
-@pytest.mark.parametrize("subset", SUBSETS)
-def test_turns_are_dense_in_training_and_complete_in_the_other_splits(subset):
-    asked = Counter()
+def test_turns_are_dense_in_training_and_complete_in_the_other_splits(turns_of):
+    asked, subset = Counter(), turns_of.subset
     for index in range(150):
-        turns = thimble_scene(subset, "train", index)[1]
+        turns = turns_of("train", index)
         assert len({question for _, question, _ in turns}) == len(turns) >= 7
         asked.update(kind for kind, _, _ in turns)
         for split in ("val", "test", "unseen"):
-            assert [kind for kind, _, _ in thimble_scene(subset, split, index)[1]] == [*KINDS[subset], "caption"]
+            assert [kind for kind, _, _ in turns_of(split, index)] == [*KINDS[subset], "caption"]
     assert set(asked) == {*KINDS[subset], "caption"}
     if subset == "glyphs":
         assert asked["exists"] > max(asked[kind] for kind in ("read", "first", "last", "count"))
@@ -154,11 +164,10 @@ def test_turns_are_dense_in_training_and_complete_in_the_other_splits(subset):
         assert asked["where"] > max(asked[kind] for kind in ("colour", "shape", "count", "compare"))
 
 
-@pytest.mark.parametrize("subset", SUBSETS)
-def test_splits_share_no_scene_whatever_the_seeds(subset):
+def test_splits_share_no_scene_whatever_the_seeds(turns_of):
     def content(split: str, seed: int, index: int) -> str:
-        caption = thimble_scene(subset, split, index, seed)[1][-1][2]
-        return caption.split(": ")[1] if subset == "glyphs" else caption
+        caption = turns_of(split, index, seed)[-1][2]
+        return caption.split(": ")[1] if turns_of.subset == "glyphs" else caption
 
     seen = {s: {content(s, seed, i) for seed in (0, 1) for i in range(1000)} for s in SPLITS}
     for one, other in combinations(SPLITS, 2):
@@ -173,10 +182,9 @@ def said_pairs(subset: str, text: str) -> set[str]:
     return set(re.findall(rf"(?:{'|'.join(thimble_reader.COLOURS)}) (?:circle|square|triangle|star|heart)", text))
 
 
-@pytest.mark.parametrize("subset", SUBSETS)
-def test_unseen_pairs_are_never_shown_asked_or_told_elsewhere(subset):
+def test_unseen_pairs_are_never_shown_asked_or_told_elsewhere(turns_of):
     def pairs_of(split: str, index: int) -> set[str]:
-        return {pair for turn in thimble_scene(subset, split, index)[1] for pair in said_pairs(subset, " ".join(turn))}
+        return {pair for turn in turns_of(split, index) for pair in said_pairs(turns_of.subset, " ".join(turn))}
 
     trained = {pair for split in ("train", "val", "test") for index in range(2000) for pair in pairs_of(split, index)}
     unseen = [pairs_of("unseen", index) for index in range(300)]
@@ -185,13 +193,13 @@ def test_unseen_pairs_are_never_shown_asked_or_told_elsewhere(subset):
     assert halves >= {half for pairs in unseen for pair in pairs for half in (pair.split() if " " in pair else pair)}
 
 
-@pytest.mark.parametrize("subset", SUBSETS)
-def test_a_guesser_that_reads_the_question_but_sees_no_image_stays_at_chance(subset):
+def test_a_guesser_that_reads_the_question_but_sees_no_image_stays_at_chance(turns_of):
     """It learns the most frequent answer to each question text from many samples, and is tested on others."""
+    subset = turns_of.subset
     learnt: dict[str, Counter] = defaultdict(Counter)
     overall: dict[str, Counter] = defaultdict(Counter)
     for index in range(8_000 if subset == "shapes" else 4_000):
-        for kind, question, answer in thimble_scene(subset, "train", index)[1]:
+        for kind, question, answer in turns_of("train", index):
             learnt[question][answer] += 1
             overall[kind][answer] += 1
 
@@ -201,7 +209,7 @@ def test_a_guesser_that_reads_the_question_but_sees_no_image_stays_at_chance(sub
     for split, seed in (("train", 1), ("test", 0)):
         right, asked = Counter(), Counter()
         for index in range(1200):
-            for kind, question, answer in thimble_scene(subset, split, index, seed)[1][:-1]:
+            for kind, question, answer in turns_of(split, index, seed)[:-1]:
                 right[kind] += guess(kind, question) == answer
                 asked[kind] += 1
         for kind, expected in chance(subset).items():

@@ -6,7 +6,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 STAMPED = "stamped"  # the tag of cells that the builder owns
 ANSWER_TAG = "answer:"  # of a chapter's code cell, followed by the id of the exercise that it answers
@@ -42,18 +47,25 @@ class Cell:
         return "\n".join(self.lines)
 
 
-def parse(text: str, path: Path | str) -> list[Cell]:
+@cache
+def read(text: str) -> NotebookNode:
+    """What jupytext makes of it: leave it alone. Kept, because nothing in a build takes longer, and most texts are
+    wanted again: as a notebook, and for the index."""
     import jupytext
 
+    return jupytext.reads(text, fmt="py:percent")
+
+
+def parse(text: str, path: Path | str) -> list[Cell]:
     file = text.splitlines()
     _refuse_other_cells(file, path)
     cells: list[Cell] = []
     number = 0
-    for read in jupytext.reads(text.lstrip(), fmt="py:percent").cells if text.strip() else ():
+    for found in read(text.lstrip()).cells if text.strip() else ():
         # The next marker behind the last cell's source: in a string, the same characters begin no cell.
-        number = next(n for n, line in enumerate(file, start=1) if n > number and line.startswith(MARKER))
-        lines = read.source.split("\n")
-        cell = Cell(read.cell_type == "markdown", lines, read.metadata.get("tags", []), number)
+        number = next(n for n, line in enumerate(file[number:], start=number + 1) if line.startswith(MARKER))
+        lines = found.source.split("\n")
+        cell = Cell(found.cell_type == "markdown", lines, list(found.metadata.get("tags", [])), number)
         number += len(lines)
         while lines and not lines[-1].strip():
             lines.pop()
@@ -87,7 +99,7 @@ def render(cells: Iterable[Cell]) -> str:
     """The file's text. Two blank lines stand before a cell that begins, and after one that ends, with a definition, as
     the formatter wants them."""
     import jupytext
-    from nbformat import v4
+    from nbformat import from_dict, v4
 
     notebook = v4.new_notebook(metadata={"jupytext": FILTERS})
     before: Cell | None = None
@@ -95,8 +107,8 @@ def render(cells: Iterable[Cell]) -> str:
         if before is not None:
             apart = _ends_in_definition(before) or _begins_with_definition(cell)
             notebook.cells[-1].metadata["lines_to_next_cell"] = 2 if apart else 1
-        make = v4.new_markdown_cell if cell.markdown else v4.new_code_cell
-        notebook.cells.append(make(cell.words(), metadata={"tags": cell.tags} if cell.tags else {}))
+        new = {"cell_type": "markdown" if cell.markdown else "code", "source": cell.words()}
+        notebook.cells.append(from_dict({**new, "metadata": {"tags": cell.tags} if cell.tags else {}}))
         before = cell
     return jupytext.writes(notebook, fmt="py:percent")
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 
 @pytest.fixture(scope="session")
@@ -24,12 +26,22 @@ def own_home(homes: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def solved_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all workers: whoever needs it first makes it, and the others wait."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with FileLock(folder / "solved.lock"):
+        if not (folder / "solved").exists():
+            _solve(tmp_path_factory.mktemp("solving")).rename(folder / "solved")
+    return folder / "solved"
+
+
+def _solve(home: Path) -> Path:
     from nanovlm.course import check
     from nanovlm.course.judge.exercise import REGISTRY
     from nanovlm.course.your_parts import part_ids
     from tests.course.learners import solution
 
-    home = tmp_path_factory.mktemp("solved")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NANOVLM_HOME", str(home))
         for exercise_id in part_ids():

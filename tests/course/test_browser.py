@@ -196,8 +196,13 @@ def wait_for_notebook(page: Page) -> None:
     page.wait_for_function("() => jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
 
 
-def open_notebook(page: Page, lab: Lab, name: str) -> None:
-    page.goto(lab.notebook(name))
+def open_notebook(page: Page, lab: Lab, name: str, anew: bool = False) -> None:
+    """`anew`: in a JupyterLab that has just been loaded, which takes seconds; else in the one that is in the page."""
+    if anew or not page.url.startswith("http"):
+        page.goto(lab.notebook(name))
+    else:
+        page.evaluate("async path => { await jupyterapp.commands.execute('docmanager:open', { path }); }", name)
+        page.wait_for_function("path => jupyterapp.shell.currentWidget.context?.path === path", arg=name)
     wait_for_notebook(page)
     page.evaluate("() => jupyterapp.shell.collapseLeft()")
 
@@ -306,7 +311,7 @@ def test_a_lever_moves_its_image_which_stays_when_the_kernel_is_gone(page: Page,
     page.evaluate("() => jupyterapp.commands.execute('docmanager:save')")
     page.wait_for_function("() => !jupyterapp.shell.currentWidget.context.model.dirty")
     page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
-    open_notebook(page, lab, name)
+    open_notebook(page, lab, name, anew=True)
     cell = lever_cell(page, "lever(which_patches")
     cell.locator(".widget-toggle-button").first.wait_for()  # the saved controls are back; before that nothing is shown
     # All of them: one that is still being loaded when the kernel goes is not found again.

@@ -21,6 +21,7 @@ from nanovlm.course.judge.exercise import BROKEN, Exercise, load_exercises
 from tests.course.learners import solution, starter
 
 EXERCISES = sorted(load_exercises().values(), key=lambda e: e.chapter)
+FEW = 500_000  # calls of functions
 each = pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: f"{e.chapter}-{e.id}")
 
 
@@ -32,22 +33,25 @@ def test_every_module_of_checks_can_be_imported() -> None:
 def test_the_solution_passes_a_check_that_calls_few_functions(exercise: Exercise) -> None:
     """A learner waits for it after every attempt. Calls are counted, which every machine does alike."""
     answer, calls = solution(exercise), 0
-    result = judge(exercise, answer)
-    assert result.passed, str(result)
-    assert len(result.facts) == len(exercise.properties)
 
     def count(frame: Any, event: str, arg: Any) -> None:
         nonlocal calls
         calls += event in ("call", "c_call")
 
-    # What a first check imports is not counted; what it computes once is, because nobody has run a copy's reference.
-    anew = copy.copy(exercise)
-    sys.setprofile(count)
-    try:
-        judge(anew, answer)
-    finally:
-        sys.setprofile(None)
-    assert 0 < calls < 500_000
+    # What a first check imports does not count, so that there may be a second; what it computes once does, because
+    # nobody has run a copy's reference.
+    for _ in range(2):
+        anew, calls = copy.copy(exercise), 0
+        sys.setprofile(count)
+        try:
+            result = judge(anew, answer)
+        finally:
+            sys.setprofile(None)
+        assert result.passed, str(result)
+        assert len(result.facts) == len(exercise.properties)
+        if calls < FEW:
+            break
+    assert 0 < calls < FEW
 
 
 @each

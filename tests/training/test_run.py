@@ -471,7 +471,12 @@ def test_a_compiled_run_ends_with_the_same_weights(tmp_path, monkeypatch):
     graphs = CompileCounterWithBackend("eager")
     compile_module = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda module: compile_module(module, backend=graphs))
-    plain, compiled = (run(tmp_path, max_steps=2, compile=on, run_name=str(on)) for on in (False, True))
+    plain, compiled = (
+        nanovlm.training.loop.train(
+            recipe(tmp_path, max_steps=2, compile=on, run_name=str(on)), new_model(num_blocks=1)
+        )
+        for on in (False, True)
+    )
     assert graphs.frame_count >= 2
     assert max_difference(weights(plain.model), weights(compiled.model)) < 1e-4
     assert VisionLanguageModel.from_pretrained(compiled.directory / "best")

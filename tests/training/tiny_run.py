@@ -26,13 +26,13 @@ from tests.tiny_tokenizer import tiny_tokenizer
 VOCAB_SIZE = 400
 
 
-def vlm_config() -> VLMConfig:
-    return tiny_config(vocab_size=VOCAB_SIZE, max_positions=256)
+def vlm_config(**language: int) -> VLMConfig:
+    return tiny_config(vocab_size=VOCAB_SIZE, max_positions=256, **language)
 
 
-def new_model(seed: int = 0) -> VisionLanguageModel:
+def new_model(seed: int = 0, **language: int) -> VisionLanguageModel:
     torch.manual_seed(seed)
-    model = VisionLanguageModel(vlm_config())
+    model = VisionLanguageModel(vlm_config(**language))
     model.tokenizer = tiny_tokenizer()
     model.image_processor = ImageProcessor(model.config.vision.image_size)
     return model
