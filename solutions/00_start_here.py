@@ -228,8 +228,9 @@ check("start.best_guess", best_guess)
 # `"red"`, `"green"` or `"blue"`. To the question `"What colour is it?"` a model that looks answers with the colour, and
 # to `"Is it red?"` (or green, or blue) with `"yes"` or `"no"`, always in lower case.
 #
-# Your test raises `AssertionError` if the model is wrong, and does nothing if it is right. The check runs it on a model
-# that looks, which has to pass, and on seven others that look at nothing or only at some of it, which have to fail.
+# Your test raises `AssertionError` if the model is wrong, and does nothing if it is right. The check runs it with a
+# model that looks, where it has to pass, and with nine others, where it has to fail: one of them ignores the picture,
+# and the rest look, but get one colour or one kind of question wrong.
 #
 # Write the simplest test that comes to your mind first, and let the check tell you which models get through.
 
@@ -241,8 +242,8 @@ check("start.best_guess", best_guess)
 # </details>
 # <details><summary>Hint 2: a plan</summary>
 #
-# Go through all three colours. For the picture of each, ask for the name, and ask with yes or no about every
-# one of the three, so that sometimes yes and sometimes no is right.
+# Go through all three colours. For the picture of each, ask for the name, and ask a yes-or-no question about
+# each of the three, so that sometimes yes and sometimes no is right.
 #
 # </details>
 # <details><summary>Hint 3: almost code</summary>

@@ -136,6 +136,9 @@ def guess_with_numpy(kinds, expected):
     return shares
 
 
+NAMES = ("red", "green", "blue")
+
+
 def tests_every_pair(ask, picture):
     names = ["red", "green", "blue"]
     for shown in names:
@@ -185,6 +188,19 @@ def tests_by_raising(ask, picture):
             raise AssertionError(f"{asked} is asked, {shown} shown")
 
 
+def tests_with_colors(ask, picture):
+    """Asked in American spelling, and about a colour that no picture has."""
+    table = {(shown, asked): ask(picture(shown), f"Is it {asked}?") for shown in NAMES for asked in (*NAMES, "yellow")}
+    assert table == {pair: "yes" if pair[0] == pair[1] else "no" for pair in table}
+    assert "".join(ask(picture(name), "What color is it?") for name in NAMES) == "".join(NAMES)
+
+
+def tests_with_a_threshold(ask, picture):
+    right = [ask(picture(name), "What colour is it?") == name for name in NAMES]
+    right += [(ask(picture(a), f"Is it {b}?") == "yes") == (a == b) for a, b in product(NAMES, NAMES)]
+    assert np.mean(right) > 0.9
+
+
 VERSIONS = {
     "start.score": (score, by_index, an_int_for_nothing, with_numpy, with_torch, one_minus_errors),
     "start.looks": (looks, looks_from_behind, looks_with_numpy, looks_with_a_deque, looks_by_hand),
@@ -195,5 +211,13 @@ VERSIONS = {
         guess_by_sorting,
         guess_with_numpy,
     ),
-    "start.test_looks": (tests_every_pair, tests_by_a_table, tests_by_counting, tests_by_lists, tests_by_raising),
+    "start.test_looks": (
+        tests_every_pair,
+        tests_by_a_table,
+        tests_by_counting,
+        tests_by_lists,
+        tests_by_raising,
+        tests_with_colors,
+        tests_with_a_threshold,
+    ),
 }

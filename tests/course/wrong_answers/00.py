@@ -300,6 +300,20 @@ def as_many_answers_as_pictures(ask, picture):
     assert len(said) == 2
 
 
+def one_blue_picture(ask, picture):
+    assert ask(picture("blue"), "What colour is it?") == "blue"
+
+
+def three_answers_differ(ask, picture):
+    said = [ask(picture(name), "What colour is it?") for name in ("red", "green", "blue")]
+    assert len(set(said)) == len(said)
+
+
+def the_same_question_twice(ask, picture):
+    image = picture("green")
+    assert ask(image, "Is it green?") == ask(image, "Is it green?")
+
+
 def only_names(ask, picture):
     for name in "red green blue".split():
         assert ask(picture(name), "What colour is it?") == name
@@ -321,6 +335,51 @@ def no_green(ask, picture):
     assert ask(picture("red"), "Is it blue?") == "no"
     assert ask(picture("blue"), "Is it red?") == "no"
     assert ask(picture("blue"), "Is it blue?") == "yes"
+
+
+def leaves_out(ask, picture, colour):
+    for shown in [name for name in ("red", "green", "blue") if name != colour]:
+        assert ask(picture(shown), "What colour is it?") == shown
+        for asked in [name for name in ("red", "green", "blue") if name != colour]:
+            assert ask(picture(shown), f"Is it {asked}?") == ("yes" if asked == shown else "no")
+
+
+def no_red(ask, picture):
+    leaves_out(ask, picture, "red")
+
+
+def no_blue(ask, picture):
+    leaves_out(ask, picture, "blue")
+
+
+def share_right(ask, picture):
+    names = ("red", "green", "blue")
+    right = [ask(picture(name), "What colour is it?") == name for name in names]
+    for shown in names:
+        right += [ask(picture(shown), f"Is it {asked}?") == ("yes" if asked == shown else "no") for asked in names]
+    return sum(right) / len(right)
+
+
+def half_of_them_right(ask, picture):
+    assert share_right(ask, picture) >= 0.5
+
+
+def four_in_five_right(ask, picture):
+    assert share_right(ask, picture) > 0.8
+
+
+def names_as_a_set(ask, picture):
+    names = {"red", "green", "blue"}
+    assert {ask(picture(name), "What colour is it?") for name in names} == names
+    for shown in names:
+        assert {asked for asked in names if ask(picture(shown), f"Is it {asked}?") == "yes"} == {shown}
+
+
+def its_own_name_is_confirmed(ask, picture):
+    for shown in ("red", "green", "blue"):
+        name = ask(picture(shown), "What colour is it?")
+        for asked in ("red", "green", "blue"):
+            assert ask(picture(shown), f"Is it {asked}?") == ("yes" if asked == name else "no")
 
 
 def always_yes_is_right(ask, picture):
@@ -368,6 +427,21 @@ def expects_a_sentence(ask, picture):
 
 def expects_a_bool(ask, picture):
     assert ask(picture("red"), "Is it red?") is True
+
+
+def swallows_its_assert(ask, picture):
+    try:
+        only_names(ask, picture)
+    except AssertionError:
+        print("it does not look")
+
+
+def asks_in_other_words(ask, picture):
+    assert ask(picture("red"), "Is the picture red?") == "yes"
+
+
+def asks_for_yellow(ask, picture):
+    assert ask(picture("yellow"), "What colour is it?") == "yellow"
 
 
 def expects_capitals(ask, picture):
@@ -439,11 +513,20 @@ WRONG = {
     "start.test_looks": [
         (one_red_picture, "single picture"),
         (one_red_picture_twice, "single picture"),
-        (answers_differ, "whether the answer changes"),
-        (as_many_answers_as_pictures, "whether the answer changes"),
-        (only_names, "never asks a question with yes or no"),
-        (only_yes_or_no, "only asks questions with yes or no"),
+        (answers_differ, "pictures differ"),
+        (as_many_answers_as_pictures, "pictures differ"),
+        (one_blue_picture, "single picture"),
+        (three_answers_differ, "pictures differ"),
+        (the_same_question_twice, "passes with every model"),
+        (only_names, "never asks a yes-or-no question"),
+        (only_yes_or_no, "wrong names"),
         (no_green, "leaves green out"),
+        (no_red, "leaves red out"),
+        (no_blue, "leaves blue out"),
+        (half_of_them_right, "passes with every model"),
+        (four_in_five_right, "wrong names"),
+        (names_as_a_set, "swaps the names"),
+        (its_own_name_is_confirmed, "takes green for blue"),
         (always_yes_is_right, 'is "yes"'),
         (always_yes_is_right_and_no_names, "and for the name"),
         (always_no_is_right, 'is "no"'),
@@ -451,6 +534,9 @@ WRONG = {
         (prints, "passes with every model"),
         (asserts_a_text, "passes with every model"),
         (gives_a_bool, "True or False"),
+        (swallows_its_assert, "passes with every model"),
+        (asks_in_other_words, "written exactly so"),
+        (asks_for_yellow, "picture makes red, green, blue"),
         (expects_a_sentence, "does not do"),
         (expects_a_bool, "does not do"),
         (expects_capitals, "does not do"),

@@ -29,16 +29,17 @@ COLOURS = {"red": (255, 0, 0), "green": (0, 128, 0), "blue": (0, 0, 255)}
 
 
 def picture(colour: str) -> Image.Image:
-    """A picture of one colour."""
+    """A picture of one colour. Raises: ValueError where it is none of the three."""
+    if colour not in COLOURS:
+        raise ValueError(f"picture makes {', '.join(COLOURS)}, and not {colour!r}")
     return Image.new("RGB", (2, 2), COLOURS[colour])
 
 
 def sees(image: Image.Image | None, question: str) -> str:
-    """Names the colour, and answers "Is it red?"; says nothing where there is no picture."""
-    if image is None:
-        return ""
-    colour = next(name for name, value in COLOURS.items() if image.getpixel((0, 0)) == value)
-    if question.startswith("Is it "):
+    """Names the colour, and answers "Is it red?"; says nothing where there is no picture, or no such colour."""
+    shown = None if image is None else image.getpixel((0, 0))
+    colour = next((name for name, value in COLOURS.items() if value == shown), "")
+    if colour and question.startswith("Is it "):
         return "yes" if colour in question else "no"
     return colour
 

@@ -14,7 +14,7 @@ Test = Callable[[Ask, Callable[[str], Image.Image]], None]
 
 
 def test_looks(ask: Ask, picture: Callable[[str], Image.Image]) -> None:
-    """Every colour, with the question for its name and one question with yes or no for each colour."""
+    """Every colour, with the question for its name and one yes-or-no question for each colour."""
     for colour in COLOURS:
         assert ask(picture(colour), COLOUR) == colour
         for other in COLOURS:
@@ -32,13 +32,8 @@ def _always(word: str) -> Ask:
     return lambda image, question: sees(image, question) if _asks_for_a_name(question) else word
 
 
-def _sees_no_green(image: Image.Image | None, question: str) -> str:
-    same = image is not None and image.getpixel((0, 0)) == COLOURS["green"]
-    return sees(picture("blue") if same else image, question)
-
-
-def _swaps_red_and_blue(image: Image.Image | None, question: str) -> str:
-    return sees(image and Image.merge("RGB", image.split()[::-1]), question)
+def _takes(colour: str, other: str) -> Ask:
+    return lambda image, question: sees(picture(other) if sees(image, COLOUR) == colour else image, question)
 
 
 def _hears_red(image: Image.Image | None, question: str) -> str:
@@ -49,14 +44,21 @@ def _knows_no_names(image: Image.Image | None, question: str) -> str:
     return "red" if _asks_for_a_name(question) else sees(image, question)
 
 
+def _mixes_up_names(image: Image.Image | None, question: str) -> str:
+    answer = sees(image, question)
+    return {"red": "blue", "blue": "red"}.get(answer, answer)
+
+
 PLANTED: dict[str, Ask] = {
     "a model that ignores the picture": guesses,
-    'one that answers every question with yes or no by "yes"': _always("yes"),
-    'one that answers every question with yes or no by "no"': _always("no"),
-    "one that takes green for blue": _sees_no_green,
-    "one that takes red for blue, and blue for red": _swaps_red_and_blue,
+    'one that answers every yes-or-no question with "yes"': _always("yes"),
+    'one that answers every yes-or-no question with "no"': _always("no"),
+    "one that takes red for green": _takes("red", "green"),
+    "one that takes green for blue": _takes("green", "blue"),
+    "one that takes blue for red": _takes("blue", "red"),
     'one that hears "Is it red?" whatever colour you name': _hears_red,
-    'one that calls everything "red" when it is asked for the name': _knows_no_names,
+    'one that says "red" whenever it is asked for the name': _knows_no_names,
+    'one that sees right, and swaps the names "red" and "blue"': _mixes_up_names,
 }
 
 
@@ -75,8 +77,8 @@ TEST_LOOKS = Exercise(
     "and it is worth as much as the wrong models that it catches.",
     hints=(
         "Think of a model that would pass your test without looking. Which further question would give it away?",
-        "Go through all three colours. For the picture of each, ask for the name, and ask with yes or no about every "
-        "one of the three, so that sometimes yes and sometimes no is right.",
+        "Go through all three colours. For the picture of each, ask for the name, and ask a yes-or-no question about "
+        "each of the three, so that sometimes yes and sometimes no is right.",
         'for colour in ("red", "green", "blue"):\n'
         '    assert ask(picture(colour), "What colour is it?") == …\n'
         "    for other in the same three colours:\n"
@@ -88,24 +90,28 @@ TEST_LOOKS = Exercise(
 )
 
 
-@TEST_LOOKS.mistake(
-    "Your test asks about a single picture. A model that always gives this one answer passes: take pictures whose right "
-    "answers differ."
-)
-def _(ask, picture):
-    assert ask(picture("red"), COLOUR) == "red"
+for _colour in COLOURS:
+
+    @TEST_LOOKS.mistake(
+        f'Your test asks about a single picture. A model that always says "{_colour}" passes: take pictures whose right '
+        "answers differ."
+    )
+    def _(ask, picture, colour=_colour):
+        assert ask(picture(colour), COLOUR) == colour
+
+
+for _shown in (("red", "blue"), tuple(COLOURS)):
+
+    @TEST_LOOKS.mistake(
+        f"Your test asks whether the answers about {len(_shown)} pictures differ, and not whether they are right. Compare "
+        "each with the one that it should be."
+    )
+    def _(ask, picture, shown=_shown):
+        assert len({ask(picture(colour), COLOUR) for colour in shown}) == len(shown)
 
 
 @TEST_LOOKS.mistake(
-    "Your test asks whether the answer changes with the picture, and not whether it is right. Compare each answer with the "
-    "one that it should be."
-)
-def _(ask, picture):
-    assert ask(picture("red"), COLOUR) != ask(picture("blue"), COLOUR)
-
-
-@TEST_LOOKS.mistake(
-    "Your test never asks a question with yes or no, so a model that always says the same there gets through."
+    "Your test never asks a yes-or-no question, so a model that always says the same there gets through."
 )
 def _(ask, picture):
     for colour in COLOURS:
@@ -113,8 +119,8 @@ def _(ask, picture):
 
 
 @TEST_LOOKS.mistake(
-    'Your test only asks questions with yes or no. Ask "What colour is it?" as well: another kind of question is another '
-    "skill."
+    'Your test lets wrong names through. Ask "What colour is it?" about every picture as well: another kind of question is '
+    "another skill. One wrong answer is enough to fail."
 )
 def _(ask, picture):
     for colour in COLOURS:
@@ -122,16 +128,21 @@ def _(ask, picture):
             assert ask(picture(colour), f"Is it {other}?") == ("yes" if other == colour else "no")
 
 
-@TEST_LOOKS.mistake("Your test leaves green out, and a model that cannot see it gets through. Take all three colours.")
-def _(ask, picture):
-    for colour in ("red", "blue"):
-        assert ask(picture(colour), COLOUR) == colour
-        for other in ("red", "blue"):
-            assert ask(picture(colour), f"Is it {other}?") == ("yes" if other == colour else "no")
+for _colour in COLOURS:
+
+    @TEST_LOOKS.mistake(
+        f"Your test leaves {_colour} out, and a model that cannot see it gets through. Take all three colours."
+    )
+    def _(ask, picture, unseen=_colour):
+        shown = COLOURS.keys() - {unseen}
+        for colour in shown:
+            assert ask(picture(colour), COLOUR) == colour
+            for other in shown:
+                assert ask(picture(colour), f"Is it {other}?") == ("yes" if other == colour else "no")
 
 
 @TEST_LOOKS.mistake(
-    'The right answer to all your questions with yes or no is "yes". Ask about colours that are not there, too.'
+    'The right answer to all your yes-or-no questions is "yes". Ask about colours that are not there, too.'
 )
 def _(ask, picture):
     for colour in COLOURS:
@@ -140,7 +151,7 @@ def _(ask, picture):
 
 
 @TEST_LOOKS.mistake(
-    'Your test only asks questions with yes or no, and the right answer to all of them is "yes". Ask about colours that are '
+    'Your test only asks yes-or-no questions, and the right answer to all of them is "yes". Ask about colours that are '
     "not there, too, and for the name."
 )
 def _(ask, picture):
@@ -149,7 +160,7 @@ def _(ask, picture):
 
 
 @TEST_LOOKS.mistake(
-    'The right answer to all your questions with yes or no is "no". Ask about the colour that is there, too.'
+    'The right answer to all your yes-or-no questions is "no". Ask about the colour that is there, too.'
 )
 def _(ask, picture):
     for colour in COLOURS:
@@ -159,7 +170,7 @@ def _(ask, picture):
 
 
 @TEST_LOOKS.mistake(
-    "All your questions with yes or no name the same colour, so a model that does not listen to the name gets through."
+    "All your yes-or-no questions name the same colour, so a model that does not listen to the name gets through."
 )
 def _(ask, picture):
     for colour in COLOURS:
@@ -168,21 +179,22 @@ def _(ask, picture):
 
 
 @TEST_LOOKS.mistake(
-    "Your test passes with every model. No assert in it can fail: compare what ask returns with the right answer."
+    "Your test passes with every model. Compare what ask returns with the right answer, and let one wrong answer be enough "
+    "to fail."
 )
 def _(ask, picture):
     for colour in COLOURS:
         ask(picture(colour), COLOUR)
 
 
-@TEST_LOOKS.mistake("Your test says True or False. pytest, and everybody else, waits for an AssertionError.")
+@TEST_LOOKS.mistake("Your test returns True or False. pytest, and everybody else, waits for an AssertionError.")
 def _(ask, picture):
     return True
 
 
 @TEST_LOOKS.mistake(
-    "Your test asks for something that a model that looks does not do. The answers are lower-case words: a colour, yes or "
-    "no."
+    'Your test asks for something that a model that looks does not do. It knows "What colour is it?" and "Is it red?" (or '
+    'green, or blue), written exactly so, and answers with a lower-case word: a colour, "yes" or "no".'
 )
 def _(ask, picture):
     raise AssertionError
