@@ -231,8 +231,8 @@ for word in (" colour", " color"):
 # %% [markdown]
 # The piece ` colo` is only a step on the way to ` colour`, so no British question contains it, and the pocket model was
 # trained for hours without meeting it. In a copy of the model we put random numbers in its row, as before any training.
-# Of 60 questions about a colour, how many will this copy answer in British spelling, and how many in American? Write
-# two numbers down before you run the cell.
+# Of 60 questions about a colour, how many will this copy answer correctly in British spelling, and how many in
+# American? Write two numbers down before you run the cell.
 
 # %%
 from nanovlm.data.thimble import Thimble
@@ -259,9 +259,9 @@ assert right["color", "row untrained"] <= 30
 assert all(right[which] >= 58 for which in right if which != ("color", "row untrained"))
 
 # %% [markdown]
-# The copy reads the whole question but for one word, and mostly answers with a shape where a colour is asked for. The shipped
-# model understands both spellings, because that row was trained at the end, and nothing else: 128 numbers, for 100
-# steps on questions that say `color` among others (`nanovlm train` has the option `--trainable-tokens` for this). Every
+# The copy reads the whole question but for one word, and mostly answers with a shape where a colour is asked for. The
+# shipped model understands both spellings, because that one row, 128 numbers, was trained at the end, and nothing else:
+# for 100 steps, on questions some of which say `color` (`nanovlm train --trainable-tokens " colo"` does this). Every
 # other weight stayed as it was, bit for bit, so no answer to another question was put at risk.
 
 # %% [markdown]

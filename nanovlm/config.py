@@ -274,7 +274,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     # what is trained (adapt/): all, unless it says otherwise
     freeze: tuple[Part, ...] = ()  # parts whose weights stay
-    trainable_tokens: tuple[str, ...] = ()  # only the embeddings of these tokens are trained: new words, old model
+    trainable_tokens: tuple[str, ...] = ()  # train their embeddings alone, as of ' colo': new words for an old model
     lora_rank: int = 0  # more than 0: only low-rank adapters are trained, at lr_projector, since they are new
     lora_alpha: float | None = None  # the adapters' difference counts alpha / rank; None: alpha is twice the rank
     lora_modules: tuple[str, ...] = ("q_proj", "v_proj")  # the linear layers that get one

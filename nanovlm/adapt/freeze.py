@@ -19,8 +19,9 @@ def choose_trained(model: nn.Module, config: TrainConfig) -> str:
     if not (config.lora_rank or config.freeze or config.trainable_tokens):
         return ""
     if config.trainable_tokens:
-        rows = train_embeddings(model, [token_id(model, text) for text in config.trainable_tokens])
-        return f"the embeddings of {len(config.trainable_tokens)} tokens, {rows:,} weights"
+        names = ", ".join(map(repr, config.trainable_tokens))
+        ids = [token_id(model, text) for text in config.trainable_tokens]
+        return f"the embeddings of {names}, {train_embeddings(model, ids):,} weights"
     if config.lora_rank:
         add_lora(model, config.lora_rank, config.lora_alpha, config.lora_modules)
         if config.lora_4bit:
@@ -52,5 +53,6 @@ def token_id(model: nn.Module, text: str) -> int:
     ids = model.tokenizer.encode(text)
     if len(ids) != 1:
         pieces = ", ".join(repr(model.tokenizer.decode([each])) for each in ids)
-        raise ValueError(f"trainable_tokens names tokens, and {text!r} is {len(ids)} of them: {pieces}.")
+        count = f"{len(ids)} of them: {pieces}. Name those to train." if ids else "none."
+        raise ValueError(f"trainable_tokens names tokens of ordinary text, and {text!r} is {count}")
     return ids[0]

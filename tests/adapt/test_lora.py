@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from nanovlm.adapt.blocks import quantise_base
+from nanovlm.adapt.freeze import token_id
 from nanovlm.adapt.lora import MODULES, LoRALinear, add_lora, load_adapter, lora_layers, merge_lora, save_adapter
 from nanovlm.files import read_safetensors
 from nanovlm.models.vision_language_model import VisionLanguageModel
@@ -189,6 +190,8 @@ def test_only_the_embeddings_of_the_chosen_tokens_move(tmp_path, optimizer: str)
 def test_trainable_tokens_are_tokens_and_stand_alone(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"' color' is 2 of them: ' colo', 'r'"):
         train(recipe(tmp_path, trainable_tokens=(" color",)), new_model())
+    with pytest.raises(ValueError, match="'' is none"):
+        token_id(new_model(), "")
     for beside in ({"freeze": ("projector",)}, {"lora_rank": 2}, {"parallel": "fsdp"}):
         with pytest.raises(ValueError, match="trainable_tokens freezes all else"):
             recipe(tmp_path, trainable_tokens=(" colo",), **beside)
