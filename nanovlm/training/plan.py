@@ -119,8 +119,8 @@ class Plan:
             f"{self.flops_per_sample * self.samples / 1e18:,.3g} EFLOP in all",
             "time": f"{hours_in_words(self.hours)} for {self.samples:,} samples on {self.num_gpus} x "
             f"{self.machine.name} at {self.utilisation:.0%} of its {self.machine.tflops:.3g} TFLOP/s, that is "
-            f"{self.samples_per_second:,.0f} a second",
-            "memory": f"{self.memory_bytes / 1e9:.1f} of {self.machine.memory_gb:g} GB a GPU ({verdict}): "
+            f"{self.samples_per_second:,.{0 if self.samples_per_second >= 10 else 2}f} a second",
+            "memory": f"{self.memory_bytes / 1e9:.1f} of {self.machine.memory_gb:.3g} GB a GPU ({verdict}): "
             + ", ".join(f"{name} {size}" for name, size in gb.items()),
             "disk": f"{self.disk_bytes / 1e9:,.1f} GB for checkpoints"
             + (f", {self.download_bytes / 1e9:,.0f} GB for data" if self.download_bytes else ""),
