@@ -40,7 +40,9 @@ def write_graph() -> Iterator[Callable[[VisionLanguageModel, str, Path], None]]:
         yield write
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["placeholders", "in front"])
+@pytest.fixture(
+    scope="module", params=[False, pytest.param(True, marks=pytest.mark.long)], ids=["placeholders", "in front"]
+)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, write_graph: Callable) -> tuple:
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(name, reason=WHY)
