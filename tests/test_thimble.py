@@ -169,7 +169,7 @@ def test_splits_share_no_scene_whatever_the_seeds(turns_of):
         caption = turns_of(split, index, seed)[-1][2]
         return caption.split(": ")[1] if turns_of.subset == "glyphs" else caption
 
-    seen = {s: {content(s, seed, i) for seed in (0, 1) for i in range(1000)} for s in SPLITS}
+    seen = {s: {content(s, seed, i) for seed in (0, 1) for i in range(500)} for s in SPLITS}
     for one, other in combinations(SPLITS, 2):
         assert not seen[one] & seen[other], (one, other)
 
@@ -186,7 +186,7 @@ def test_unseen_pairs_are_never_shown_asked_or_told_elsewhere(turns_of):
     def pairs_of(split: str, index: int) -> set[str]:
         return {pair for turn in turns_of(split, index) for pair in said_pairs(turns_of.subset, " ".join(turn))}
 
-    trained = {pair for split in ("train", "val", "test") for index in range(2000) for pair in pairs_of(split, index)}
+    trained = {pair for split in ("train", "val", "test") for index in range(1000) for pair in pairs_of(split, index)}
     unseen = [pairs_of("unseen", index) for index in range(300)]
     assert all(pairs - trained for pairs in unseen)
     halves = {half for pair in trained for half in (pair.split() if " " in pair else pair)}
