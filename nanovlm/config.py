@@ -242,9 +242,7 @@ class TrainConfig:
 
     # data
     dataset_path: str = "thimble"  # "thimble", a Hub id, a directory of parquet files, or your own (data/own_data.py)
-    dataset_names: tuple[str, ...] = (
-        "shapes",
-    )  # subsets, mixed; Thimble: shapes charts glyphs choice captions american
+    dataset_names: tuple[str, ...] = ("shapes",)  # mixed; Thimble: shapes charts glyphs choice captions american
     dataset_weights: tuple[float, ...] = ()  # one a name: the parts of the mixture; default: in proportion to size
     dataset_size: int = 100_000  # Thimble only: training pictures per subset
     val_size: int = 200  # Thimble: validation pictures per subset; a stream: validation samples in all

@@ -20,9 +20,8 @@ def numbered(*shape: int) -> Tensor:
 
 def cut(images: Tensor, patch_size: int) -> Tensor:
     """Also of whole numbers, which F.unfold refuses."""
-    grid = images.unfold(2, patch_size, patch_size).unfold(
-        3, patch_size, patch_size
-    )  # [B, channels, rows, columns, p, p]
+    rows = images.unfold(2, patch_size, patch_size)
+    grid = rows.unfold(3, patch_size, patch_size)  # [B, channels, rows, columns, p, p]
     return grid.movedim(1, 3).flatten(3).flatten(1, 2)
 
 
