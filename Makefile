@@ -88,7 +88,8 @@ notebooks: .venv/ready
 	@echo "Setting up .venv with the versions in constraints.txt: once, two to five minutes, about 2 GB."
 	@echo "Warnings that pip cannot reach download.pytorch.org do no harm: it then takes torch from PyPI."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --no-compile --no-deps torch -c constraints.txt $(CPU_TORCH)
+	@# Five retries, as usual, would be fifteen seconds where CPU_TORCH's server cannot be reached.
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --retries 2 torch -c constraints.txt $(CPU_TORCH)
 	$(BIN)/python -m pip install --quiet uv -c constraints.txt
 	$(call install,-e ".[dev]")
 	@$(PYTHON) -c "open('$@', 'w').close()"

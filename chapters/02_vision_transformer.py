@@ -547,7 +547,7 @@ def train(block_class, learning_rate=3e-3, seed=0):
         *(block_class(sizes) for _ in range(sizes.num_blocks)), nn.LayerNorm(32), nn.Linear(32, 4)
     )
     optimizer, losses = torch.optim.AdamW(net.parameters(), lr=learning_rate), []
-    for _ in range(60):
+    for _ in range(budget().pick(ci=48, laptop=60)):
         colours = torch.randint(4, (32, 9))
         patches = torch.zeros(32, 9, 32)
         patches[..., :4] = 3 * F.one_hot(colours, 4)

@@ -191,10 +191,8 @@ print("normalised in float32:", RMSNorm(4, eps=1e-5).half()(x).tolist())
 # %% [markdown]
 # ### What breaks: no norm, and a norm that subtracts the mean
 #
-# Which of the two does more harm? Guess, and then test it on the pocket model. The next cell defines a score over
-# questions about pictures that the model has not seen in training; then we replace one function at a time and ask
-# again. `mock.patch.object(module, name, other)` puts
-# `other` in the place of `name` until the `with` block ends.
+# Which of the two does more harm? Guess, and then test it on the pocket model, with pictures that training did not show.
+# `mock.patch.object(module, name, other)` puts `other` in the place of `name` until the `with` block ends.
 
 # %%
 from nanovlm.data.thimble import Thimble
@@ -300,8 +298,8 @@ for q_position, k_position in ((10, 7), (110, 107), (3, 0), (10, 6)):
 # $$\text{pair } i \text{ turns by } \text{base}^{-2i / \text{head\_dim}} \text{ radians for each step}$$
 
 # %% [markdown]
-# The figure shows a query and a key of eight numbers, which are four pairs. Move **position**, and all arrows turn while
-# no product changes. Then move **distance**.
+# Here are a query and a key of four pairs. Move **position**, and all arrows turn while no product changes. Then move
+# **distance**.
 
 # %%
 from nanovlm.viz.decoder import rotation_figure
@@ -337,9 +335,8 @@ for pair in (0, 1, 15, 31):
 # %% [markdown]
 # The slowest pairs do not complete one turn, so for them no two positions look alike.
 #
-# In code, a class computes the angles from the positions, and a function turns queries and keys by them. Two details
-# matter. The angles are computed in float32 when they are needed, because bfloat16 rounds position 257 to 256. And all
-# heads turn alike, so the angles have an axis of size 1 for the heads.
+# In code, a class computes the angles, and a function turns queries and keys by them. The angles are computed in float32,
+# because bfloat16 rounds position 257 to 256. All heads turn alike, so the angles have an axis of size 1 for the heads.
 
 # %% [markdown] tags=["stamped"]
 # **The next cell is folded, because it answers this exercise:** [exercise 4.2, How far does each pair
@@ -388,8 +385,8 @@ print(expect_shape(cos, "batch 1 length 8"))
 # ### The product depends on the distance, and it decays for equal vectors only
 #
 # The map shows the product of one query and one key at all pairs of 16 positions. If only the distance counts, all
-# products along a diagonal are equal. Change **positions** to see a map where they are not, and change **vectors** to see
-# the same query and key, or two random ones.
+# products along a diagonal are equal. Change **positions** to see a map where they are not, and **vectors** for two random
+# ones.
 
 # %%
 from nanovlm.viz.decoder import relative_figure
@@ -454,15 +451,15 @@ assert all(0.3 < right < as_shipped - 0.08 for right in (wrong_pairs, no_positio
 
 # %% [markdown]
 # Both models give wrong answers that were right before, and neither is dead. Many of these questions do not need the
-# order of the words, and the image tokens know their places from the encoder. The mask, which comes next, also reveals
-# some of the order: decoders without any positions learn from it where a token is ([Haviv et al.
-# 2022](https://arxiv.org/abs/2203.16634)). A model that is half broken looks like one that needs more training.
+# order of the words, the image tokens know their places from the encoder, and the mask reveals some of the order:
+# decoders without any positions learn from it where a token is ([Haviv et al. 2022](https://arxiv.org/abs/2203.16634)).
+# A model that is half broken looks like one that needs more training.
 
 # %% [markdown]
 # ### Distances that training never showed
 #
-# What happens beyond the lengths of training? We put tokens without a meaning between the picture and its question, so
-# that the distance grows to what training never showed, once with the base as it is and once with one 16 times as large.
+# We put tokens without a meaning between the picture and its question, so that their distance grows beyond what training
+# showed, once with the base as it is and once with one 16 times as large.
 
 # %%
 from nanovlm.course.challenges import far_score
@@ -478,10 +475,10 @@ assert far[0, 16] > 0.9 and far[128, 1] < far[0, 1] - 0.05 and far[128, 16] > fa
 
 # %% [markdown]
 # A larger base turns the slow pairs more slowly, so that a distance of 128 gives them angles that they know from training,
-# while the fast pairs, which tell neighbours apart, hardly change. Without any training this wins back a part of the
-# answers. An earlier way divides every position by one factor ([Chen et al. 2023](https://arxiv.org/abs/2306.15595)),
-# which also moves neighbours closer together. Larger models change the base with more care ([Peng et al.
-# 2023](https://arxiv.org/abs/2309.00071)), and the challenge after the exercises asks for more.
+# while the fast pairs hardly change. Without any training this wins back a part of the answers. An earlier way divides
+# every position by one factor ([Chen et al. 2023](https://arxiv.org/abs/2306.15595)), which also moves neighbours closer
+# together. Larger models change the base with more care ([Peng et al. 2023](https://arxiv.org/abs/2309.00071)), and the
+# challenge asks for more.
 
 # %% [markdown]
 # ## The mask hides the future
@@ -606,8 +603,8 @@ lever(masks, padding=list(rows), mask=["causal", "prefix"])
 
 # %% [markdown]
 # Padding on the left would do no harm if it *was* counted, because RoPE sees distances only, and every real token moves
-# by the same number of steps. In the middle it does harm: it moves the text away from the picture. nanoVLM v0.1 did that.
-# It put the picture in front of texts that were padded on the left, hid the padding with its mask, and [counted it in the
+# by the same number of steps. In the middle it does harm: it moves the text away from the picture. nanoVLM v0.1, with the
+# picture in front of texts that were padded on the left, [counted the padding in the
 # positions](https://github.com/huggingface/nanoVLM/blob/v0.1/models/language_model.py#L241). Chapter 06 measures what
 # that costs.
 
@@ -834,8 +831,8 @@ with mock.patch.object(language_model.SwiGLU, "forward", gate_and_up_swapped):
 assert smollm.inter_dim * 3 == smollm.hidden_dim * 8 and 0.3 < gates_swapped < as_shipped - 0.05
 
 # %% [markdown]
-# Some answers are wrong and many are not. Where both numbers are well above 0, SiLU is close to x, and a product does not
-# depend on the order of its factors. Where their signs differ, the swap opens a gate that was closed.
+# Many answers stay right. Where both numbers are well above 0, SiLU is close to x, and a product does not depend on the
+# order of its factors. Where their signs differ, the swap opens a gate that was closed.
 
 # %% [markdown]
 # ## The block adds to a residual stream
@@ -850,7 +847,7 @@ from nanovlm.viz.decoder_block import bus_figure, decoder_block_figure
 bus_figure(smollm.hidden_dim, smollm.num_blocks, smollm.vocab_size)
 
 # %% [markdown]
-# The next figure opens one of these blocks. Every box in it is a part that you have built in this chapter.
+# Here is one of these blocks. Every box in it is a part that you have built in this chapter.
 
 # %%
 decoder_block_figure(

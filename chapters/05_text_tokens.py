@@ -766,7 +766,7 @@ def train_on(target, steps):
     return student.eval()
 
 
-steps, students = budget().pick(ci=21, laptop=41), {}
+steps, students = budget().pick(ci=13, laptop=41), {}
 for name in ("never", "twice"):
     print(f"shifted {name}")
     students[name] = train_on(targets[name], steps)

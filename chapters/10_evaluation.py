@@ -92,7 +92,7 @@ recall_at_k = use("evaluation.recall_at_k")
 bleu = use("evaluation.bleu")
 
 # %% [markdown]
-# A first thing that can be known without any model is how sure the two numbers are. MMStar has 1,500 questions, so
+# One thing can be known without any model: how sure the two numbers are. MMStar has 1,500 questions, so
 # each share comes with an interval; the formula is further down. Four options make about 25 % by guessing. The
 # other rows are published scores of small models, and not all by one procedure: SmolVLM2-500M and LFM2.5-VL-450M are
 # both from the table in [LFM2.5-VL-450M's card](https://huggingface.co/LiquidAI/LFM2.5-VL-450M), and nanoVLM-450M was
@@ -111,8 +111,7 @@ share_rows("MMStar, as published, with 95 % intervals", rows, chance=0.25, highe
 
 # %% [markdown]
 # The two intervals of the opening question do not overlap, so five points are more than the luck of the questions.
-# If the numbers mislead, it is for another reason. To find such reasons you need a model whose answers you can see,
-# and that is the pocket model.
+# If they mislead, it is for another reason, and to find one you need a model whose answers you can see: the pocket model.
 #
 # ## The pocket model answers every test question
 #
@@ -152,8 +151,8 @@ print(f"{int(tilted.sum())} of {len(tilted)} right")
 sample_card(turned[0].images[0], alt="A picture of shapes, turned by ten degrees.")
 
 # %% [markdown]
-# Where does it fail? Look at the failures before you compute anything from them: a number tells you how many there
-# are, and only the pictures tell you what they have in common.
+# Where does it fail? A number tells you how many failures there are, and only the pictures tell you what they have in
+# common.
 
 # %%
 from nanovlm.viz.contact_sheet import AnsweredImage, sheet_figure
@@ -313,8 +312,7 @@ for bits, right in few.items():
 
 # %% [markdown]
 # Where the interval contains 0, this test does not show a loss. That is not the same as *no loss*: the interval
-# also says how large a loss would still be compatible with these answers. Report it, rather than “no significant
-# difference”.
+# also says how large a loss could still be. Report it, rather than “no significant difference”.
 
 # %% [markdown]
 # ## A score means something only beside a blind baseline
@@ -481,7 +479,7 @@ share_rows("One model, one set of questions, six protocols", rows, chance=0.25)
 
 # %% [markdown]
 # The same weights give anything from nearly nothing to most of the questions. None of these numbers is *the*
-# accuracy, because each answers its own question. Two models may be compared within a row, and never across rows.
+# accuracy. Two models may be compared within a row, and never across rows.
 
 # %% [markdown]
 # One check belongs to every letter protocol. A model that always says A gets 25 %. **Circular evaluation** asks
@@ -519,9 +517,8 @@ for name, texts in said.items():
 #   MMStar draws its questions from, by its paper.
 
 # %% [markdown]
-# What does sampling cost? The pocket model is sure of most answers, so a draw from its distribution seldom differs
-# from the likeliest answer. A model that hesitates between four letters pays more, and gets another score every
-# time.
+# What does sampling cost? The pocket model is sure of most answers, so a draw seldom differs from the likeliest
+# answer. A model that hesitates between letters pays more, and gets another score every time.
 
 # %%
 asked = turned[:60]
@@ -535,7 +532,7 @@ for seed in range(3):
 # %% [markdown]
 # What does choosing buy? The [published
 # curve](https://github.com/huggingface/nanoVLM/blob/v0.1/assets/nanoVLM-222M-loss.png) ends at about 32,700 steps,
-# so there were about 131 looks. Suppose that nothing at all changed between them: one model, a true accuracy of 33
+# so there were about 131 looks. Suppose that nothing changed between them: one model, a true accuracy of 33
 # %, fresh luck at each look. [Exercise 10.6](../exercises/10_evaluation.ipynb) measures the same.
 
 # %%
@@ -673,8 +670,8 @@ for name, others in candidates.items():
 print(f"its own caption before its own hard negative: {(own > hard.diagonal()).float().mean():.0%}")
 
 # %% [markdown]
-# The model tells one picture's caption from another's. But asked which of two shapes is where, in these smaller
-# pictures, it does little better than a guess, as far as so few pictures can show. So report with every recall how many
+# The model tells one picture's caption from another's. But asked which of two shapes is where, it does little better
+# than a guess, as far as so few pictures can show. So report with every recall how many
 # candidates there were, and how they were chosen.
 
 # %% [markdown]
@@ -728,8 +725,7 @@ for name in ("as drawn", "turned by 15°"):
 # %% [markdown]
 # On turned pictures the pocket model falls back on *no*: it denies most of what is there, and its accuracy still
 # stays around one half or above, because half of the right answers are *no*. Several of the large models in POPE's
-# paper lean the other way and say yes to most questions. A model that always says yes has an accuracy of 50 %,
-# finds everything, and sees nothing.
+# paper lean the other way. A model that always says yes has an accuracy of 50 %, finds everything, and sees nothing.
 
 # %% [markdown]
 # ## A model at 100 % can fail after small changes
@@ -764,8 +760,7 @@ lever(after_changes, kind=kinds)
 # embedding was trained for it (chapter 05). None of this is visible at 100 %.
 
 # %% [markdown]
-# Read the grey row with care: a grey picture does not contain the answer to a question about colour, so a fall there is
-# no fault of the model.
+# The grey row is no fault of the model: a grey picture does not contain the answer to a question about colour.
 
 # %% [markdown]
 # ## A model should know when it does not know
@@ -818,7 +813,7 @@ lever(calibration, start={"change": "turned by 15°"}, change=list(measured))
 # Two cheap searches find exact and nearly exact copies. Texts: which test questions share a run of n words with a
 # training text? (The package takes 8; for the short questions below we take 6.) Pictures: shrink to 8 × 8 grey cells,
 # note for each whether it is brighter than the mean, and compare these 64 bits. We plant a leak, a test picture that
-# was enlarged, shrunk again and brightened, and look for it.
+# was enlarged, shrunk and brightened.
 
 # %%
 from PIL import ImageEnhance
@@ -835,8 +830,8 @@ in_training = ["Look: which bar is the tallest of the four bars?"]
 print("texts:   ", shared_ngrams(in_test, in_training, n=6))
 
 # %% [markdown]
-# Other pairs may appear beside the planted one: at 64 bits, simple drawings collide, and a person has to look at
-# what was found. What is a leak worth? A model that is right 35 % of the time and has memorised a share of the test
+# Other pairs may appear beside the planted one: at 64 bits, simple drawings collide, so look at what was found. What is
+# a leak worth? A model that is right 35 % of the time and has memorised a share of the test
 # gains at most:
 
 # %% tags=["nbval-check-output"]
@@ -876,8 +871,8 @@ for name, rule in rules.items():
 # nanovlm evaluate --model pocket --protocol lenient --size 200
 # ```
 #
-# It asks about the Thimble, and `--json` writes the counts of right answers and not the answers: to keep those, write
-# them yourself, as in the cell above.
+# It asks about the Thimble, and `--json` writes the counts of right answers: to keep the answers, write them yourself, as
+# in the cell above.
 #
 # For comparison with published numbers, use the tool that made them. `nanovlm.evaluation.lmms` is an adapter with
 # which [lmms-eval](https://pypi.org/project/lmms-eval/0.7.3/) runs our models, on MMStar among others; the beginning of
@@ -906,8 +901,8 @@ package = sum(tilted[: len(pairs)].tolist())
 print(f"the package's own model and scorer: {package:.0f} of {len(pairs)}")
 
 # %% [markdown]
-# The two numbers agree if your parts compute what they should. Where they do not, compare the answers one by one, and
-# the first that differs leads you to the part.
+# The two numbers agree if your parts compute what they should. Where they do not, the first answer that differs leads you
+# to the part.
 
 # %% [markdown]
 # ## Where this lives in the package
@@ -934,9 +929,9 @@ print(f"the package's own model and scorer: {package:.0f} of {len(pairs)}")
 # ## The challenge: a benchmark that it fails and you pass
 #
 # Collect a hundred questions about pictures which you answer at once and the pocket model does not. The score is
-# the share that it gets *wrong*, with its interval. Let somebody else answer too: a question on which people
-# disagree does not count. Turning all pictures by 90 degrees is too easy, so use at least five kinds of
-# difficulty, none of which fills more than a third. Here is a start of two, both of one kind.
+# the share that it gets *wrong*, with its interval. A question on which people disagree does not count. Turning all
+# pictures by 90 degrees is too easy, so use at least five kinds of difficulty, none of which fills more than a third.
+# Here is a start of two, both of one kind.
 
 # %%
 items = [question for question, _ in failed[:2]]  # put your own here
@@ -949,8 +944,7 @@ print(f"the pocket model fails {wrong} of {len(items)}: from {low:.0%} to {high:
 # %% [markdown]
 # Further on the road: MMStar's paper ([Chen et al. 2024](https://arxiv.org/abs/2403.20330)) for what benchmarks
 # leave unnoticed, and “Adding Error Bars to Evals” ([Miller 2024](https://arxiv.org/abs/2411.00640)) for the
-# statistics. The next chapter prepares the training of a model of full size, whose scores you would report as you have
-# learnt here.
+# statistics. The next chapter prepares the training of a model of full size.
 
 # %% [markdown] tags=["stamped"]
 # ## Your turn

@@ -156,8 +156,7 @@ lever(hours_image, samples=list(AMOUNTS), utilisation=[0.25, 0.08, 0.35, 0.45])
 # The red line is your four hours. Move the utilisation: between 8 % and 35 % lies more than between an A100 and an
 # H100.
 #
-# All of these are estimates: nobody on this project has run the presets to their end, and a utilisation of 25 % on your
-# machine is a hope until you have measured it.
+# All of these are estimates: a utilisation of 25 % on your machine is a hope until you have measured it.
 
 # %% [markdown]
 # ### Money and energy follow from the hours
@@ -461,7 +460,7 @@ untouched = [name for name, p in model.named_parameters() if p.grad is None or n
 print("without a gradient:", untouched or "none")
 
 # %% [markdown]
-# (With random stand-ins the loss may be above it.) Second: every parameter has a gradient. Third: can it learn a
+# (With stand-ins it may be above.) Second: every parameter has a gradient. Third: can it learn a
 # handful of samples by heart?
 
 # %%
@@ -531,8 +530,8 @@ for utilisation, what in UTILISATIONS.items():
     print(f"{utilisation:4.0%} {there.hours:6.1f} h   {what}")
 
 # %% [markdown]
-# By the plan the run stays under 15 GB of GPU memory and far under 70 GB of disk. This project has not made the run on
-# a T4: these are sums.
+# By the plan the run stays under 15 GB of GPU memory and far under 70 GB of disk. Nobody has made this run on a T4 yet:
+# these are sums.
 
 # %% [markdown]
 # The plan does not say whether the loader keeps up. At 25 % the two CPU cores of a free Colab have to fetch, decode and
@@ -540,9 +539,8 @@ for utilisation, what in UTILISATIONS.items():
 # samples per second into `metrics.jsonl`: divide 768,000 by *that* number to know the seconds. If the session is shorter,
 # the run goes on in the next one, as below.
 #
-# Before you start, delete the smoke run, which takes 6 GB of your Drive, and empty the bin. Then restart the session,
-# because the model of this notebook still occupies part of the GPU's memory. Then mount the Drive again and run the
-# next cell alone.
+# Before you start, delete the smoke run, which takes 6 GB of your Drive, and empty the bin. Restart the session, because
+# this notebook still occupies part of the GPU's memory, mount the Drive again, and run the next cell alone.
 
 # %% tags=["skip-execution", "nbval-skip"]
 # !nanovlm train --preset colab --output-dir /content/drive/MyDrive/nanovlm --run-name first
@@ -565,7 +563,7 @@ print(
 )
 
 # %% [markdown]
-# Skipped steps at the beginning of such a run are the scaler finding its scale.
+# Steps that are skipped at the beginning are the scaler finding its scale.
 
 # %% [markdown]
 # ## A disconnect must change nothing
@@ -781,7 +779,7 @@ def adapters(model):
 # %%
 choice = TrainConfig(dataset_names=("choice",), dataset_size=2_000, val_size=48, batch_size=16)
 loader, held_out = get_dataloaders(choice, pocket.config, pocket.tokenizer, pocket.image_processor)
-seen = list(islice(loader, budget().pick(ci=10, laptop=60)))
+seen = list(islice(loader, budget().pick(ci=6, laptop=60)))
 
 
 @torch.no_grad()
@@ -940,7 +938,7 @@ for name, share in (("published", 0.353), ("yours", 0.380), ("chance", 0.25)):
 # 4. every answer saved, and a paired test over the same 1,500 questions, with the blind score beside it.
 
 # %% [markdown]
-# What this list needs is a trained model of our own, which nobody has yet.
+# It needs a trained model of our own, which nobody has yet.
 
 # %% [markdown]
 # ## The card carries what a sceptic would ask

@@ -523,7 +523,7 @@ quiz("ch14.norm")
 # %%
 from nanovlm.data.thimble import chance
 
-num_images = budget().pick(ci=60, laptop=120)
+num_images = budget().pick(ci=40, laptop=120)
 shapes = samples[:num_images]
 signs = [thimble_sample("glyphs", "test", i, image_size=64) for i in range(num_images // 2)]
 scores, answers = {}, {}

@@ -516,6 +516,7 @@ status = main(["generate"])
 print("cost", status, seen, *(name for name in {heavy} if name in sys.modules))
 """
 HEAVY = ("transformers", "datasets", "matplotlib", "ipywidgets", "wandb", "pandas", "torchvision", "pyarrow")
+HEAVY += ("torch._dynamo", "sympy")  # torch's compiler takes as long to import as torch
 
 
 def test_an_answer_needs_no_heavy_package_and_one_look_at_the_image() -> None:

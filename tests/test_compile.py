@@ -61,6 +61,7 @@ def test_the_encoder_and_the_decoder_are_one_graph_each_and_reused(counter: Comp
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
+@pytest.mark.long
 def test_generation_with_compiled_parts(counter: CompileCounterWithBackend) -> None:
     plain, compiled = tiny_model(num_blocks=1), tiny_model(num_blocks=1)
     compiled.compile_parts()
@@ -73,6 +74,7 @@ def test_generation_with_compiled_parts(counter: CompileCounterWithBackend) -> N
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
+@pytest.mark.long
 def test_compiled_with_padding_packing_and_checkpointing(counter: CompileCounterWithBackend) -> None:
     plain, compiled = tiny_model(num_blocks=1), tiny_model(num_blocks=1)
     compiled.compile_parts()

@@ -1,18 +1,17 @@
-"""A training run of seconds, as a process of its own, so that chapter 11 can kill it.
-
-python -m nanovlm.course.small_run FOLDER [--resume]
-"""
+"""A training run of seconds, as a process of its own, so that chapter 11 can kill it."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import torch
+
 from nanovlm.config import LMConfig, ProjectorConfig, TrainConfig, ViTConfig, VLMConfig
+from nanovlm.course.processes import last_words, start
+from nanovlm.training.loop import train
+from nanovlm.weights.from_preset import from_scratch
 
 STEPS, SAVE_EVERY = 14, 4
 PATIENCE = 240  # seconds to wait for a step of a process that has to import torch first
@@ -65,34 +64,23 @@ def losses_of(folder: Path) -> dict[int, float]:
 def launch(folder: Path, resume: bool = False, kill_at: int | None = None) -> dict[int, float]:
     """Run in a process of its own, to the end or until the log shows step `kill_at`: then kill -9, with no chance to
     save. Returns the losses by step. Raises: RuntimeError with the process's last lines where it fails."""
-    command = [sys.executable, "-m", "nanovlm.course.small_run", str(folder), *(["--resume"] if resume else [])]
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "output.txt").open("w") as output:
-        # On the CPU, where the same sums have the same last bits each time.
-        cpu = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=cpu)
+    said = folder / "output.txt"
+    process = start(said, run, str(folder), resume)
+    try:
         until = time.monotonic() + PATIENCE
-        while process.poll() is None and time.monotonic() < until:
+        while process.is_alive() and time.monotonic() < until:
             if kill_at is not None and max(losses_of(folder), default=0) >= kill_at:
                 process.kill()
-            time.sleep(0.02)
+            process.join(0.02)
+    finally:
         process.kill()  # does nothing to one that has ended
-        process.wait()
-    if kill_at is None and process.returncode != 0:
-        last = (folder / "output.txt").read_text(encoding="utf-8").strip().splitlines()[-3:]
-        raise RuntimeError("The run failed: " + " / ".join(last))
+        process.join()
+    if kill_at is None and process.exitcode != 0:
+        raise RuntimeError(f"The run failed: {last_words(said)}")
     return losses_of(folder)
 
 
-def main() -> None:
-    import torch
-
-    from nanovlm.training.loop import train
-    from nanovlm.weights.from_preset import from_scratch
-
+def run(folder: str, resume: bool) -> None:
     torch.manual_seed(0)
-    train(small_train(sys.argv[1], "--resume" in sys.argv), from_scratch(small_vlm()))
-
-
-if __name__ == "__main__":
-    main()
+    train(small_train(folder, resume), from_scratch(small_vlm()))

@@ -1,7 +1,5 @@
 """Two processes and one model: what DDP makes of two losses, beside one process that has all the data.
 
-    torchrun --standalone --nproc-per-node 2 -m nanovlm.course.two_ranks OUT.json
-
 A decoder of 0.1 M parameters on a CPU (gloo). The two ranks have answers of very different lengths.
 """
 
@@ -10,11 +8,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import subprocess
-import sys
 import tempfile
+import time
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,11 +19,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nanovlm.config import LMConfig
+from nanovlm.course.processes import last_words, start
 from nanovlm.models.language_model import LanguageModel
 
 SIZES = LMConfig(hidden_dim=64, inter_dim=128, num_blocks=2, num_heads=4, num_kv_heads=2, vocab_size=100)
 COUNTS = ((4, 2), (30, 26))  # supervised tokens of each rank's two micro-batches
 LENGTH = 32
+PATIENCE = 240  # seconds
 
 
 class NextToken(nn.Module):
@@ -91,32 +89,37 @@ def this_rank(rank: int, scaled: bool) -> Tensor:
     return gradient(model)
 
 
-def main() -> None:
-    dist.init_process_group("gloo")
-    rank = dist.get_rank()
+def both_ways(rank: int, folder: str) -> None:
+    """One of the two processes. They find each other through a file; the first writes what `measure` returns."""
+    dist.init_process_group("gloo", init_method=Path(folder, "meet").as_uri(), rank=rank, world_size=len(COUNTS))
     right = one_process()
     found = {name: this_rank(rank, scaled) for name, scaled in (("mean of means", False), ("by tokens", True))}
     if rank == 0:
         error = {name: ((g - right).norm() / right.norm()).item() for name, g in found.items()}
-        Path(sys.argv[1]).write_text(json.dumps(error), encoding="utf-8")
+        Path(folder, "error.json").write_text(json.dumps(error), encoding="utf-8")
     dist.destroy_process_group()
 
 
 def measure() -> dict[str, float]:
     """Start the two processes. Relative distance of each gradient from that of one process with all the data.
 
-    Raises: RuntimeError, with the last lines, where torchrun fails.
+    Raises: RuntimeError, with the last lines, where one of them fails.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out.json"
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 240}
-        done = subprocess.run([*command, "-m", "nanovlm.course.two_ranks", str(out)], **options)
-        if done.returncode != 0:
-            raise RuntimeError("The two processes failed: " + " / ".join(done.stderr.strip().splitlines()[-3:]))
-        found: dict[str, float] = json.loads(out.read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        said = [folder / f"rank{rank}.txt" for rank in range(len(COUNTS))]
+        processes = [start(said[rank], both_ways, rank, name) for rank in range(len(COUNTS))]
+        until = time.monotonic() + PATIENCE
+        try:
+            # One that has failed leaves the other one waiting for it.
+            while time.monotonic() < until and {process.exitcode for process in processes} in ({None}, {None, 0}):
+                time.sleep(0.02)
+            failed = [rank for rank, process in enumerate(processes) if process.exitcode != 0]
+        finally:
+            for process in processes:
+                process.kill()  # does nothing to one that has ended
+                process.join()
+        if failed:
+            raise RuntimeError("The two processes failed: " + " / ".join(last_words(said[rank]) for rank in failed))
+        found: dict[str, float] = json.loads((folder / "error.json").read_text(encoding="utf-8"))
     return found
-
-
-if __name__ == "__main__":
-    main()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from nanovlm.adapt.lora import merged_weights
 from nanovlm.config import VLMConfig
 from nanovlm.files import (
     check_blocks,
-    check_tensors,
     find_directory,
     load_strictly,
     make_directory,
@@ -23,6 +24,19 @@ from nanovlm.files import (
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.weights.formats import Format, recognise
 from nanovlm.weights.processors import Processors, check_processors
+
+
+class NoInit(TorchFunctionMode):
+    """No random numbers, for weights that are replaced: what is in torch.nn.init does nothing, and torch.randn gives
+    memory that nobody has touched. (The meta device would do, but torch imports its compiler for it: two seconds.)"""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return (torch.empty if func is torch.randn else func)(*args, **kwargs)
 
 
 def load(
@@ -41,12 +55,14 @@ def load(
     source = source or recognise(values, directory)
     config = source.read_config(values, directory)
     check_blocks(directory, encoder=config.vision.num_blocks, decoder=config.language.num_blocks)
-    with torch.device("meta"):  # no memory and no random numbers for weights that are replaced
-        model = (model_class or VisionLanguageModel)(config)
+    try:
+        with NoInit():
+            model = (model_class or VisionLanguageModel)(config)
+    except RuntimeError as error:
+        if "allocate" not in str(error):
+            raise
+        raise ValueError(f"The model of {directory} does not fit into memory: check its config's sizes.") from error
     tensors = source.read_weights(directory, model)
-    check_tensors({name: tensor.shape for name, tensor in model.state_dict().items()}, tensors, directory)
-    model.to_empty(device="cpu")
-    tie_again(model)
     load_strictly(model, tensors, directory)
     found = source.load_processors(config, directory, values)
     check_processors(found, config, directory)
@@ -97,9 +113,3 @@ def weights_to_save(model: VisionLanguageModel, instead: Mapping[str, Tensor]) -
     if model.config.language.tie_weights:
         del tensors["decoder.head.weight"]
     return tensors
-
-
-def tie_again(model: VisionLanguageModel) -> None:
-    """`to_empty` gave a tied head a tensor of its own."""
-    if model.config.language.tie_weights:
-        model.decoder.head.weight = model.decoder.token_embedding.weight

@@ -65,6 +65,15 @@ CUT_OFF = """() => [...document.querySelectorAll('.jp-OutputArea-output :is(svg,
     .map(x => x.getAttribute('aria-label') || x.outerHTML.slice(0, 100))"""
 
 
+LOST = "model not found"
+# The saved controls are shown, or an error in their place, and none is still being loaded: one that is when the kernel
+# goes is not found again.
+WIDGETS_ARE_READ = f"""() => {{
+    const notebook = document.querySelector('{HERE}');
+    return (notebook.querySelector('.widget-toggle-button') || notebook.innerText.includes('{LOST}'))
+        && !notebook.innerText.includes('Loading widget');
+}}"""
+
 # Each text of each drawing: its contrast with what lies under it, and whether it reaches beyond its drawing. Texts on a
 # photo are left out: what lies under them has no one colour.
 TEXTS = """() => {
@@ -274,53 +283,28 @@ def test_every_stored_figure_can_be_read_in_both_schemes(page: Page, light: str)
     assert [text for text in texts if text["cut"] or text["contrast"] < READABLE] == []
 
 
-def test_the_first_chapter_runs_from_top_to_bottom(page: Page, lab: Lab) -> None:
-    open_notebook(page, lab, "chapters/00_start_here.ipynb")
-    runs_from_top_to_bottom(page)
-    for theme, width in in_every_light_and_width(page, "00_start_here"):
-        assert page.evaluate(CUT_OFF) == [], (theme, width)
-
-
-def lever_cell(page: Page, source: str) -> Locator:
-    """The code cell that shows a lever."""
-    cell = page.locator(f"{HERE} .jp-CodeCell").filter(has_text=source).first
-    cell.scroll_into_view_if_needed()
-    return cell
+def lever_cell(page: Page) -> Locator:
+    """The code cell with the lever in which a patch is chosen by a click."""
+    return page.locator(f"{HERE} .jp-CodeCell").filter(has=page.locator(".widget-gridbox")).first
 
 
 def drawing(cell: Locator) -> Locator:
     return cell.locator(".jp-OutputArea-output svg[role=img]")
 
 
-def test_a_lever_moves_its_image_which_stays_when_the_kernel_is_gone(page: Page, lab: Lab) -> None:
-    from playwright.sync_api import expect
+def open_until_all_widgets_are_back(page: Page, lab: Lab, name: str) -> None:
+    """JupyterLab asks for widgets twice at once: the notebook and, when it connects, the kernel. On a busy machine the
+    kernel may answer first; what the notebook has not given by then is lost for good (ipywidgets issues 3231, 3823):
+    a person loads the page again, and so does this, a few times."""
+    from playwright.sync_api import TimeoutError
 
-    name = "chapters/03_pixel_shuffle_and_projector.ipynb"
-    open_notebook(page, lab, name)
-    runs_from_top_to_bottom(page)
-    cell = lever_cell(page, "lever(which_patches")
-    before = drawing(cell).get_attribute("aria-label")
-    button = cell.locator(".widget-toggle-button", has_text="4")
-    button.click()
-    expect(drawing(cell)).not_to_have_attribute("aria-label", before, timeout=PATIENCE)
-    moved = drawing(cell).get_attribute("aria-label")
-    assert moved != before and drawing(cell).count() == 1
-    for theme, width in in_every_light_and_width(page, "lever"):
-        assert page.evaluate(CUT_OFF) == [], (theme, width)
-
-    page.evaluate("() => jupyterapp.commands.execute('docmanager:save')")
-    page.wait_for_function("() => !jupyterapp.shell.currentWidget.context.model.dirty")
-    page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
-    open_notebook(page, lab, name, anew=True)
-    cell = lever_cell(page, "lever(which_patches")
-    cell.locator(".widget-toggle-button").first.wait_for()  # the saved controls are back; before that nothing is shown
-    # All of them: one that is still being loaded when the kernel goes is not found again.
-    expect(page.get_by_text("Loading widget")).to_have_count(0, timeout=PATIENCE)
-    page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
-    assert drawing(cell).get_attribute("aria-label") == moved
-    for _ in in_every_light_and_width(page, "reopened"):
-        assert drawing(cell).is_visible()
-        assert page.get_by_text("model not found").count() == 0
+    for _ in range(5):
+        open_notebook(page, lab, name, anew=True)
+        with contextlib.suppress(TimeoutError):
+            page.wait_for_function(WIDGETS_ARE_READ, timeout=PATIENCE / 4)
+            if page.get_by_text(LOST).count() == 0:
+                return
+    raise AssertionError("five times in a row JupyterLab did not find the widgets that are saved in the notebook")
 
 
 def stored_figures_fit(page: Page) -> None:
@@ -332,16 +316,36 @@ def stored_figures_fit(page: Page) -> None:
     page.set_viewport_size({"width": WIDTHS[0], "height": 900})
 
 
-def test_a_click_on_a_patch_shows_where_it_looks(page: Page, lab: Lab) -> None:
-    open_notebook(page, lab, "chapters/14_looking_inside.ipynb")
+def test_a_lever_moves_its_image_which_stays_when_the_kernel_is_gone(page: Page, lab: Lab) -> None:
+    from playwright.sync_api import expect
+
+    name = "chapters/14_looking_inside.ipynb"
+    open_notebook(page, lab, name)
     stored_figures_fit(page)
     run_to(page, "patch=Cells(photo")
-    cell = page.locator(f"{HERE} .jp-CodeCell").filter(has=page.locator(".widget-gridbox")).first
+    cell = lever_cell(page)
+    cell.scroll_into_view_if_needed()
     assert "patch 17 attends" in drawing(cell).get_attribute("aria-label")
-    patch = cell.locator(".widget-gridbox button").nth(10)
-    patch.scroll_into_view_if_needed()
-    patch.click()
+    cell.locator(".widget-gridbox button").nth(10).click()
     cell.locator("svg[aria-label*='patch 10 attends']").wait_for()
+    before = drawing(cell).get_attribute("aria-label")
+    cell.locator(".widget-toggle-button", has_text="0").first.click()
+    expect(drawing(cell)).not_to_have_attribute("aria-label", before, timeout=PATIENCE)
+    moved = drawing(cell).get_attribute("aria-label")
+    assert "patch 10 attends" in moved and drawing(cell).count() == 1
+    for theme, width in in_every_light_and_width(page, "lever"):
+        assert page.evaluate(CUT_OFF) == [], (theme, width)
+
+    page.evaluate("() => jupyterapp.commands.execute('docmanager:save')")
+    page.wait_for_function("() => !jupyterapp.shell.currentWidget.context.model.dirty")
+    page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+    open_until_all_widgets_are_back(page, lab, name)
+    page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+    cell = lever_cell(page)
+    assert drawing(cell).get_attribute("aria-label") == moved
+    for _ in in_every_light_and_width(page, "reopened"):
+        assert drawing(cell).is_visible()
+        assert page.get_by_text(LOST).count() == 0
 
 
 def write(page: Page, cell: Locator, code: str) -> None:
@@ -354,7 +358,7 @@ def write(page: Page, cell: Locator, code: str) -> None:
     page.keyboard.press("Control+Enter")
 
 
-def test_from_the_first_page_to_a_solved_exercise_and_a_quiz(page: Page, lab: Lab) -> None:
+def test_from_the_first_page_through_its_chapter_to_a_solved_exercise_and_a_quiz(page: Page, lab: Lab) -> None:
     from playwright.sync_api import expect
 
     page.goto(lab.first_page())
@@ -366,6 +370,11 @@ def test_from_the_first_page_to_a_solved_exercise_and_a_quiz(page: Page, lab: La
     assert "00_start_here.ipynb" in listed and not [name for name in listed if name.endswith(".py")]
     setup = page.locator(f"{HERE} .jp-CodeCell").first
     expect(setup.locator(".cm-content"), "the set-up cell is folded").not_to_be_visible(timeout=PATIENCE)
+    page.evaluate("() => jupyterapp.shell.collapseLeft()")
+    runs_from_top_to_bottom(page)
+    for theme, width in in_every_light_and_width(page, "00_start_here"):
+        assert page.evaluate(CUT_OFF) == [], (theme, width)
+
     page.locator(f"{HERE} .jp-MarkdownCell a", has_text="exercises").first.click()
     page.wait_for_function("() => jupyterapp.shell.currentWidget.context?.path === 'exercises/00_start_here.ipynb'")
     wait_for_notebook(page)

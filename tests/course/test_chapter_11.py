@@ -10,6 +10,7 @@ import torch
 
 from nanovlm.assets import asset_path
 from nanovlm.bench.failure_runs import no_images, not_shifted, nothing_asked
+from nanovlm.course.processes import last_words, start
 from nanovlm.course.small_backbones import compare, small_llama, small_siglip
 from nanovlm.course.small_run import losses_of
 from nanovlm.course.two_ranks import measure
@@ -43,6 +44,16 @@ def test_a_line_that_a_kill_has_torn_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "small" / "metrics.jsonl").write_text(whole)
     assert losses_of(tmp_path) == {1: 2.5}
     assert losses_of(tmp_path / "nowhere") == {}
+
+
+def fails(why: str) -> None:
+    raise OSError(why)
+
+
+def test_the_last_words_of_a_process_that_fails(tmp_path: Path) -> None:
+    process = start(tmp_path / "said", fails, "there is no gloo here")
+    process.join(240)
+    assert process.exitcode == 1 and last_words(tmp_path / "said").endswith("OSError: there is no gloo here")
 
 
 @pytest.mark.long

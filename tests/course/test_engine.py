@@ -513,6 +513,7 @@ def test_a_check_that_is_called_by_a_module_which_is_imported_is_bounded_as_well
         import_module("loops_for_ever")
 
 
+@pytest.mark.long
 def test_the_first_work_on_the_meta_device_is_no_loop_and_meta_works_afterwards() -> None:
     """In a new process: torch imports sympy for it, once, which takes longer than a check's patience."""
     program = """

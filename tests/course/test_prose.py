@@ -28,6 +28,7 @@ def test_a_rewritten_chapter_keeps_the_bounds(number: str) -> None:
     assert m.short <= 0.12, f"{m.short:.1%} of the sentences have five words or fewer"
     assert not m.nicknamed, f"the nickname is used as often as the term: {m.nicknamed}"
     assert m.stated is not None and m.stated <= 60, "the chapter's head must state its minutes, at most sixty"
+    assert m.minutes <= 60, f"{m.minutes:.2f} minutes by the rule: an hour is the most"
     assert 0.75 <= m.stated / m.minutes <= 1.25, f"states {m.stated:.0f} minutes; the rule gives {m.minutes:.0f}"
 
 

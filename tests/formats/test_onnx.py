@@ -1,4 +1,8 @@
-"""The ONNX graphs beside the model that they were written from, and what `--to gguf` needs."""
+"""The ONNX graphs beside the model that they were written from, and what `--to gguf` needs.
+
+An export takes half a minute. `make test` makes one, in chapter 16's notebook: the export itself compares logits, and
+the notebook the answers. Here, `make test-long` makes two more.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +44,7 @@ def write_graph() -> Iterator[Callable[[VisionLanguageModel, str, Path], None]]:
         yield write
 
 
-@pytest.fixture(
-    scope="module", params=[False, pytest.param(True, marks=pytest.mark.long)], ids=["placeholders", "in front"]
-)
+@pytest.fixture(scope="module", params=[False, True], ids=["placeholders", "in front"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, write_graph: Callable) -> tuple:
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(name, reason=WHY)
@@ -57,6 +59,7 @@ def picture(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (40, 40, 3), dtype=np.uint8)
 
 
+@pytest.mark.long
 @torch.no_grad()
 @pytest.mark.parametrize("shown", [0, 1, 2])
 def test_prefill_and_decode_give_the_logits_of_torch(pair: tuple, shown: int) -> None:
@@ -73,6 +76,7 @@ def test_prefill_and_decode_give_the_logits_of_torch(pair: tuple, shown: int) ->
     torch.testing.assert_close(torch.from_numpy(np.concatenate(found)), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_greedy_text_is_the_same(pair: tuple) -> None:
     model, theirs = pair
     answers = []
@@ -82,6 +86,7 @@ def test_greedy_text_is_the_same(pair: tuple) -> None:
     assert any(answers)
 
 
+@pytest.mark.long
 def test_a_prompt_beyond_the_positions_and_a_missing_graph_are_sentences(pair: tuple, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="exceed the model's 1024 positions"):
         pair[1].generate("a cat", None, 5000)

@@ -265,6 +265,17 @@ def test_a_config_of_nonsense_does_not_load(tmp_path, part, key, value):
     assert key in sentence(tmp_path)
 
 
+def test_a_model_that_no_memory_holds(tmp_path):
+    """Its first matrix would take 2^50 bytes."""
+    tiny_model().save_pretrained(tmp_path)
+
+    def change(config: dict) -> None:
+        config["vision"]["hidden_dim"] = config["projector"]["vision_dim"] = 2**23
+
+    edit_config(tmp_path, change)
+    assert "does not fit into memory" in sentence(tmp_path)
+
+
 @pytest.mark.parametrize("number", [3, 10**7])
 def test_more_blocks_than_there_are_weights(directory, number):
     """Refused before they are built: ten million would take an hour and all of the memory."""

@@ -112,6 +112,7 @@ def in_the_background(rank: int, directory: Path) -> None:
     train(rank, directory, 2, "fsdp")
 
 
+@pytest.mark.long
 def test_parts_written_in_the_background_are_those_of_their_step(many, tmp_path):
     folders = [many(2, "fsdp"), tmp_path]
     children.together(2, in_the_background, folders[1])
