@@ -92,6 +92,7 @@ notebooks: .venv/ready
 	$(BIN)/python -m pip install --quiet --no-compile --no-deps --retries 2 torch -c constraints.txt $(CPU_TORCH)
 	$(BIN)/python -m pip install --quiet uv -c constraints.txt
 	$(call install,-e ".[dev]")
+	@$(BIN)/python -m compileall -q -j 0 nanovlm
 	@$(PYTHON) -c "open('$@', 'w').close()"
 
 # What only the tests use comes with them, so that the course opens sooner.

@@ -74,11 +74,17 @@ def compare(theirs, processor, ours: VisionLanguageModel, questions: list[str], 
     return set(tokens.flatten().tolist())
 
 
+MODELS = [(8, 2, False, "smolvlm"), (9, 3, True, "smolvlm"), (8, 4, False, "idefics3"), (8, 2, True, "idefics3")]
+
+
 @pytest.mark.parametrize(
-    ("grid", "factor", "tied", "kind"),
-    [(8, 2, False, "smolvlm"), (9, 3, True, "smolvlm"), (8, 4, False, "idefics3"), (8, 2, True, "idefics3")],
+    ("grid", "factor", "tied", "kind", "split"),
+    [
+        *((*model, True) for model in MODELS),
+        (*MODELS[0], False),
+        *(pytest.param(*model, False, marks=pytest.mark.long) for model in MODELS[1:]),
+    ],
 )
-@pytest.mark.parametrize("split", [True, False], ids=["several tiles", "one tile"])
 def test_logits_and_greedy_tokens_are_those_of_transformers(tmp_path, grid, factor, tied, kind, split):
     theirs, processor, ours = both(tmp_path, grid, factor, tied, kind, do_image_splitting=split)
     said = compare(theirs, processor, ours, QUESTIONS[:1], [[random_image(50, 30)]])

@@ -162,7 +162,13 @@ def test_killed_again_and_again_at_random(name, undisturbed, tmp_path):
     same_ending(reference, tmp_path)
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+ONE_OF_A_KIND = ("within the first checkpoint", "between writing and renaming", "within a line of the log")
+ONE_OF_A_KIND += ("when the old best model is set aside",)
+
+
+@pytest.mark.parametrize(
+    "moment", [m if m in ONE_OF_A_KIND else pytest.param(m, marks=pytest.mark.long) for m in MOMENTS]
+)
 def test_killed_at_the_worst_moment(moment, undisturbed, tmp_path):
     assert children.wait(children.start(train_in_child, tmp_path, {}, None, moment)) == children.KILLED
     # Other weights to start from: what counts is what the checkpoint holds, the one of step 0 included.

@@ -463,6 +463,7 @@ def test_gradient_checkpointing_ends_with_the_same_weights(tmp_path):
     assert max_difference(weights(plain.model), weights(saving.model)) < 1e-6
 
 
+@pytest.mark.long
 def test_a_compiled_run_ends_with_the_same_weights(tmp_path, monkeypatch):
     """Traced for real; the graphs run as Python, and tests/test_compile.py compiles them."""
     from torch._dynamo.testing import CompileCounterWithBackend
