@@ -652,7 +652,7 @@ from nanovlm.device import processor
 recipe = presets()["pocket"].train
 short = replace(recipe, batch_size=8, max_steps=30, log_every=2, eval_every=15, val_size=16)
 config = budget().pick(ci=short, laptop=replace(recipe, log_every=5, eval_every=40))
-images = budget().pick(ci=12, laptop=40)
+images = budget().pick(ci=6, laptop=40)
 minutes = minutes_needed(config, pocket)
 print(f"{config.max_steps} steps of {config.batch_size} conversations: about {minutes:.1f} minutes")
 print("on", processor())

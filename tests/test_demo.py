@@ -148,6 +148,7 @@ def test_a_program_asks_and_gets_both_answers_or_a_sentence(address: str, bad_fi
     assert "pixels" in str(problem) or "large" in str(problem)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium or Chrome here: apt install chromium")
 def test_in_a_browser(address: str, bad_files: dict[str, Path]) -> None:
     sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright

@@ -366,11 +366,11 @@ def test_a_question_in_american_spelling_is_understood(pocket: VisionLanguageMod
 
 def test_it_counts_all_shapes_and_is_off_by_one_now_and_then_when_it_has_to_choose(pocket: VisionLanguageModel) -> None:
     """Chapter 00 says so."""
-    samples = [thimble_sample("shapes", "test", i) for i in range(800)]
+    samples = [thimble_sample("shapes", "test", i) for i in range(400)]
     everything = "How many shapes are there?"
-    said = said_of(pocket, samples[:400], [everything] * 400)
+    said = said_of(pocket, samples[:200], [everything] * 200)
     in_all = [str(4 - sample["texts"][-1]["assistant"].count("nothing")) for sample in samples]
-    assert sum(a == b for a, b in zip(said, in_all[:400], strict=True)) >= 398
+    assert sum(a == b for a, b in zip(said, in_all[:200], strict=True)) >= 199
     turns = [(sample, turn) for sample in samples for turn in sample["texts"]]
     asked = [(s, t) for s, t in turns if t["user"].startswith("How many") and t["user"] != everything]
     said = said_of(pocket, [sample for sample, _ in asked], [turn["user"] for _, turn in asked])

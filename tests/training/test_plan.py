@@ -36,7 +36,7 @@ def test_parameters_are_those_of_the_model(name):
     assert list(num_parameters(config).values()) == [sum(p.numel() for p in part.parameters()) for part in parts]
 
 
-@pytest.mark.parametrize("name", presets())
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] * (n == "h100")) for n in presets()])
 def test_operations_are_those_that_the_tracer_counts(name):
     """Of the forward pass, on meta at full size, for one row with its pictures."""
     preset = presets()[name]
