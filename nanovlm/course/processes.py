@@ -10,23 +10,31 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
 CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+PATIENCE = 240  # seconds to wait for a process that may have to import torch first
 SERVER_IMPORTS = ["torch._dynamo", "nanovlm.training.loop", "nanovlm.weights.from_preset"]
 
 
-def start(said: Path, target: Callable[..., None], *arguments: Any) -> Any:
-    """target(*arguments) in a process of its own, on the CPU; what it prints goes into the file `said`."""
+@contextmanager
+def running(said: Path, target: Callable[..., None], *arguments: Any) -> Iterator[Any]:
+    """target(*arguments) in a process of its own, on the CPU, which is killed at the end if it still runs. What it
+    prints goes into the file `said`."""
     if sys.platform == "linux":
         CONTEXT.set_forkserver_preload(SERVER_IMPORTS)  # a server that runs already stays as it is
     process = CONTEXT.Process(target=_main, args=(str(said), target, arguments), daemon=True)
     process.start()
-    return process
+    try:
+        yield process
+    finally:
+        process.kill()  # does nothing to one that has ended
+        process.join()
 
 
 def last_words(said: Path) -> str:

@@ -9,12 +9,11 @@ from pathlib import Path
 import torch
 
 from nanovlm.config import LMConfig, ProjectorConfig, TrainConfig, ViTConfig, VLMConfig
-from nanovlm.course.processes import last_words, start
+from nanovlm.course.processes import PATIENCE, last_words, running
 from nanovlm.training.loop import train
 from nanovlm.weights.from_preset import from_scratch
 
 STEPS, SAVE_EVERY = 14, 4
-PATIENCE = 240  # seconds to wait for a step of a process that has to import torch first
 
 
 def small_vlm() -> VLMConfig:
@@ -66,16 +65,12 @@ def launch(folder: Path, resume: bool = False, kill_at: int | None = None) -> di
     save. Returns the losses by step. Raises: RuntimeError with the process's last lines where it fails."""
     folder.mkdir(parents=True, exist_ok=True)
     said = folder / "output.txt"
-    process = start(said, run, str(folder), resume)
-    try:
+    with running(said, run, str(folder), resume) as process:
         until = time.monotonic() + PATIENCE
         while process.is_alive() and time.monotonic() < until:
             if kill_at is not None and max(losses_of(folder), default=0) >= kill_at:
                 process.kill()
             process.join(0.02)
-    finally:
-        process.kill()  # does nothing to one that has ended
-        process.join()
     if kill_at is None and process.exitcode != 0:
         raise RuntimeError(f"The run failed: {last_words(said)}")
     return losses_of(folder)

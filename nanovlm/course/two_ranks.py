@@ -19,13 +19,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nanovlm.config import LMConfig
-from nanovlm.course.processes import last_words, start
+from nanovlm.course.processes import PATIENCE, last_words, running
 from nanovlm.models.language_model import LanguageModel
 
 SIZES = LMConfig(hidden_dim=64, inter_dim=128, num_blocks=2, num_heads=4, num_kv_heads=2, vocab_size=100)
 COUNTS = ((4, 2), (30, 26))  # supervised tokens of each rank's two micro-batches
 LENGTH = 32
-PATIENCE = 240  # seconds
 
 
 class NextToken(nn.Module):
@@ -105,20 +104,15 @@ def measure() -> dict[str, float]:
 
     Raises: RuntimeError, with the last lines, where one of them fails.
     """
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as both:
         folder = Path(name)
         said = [folder / f"rank{rank}.txt" for rank in range(len(COUNTS))]
-        processes = [start(said[rank], both_ways, rank, name) for rank in range(len(COUNTS))]
+        processes = [both.enter_context(running(said[rank], both_ways, rank, name)) for rank in range(len(COUNTS))]
         until = time.monotonic() + PATIENCE
-        try:
-            # One that has failed leaves the other one waiting for it.
-            while time.monotonic() < until and {process.exitcode for process in processes} in ({None}, {None, 0}):
-                time.sleep(0.02)
-            failed = [rank for rank, process in enumerate(processes) if process.exitcode != 0]
-        finally:
-            for process in processes:
-                process.kill()  # does nothing to one that has ended
-                process.join()
+        # One that has failed leaves the other one waiting for it.
+        while time.monotonic() < until and {process.exitcode for process in processes} in ({None}, {None, 0}):
+            time.sleep(0.02)
+        failed = [rank for rank, process in enumerate(processes) if process.exitcode != 0]
         if failed:
             raise RuntimeError("The two processes failed: " + " / ".join(last_words(said[rank]) for rank in failed))
         found: dict[str, float] = json.loads((folder / "error.json").read_text(encoding="utf-8"))

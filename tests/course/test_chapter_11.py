@@ -10,7 +10,7 @@ import torch
 
 from nanovlm.assets import asset_path
 from nanovlm.bench.failure_runs import no_images, not_shifted, nothing_asked
-from nanovlm.course.processes import last_words, start
+from nanovlm.course.processes import last_words, running
 from nanovlm.course.small_backbones import compare, small_llama, small_siglip
 from nanovlm.course.small_run import losses_of
 from nanovlm.course.two_ranks import measure
@@ -52,8 +52,8 @@ def fails(why: str) -> None:
 
 @pytest.mark.long
 def test_the_last_words_of_a_process_that_fails(tmp_path: Path) -> None:
-    process = start(tmp_path / "said", fails, "there is no gloo here")
-    process.join(240)
+    with running(tmp_path / "said", fails, "there is no gloo here") as process:
+        process.join(240)
     assert process.exitcode == 1 and last_words(tmp_path / "said").endswith("OSError: there is no gloo here")
 
 
